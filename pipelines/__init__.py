@@ -1,0 +1,1 @@
+"""pipelines: shards in, batches on the device out, every random decision taken from one plan."""

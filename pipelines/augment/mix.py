@@ -1,0 +1,45 @@
+"""MixUp (Zhang et al., 2017) and CutMix (Yun et al., 2019), per sample, as one weighted sum with the partner."""
+
+from __future__ import annotations
+
+import torch
+
+from pipelines.augment.boxes import box_mask
+from pipelines.plan import MIX_CUTMIX, MIX_MIXUP
+
+__all__ = ["mix", "soft_targets"]
+
+
+def mix(
+    images: torch.Tensor,
+    targets: torch.Tensor,
+    kinds: torch.Tensor,
+    partners: torch.Tensor,
+    lambdas: torch.Tensor,
+    boxes: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mixes every sample with its partner.
+
+    Args:
+        images: float (B, C, H, W).
+        targets: float (B, num_classes), each row summing to 1.
+        kinds: uint8 (B,), `pipelines.plan.MIX_*`.
+        partners: int64 (B,), indices into the batch.
+        lambdas: float32 (B,), the sample's own weight: in its target, and for MixUp in its pixels.
+        boxes: int32 (B, 4), CutMix's region (top, left, height, width), whose pixels come from the partner.
+
+    Returns:
+        images and targets of the same shapes, dtypes and memory format.
+    """
+    lambdas, kinds = lambdas.view(-1, 1, 1, 1), kinds.view(-1, 1, 1, 1)
+    inside = (kinds == MIX_CUTMIX) & box_mask(boxes, *images.shape[2:])
+    weights = torch.where(kinds == MIX_MIXUP, lambdas, (~inside).to(lambdas.dtype)).to(images.dtype)
+    mixed = images * weights + images[partners] * (1 - weights)
+    own = lambdas.view(-1, 1).to(targets.dtype)
+    return mixed, targets * own + targets[partners] * (1 - own)
+
+
+def soft_targets(labels: torch.Tensor, num_classes: int, smoothing: float) -> torch.Tensor:
+    """Labels int64 (B,) -> float32 (B, num_classes), smoothed as in Szegedy et al., 2016 and torch's loss."""
+    targets = torch.full((len(labels), num_classes), smoothing / num_classes, device=labels.device)
+    return targets.scatter_(1, labels.view(-1, 1), 1 - smoothing + smoothing / num_classes)

@@ -1,0 +1,61 @@
+"""The device stage, in plain batched PyTorch: normalise, random erasing, MixUp and CutMix, soft targets."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from pipelines.augment.boxes import erase
+from pipelines.augment.mix import mix, soft_targets
+from pipelines.contract import AugmentOptions, Batch
+
+__all__ = ["DeviceStage"]
+
+
+class DeviceStage:
+    """uint8 NHWC batches -> (images in channels_last, soft targets), all draws from the batch's plan.
+
+    Args:
+        options: section `augment` of the config.
+        num_classes: width of the targets.
+        dtype: of the images that come out; the arithmetic is float32.
+        train: False only normalises and gives one-hot targets: evaluation.
+    """
+
+    def __init__(self, options: AugmentOptions, num_classes: int, dtype: torch.dtype, *, train: bool) -> None:
+        self.options = options
+        self.num_classes = num_classes
+        self.dtype = dtype
+        self.train = train
+        self._scale: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def __call__(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns images (B, 3, H, W), channels_last, and targets float32 (B, num_classes)."""
+        device, plan = batch.images.device, batch.plan
+
+        def send(array: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(array).to(device, non_blocking=True)
+
+        images = self._normalize(batch.images)
+        targets = soft_targets(batch.labels, self.num_classes, self.options.label_smoothing if self.train else 0.0)
+        if self.train and self.options.erase.probability > 0:
+            images = erase(images, send(plan.erase_boxes))
+        if self.train and self.options.mix.enabled:
+            images, targets = mix(
+                images,
+                targets,
+                send(plan.mix_kinds),
+                send(plan.mix_partners),
+                send(plan.mix_lambdas),
+                send(plan.mix_boxes),
+            )
+        return images.to(self.dtype, memory_format=torch.channels_last), targets
+
+    def _normalize(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 (B, H, W, 3) -> float32 (B, 3, H, W), channels_last without a copy: (x / 255 - mean) / std."""
+        if self._scale is None or self._scale[0].device != images.device:
+            mean = torch.tensor(self.options.mean, device=images.device).view(1, 3, 1, 1)
+            std = torch.tensor(self.options.std, device=images.device).view(1, 3, 1, 1)
+            self._scale = (1 / (255 * std), -mean / std)
+        factor, offset = self._scale
+        return images.permute(0, 3, 1, 2).float() * factor + offset

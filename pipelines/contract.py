@@ -1,0 +1,290 @@
+"""What every pipeline promises: options in, batches out, and `make_loader`, the only door.
+
+    shards + Plan --(one of the pipelines)--> Batch --(pipelines.augment.DeviceStage)--> images, targets for the model
+
+A pipeline is an executor of the plan. All of them yield the same samples, labels, crop boxes and flips in the same
+order; their pixels agree up to the decoders' and resizers' tolerance.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, Protocol
+
+import numpy as np
+import torch
+
+from pipelines.errors import BackendMissingError, UserError, require
+from pipelines.layout import BetonReader, Manifest, open_split
+from pipelines.plan import BatchPlan, CropOptions, EraseOptions, MixOptions, Order, Plan
+
+__all__ = [
+    "PIPELINES",
+    "AugmentOptions",
+    "Batch",
+    "DataOptions",
+    "Loader",
+    "LoaderConfig",
+    "ShardOptions",
+    "Source",
+    "choose_pipeline",
+    "make_loader",
+    "make_plan",
+]
+
+# name -> (module, what must be importable, how to get it)
+PIPELINES: Final[dict[str, tuple[str, str, str]]] = {
+    "torchvision": ("pipelines.torchvision_pipeline", "torchvision", "pip install torchvision"),
+    "ffcv": ("pipelines.ffcv_pipeline", "ffcv", "./dev setup --retry (or: pip install 'sdpnet[ffcv]')"),
+    "dali": ("pipelines.dali_pipeline", "nvidia.dali", "./dev setup --retry (or: pip install 'sdpnet[dali]')"),
+    "synthetic": ("pipelines.synthetic_pipeline", "torch", "pip install torch"),
+}
+
+
+@dataclass(frozen=True)
+class ShardOptions:
+    """Which part of every batch belongs to this process."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.world_size < 1 or not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank {self.rank} of world size {self.world_size}: need 0 <= rank < world_size")
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Section `data` of a config: where the shards are and how they are read.
+
+    `path` is a shard set; `batch_size_per_gpu` counts one micro-batch of one process; `num_workers` 0 means one a core;
+    `centre_fraction` is the share of the shorter side that evaluation keeps (224 / 256 by custom).
+    """
+
+    path: str = ""
+    pipeline: Literal["auto", "torchvision", "ffcv", "dali", "synthetic"] = "auto"
+    train_split: str = "train"
+    val_split: str = "val"
+    image_size: int = 224
+    batch_size_per_gpu: int = 256
+    num_workers: int = 0
+    prefetch_batches: int = 3
+    order: Order = "random"
+    centre_fraction: float = 0.875
+    crop: CropOptions = field(default_factory=CropOptions)
+
+    def __post_init__(self) -> None:
+        require(self.image_size >= 8, "data.image_size", self.image_size, "at least 8 pixels")
+        require(self.batch_size_per_gpu >= 1, "data.batch_size_per_gpu", self.batch_size_per_gpu, "at least 1")
+        require(self.num_workers >= 0, "data.num_workers", self.num_workers, "0 (one a core) or more")
+        require(self.prefetch_batches >= 1, "data.prefetch_batches", self.prefetch_batches, "at least 1")
+        require(self.order != "sequential", "data.order", self.order, "random or blocks (evaluation is sequential)")
+        require(0 < self.centre_fraction <= 1, "data.centre_fraction", self.centre_fraction, "in (0, 1]")
+        scale, ratio = self.crop.scale, self.crop.ratio
+        require(0 < scale[0] <= scale[1] <= 1, "data.crop.scale", scale, "0 < low <= high <= 1")
+        require(0 < ratio[0] <= ratio[1], "data.crop.ratio", ratio, "0 < low <= high")
+        require(
+            0 <= self.crop.flip_probability <= 1, "data.crop.flip_probability", self.crop.flip_probability, "in [0, 1]"
+        )
+
+    @property
+    def threads(self) -> int:
+        return self.num_workers or len(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True)
+class AugmentOptions:
+    """Section `augment` of a config: the device stage. `mean` and `std`: of RGB in [0, 1], ImageNet's by default."""
+
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    erase: EraseOptions = field(default_factory=EraseOptions)
+    mix: MixOptions = field(default_factory=MixOptions)
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(min(self.std) > 0, "augment.std", self.std, "above 0")
+        require(0 <= self.label_smoothing < 1, "augment.label_smoothing", self.label_smoothing, "in [0, 1)")
+        require(0 <= self.erase.probability <= 1, "augment.erase.probability", self.erase.probability, "in [0, 1]")
+        scale, ratio, mix = self.erase.scale, self.erase.ratio, self.mix
+        require(0 < scale[0] <= scale[1] <= 1, "augment.erase.scale", scale, "0 < low <= high <= 1")
+        require(0 < ratio[0] <= ratio[1], "augment.erase.ratio", ratio, "0 < low <= high")
+        require(mix.mixup_alpha >= 0, "augment.mix.mixup_alpha", mix.mixup_alpha, "0 (off) or more")
+        require(mix.cutmix_alpha >= 0, "augment.mix.cutmix_alpha", mix.cutmix_alpha, "0 (off) or more")
+        require(0 <= mix.probability <= 1, "augment.mix.probability", mix.probability, "in [0, 1]")
+        require(0 <= mix.switch_probability <= 1, "augment.mix.switch_probability", mix.switch_probability, "in [0, 1]")
+
+
+class LoaderConfig(Protocol):
+    """The part of a config that `make_loader` reads."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def data(self) -> DataOptions: ...
+    @property
+    def augment(self) -> AugmentOptions: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch of one process, on the loader's device.
+
+    Attributes:
+        images: uint8 (B, image_size, image_size, 3), RGB, values 0 to 255. Valid until the next batch is asked for.
+        labels: int64 (B,).
+        sample_ids: int64 (B,).
+        valid: bool (B,); False marks padding, which is never scored.
+        plan: this process's part of the plan, for the device stage.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    sample_ids: torch.Tensor
+    valid: torch.Tensor
+    plan: BatchPlan
+
+
+@dataclass(frozen=True)
+class Source:
+    """All that a pipeline needs: the validated shard, the plan, this process's part and where batches go."""
+
+    reader: BetonReader
+    plan: Plan
+    shard: ShardOptions
+    device: torch.device
+    threads: int
+    prefetch_batches: int
+
+    def batch_plan(self, epoch: int, index: int) -> BatchPlan:
+        return self.plan.batch(epoch, index).shard(self.shard.rank, self.shard.world_size)
+
+    def batch(self, images: torch.Tensor, plan: BatchPlan, labels: torch.Tensor | None = None) -> Batch:
+        """A batch from this process's decoded images (uint8 (B, H, W, 3), any device) and plan.
+
+        `labels` are the ones that the pipeline read itself, where it does; else the reader's.
+        """
+
+        def send(array: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+        return Batch(
+            images=images.to(self.device, non_blocking=True),
+            labels=send(self.reader.labels[plan.sample_ids]) if labels is None else labels.to(self.device),
+            sample_ids=send(plan.sample_ids),
+            valid=send(plan.valid),
+            plan=plan,
+        )
+
+
+class Loader(Protocol):
+    """An iterable of batches with a length; `batches` starts anywhere."""
+
+    source: Source
+    manifest: Manifest
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        ...
+
+    def batches(self, epoch: int = 0, start: int = 0) -> Generator[Batch, None, None]:
+        """The batches `start`, `start + 1`, ... of an epoch. Closing the iterator early leaves nothing running."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def make_plan(
+    config: LoaderConfig, sizes: np.ndarray, *, train: bool, world_size: int, seed: int | None = None
+) -> Plan:
+    """The plan of a training or an evaluation split for images of these sizes (int32 (N, 2): height, width)."""
+    data = config.data
+    batch_size = data.batch_size_per_gpu * world_size
+    seed = config.seed if seed is None else seed
+    if not train:
+        return Plan(
+            seed=seed,
+            sizes=sizes,
+            batch_size=batch_size,
+            image_size=data.image_size,
+            order="sequential",
+            centre_fraction=data.centre_fraction,
+        )
+    if config.augment.mix.enabled and data.batch_size_per_gpu % 2:
+        raise UserError(
+            f"data.batch_size_per_gpu = {data.batch_size_per_gpu}: MixUp and CutMix mix pairs: must be even"
+        )
+    if len(sizes) < batch_size:
+        raise UserError(
+            f"the training split has {len(sizes)} samples, fewer than one batch "
+            f"(data.batch_size_per_gpu {data.batch_size_per_gpu} x {world_size} processes); lower the batch size"
+        )
+    return Plan(
+        seed=seed,
+        sizes=sizes,
+        batch_size=batch_size,
+        image_size=data.image_size,
+        order=data.order,
+        crop=data.crop,
+        erase=config.augment.erase,
+        mix=config.augment.mix,
+    )
+
+
+def choose_pipeline(device: torch.device) -> str:
+    """What `auto` stands for here: dali on a GPU, else ffcv, else torchvision; the first that is installed."""
+    order = ("dali", "ffcv") if device.type == "cuda" else ("ffcv",)
+    return next((name for name in order if _installed(name)), "torchvision")
+
+
+def _installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(PIPELINES[name][1]) is not None
+    except ModuleNotFoundError:  # the parent package of a dotted name is absent
+        return False
+
+
+def make_loader(
+    config: LoaderConfig,
+    split: Literal["train", "val"],
+    shard: ShardOptions,
+    device: torch.device,
+) -> Loader:
+    """Opens the shard set of `config.data` and returns the loader of its training or evaluation split.
+
+    Raises:
+        ShardError: what is on disk is not a valid shard set.
+        BackendMissingError: the pipeline's library cannot be imported; the message has the cause, the command that
+            mends it, and the pipelines that would work. An explicit choice never falls back.
+        UserError: the batch size does not fit the split.
+    """
+    data = config.data
+    name = choose_pipeline(device) if data.pipeline == "auto" else data.pipeline
+    if name not in PIPELINES:
+        raise UserError(f"data.pipeline = {name!r}: must be one of auto, {', '.join(PIPELINES)}")
+    if not data.path:
+        raise UserError("no shard set given: pass --data SHARDS (made by preprocess/build_ffcv.py)")
+    manifest, reader = open_split(data.path, data.train_split if split == "train" else data.val_split)
+    if reader.num_samples == 0:
+        raise UserError(f"{reader.path}: the split has no samples")
+    plan = make_plan(config, reader.sizes, train=split == "train", world_size=shard.world_size)
+    source = Source(reader, plan, shard, device, data.threads, data.prefetch_batches)
+    return _backend(name)(source, manifest)
+
+
+def _backend(name: str) -> Any:
+    module, requirement, remedy = PIPELINES[name]
+    try:
+        importlib.import_module(requirement)
+        return importlib.import_module(module).make
+    except (ImportError, OSError) as error:  # OSError: a shared library that the package needs is missing
+        working = [other for other in PIPELINES if other != name and _installed(other)]
+        cause = " ".join(str(error).split())
+        raise BackendMissingError(
+            f"pipeline {name!r} cannot be used here: {cause}; to mend it: {remedy}; "
+            f"these would work: {', '.join(working)}"
+        ) from error

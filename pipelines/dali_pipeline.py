@@ -1,0 +1,112 @@
+"""The `dali` pipeline: NVIDIA DALI decodes the shard's bytes, cropping as the plan says.
+
+On a GPU the decoder is DALI's mixed one (nvJPEG, or the card's JPEG unit) and images stay on the device; without a GPU
+the same graph runs on the CPU. Encoded bytes, boxes and flips are fed batch by batch, `prefetch_batches` ahead.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterator
+
+import numpy as np
+import torch
+from nvidia.dali import fn, types
+from nvidia.dali.pipeline import Pipeline
+
+from pipelines.contract import Batch, Source
+from pipelines.errors import ShardError, UserError
+from pipelines.layout import MODE_RAW, Manifest
+from pipelines.plan import BatchPlan
+
+__all__ = ["DaliLoader", "make"]
+
+
+class DaliLoader:
+    """See `pipelines.contract.Loader`."""
+
+    def __init__(self, source: Source, manifest: Manifest) -> None:
+        if (source.reader.modes == MODE_RAW).any():
+            raise UserError(
+                f"{source.reader.path}: holds raw pixels, which DALI cannot read; use --pipeline torchvision or ffcv"
+            )
+        self.source = source
+        self.manifest = manifest
+        self._pipe: Pipeline | None = None
+        self._plans: Iterator[BatchPlan] = iter(())  # what DALI asks for next
+        self._running: deque[BatchPlan] = deque()  # what it has asked for and not yet given back
+
+    def __len__(self) -> int:
+        return len(self.source.plan)
+
+    def batches(self, epoch: int = 0, start: int = 0) -> Generator[Batch, None, None]:
+        if start >= len(self):
+            return
+        self._plans = (self.source.batch_plan(epoch, index) for index in range(start, len(self)))
+        pipe = self._pipe = self._pipe or self._build()
+        try:
+            while True:
+                try:
+                    (images,) = pipe.run()
+                except StopIteration:
+                    pipe.reset()
+                    return
+                except RuntimeError as error:
+                    raise self._failure(error) from error
+                # DALI keeps the buffer for as long as `images` lives: until the next batch is asked for.
+                yield self.source.batch(torch.from_dlpack(images.as_tensor()), self._running.popleft())
+        finally:
+            if self._running:  # an early exit or an error: what is in flight goes with the pipeline
+                self.close()
+
+    def _build(self) -> Pipeline:
+        source = self.source
+        on_gpu = source.device.type == "cuda"
+        size = source.plan.image_size
+        pipe = Pipeline(
+            batch_size=source.plan.batch_size // source.shard.world_size,
+            num_threads=source.threads,
+            device_id=(source.device.index or 0) if on_gpu else None,
+            prefetch_queue_depth=source.prefetch_batches,
+        )
+        with pipe:
+            encoded, start, shape, flip = fn.external_source(
+                source=self._feed,
+                num_outputs=4,
+                batch=True,
+                dtype=[types.UINT8, types.INT32, types.INT32, types.INT32],
+                ndim=[1, 1, 1, 0],
+            )
+            images = fn.decoders.image_slice(
+                encoded,
+                start=start,
+                shape=shape,
+                axes=[0, 1],
+                device="mixed" if on_gpu else "cpu",
+                output_type=types.RGB,
+                adjust_orientation=False,
+            )
+            images = fn.resize(images, size=[size, size], interp_type=types.INTERP_LINEAR, antialias=True)
+            pipe.set_outputs(fn.flip(images, horizontal=flip))
+        pipe.build()
+        return pipe
+
+    def _feed(self) -> tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
+        plan = next(self._plans)
+        self._running.append(plan)
+        encoded = [self.source.reader.encoded(sample) for sample in plan.sample_ids]
+        starts, shapes = (np.ascontiguousarray(half) for half in np.split(plan.crop_boxes, 2, axis=1))
+        return encoded, starts, shapes, plan.flips.astype(np.int32)
+
+    def _failure(self, error: RuntimeError) -> ShardError:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "unknown error")
+        samples = sorted(self._running[0].sample_ids.tolist()) if self._running else []
+        return ShardError(f"{self.source.reader.path}: DALI could not decode one of the samples {samples}: {reason}")
+
+    def close(self) -> None:
+        self._pipe = None
+        self._running.clear()
+
+
+def make(source: Source, manifest: Manifest) -> DaliLoader:
+    return DaliLoader(source, manifest)

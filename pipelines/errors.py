@@ -1,0 +1,42 @@
+"""Errors that a user can mend, and how a command ends on one: one line, exit status 2, no traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+__all__ = ["BackendMissingError", "ShardError", "UserError", "require", "run_command"]
+
+
+class UserError(ValueError):
+    """A user's mistake. The message is one line: what is wrong, where, and what to do about it."""
+
+
+class ShardError(UserError):
+    """A shard, or its manifest, is not what it claims to be."""
+
+
+class BackendMissingError(UserError):
+    """A pipeline was asked for whose library cannot be imported here."""
+
+
+def require(ok: bool, key: str, value: object, allowed: str) -> None:
+    """Raises `UserError` for a setting outside its range: its key, its value and what is allowed."""
+    if not ok:
+        raise UserError(f"{key} = {value!r}: must be {allowed}")
+
+
+def run_command(main: Callable[[], int | None]) -> int:
+    """Runs a command line's body and turns a `UserError` into one line on stderr and status 2.
+
+    Returns the exit status: what `main` returned (None counts as 0), 2 after a `UserError`, or 130 after Ctrl-C
+    outside the training loop (which handles its own).
+    """
+    try:
+        return main() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130

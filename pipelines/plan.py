@@ -1,0 +1,301 @@
+"""The plan: every random decision of training, as data, computed in one place from counters.
+
+    Plan.batch(epoch, index) -> BatchPlan(sample_ids, valid, crop_boxes, flips, erase_boxes, mix_*)
+
+Each value is a function of (seed, epoch, sample id, purpose) alone, so it does not depend on the number of workers, on
+the pipeline that executes it or on the number of ranks, and any batch of any epoch can be had without its predecessors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Final, Literal
+
+import numpy as np
+
+from pipelines.draws import BOX_DRAWS, Permutation, beta_quantile, derive_seed, first_fitting_boxes, uniforms
+
+__all__ = [
+    "MIX_CUTMIX",
+    "MIX_MIXUP",
+    "MIX_NONE",
+    "BatchPlan",
+    "CropOptions",
+    "EraseOptions",
+    "MixOptions",
+    "Order",
+    "Plan",
+]
+
+Order = Literal["random", "blocks", "sequential"]
+
+MIX_NONE: Final = 0
+MIX_MIXUP: Final = 1
+MIX_CUTMIX: Final = 2
+
+_ORDER, _CROP, _FLIP, _ERASE, _MIX, _WINDOW = range(6)  # purposes: part of every key, so never renumber
+
+
+@dataclass(frozen=True)
+class CropOptions:
+    """Random resized crop (Szegedy et al., 2015; torchvision's RandomResizedCrop): area share and aspect range."""
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip_probability: float = 0.5
+
+
+@dataclass(frozen=True)
+class EraseOptions:
+    """Random erasing (Zhong et al., 2017; torchvision's RandomErasing)."""
+
+    probability: float = 0.0
+    scale: tuple[float, float] = (0.02, 1 / 3)
+    ratio: tuple[float, float] = (0.3, 3.3)
+
+
+@dataclass(frozen=True)
+class MixOptions:
+    """MixUp (Zhang et al., 2017) and CutMix (Yun et al., 2019); an alpha of 0 turns one off.
+
+    A sample is mixed with `probability`; where both are on, by CutMix with `switch_probability` (timm's `Mixup`, mode
+    "elem").
+    """
+
+    mixup_alpha: float = 0.0
+    cutmix_alpha: float = 0.0
+    probability: float = 1.0
+    switch_probability: float = 0.5
+
+    @property
+    def enabled(self) -> bool:
+        return self.probability > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """What to do with one batch; B samples, boxes as (top, left, height, width).
+
+    Attributes:
+        sample_ids: int64 (B,).
+        valid: bool (B,). False marks padding: a repeated sample that must not be scored.
+        crop_boxes: int32 (B, 4) in source pixels, inside the image.
+        flips: bool (B,): mirror left-right after the crop.
+        erase_boxes: int32 (B, 4) in output pixels; height 0 means none.
+        mix_kinds: uint8 (B,): MIX_NONE, MIX_MIXUP or MIX_CUTMIX.
+        mix_partners: int64 (B,): index, in this batch, of the sample that is mixed in.
+        mix_lambdas: float32 (B,): weight of the sample's own label (and, for MixUp, of its own pixels).
+        mix_boxes: int32 (B, 4) in output pixels: CutMix's region, taken from the partner.
+    """
+
+    sample_ids: np.ndarray
+    valid: np.ndarray
+    crop_boxes: np.ndarray
+    flips: np.ndarray
+    erase_boxes: np.ndarray
+    mix_kinds: np.ndarray
+    mix_partners: np.ndarray
+    mix_lambdas: np.ndarray
+    mix_boxes: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+    def shard(self, rank: int, world_size: int) -> BatchPlan:
+        """The contiguous part of this batch that belongs to one rank; the size must divide evenly."""
+        size, rest = divmod(len(self), world_size)
+        assert rest == 0, f"batch of {len(self)} on {world_size} ranks"
+        start = rank * size
+        part = {field.name: getattr(self, field.name)[start : start + size] for field in fields(self)}
+        partners = part["mix_partners"] - start
+        inside = (partners >= 0) & (partners < size)
+        part["mix_partners"] = np.where(inside, partners, np.arange(size))
+        part["mix_kinds"] = np.where(inside, part["mix_kinds"], np.uint8(MIX_NONE))
+        part["mix_lambdas"] = np.where(inside, part["mix_lambdas"], np.float32(1))
+        return BatchPlan(**part)
+
+
+class Plan:
+    """All decisions of one split, for all epochs.
+
+    Args:
+        seed: any integer.
+        sizes: int32 (num_samples, 2): height and width of each stored image.
+        batch_size: samples in one batch over all ranks.
+        image_size: output pixels a side.
+        order: "random" (a permutation of all samples), "blocks" (blocks of `block_size` neighbours are shuffled, then
+            samples inside windows of `window_blocks` blocks: reads stay local), or "sequential".
+        crop: random resized crops and flips; None means evaluation: resize the shorter side, then centre crop, as one
+            box of `centre_fraction` of the shorter side.
+        erase, mix: device-stage draws; off by default.
+
+    Training plans ("random", "blocks") drop the incomplete last batch. Sequential plans keep every sample: the last
+    batch is padded with its final sample and `valid` False.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        sizes: np.ndarray,
+        batch_size: int,
+        image_size: int,
+        order: Order = "random",
+        crop: CropOptions | None = None,
+        centre_fraction: float = 0.875,
+        erase: EraseOptions | None = None,
+        mix: MixOptions | None = None,
+        block_size: int = 64,
+        window_blocks: int = 64,
+    ) -> None:
+        self.seed = seed
+        self.sizes = np.asarray(sizes)
+        self.num_samples = len(self.sizes)
+        self.batch_size = batch_size
+        self.image_size = image_size
+        self.order = order
+        self.crop = crop
+        self.centre_fraction = centre_fraction
+        self.erase = erase or EraseOptions()
+        self.mix = mix or MixOptions()
+        self.block_size = block_size
+        self.window_blocks = window_blocks
+        self._cached_order: tuple[int, Permutation, np.ndarray | None] | None = None
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        if self.order == "sequential":
+            return -(-self.num_samples // self.batch_size)
+        return self.num_samples // self.batch_size
+
+    def sample_at(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+        """int64: the sample ids at these positions (0 <= position < num_samples) of an epoch's order."""
+        positions = np.asarray(positions, np.int64)
+        if self.order == "sequential":
+            return positions
+        permutation, starts = self._epoch_order(epoch)
+        if starts is None:
+            return permutation(positions)
+        window = self.block_size * self.window_blocks
+        shuffled = np.empty_like(positions)
+        by_window = np.argsort(positions // window, kind="stable")
+        windows, begins = np.unique(positions[by_window] // window, return_index=True)
+        for w, inside in zip(windows.tolist(), np.split(by_window, begins[1:]), strict=True):
+            first, size = w * window, min(window, self.num_samples - w * window)
+            within = Permutation(size, derive_seed(self.seed, epoch, _WINDOW, w))
+            shuffled[inside] = first + within(positions[inside] - first)
+        block = np.searchsorted(starts, shuffled, side="right") - 1
+        return permutation(block) * self.block_size + (shuffled - starts[block])
+
+    def _epoch_order(self, epoch: int) -> tuple[Permutation, np.ndarray | None]:
+        cached = self._cached_order
+        if cached is None or cached[0] != epoch:
+            key = derive_seed(self.seed, epoch, _ORDER)
+            starts = None
+            if self.order == "blocks":
+                num_blocks = -(-self.num_samples // self.block_size)
+                permutation = Permutation(num_blocks, key)
+                blocks = permutation(np.arange(num_blocks))
+                lengths = np.minimum(self.block_size, self.num_samples - blocks * self.block_size)
+                starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+            else:
+                permutation = Permutation(self.num_samples, key)
+            self._cached_order = cached = (epoch, permutation, starts)
+        return cached[1], cached[2]
+
+    def batch_ids(self, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """(sample ids int64 (B,), valid bool (B,)) of a batch over all ranks, without its other decisions."""
+        assert 0 <= index < len(self), f"batch {index} of {len(self)}"
+        positions = np.arange(index * self.batch_size, (index + 1) * self.batch_size)
+        valid = positions < self.num_samples
+        return self.sample_at(epoch, np.minimum(positions, self.num_samples - 1)), valid
+
+    def batch(self, epoch: int, index: int) -> BatchPlan:
+        """The plan of batch `index` (0 <= index < len(self)) of an epoch, over all ranks."""
+        ids, valid = self.batch_ids(epoch, index)
+        boxes, flips = self.crops(epoch, ids)
+        size = len(ids)
+        empty = np.zeros((size, 4), np.int32)
+        plan = BatchPlan(
+            sample_ids=ids,
+            valid=valid,
+            crop_boxes=boxes,
+            flips=flips,
+            erase_boxes=empty,
+            mix_kinds=np.zeros(size, np.uint8),
+            mix_partners=np.arange(size),
+            mix_lambdas=np.ones(size, np.float32),
+            mix_boxes=empty,
+        )
+        if self.erase.probability > 0:
+            plan = replace(plan, erase_boxes=self._erase_boxes(epoch, ids))
+        if self.mix.enabled:
+            plan = replace(plan, **self._mixes(epoch, ids))
+        return plan
+
+    def crops(self, epoch: int, sample_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(crop boxes int32 (B, 4), flips bool (B,)) of any samples."""
+        sizes = self.sizes[sample_ids].astype(np.int64)
+        if self.crop is None:
+            side = np.maximum(1, np.rint(sizes.min(axis=1) * self.centre_fraction).astype(np.int64))
+            boxes = np.stack([(sizes[:, 0] - side) // 2, (sizes[:, 1] - side) // 2, side, side], axis=1)
+            return boxes.astype(np.int32), np.zeros(len(sizes), bool)
+        boxes = _random_resized_crop(sizes, derive_seed(self.seed, epoch, _CROP), sample_ids, self.crop)
+        flips = uniforms(derive_seed(self.seed, epoch, _FLIP), sample_ids, 1)[:, 0] < self.crop.flip_probability
+        return boxes, flips
+
+    def _erase_boxes(self, epoch: int, ids: np.ndarray) -> np.ndarray:
+        key = derive_seed(self.seed, epoch, _ERASE)
+        boxes = np.zeros((len(ids), 4), np.int32)
+        erased = np.flatnonzero(uniforms(key, ids, 1, first=BOX_DRAWS)[:, 0] < self.erase.probability)
+        sizes = np.full((len(erased), 2), self.image_size, np.int64)
+        inverse = (
+            1 / self.erase.ratio[1],
+            1 / self.erase.ratio[0],
+        )  # torchvision: height / width here, width / height there
+        found, _ = first_fitting_boxes(sizes, key, ids[erased], self.erase.scale, inverse, proper=True)
+        boxes[erased] = found
+        return boxes
+
+    def _mixes(self, epoch: int, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """Neighbours (2k, 2k + 1) of the global batch are each other's partners, so an even batch per rank keeps pairs
+        together at any world size; in a random order a neighbour is a random sample."""
+        mix, size = self.mix, self.image_size
+        u = uniforms(derive_seed(self.seed, epoch, _MIX), ids, 5)
+        partners = np.arange(len(ids)) ^ 1
+        partners[partners >= len(ids)] = len(ids) - 1
+        cut_share = 0.0 if mix.cutmix_alpha <= 0 else 1.0 if mix.mixup_alpha <= 0 else mix.switch_probability
+        kinds = np.where(u[:, 1] < cut_share, MIX_CUTMIX, MIX_MIXUP).astype(np.uint8)
+        kinds[(u[:, 0] >= mix.probability) | (partners == np.arange(len(ids)))] = MIX_NONE
+        lambdas = np.ones(len(ids))
+        boxes = np.zeros((len(ids), 4), np.int64)
+        up, cut = kinds == MIX_MIXUP, kinds == MIX_CUTMIX
+        if up.any():
+            lambdas[up] = beta_quantile(u[up, 2], mix.mixup_alpha)
+        if cut.any():
+            # Yun et al., appendix A: a box with the image's aspect ratio, its centre uniform, clipped at the borders.
+            half = np.sqrt(1 - beta_quantile(u[cut, 2], mix.cutmix_alpha)) * size
+            half = half.astype(np.int64) // 2
+            centre = (u[cut, 3:5] * size).astype(np.int64)
+            low = np.clip(centre - half[:, None], 0, size)
+            extent = np.clip(centre + half[:, None], 0, size) - low
+            boxes[cut] = np.concatenate([low, extent], axis=1)
+            lambdas[cut] = 1 - extent.prod(axis=1) / size**2
+        return {
+            "mix_kinds": kinds,
+            "mix_partners": partners,
+            "mix_lambdas": lambdas.astype(np.float32),
+            "mix_boxes": boxes.astype(np.int32),
+        }
+
+
+def _random_resized_crop(sizes: np.ndarray, key: int, ids: np.ndarray, crop: CropOptions) -> np.ndarray:
+    """torchvision's RandomResizedCrop for all samples at once; after 10 misses the largest central box in `ratio`."""
+    boxes, found = first_fitting_boxes(sizes, key, ids, crop.scale, crop.ratio, proper=False)
+    missed = np.flatnonzero(~found)
+    if len(missed):
+        height, width = sizes[missed, 0], sizes[missed, 1]
+        box_h = np.clip(np.rint(width / crop.ratio[0]).astype(np.int64), 1, height)
+        box_w = np.clip(np.rint(height * crop.ratio[1]).astype(np.int64), 1, width)
+        boxes[missed] = np.stack([(height - box_h) // 2, (width - box_w) // 2, box_h, box_w], axis=1)
+    return boxes.astype(np.int32)

@@ -1,0 +1,38 @@
+"""The `synthetic` pipeline: a fixed batch of noise already on the device: what a step costs when data is free."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import torch
+
+from pipelines.contract import Batch, Source
+from pipelines.layout import Manifest
+
+__all__ = ["SyntheticLoader", "make"]
+
+
+class SyntheticLoader:
+    """See `pipelines.contract.Loader`. Labels, sample ids and plan are the real ones; the pixels mean nothing."""
+
+    def __init__(self, source: Source, manifest: Manifest) -> None:
+        self.source = source
+        self.manifest = manifest
+        size = source.plan.image_size
+        shape = (source.plan.batch_size // source.shard.world_size, size, size, 3)
+        generator = torch.Generator().manual_seed(0)
+        self._images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(source.device)
+
+    def __len__(self) -> int:
+        return len(self.source.plan)
+
+    def batches(self, epoch: int = 0, start: int = 0) -> Generator[Batch, None, None]:
+        for index in range(start, len(self)):
+            yield self.source.batch(self._images, self.source.batch_plan(epoch, index))
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+def make(source: Source, manifest: Manifest) -> SyntheticLoader:
+    return SyntheticLoader(source, manifest)

@@ -1,0 +1,123 @@
+"""The reference pipeline: torchvision decodes, crops and resizes one sample at a time in `DataLoader` workers.
+
+Slow and obvious on purpose: the tests hold the other pipelines against it.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2.functional import horizontal_flip, resized_crop
+
+from pipelines.contract import Batch, Source
+from pipelines.errors import ShardError
+from pipelines.layout import MODE_RAW, BetonReader, Manifest
+from pipelines.plan import BatchPlan
+
+__all__ = ["TorchvisionLoader", "decode", "make"]
+
+
+def decode(reader: BetonReader, sample_id: int) -> torch.Tensor:
+    """One stored image, whole: uint8 (3, height, width). Raises `ShardError` with the sample's number."""
+    encoded = torch.from_numpy(reader.encoded(sample_id).copy())
+    height, width = (int(side) for side in reader.sizes[sample_id])
+    if reader.modes[sample_id] == MODE_RAW:
+        return encoded.reshape(height, width, 3).permute(2, 0, 1)
+    try:
+        image = decode_jpeg(encoded, mode=ImageReadMode.RGB)
+    except RuntimeError as error:
+        raise ShardError(f"{reader.path}: sample {sample_id}: damaged JPEG ({str(error).splitlines()[0]})") from None
+    if tuple(image.shape[1:]) != (height, width):
+        raise ShardError(
+            f"{reader.path}: sample {sample_id}: {image.shape[1]} x {image.shape[2]} pixels, "
+            f"but the shard says {height} x {width}"
+        )
+    return image
+
+
+@dataclass
+class _Batches(Dataset["torch.Tensor | ShardError"]):
+    """Item k is batch `start + k` of an epoch, decoded: uint8 (B, size, size, 3), or why it cannot be."""
+
+    source: Source
+    epoch: int
+    start: int
+
+    def __len__(self) -> int:
+        return len(self.source.plan) - self.start
+
+    def __getitem__(self, item: int) -> torch.Tensor | ShardError:
+        plan = self.source.batch_plan(self.epoch, self.start + item)
+        try:
+            return execute(self.source.reader, plan, self.source.plan.image_size)
+        except ShardError as error:  # returned: raised in a worker it would come back wrapped in a traceback's text
+            return error
+
+
+def execute(reader: BetonReader, plan: BatchPlan, image_size: int) -> torch.Tensor:
+    """Decodes, crops, resizes (antialiased bilinear) and flips the samples of a plan: uint8 (B, size, size, 3)."""
+    images = torch.empty(len(plan), image_size, image_size, 3, dtype=torch.uint8)
+    for i, sample_id in enumerate(plan.sample_ids):
+        top, left, height, width = (int(v) for v in plan.crop_boxes[i])
+        image = resized_crop(
+            decode(reader, int(sample_id)),
+            top,
+            left,
+            height,
+            width,
+            [image_size, image_size],
+            interpolation=InterpolationMode.BILINEAR,
+            antialias=True,
+        )
+        images[i] = (horizontal_flip(image) if plan.flips[i] else image).permute(1, 2, 0)
+    return images
+
+
+def _start_worker(worker_id: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the training loop's to handle
+
+
+class TorchvisionLoader:
+    """See `pipelines.contract.Loader`. With one thread it decodes in the calling process."""
+
+    def __init__(self, source: Source, manifest: Manifest) -> None:
+        self.source = source
+        self.manifest = manifest
+
+    def __len__(self) -> int:
+        return len(self.source.plan)
+
+    def batches(self, epoch: int = 0, start: int = 0) -> Generator[Batch, None, None]:
+        source = self.source
+        workers = 0 if source.threads == 1 else min(source.threads, len(self) - start)
+        loader = DataLoader(
+            _Batches(source, epoch, start),
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=source.prefetch_batches if workers else None,
+            worker_init_fn=_start_worker,
+            pin_memory=source.device.type == "cuda",
+            generator=torch.Generator(),  # the loader draws a seed; not from the training's stream
+        )
+        iterator = iter(loader)
+        try:
+            for index, images in enumerate(iterator, start):
+                if isinstance(images, ShardError):
+                    raise images
+                yield source.batch(images, source.batch_plan(epoch, index))
+        finally:
+            if workers:
+                iterator._shutdown_workers()  # type: ignore[attr-defined]  # at once, not when collected
+
+    def close(self) -> None:
+        """Nothing outlives an iterator."""
+
+
+def make(source: Source, manifest: Manifest) -> TorchvisionLoader:
+    return TorchvisionLoader(source, manifest)

@@ -1,0 +1,260 @@
+"""Configs: YAML -> frozen, validated dataclasses; a mistake is one line that names the nearest key or what is allowed.
+
+    seed: 0
+    model: {name: sdpnet_xl, dropout: 0.2}
+    data: {...}      pipelines.contract.DataOptions
+    augment: {...}   pipelines.contract.AugmentOptions
+    optim: {...}
+    train: {...}
+
+A file may start from another one with `extends: NAME`. What follows from other values (the scaled learning rate, the
+number of steps) is computed where it is needed and stored nowhere.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from pipelines.contract import AugmentOptions, DataOptions
+from pipelines.errors import UserError, require
+from sdpnet.model import MODELS, ModelOptions, create_model_options
+
+__all__ = ["Config", "ModelConfig", "OptimOptions", "TrainOptions", "dump_config", "load_config"]
+
+CONFIG_DIRECTORY = Path(__file__).resolve().parent.parent / "configs"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Section `model`: a name from `sdpnet.model.MODELS` and, where set, its fields overridden.
+
+    `num_classes` left out is the shard set's number of classes.
+    """
+
+    name: str = "sdpnet_tiny"
+    num_classes: int | None = None
+    conv_blocks: int | None = None
+    transformer_blocks: int | None = None
+    dim: int | None = None
+    heads: int | None = None
+    mlp_ratio: int | None = None
+    patch_size: int | None = None
+    kernel_size: int | None = None
+    head_hidden: int | None = None
+    registers: int | None = None
+    dropout: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in MODELS:
+            raise UserError(f"model.name = {self.name!r}: {_nearest(self.name, MODELS)}")
+        self.options(num_classes=self.num_classes or 1000)
+
+    def options(self, num_classes: int) -> ModelOptions:
+        overrides = {k: v for k, v in asdict(self).items() if v is not None and k not in ("name", "num_classes")}
+        return create_model_options(self.name, num_classes=num_classes, **overrides)
+
+
+@dataclass(frozen=True)
+class OptimOptions:
+    """Section `optim`: AdamW and its schedule.
+
+    `lr` is the peak learning rate at a global batch of `lr_reference_batch`; it scales with the batch (0: it does not).
+    Linear warm-up over `warmup_epochs`, then cosine annealing with warm restarts (Loshchilov & Hutter, 2016): cycles of
+    `restart_epochs`, each `restart_factor` times as long as the one before; `restart_epochs` 0 is one cycle to the end.
+    """
+
+    lr: float = 1e-3
+    lr_reference_batch: int = 512
+    min_lr: float = 0.0
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip_grad_norm: float = 0.0
+    warmup_epochs: float = 5.0
+    restart_epochs: float = 0.0
+    restart_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, "optim.lr", self.lr, "above 0")
+        require(self.lr_reference_batch >= 0, "optim.lr_reference_batch", self.lr_reference_batch, "0 or more")
+        require(self.min_lr >= 0, "optim.min_lr", self.min_lr, "0 or more")
+        require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "0 or more")
+        require(all(0 <= beta < 1 for beta in self.betas), "optim.betas", self.betas, "in [0, 1)")
+        require(self.eps > 0, "optim.eps", self.eps, "above 0")
+        require(self.clip_grad_norm >= 0, "optim.clip_grad_norm", self.clip_grad_norm, "0 (off) or more")
+        require(self.warmup_epochs >= 0, "optim.warmup_epochs", self.warmup_epochs, "0 or more")
+        require(self.restart_epochs >= 0, "optim.restart_epochs", self.restart_epochs, "0 (no restarts) or more")
+        require(self.restart_factor >= 1, "optim.restart_factor", self.restart_factor, "at least 1")
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Section `train`: the loop. Intervals are in steps for logs and checkpoints, in epochs for evaluations."""
+
+    epochs: int = 10
+    accumulate: int = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    amp: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    log_interval: int = 50
+    eval_interval: int = 1
+    checkpoint_interval: int = 0
+    keep_checkpoints: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "accumulate", "log_interval", "eval_interval", "keep_checkpoints"):
+            require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
+        require(
+            self.checkpoint_interval >= 0,
+            "train.checkpoint_interval",
+            self.checkpoint_interval,
+            "0 (epochs' ends) or more",
+        )
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run, resolved. `seed` decides the weights' start and every draw of the plan."""
+
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataOptions = field(default_factory=DataOptions)
+    augment: AugmentOptions = field(default_factory=AugmentOptions)
+    optim: OptimOptions = field(default_factory=OptimOptions)
+    train: TrainOptions = field(default_factory=TrainOptions)
+
+    def __post_init__(self) -> None:
+        patch = self.model.options(num_classes=1).patch_size
+        require(
+            self.data.image_size % patch == 0,
+            "data.image_size",
+            self.data.image_size,
+            f"a multiple of the patch size {patch}",
+        )
+        require(
+            self.optim.warmup_epochs <= self.train.epochs,
+            "optim.warmup_epochs",
+            self.optim.warmup_epochs,
+            f"at most train.epochs ({self.train.epochs})",
+        )
+
+
+def load_config(name: str, settings: Iterable[str] = ()) -> Config:
+    """Loads a config by name (a file in `configs/`) or path and applies `settings` ("section.key=value", in order).
+
+    Raises:
+        UserError: no such config, not YAML, an unknown key (the nearest one is named), a value of the wrong type or
+            outside its range.
+    """
+    values = _read(name, ())
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set {setting}: must look like section.key=value")
+        target = values
+        *sections, last = key.strip().split(".")
+        for section in sections:
+            nested = target.setdefault(section, {})
+            if not isinstance(nested, dict):
+                raise UserError(f"--set {setting}: {section} is no section")
+            target = nested
+        try:
+            target[last] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"--set {setting}: the value is not valid YAML") from None
+    return _build(Config, values, "")
+
+
+def dump_config(config: Config) -> str:
+    """The resolved config as YAML that `load_config` reads back to an equal config."""
+    return yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items() if item is not None}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _read(name: str, chain: tuple[Path, ...]) -> dict[str, Any]:
+    path = Path(name) if name.endswith((".yaml", ".yml")) else CONFIG_DIRECTORY / f"{name}.yaml"
+    if not path.is_file():
+        names = sorted(str(p.relative_to(CONFIG_DIRECTORY).with_suffix("")) for p in CONFIG_DIRECTORY.rglob("*.yaml"))
+        raise UserError(f"no config {name!r}: {_nearest(name, names)}; or pass the path of a .yaml file")
+    if path in chain:
+        raise UserError(f"{path}: extends itself")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must be sections of keys and values, not {type(values).__name__}")
+    base = values.pop("extends", None)
+    return values if base is None else _merge(_read(str(base), (*chain, path)), values)
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    for key, value in over.items():
+        nested = base.get(key)
+        base[key] = _merge(nested, value) if isinstance(nested, dict) and isinstance(value, dict) else value
+    return base
+
+
+def _build(cls: Any, values: Any, where: str) -> Any:
+    """`values` (from YAML) as an instance of the dataclass `cls`; `where` is its key, for messages."""
+    if not isinstance(values, dict):
+        keys = ", ".join(f.name for f in fields(cls))
+        raise UserError(f"{where or 'config'} = {values!r}: must be a section with the keys {keys}")
+    hints = typing.get_type_hints(cls)
+    known = {f.name: f for f in fields(cls)}
+    arguments = {}
+    for key, value in values.items():
+        full = f"{where}.{key}" if where else str(key)
+        if key not in known:
+            raise UserError(f"unknown config key {full!r}: {_nearest(str(key), known)}")
+        arguments[key] = _convert(hints[key], value, full)
+    missing = [
+        n for n, f in known.items() if n not in arguments and f.default is MISSING and f.default_factory is MISSING
+    ]
+    assert not missing, f"{cls.__name__} has required fields: {missing}"
+    return cls(**arguments)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if is_dataclass(hint):
+        return _build(hint, value, where)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        return _convert(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise UserError(f"{where} = {value!r}: {_nearest(str(value), [str(a) for a in arguments])}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)) or len(value) != len(arguments):
+            raise UserError(f"{where} = {value!r}: must be a list of {len(arguments)} numbers")
+        return tuple(_convert(a, item, where) for a, item in zip(arguments, value, strict=True))
+    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML 1.1 reads 1e-5, without a point, as text
+        except ValueError:
+            pass
+    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    wanted = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[hint]
+    raise UserError(f"{where} = {value!r}: must be {wanted}")
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    names = list(known)
+    near = get_close_matches(word, names, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"

@@ -1,0 +1,94 @@
+"""The processes of one training run: who this one is, on which device, and what they agree on."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from pipelines.contract import ShardOptions
+from pipelines.errors import UserError
+
+__all__ = ["Processes", "amp_dtype", "any_process", "join", "leave", "same_weights", "sum_over_processes"]
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among all: its part of every batch and its device."""
+
+    shard: ShardOptions
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.shard.rank == 0
+
+    @property
+    def world_size(self) -> int:
+        return self.shard.world_size
+
+
+def join(device: str = "auto") -> Processes:
+    """Joins the group that torchrun describes in the environment, or stands alone without one.
+
+    `device` is "auto" (CUDA when there is a card), "cuda" or "cpu". NCCL connects GPUs, gloo CPUs.
+    """
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("train.device = 'cuda': this torch sees no CUDA device; use train.device=cpu or auto")
+    if device != "cpu" and torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        if local_rank >= count:
+            raise UserError(
+                f"process {local_rank} on this machine has no GPU: there are {count}; lower --nproc_per_node"
+            )
+        chosen = torch.device("cuda", local_rank)
+        torch.cuda.set_device(chosen)
+    else:
+        chosen = torch.device("cpu")
+    if world_size > 1:
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", rank=rank, world_size=world_size)
+    return Processes(ShardOptions(rank, world_size), chosen)
+
+
+def leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def any_process(flag: bool, processes: Processes) -> bool:
+    """Whether `flag` is set in any process; every process must call it, and all get the same answer."""
+    if processes.world_size == 1:
+        return flag
+    return bool(sum_over_processes(torch.tensor([float(flag)], dtype=torch.float64), processes).item())
+
+
+def sum_over_processes(values: torch.Tensor, processes: Processes) -> torch.Tensor:
+    """The element-wise sum over all processes, on the CPU."""
+    if processes.world_size > 1:
+        values = values.to(processes.device)
+        dist.all_reduce(values)
+    return values.cpu()
+
+
+def same_weights(model: nn.Module, processes: Processes) -> None:
+    """Gives every process the main process's buffers (batch-norm statistics), so that all evaluate one model."""
+    if processes.world_size > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def amp_dtype(choice: str, device: torch.device) -> torch.dtype:
+    """The dtype of the forward pass: bf16 where the card has it in hardware, else fp16 (with a scaler), fp32 on CPUs.
+
+    `is_bf16_supported()` alone also says yes to cards (V100) that only emulate it.
+    """
+    if choice != "auto":
+        return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[choice]
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16

@@ -1,0 +1,124 @@
+"""What a run says while it works: one progress line on a terminal, plain lines elsewhere, and `metrics.jsonl`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+__all__ = ["Clock", "Reporter"]
+
+T = TypeVar("T")
+
+
+class Clock:
+    """Images per second and the share of the time spent waiting for data, since the last reading."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self._waited = 0.0
+        self._since = time.perf_counter()
+
+    def timed(self, batches: Iterator[T]) -> Iterator[T]:
+        """The same batches; the time until each arrives counts as waiting."""
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            self._waited += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
+    def read(self) -> dict[str, float]:
+        now = time.perf_counter()
+        elapsed = now - self._since
+        result = {"images_per_second": self.images / elapsed, "data_wait_fraction": self._waited / elapsed}
+        self.images, self._waited, self._since = 0, 0.0, now
+        return result
+
+
+class Reporter:
+    """The main process's voice; in other processes it is silent.
+
+    `metrics.jsonl` has one JSON object per line: after a log interval `epoch, step, train_loss, lr, grad_norm,
+    images_per_second, data_wait_fraction`, after an evaluation `epoch, step, top1, top5, val_loss`.
+    """
+
+    def __init__(self, path: Path, *, is_main: bool, resumed_step: int) -> None:
+        self._path = path
+        self._is_main = is_main
+        self._console = Console(quiet=not is_main, highlight=False)
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        if is_main and path.exists():  # lines from after the checkpoint that the run resumes from are told again
+            lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= resumed_step]
+            path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+    def __enter__(self) -> Reporter:
+        if self._is_main and sys.stdout.isatty():
+            self._progress = Progress(
+                TextColumn("epoch {task.fields[epoch]}"),
+                BarColumn(),
+                TextColumn("{task.completed}/{task.total}"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[status]}"),
+                console=self._console,
+                transient=True,
+            )
+            self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def say(self, text: str) -> None:
+        """One line for the person who watches."""
+        self._console.print(text, markup=False, soft_wrap=True)
+
+    def begin_epoch(self, epoch: int, step: int, steps: int) -> None:
+        if self._progress is not None:
+            if self._task is not None:
+                self._progress.remove_task(self._task)
+            self._task = self._progress.add_task("", total=steps, completed=step, epoch=epoch + 1, status="")
+
+    def advance(self) -> None:
+        if self._progress is not None and self._task is not None:
+            self._progress.advance(self._task)
+
+    def training(self, metrics: dict[str, Any]) -> None:
+        self._write(metrics)
+        status = (
+            f"loss {metrics['train_loss']:.4f}  lr {metrics['lr']:.2e}  "
+            f"{metrics['images_per_second']:,.0f} images/s  waiting for data {metrics['data_wait_fraction']:.0%}"
+        )
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, status=status)
+        else:
+            self.say(f"epoch {metrics['epoch'] + 1}  step {metrics['step']}  {status}")
+
+    def evaluation(self, metrics: dict[str, Any], num_samples: int) -> None:
+        self._write(metrics)
+        self.say(
+            f"epoch {metrics['epoch'] + 1}  step {metrics['step']}  top-1 {metrics['top1']:.2%}  "
+            f"top-5 {metrics['top5']:.2%}  validation loss {metrics['val_loss']:.4f}  ({num_samples:,} images)"
+        )
+
+    def _write(self, metrics: dict[str, Any]) -> None:
+        if self._is_main:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(metrics) + "\n")
+
+
+def _step(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # a line that a crash cut short
