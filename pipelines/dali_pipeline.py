@@ -44,12 +44,12 @@ class DaliLoader:
             return
         self._plans = (self.source.batch_plan(epoch, index) for index in range(start, len(self)))
         pipe = self._pipe = self._pipe or self._build()
+        pipe.reset()  # it may stand at the end of an earlier epoch, whether or not that was asked for
         try:
             while True:
                 try:
                     (images,) = pipe.run()
                 except StopIteration:
-                    pipe.reset()
                     return
                 except RuntimeError as error:
                     raise self._failure(error) from error

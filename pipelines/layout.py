@@ -153,7 +153,7 @@ def read_manifest(directory: str | Path) -> Manifest:
             splits={str(name): _parse_split(split) for name, split in raw["splits"].items()},
             created_by=str(raw["created_by"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ShardError(f"{path}: incomplete or damaged ({type(error).__name__}: {error}); convert again") from None
     for split in manifest.splits.values():
         for file in split.files:
@@ -239,6 +239,8 @@ def validate_beton(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         version, num_fields = int(header["version"]), int(header["num_fields"])
         page_size, num_samples = int(header["page_size"]), int(header["num_samples"])
         table_start = int(header["alloc_table_ptr"])
+        if version == 0 or table_start == 0:
+            raise refuse("its header was never completed (the writer was stopped)")
         if version != BETON_VERSION:
             raise refuse(f"not a .beton file of version {BETON_VERSION} (its version field says {version})")
         if num_fields != 2:
@@ -247,8 +249,6 @@ def validate_beton(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         metadata_end = metadata_start + num_samples * METADATA_DTYPE.itemsize
         if page_size == 0 or page_size & (page_size - 1):
             raise refuse(f"page size {page_size} is no power of two")
-        if table_start == 0:
-            raise refuse("its header was never completed (the writer was stopped)")
         if not metadata_end <= table_start <= file_size:
             raise refuse(
                 f"{num_samples} samples and an allocation table at byte {table_start} do not fit its {file_size} bytes"
@@ -256,8 +256,9 @@ def validate_beton(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         if file_size - table_start != num_samples * ALLOCATION_DTYPE.itemsize:
             raise refuse(f"its allocation table has {file_size - table_start} bytes, not {num_samples} entries")
         fields = np.frombuffer(file.read(num_fields * FIELD_DTYPE.itemsize), FIELD_DTYPE)
-        if [int(t) for t in fields["type_id"]] != [IMAGE_FIELD_TYPE, LABEL_FIELD_TYPE]:
-            raise ShardError(f"{path}: its fields are not an RGBImageField and an IntField, in this order")
+        kinds = [(int(field["type_id"]), field["name"].tobytes().rstrip(b"\0")) for field in fields]
+        if kinds != [(IMAGE_FIELD_TYPE, b"image"), (LABEL_FIELD_TYPE, b"label")]:
+            raise ShardError(f"{path}: its fields are not image (RGBImageField) and label (IntField), in this order")
         metadata = np.fromfile(file, METADATA_DTYPE, num_samples)
         file.seek(table_start)
         table = np.fromfile(file, ALLOCATION_DTYPE, num_samples)
@@ -284,6 +285,8 @@ def validate_beton(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         (pointers >= np.uint64(metadata_end)) & (pointers <= limit - sizes),
         "its image lies outside the data region",
     )
+    page = np.uint64(page_size)
+    require(pointers // page == (pointers + sizes - np.uint64(1)) // page, "its image crosses a page's end")
     require((metadata["mode"] == MODE_JPEG) | (metadata["mode"] == MODE_RAW), "unknown image mode")
     require((metadata["width"] > 0) & (metadata["height"] > 0), "an image without pixels")
     pixels = metadata["width"].astype(np.uint64) * metadata["height"]

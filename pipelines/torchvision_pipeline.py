@@ -1,19 +1,21 @@
-"""The reference pipeline: torchvision decodes, crops and resizes one sample at a time in `DataLoader` workers.
+"""The reference pipeline: Pillow decodes, torchvision crops and resizes, sample by sample, in `DataLoader` workers.
 
 Slow and obvious on purpose: the tests hold the other pipelines against it.
 """
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Generator
 from dataclasses import dataclass
+from io import BytesIO
 
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
-from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2.functional import horizontal_flip, resized_crop
+from torchvision.transforms.v2.functional import horizontal_flip, pil_to_tensor, resized_crop
 
 from pipelines.contract import Batch, Source
 from pipelines.errors import ShardError
@@ -25,20 +27,17 @@ __all__ = ["TorchvisionLoader", "decode", "make"]
 
 def decode(reader: BetonReader, sample_id: int) -> torch.Tensor:
     """One stored image, whole: uint8 (3, height, width). Raises `ShardError` with the sample's number."""
-    encoded = torch.from_numpy(reader.encoded(sample_id).copy())
+    encoded = reader.encoded(sample_id)
     height, width = (int(side) for side in reader.sizes[sample_id])
     if reader.modes[sample_id] == MODE_RAW:
-        return encoded.reshape(height, width, 3).permute(2, 0, 1)
+        return torch.from_numpy(encoded.reshape(height, width, 3).copy()).permute(2, 0, 1)
     try:
-        image = decode_jpeg(encoded, mode=ImageReadMode.RGB)
-    except RuntimeError as error:
-        raise ShardError(f"{reader.path}: sample {sample_id}: damaged JPEG ({str(error).splitlines()[0]})") from None
-    if tuple(image.shape[1:]) != (height, width):
-        raise ShardError(
-            f"{reader.path}: sample {sample_id}: {image.shape[1]} x {image.shape[2]} pixels, "
-            f"but the shard says {height} x {width}"
-        )
-    return image
+        with Image.open(BytesIO(encoded.tobytes()), formats=["JPEG"]) as image:
+            if image.size != (width, height):
+                raise ValueError(f"{image.height} x {image.width} pixels, but the shard says {height} x {width}")
+            return pil_to_tensor(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ShardError(f"{reader.path}: sample {sample_id}: damaged JPEG ({error})") from None
 
 
 @dataclass
@@ -101,11 +100,16 @@ class TorchvisionLoader:
             batch_size=None,
             num_workers=workers,
             prefetch_factor=source.prefetch_batches if workers else None,
+            multiprocessing_context="fork" if workers else None,
             worker_init_fn=_start_worker,
             pin_memory=source.device.type == "cuda",
             generator=torch.Generator(),  # the loader draws a seed; not from the training's stream
         )
-        iterator = iter(loader)
+        gc.freeze()  # a worker must not collect, after the fork, what threads of this process still use
+        try:
+            iterator = iter(loader)
+        finally:
+            gc.unfreeze()
         try:
             for index, images in enumerate(iterator, start):
                 if isinstance(images, ShardError):

@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pipelines.errors import UserError
+from pipelines.publish import partial_path, publish
 from sdpnet.model import ModelOptions, SdPNet
 
 __all__ = [
@@ -38,17 +40,12 @@ _NAME = re.compile(r"step_(\d+)\.pt")
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls `write(temporary path)`, then gives the file its name; both the file and the directory are synced."""
-    temporary = path.with_name(f".{path.name}.partial")
+    """Calls `write(temporary path)`, waits for the disk, then gives the file its name."""
+    temporary = partial_path(path)
     write(temporary)
     with temporary.open("rb+") as file:
         os.fsync(file.fileno())
-    temporary.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    publish(path)
 
 
 def save_checkpoint(directory: Path, step: int, state: dict[str, Any], keep: int) -> Path:
@@ -75,6 +72,8 @@ def _checkpoints(directory: Path) -> list[Path]:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """The state that `save_checkpoint` wrote, on the CPU. Raises `UserError` for anything else."""
     try:
+        if not zipfile.is_zipfile(path):  # torch's older format is a bare pickle stream
+            raise ValueError("damaged, or not written by torch.save")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]

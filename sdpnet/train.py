@@ -7,7 +7,6 @@ import contextlib
 import signal
 import sys
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -151,8 +150,8 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> i
                     torch.manual_seed(derive_seed(config.seed, cursor.step, processes.shard.rank) >> 1)
                     optimizer.zero_grad(set_to_none=True)
                     loss = torch.zeros((), device=device)
-                    for micro, batch in enumerate(islice(stream, accumulate)):
-                        images, targets = stage(batch)
+                    for micro in range(accumulate):
+                        images, targets = stage(next(stream))
                         with ddp.no_sync() if ddp and micro + 1 < accumulate else contextlib.nullcontext():
                             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                                 logits = network(images)

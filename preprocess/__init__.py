@@ -1,0 +1,1 @@
+"""preprocess: an image folder in, checked shards out; offline, once."""

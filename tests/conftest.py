@@ -1,0 +1,52 @@
+"""Fixtures that several test modules share: a tiny image folder, and the shard set made from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from preprocess.build_ffcv import build_ffcv
+from preprocess.encode import EncodeSettings
+from preprocess.scan import scan
+
+CLASSES = ("ant", "bee", "cow")
+
+
+def make_image(seed: int, height: int, width: int) -> np.ndarray:
+    """A smooth random picture with a little grain: uint8 (height, width, 3)."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float64)
+    return np.clip(smooth + rng.normal(0, 3, smooth.shape), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes, 24 training and 10 validation images of 33 to 700 pixels a side; JPEG, PNG, grey, alpha."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(7)
+    for split, counts in (("train", (8, 8, 8)), ("val", (4, 3, 3))):
+        for name, count in zip(CLASSES, counts, strict=True):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                height, width = rng.integers(33, 320, 2) if number else rng.integers(501, 700, 2)
+                image = Image.fromarray(make_image(int(rng.integers(1 << 30)), int(height), int(width)))
+                if number == 1:
+                    image.convert("L").save(folder / f"{number}_grey.JPEG", quality=95)
+                elif number == 2:
+                    image.convert("RGBA").save(folder / f"{number}_alpha.png")
+                else:
+                    image.save(folder / f"{number}.jpg", quality=95)
+    return root
+
+
+@pytest.fixture(scope="session")
+def shard_set(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`image_folder` converted with the default settings."""
+    out = tmp_path_factory.mktemp("shards")
+    build_ffcv(scan(image_folder), out, image_folder.name, EncodeSettings(), num_workers=2)
+    return out

@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.errors import ShardError, UserError
+from pipelines.layout import MODE_JPEG, MODE_RAW, BetonReader, validate_beton
+from pipelines.publish import partial_path
+from preprocess.beton import PAGE_SIZE, BetonWriter
+from preprocess.encode import EncodedImage, EncodeSettings, encode_image
+
+ROOT = Path(__file__).resolve().parent.parent
+# FFCV 1.0.2 and what it imports warn about their own code.
+ffcv_test = pytest.mark.filterwarnings("ignore")
+NEED_FFCV = "FFCV is not installed (it is an optional backend)"
+
+
+def blobs(*sizes: int) -> list[EncodedImage]:
+    return [EncodedImage(bytes([index % 256]) * size, 10 + index, 20) for index, size in enumerate(sizes)]
+
+
+def write(path: Path, images: list[EncodedImage], page_size: int = PAGE_SIZE) -> str:
+    """Writes the images with labels 0, 1, ...; returns the checksum that the writer gives."""
+    with BetonWriter(path, len(images), page_size) as writer:
+        for label, image in enumerate(images):
+            writer.add(image, label)
+        shard = writer.finish()
+        writer.publish()
+    assert (shard.name, shard.num_samples, shard.bytes) == (path.name, len(images), path.stat().st_size)
+    return shard.sha256
+
+
+def pictures(count: int, height: int, width: int) -> list[EncodedImage]:
+    rng = np.random.default_rng(0)
+    images = []
+    for _ in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8))
+        buffer = io.BytesIO()
+        coarse.resize((width, height), Image.Resampling.BICUBIC).save(buffer, "PNG")
+        images.append(encode_image(buffer.getvalue(), EncodeSettings()))
+    return images
+
+
+def test_round_trip_and_checksum(tmp_path):
+    images = blobs(500, 1, 2000, 70)
+    checksum = write(tmp_path / "a.beton", images)
+    reader = BetonReader(tmp_path / "a.beton")
+    assert [reader.encoded(index).tobytes() for index in range(4)] == [image.data for image in images]
+    assert reader.labels.tolist() == [0, 1, 2, 3]
+    assert reader.sizes.tolist() == [[10, 20], [11, 20], [12, 20], [13, 20]]
+    assert set(reader.modes) == {MODE_JPEG}
+    content = (tmp_path / "a.beton").read_bytes()
+    assert hashlib.sha256(content).hexdigest() == checksum
+    assert checksum == write(tmp_path / "b.beton", images)
+    assert (tmp_path / "b.beton").read_bytes() == content
+    assert sorted(os.listdir(tmp_path)) == ["a.beton", "b.beton"]
+
+
+@pytest.mark.parametrize("sizes", [(512,), (511, 1), (512, 512), (300, 212, 1), (1,) * 600, (300,) * 9])
+def test_pages(tmp_path, sizes):
+    images = blobs(*[min(size, 512) for size in sizes])[:250]
+    write(tmp_path / "a.beton", images, page_size=512)
+    metadata, nbytes = validate_beton(tmp_path / "a.beton")
+    pages = metadata["data_ptr"] // 512
+    assert (pages == (metadata["data_ptr"] + nbytes - 1) // 512).all()
+    assert metadata["data_ptr"][0] % 512 == 0
+    assert ((tmp_path / "a.beton").stat().st_size - 24 * len(images)) % 512 == 0
+    assert (np.diff(metadata["data_ptr"].astype(np.int64)) > 0).all()
+    # A page is left only when the next image does not fit.
+    for index in np.flatnonzero(np.diff(pages)):
+        assert metadata["data_ptr"][index] % 512 + nbytes[index] + nbytes[index + 1] > 512
+
+
+def test_an_image_larger_than_a_page(tmp_path):
+    message = r"big\.jpg: 513 bytes once encoded.* 512; convert with a smaller --max-side"
+    with BetonWriter(tmp_path / "a.beton", 1, 512) as writer, pytest.raises(UserError, match=message):
+        writer.add(blobs(513)[0], 0, "big.jpg")
+    assert not os.listdir(tmp_path)
+
+
+def test_the_count_must_be_right(tmp_path):
+    with BetonWriter(tmp_path / "a.beton", 2, 512) as writer:
+        writer.add(blobs(5)[0], 0)
+        with pytest.raises(ValueError, match="1 samples, but 2 were announced"):
+            writer.finish()
+        with pytest.raises(ValueError, match="publish before finish"):
+            writer.publish()
+        writer.add(blobs(5)[0], 0)
+        with pytest.raises(ValueError, match="more than the 2"):
+            writer.add(blobs(5)[0], 0)
+    with pytest.raises(ValueError, match="at least 1"):
+        BetonWriter(tmp_path / "a.beton", 0)
+    with pytest.raises(ValueError, match="power of two"):
+        BetonWriter(tmp_path / "a.beton", 1, 1000)
+
+
+def test_an_error_leaves_nothing_and_keeps_what_was_there(tmp_path):
+    (tmp_path / "a.beton").write_text("older")
+    with pytest.raises(KeyboardInterrupt), BetonWriter(tmp_path / "a.beton", 2, 512) as writer:
+        writer.add(blobs(5)[0], 0)
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == ["a.beton"]
+    assert (tmp_path / "a.beton").read_text() == "older"
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from preprocess.beton import BetonWriter
+from preprocess.encode import EncodedImage
+path, when = Path(sys.argv[1]), sys.argv[2]
+with BetonWriter(path, 20, 4096) as writer:
+    for index in range(20):
+        writer.add(EncodedImage(bytes(1500), 10, 10), index)
+        if when == "adding" and index == 10:
+            os.kill(os.getpid(), signal.SIGKILL)
+    fsync = os.fsync
+    if when == "finishing":
+        os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+    writer.finish()
+    if when == "finished":
+        os.kill(os.getpid(), signal.SIGKILL)
+    writer.publish()
+"""
+
+
+@pytest.mark.parametrize("when", ["adding", "finishing", "finished"])
+def test_a_killed_writer_leaves_nothing_that_opens(tmp_path, when):
+    path = tmp_path / "train.beton"
+    killed = subprocess.run([sys.executable, "-c", KILLED, path, when], cwd=ROOT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert os.listdir(tmp_path) == [".train.beton.partial"]
+    with pytest.raises(ShardError):
+        validate_beton(partial_path(path))
+    write(path, blobs(5, 6))  # what is left does not disturb the next run
+    assert os.listdir(tmp_path) == ["train.beton"]
+
+
+@ffcv_test
+def test_stock_ffcv_reads_what_is_written(tmp_path):
+    pytest.importorskip("ffcv", reason=NEED_FFCV)
+    from ffcv.fields.basics import IntDecoder
+    from ffcv.fields.rgb_image import SimpleRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.memory_managers import OSCacheManager
+    from ffcv.reader import Reader
+
+    images = pictures(40, 96, 130)
+    path = tmp_path / "train.beton"
+    write(path, images, page_size=1 << 14)  # several pages
+    ours = BetonReader(path)
+
+    reader = Reader(str(path))
+    assert reader.field_names == ["image", "label"]
+    assert reader.num_samples == 40
+    manager = OSCacheManager(reader)
+    context = manager.schedule_epoch([])
+    with context:
+        read = manager.compile_reader()
+        for index, image in enumerate(images):
+            assert read(reader.metadata["f0"]["data_ptr"][index], context.state).tobytes() == image.data
+            assert ours.encoded(index).tobytes() == image.data
+
+    for os_cache in (True, False):
+        loader = Loader(
+            str(path),
+            batch_size=16,
+            num_workers=1,
+            order=OrderOption.SEQUENTIAL,
+            os_cache=os_cache,
+            drop_last=False,
+            pipelines={"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()]},
+        )
+        batches = [(pixels.copy(), labels.copy()) for pixels, labels in loader]
+        assert np.concatenate([labels for _, labels in batches])[:, 0].tolist() == list(range(40))
+        decoded = np.concatenate([pixels for pixels, _ in batches]).astype(np.int64)
+        for index, image in enumerate(images):
+            difference = np.abs(decoded[index] - np.asarray(Image.open(io.BytesIO(image.data))))
+            assert difference.mean() < 1.5  # FFCV decodes with TJFLAG_FASTDCT
+            assert difference.max() <= 8
+
+
+class Arrays:
+    """The indexed data set that FFCV's writer asks for: images of several sizes, and labels."""
+
+    def __len__(self) -> int:
+        return 30
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        rng = np.random.default_rng(index)
+        coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+        return np.asarray(coarse.resize((40 + index, 90 - index))), index % 7
+
+
+@ffcv_test
+@pytest.mark.parametrize(("write_mode", "mode"), [("jpg", MODE_JPEG), ("raw", MODE_RAW)])
+def test_reads_what_stock_ffcv_writes(tmp_path, write_mode, mode):
+    pytest.importorskip("ffcv", reason=NEED_FFCV)
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.writer import DatasetWriter
+
+    path = tmp_path / "ffcv.beton"
+    fields = {"image": RGBImageField(write_mode=write_mode, jpeg_quality=95), "label": IntField()}
+    DatasetWriter(str(path), fields, num_workers=2).from_indexed_dataset(Arrays(), chunksize=4)
+    reader = BetonReader(path)
+    assert reader.num_samples == 30
+    assert set(reader.modes) == {mode}
+    for index in range(30):
+        pixels, label = Arrays()[index]
+        assert reader.labels[index] == label
+        assert tuple(reader.sizes[index]) == pixels.shape[:2]
+        if mode == MODE_RAW:
+            assert np.array_equal(reader.encoded(index).reshape(pixels.shape), pixels)
+        else:
+            decoded = np.asarray(Image.open(io.BytesIO(reader.encoded(index).tobytes())), np.int64)
+            assert np.abs(decoded - pixels).mean() < 3

@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.errors import UserError
+from pipelines.layout import BetonReader, open_split, read_manifest, validate_beton
+from pipelines.publish import exclusive
+from preprocess.build_ffcv import build_ffcv, main
+from preprocess.encode import EncodeSettings, encode_image
+from preprocess.scan import scan
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = ROOT / "preprocess" / "build_ffcv.py"
+
+
+def command(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
+    """Runs the script as a user does, from another folder and without the checkout on the path."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], capture_output=True, text=True, env=environment, check=False, **options
+    )
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Runs the command, which must end in one line on stderr and status 2; returns the line."""
+    assert main([str(argument) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+    return captured.err
+
+
+def small(root: Path, *, val: bool = True) -> Path:
+    """Two classes of two tiny images, for tests that break them."""
+    for split in ("train", "val")[: 1 + val]:
+        for name in ("a", "b"):
+            (root / split / name).mkdir(parents=True)
+            for number in range(2):
+                path = root / split / name / f"{number}.jpg"
+                path.write_bytes(encode_image(b"P5 8 8 255\n" + bytes([number] * 64), EncodeSettings()).data)
+    return root
+
+
+def test_every_image_is_there_in_order(image_folder, shard_set):
+    found = scan(image_folder)
+    for name, split in found.splits.items():
+        manifest, reader = open_split(shard_set, name)
+        assert reader.num_samples == split.num_images
+        assert np.array_equal(reader.labels, split.labels)
+        for index in range(split.num_images):
+            expected = encode_image(split.path(index), EncodeSettings())
+            assert reader.encoded(index).tobytes() == expected.data
+            assert tuple(reader.sizes[index]) == (expected.height, expected.width)
+    assert manifest.classes == found.classes
+    assert manifest.source == image_folder.name
+    assert manifest.encode == {"max_side": 500, "quality": 90, "subsampling": "4:2:0", "restart_rows": 1}
+    assert sorted(os.listdir(shard_set)) == ["manifest.json", "train.beton", "val.beton"]
+
+
+def test_the_script_converts_and_accounts_for_every_image(image_folder, tmp_path):
+    options = ("--max-side", 64, "--quality", 80, "--workers", 1)
+    done = command(SCRIPT, "--source", image_folder, "--out", "out", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    sizes = {name: (tmp_path / "out" / f"{name}.beton").stat().st_size for name in ("train", "val")}
+    assert f"train: 24 images found, 24 converted, {sizes['train']:,} bytes" in done.stdout
+    assert f"val:   10 images found, 10 converted, {sizes['val']:,} bytes" in done.stdout
+    assert "34 images in" in done.stdout and "images/s" in done.stdout
+    manifest, reader = open_split(tmp_path / "out", "train")
+    assert manifest.encode["max_side"] == 64 and manifest.encode["quality"] == 80
+    assert reader.sizes.max() == 64
+
+
+@pytest.mark.parametrize("start", [[SCRIPT], ["-m", "preprocess.build_ffcv"]])
+def test_starts_as_a_file_and_as_a_module(start):
+    done = command(*start, "--help", cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "--source" in done.stdout
+
+
+def test_as_a_file_it_shadows_nothing():
+    code = (
+        "import runpy, sys\n"
+        f"sys.path.insert(0, {str(SCRIPT.parent)!r}); sys.argv = ['build_ffcv', '--help']\n"
+        f"try: runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "import importlib.util\n"
+        "assert importlib.util.find_spec('scan') is None and importlib.util.find_spec('encode') is None\n"
+    )
+    done = command("-c", code, cwd=ROOT.parent)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("num_workers", [1, 5])
+def test_bytes_do_not_depend_on_the_number_of_workers(image_folder, shard_set, tmp_path, num_workers):
+    build_ffcv(scan(image_folder), tmp_path, image_folder.name, EncodeSettings(), num_workers)
+    for name in sorted(os.listdir(shard_set)):  # made with two workers
+        assert (tmp_path / name).read_bytes() == (shard_set / name).read_bytes(), name
+
+
+def test_the_same_folder_as_both_splits(image_folder, tmp_path):
+    train = image_folder / "train"
+    assert main(["--train", str(train), "--val", str(train), "--out", str(tmp_path)]) == 0
+    manifest = read_manifest(tmp_path)
+    assert manifest.source == "train"
+    assert manifest.splits["train"].files[0].sha256 == manifest.splits["val"].files[0].sha256
+
+
+def test_the_source_is_named_without_its_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(small(tmp_path / "pets", val=False))
+    assert main(["--source", ".", "--out", "../out"]) == 0
+    assert read_manifest("../out").source == "pets"
+    assert str(tmp_path) not in (tmp_path / "out" / "manifest.json").read_text()
+
+
+def test_an_existing_shard_set_is_kept(shard_set, image_folder, capsys):
+    before = {name: (shard_set / name).stat().st_mtime_ns for name in os.listdir(shard_set)}
+    error = fails(capsys, "--source", image_folder, "--out", shard_set)
+    assert "already holds a shard set; remove it, or choose another --out" in error
+    assert {name: (shard_set / name).stat().st_mtime_ns for name in os.listdir(shard_set)} == before
+
+
+def test_a_foreign_beton_file_is_kept(tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "val.beton").write_text("somebody's")
+    error = fails(capsys, "--source", small(tmp_path / "in"), "--out", tmp_path / "out")
+    assert "val.beton: exists already" in error
+    assert os.listdir(tmp_path / "out") == ["val.beton"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda path: path.write_text("no picture"), "not an image"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-4]), "damaged image .*truncated"),
+        (lambda path: path.write_bytes(b""), "empty"),
+        (lambda path: (path.unlink(), path.symlink_to("nowhere")), "cannot be read"),
+    ],
+)
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_bad_image_is_named_and_leaves_nothing(tmp_path, capsys, split, damage, reason):
+    bad = small(tmp_path / "in") / split / "b" / "1.jpg"
+    damage(bad)
+    assert main(["--source", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert errors[-1].startswith(f"error: {bad}: ")
+    assert re.search(reason, errors[-1])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--source", "gone", "--out", "out"], "gone: no such folder"),
+        (["--source", "in", "--out", "in/train/a/0.jpg"], "0.jpg: cannot be written"),
+        (["--source", "in", "--out", "out", "--val", "gone"], "gone: no such folder"),
+        (["--source", "in", "--out", "out", "--workers", "0"], "--workers 0: must be at least 1"),
+        (["--source", "in", "--out", "out", "--quality", "101"], "quality 101: must be 1 to 100"),
+        (["--source", "in", "--out", "out", "--max-side", "-5"], "max_side -5"),
+        (["--out", "out"], "--source or --train"),
+        (["--source", "empty", "--out", "out"], "empty: no class folders"),
+        (["--source", "hollow", "--out", "out"], "hollow/b: a class folder without images"),
+    ],
+)
+def test_mistakes_end_in_one_line(tmp_path, monkeypatch, capsys, arguments, message):
+    small(tmp_path / "in")
+    (tmp_path / "empty").mkdir()
+    shutil.copytree(tmp_path / "in" / "train" / "a", tmp_path / "hollow" / "a")
+    (tmp_path / "hollow" / "b").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert message in fails(capsys, *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--souce", "in", "--out", "out"], ["--source", "in"], ["--out", "o", "--work", "1"]]
+)
+def test_unknown_and_missing_flags(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "build_ffcv: error:" in capsys.readouterr().err
+
+
+def test_two_runs_do_not_mix(tmp_path, capsys):
+    small(tmp_path / "in")
+    (tmp_path / "out").mkdir()
+    with exclusive(tmp_path / "out"):
+        error = fails(capsys, "--source", tmp_path / "in", "--out", tmp_path / "out")
+    assert "another run is writing here" in error
+
+
+# The command, with something that happens at the given image.
+INTERRUPTED = """
+import os, resource, signal, sys
+from preprocess import beton, build_ffcv
+add, calls = beton.BetonWriter.add, [0]
+def interrupted(self, *arguments):
+    calls[0] += 1
+    if calls[0] == int(sys.argv[2]):
+        if sys.argv[1] == "disk-full":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 23, 1 << 23))
+        else:
+            os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+    add(self, *arguments)
+beton.BetonWriter.add = interrupted
+sys.exit(build_ffcv.main(sys.argv[3:]))
+"""
+
+
+@pytest.mark.parametrize("at", [1, 20, 30])  # of 24 training and 10 validation images
+def test_ctrl_c_ends_cleanly(image_folder, tmp_path, at):
+    done = command("-c", INTERRUPTED, "SIGINT", at, "--source", image_folder, "--out", tmp_path / "out", cwd=ROOT)
+    assert done.returncode == 130
+    assert done.stderr.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("at", [2, 30])
+def test_a_killed_run_leaves_nothing_final_and_can_be_repeated(image_folder, shard_set, tmp_path, at):
+    arguments = ("--source", image_folder, "--out", tmp_path / "out")
+    done = command("-c", INTERRUPTED, "SIGKILL", at, *arguments, cwd=ROOT)
+    assert done.returncode == -signal.SIGKILL
+    left = sorted(os.listdir(tmp_path / "out"))
+    assert left and all(name.startswith(".") and name.endswith(".partial") for name in left)
+    for name in left:
+        with pytest.raises(UserError):
+            validate_beton(tmp_path / "out" / name)
+    assert main([str(argument) for argument in arguments]) == 0
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(os.listdir(shard_set))
+    assert BetonReader(tmp_path / "out" / "train.beton").num_samples == 24
+    assert (
+        json.loads((tmp_path / "out" / "manifest.json").read_text())["splits"]
+        == json.loads((shard_set / "manifest.json").read_text())["splits"]
+    )
+
+
+def test_a_full_disk_ends_in_one_line(image_folder, tmp_path):
+    done = command("-c", INTERRUPTED, "disk-full", 5, "--source", image_folder, "--out", tmp_path / "out", cwd=ROOT)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: ") and "out: cannot be written (File too large)" in last
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_manifest_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch, capsys):
+    def full(path: Path, text: str) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("preprocess.build_ffcv.publish_text", full)
+    assert main(["--source", str(small(tmp_path / "in")), "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.endswith("manifest.json: cannot be written (No space left on device)\n")
+    assert not (tmp_path / "out").exists()

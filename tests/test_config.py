@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.errors import UserError
+from sdpnet.config import CONFIG_DIRECTORY, Config, dump_config, load_config
+
+NAMES = sorted(str(p.relative_to(CONFIG_DIRECTORY).with_suffix("")) for p in CONFIG_DIRECTORY.rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_shipped_config_loads_and_survives_a_round_trip(name: str, tmp_path: Path) -> None:
+    config = load_config(name)
+    (tmp_path / "again.yaml").write_text(dump_config(config))
+    assert load_config(str(tmp_path / "again.yaml")) == config
+    assert (CONFIG_DIRECTORY / f"{name}.yaml").read_text().startswith("# "), "says what it reaches, on what"
+
+
+def test_the_shipped_names() -> None:
+    assert {"debug", "demo", "cifar10", "sdpnet_l", "sdpnet_xl", "sdpnet_xxl"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", ["sdpnet_l", "sdpnet_xl", "sdpnet_xxl"])
+def test_the_seed_recipe(name: str) -> None:
+    config = load_config(name)
+    assert config.model.name == name and config.model.dropout == 0.2
+    assert config.data.batch_size_per_gpu * 8 == 960 and config.train.epochs > 200
+    assert config.optim.lr / config.optim.lr_reference_batch * 960 == pytest.approx(0.001875)
+    assert config.optim.warmup_epochs == 5 and config.optim.weight_decay == 0.05
+    cycle, end = config.optim.restart_epochs, config.optim.warmup_epochs
+    while end < config.train.epochs:
+        end, cycle = end + cycle, cycle * config.optim.restart_factor
+    assert end == config.train.epochs, "training ends at the bottom of a cycle"
+
+
+def test_settings_override_in_order() -> None:
+    config = load_config("debug", ["optim.lr=1e-5", "data.crop.scale=[0.5, 1]", "seed=3", "seed=4", "optim.eps=1"])
+    assert config.optim.lr == 1e-5 and config.data.crop.scale == (0.5, 1.0) and config.seed == 4
+    assert isinstance(config.optim.eps, float)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("optim.lrr=1", r"unknown config key 'optim\.lrr': did you mean 'lr'\?"),
+        ("optin.lr=1", r"unknown config key 'optin': did you mean 'optim'\?"),
+        ("data.crop.scales=1", r"unknown config key 'data\.crop\.scales': did you mean 'scale'\?"),
+        ("optim.lr=fast", r"optim\.lr = 'fast': must be a number"),
+        ("optim.lr=-1", r"optim\.lr = -1\.0: must be above 0"),
+        ("train.epochs=1.5", r"train\.epochs = 1\.5: must be a whole number"),
+        ("train.epochs=true", r"train\.epochs = True: must be a whole number"),
+        ("train.epochs=0", r"train\.epochs = 0: must be at least 1"),
+        ("optim.warmup_epochs=9", r"optim\.warmup_epochs = 9\.0: must be at most train\.epochs \(1\)"),
+        ("train.amp=bf61", r"train\.amp = 'bf61': did you mean 'bf16'\?"),
+        ("data.pipeline=dalli", r"data\.pipeline = 'dalli': did you mean 'dali'\?"),
+        ("data.crop.scale=[1]", r"data\.crop\.scale = \[1\]: must be a list of 2 numbers"),
+        ("data.crop.scale=[0.9, 0.1]", r"data\.crop\.scale = \(0\.9, 0\.1\): must be 0 < low <= high <= 1"),
+        ("data.crop=7", r"data\.crop = 7: must be a section with the keys scale"),
+        ("data.image_size=65", r"data\.image_size = 65: must be a multiple of the patch size 16"),
+        ("augment.mix.mixup_alpha=-0.1", r"augment\.mix\.mixup_alpha = -0\.1: must be 0 \(off\) or more"),
+        ("augment.label_smoothing=1", r"augment\.label_smoothing = 1\.0: must be in \[0, 1\)"),
+        ("model.name=sdpnet_x", r"model\.name = 'sdpnet_x': did you mean 'sdpnet_xl'\?"),
+        ("model.heads=3", r"model\.heads = 3: must divide model\.dim"),
+        ("seed", r"--set seed: must look like section\.key=value"),
+        ("optim.lr=[", r"--set optim\.lr=\[: the value is not valid YAML"),
+        ("seed.x=1", r"--set seed\.x=1: seed is no section"),
+        ("data.order=sequential", r"data\.order = 'sequential': must be random or blocks"),
+    ],
+)
+def test_mistakes_are_one_line_that_helps(setting: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load_config("debug", [setting])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_that_is_no_config(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no config 'debugg': did you mean 'debug'"):
+        load_config("debugg")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [")
+    with pytest.raises(UserError, match=r"broken\.yaml: not valid YAML"):
+        load_config(str(broken))
+    broken.write_text("- 1")
+    with pytest.raises(UserError, match="must be sections"):
+        load_config(str(broken))
+    broken.write_text(f"extends: {broken}")
+    with pytest.raises(UserError, match="extends itself"):
+        load_config(str(broken))
+
+
+def test_defaults_are_a_valid_config() -> None:
+    assert Config().data.image_size == 224

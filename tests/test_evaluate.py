@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torchmetrics.functional import accuracy
+
+from pipelines.augment import DeviceStage
+from pipelines.contract import AugmentOptions, Batch, ShardOptions, make_loader
+from sdpnet.config import load_config
+from sdpnet.distributed import Processes
+from sdpnet.evaluate import evaluate
+from sdpnet.model import create_model
+
+ALONE = Processes(ShardOptions(), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 10, 16])
+def test_scores_equal_torchmetrics_on_each_sample_once(batch_size: int, shard_set: Path) -> None:
+    settings = [f"data.path={shard_set}", "data.pipeline=torchvision", "data.num_workers=1"]
+    config = load_config("debug", [*settings, f"data.batch_size_per_gpu={batch_size}"])
+    loader = make_loader(config, "val", ShardOptions(), ALONE.device)
+    stage = DeviceStage(AugmentOptions(), 9, torch.float32, train=False)
+    torch.manual_seed(0)
+    model = create_model("sdpnet_tiny", 9)
+    scores = evaluate(model, loader, stage, ALONE)
+    assert scores is not None and scores.num_samples == 10
+
+    logits, labels = [], []
+    for batch in loader.batches():
+        with torch.inference_mode():
+            logits.append(model(stage(batch)[0])[batch.valid])
+        labels.append(batch.labels[batch.valid])
+    all_logits, all_labels = torch.cat(logits), torch.cat(labels)
+    assert len(all_labels) == 10
+    for top, ours in ((1, scores.top1), (5, scores.top5)):
+        theirs = accuracy(all_logits, all_labels, task="multiclass", num_classes=9, top_k=top, average="micro")
+        assert ours == pytest.approx(theirs.item(), abs=1e-6)
+    assert scores.loss == pytest.approx(nn.functional.cross_entropy(all_logits, all_labels).item(), rel=1e-5)
+
+
+class OneBatch:
+    """A loader of one batch whose padding would be wrong to score."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+
+    def batches(self) -> Iterator[Batch]:
+        yield self.batch
+
+
+def test_padding_is_never_scored(shard_set: Path) -> None:
+    config = load_config("debug", [f"data.path={shard_set}", "data.pipeline=torchvision", "data.batch_size_per_gpu=4"])
+    batch = list(make_loader(config, "val", ShardOptions(), ALONE.device).batches())[-1]
+    assert batch.valid.tolist() == [True, True, False, False]
+
+    class SaysTheLabels(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            wrong = (batch.labels + 1) % 3
+            return nn.functional.one_hot(torch.where(batch.valid, batch.labels, wrong), 3).float() * 10
+
+    scores = evaluate(
+        SaysTheLabels(),
+        OneBatch(batch),  # type: ignore[arg-type]
+        DeviceStage(AugmentOptions(), 3, torch.float32, train=False),
+        ALONE,
+    )
+    assert scores is not None and scores.top1 == 1.0 and scores.num_samples == 2
+
+
+def test_an_interruption_gives_no_scores(shard_set: Path) -> None:
+    config = load_config("debug", [f"data.path={shard_set}", "data.pipeline=synthetic", "data.batch_size_per_gpu=4"])
+    loader = make_loader(config, "val", ShardOptions(), ALONE.device)
+    stage = DeviceStage(AugmentOptions(), 3, torch.float32, train=False)
+    assert evaluate(create_model("sdpnet_tiny", 3), loader, stage, ALONE, lambda: True) is None
