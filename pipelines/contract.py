@@ -277,9 +277,8 @@ def make_loader(
 
 
 def _backend(name: str) -> Any:
-    module, requirement, remedy = PIPELINES[name]
+    module, _, remedy = PIPELINES[name]
     try:
-        importlib.import_module(requirement)
         return importlib.import_module(module).make
     except (ImportError, OSError) as error:  # OSError: a shared library that the package needs is missing
         working = [other for other in PIPELINES if other != name and _installed(other)]

@@ -166,11 +166,12 @@ class FfcvLoader:
                 if index + lead < count:
                     plans[index + lead] = self._tabulate(epoch, index + lead)
         finally:
-            iterator.close()
+            iterator.iter_ixes = iter(())  # the thread ends after the batch in the making
             while iterator.is_alive():  # it may be blocked on its full queue
                 while not iterator.output_queue.empty():
                     iterator.output_queue.get_nowait()
                 iterator.join(timeout=0.01)
+            iterator.close()
 
     def _tabulate(self, epoch: int, index: int) -> Any:
         plan = self.source.batch_plan(epoch, index)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ffcv_writer import write_with_ffcv
 from PIL import Image
 
 from pipelines.errors import ShardError, UserError
@@ -189,33 +190,24 @@ def test_stock_ffcv_reads_what_is_written(tmp_path):
             assert difference.max() <= 8
 
 
-class Arrays:
-    """The indexed data set that FFCV's writer asks for: images of several sizes, and labels."""
-
-    def __len__(self) -> int:
-        return 30
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        rng = np.random.default_rng(index)
-        coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
-        return np.asarray(coarse.resize((40 + index, 90 - index))), index % 7
+def array(index: int) -> tuple[np.ndarray, int]:
+    """A sample for FFCV's writer, of a size of its own, and its label."""
+    rng = np.random.default_rng(index)
+    coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+    return np.asarray(coarse.resize((40 + index, 90 - index))), index % 7
 
 
 @ffcv_test
 @pytest.mark.parametrize(("write_mode", "mode"), [("jpg", MODE_JPEG), ("raw", MODE_RAW)])
 def test_reads_what_stock_ffcv_writes(tmp_path, write_mode, mode):
     pytest.importorskip("ffcv", reason=NEED_FFCV)
-    from ffcv.fields import IntField, RGBImageField
-    from ffcv.writer import DatasetWriter
-
     path = tmp_path / "ffcv.beton"
-    fields = {"image": RGBImageField(write_mode=write_mode, jpeg_quality=95), "label": IntField()}
-    DatasetWriter(str(path), fields, num_workers=2).from_indexed_dataset(Arrays(), chunksize=4)
+    write_with_ffcv(path, [array(index) for index in range(30)], write_mode)
     reader = BetonReader(path)
     assert reader.num_samples == 30
     assert set(reader.modes) == {mode}
     for index in range(30):
-        pixels, label = Arrays()[index]
+        pixels, label = array(index)
         assert reader.labels[index] == label
         assert tuple(reader.sizes[index]) == pixels.shape[:2]
         if mode == MODE_RAW:

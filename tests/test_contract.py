@@ -29,6 +29,8 @@ def test_shard_options_echo_a_bad_value(rank: int, world_size: int) -> None:
 def test_a_missing_backend_says_cause_remedy_and_what_works(
     name: str, module: str, shard_set: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for loaded in [m for m in sys.modules if m.startswith(f"{module}.") or m == PIPELINES[name][0]]:
+        monkeypatch.delitem(sys.modules, loaded)
     monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
     with pytest.raises(BackendMissingError) as caught:
         make_loader(config_for(shard_set, f"data.pipeline={name}"), "train", ShardOptions(), CPU)

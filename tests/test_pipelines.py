@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
 import shutil
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ffcv_writer import write_with_ffcv
 from PIL import Image
 
 from pipelines.contract import Batch, Loader, ShardOptions, make_loader
@@ -117,15 +121,19 @@ def test_ranks_together_read_what_one_process_reads(name: str, shard_set: Path) 
         assert torch.equal(batch.labels, torch.cat([first.labels, second.labels]))
 
 
+@pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("name", ["torchvision", pipeline("dali"), pipeline("ffcv"), "synthetic"])
-def test_evaluation_yields_each_sample_once_and_an_early_exit_leaves_nothing(name: str, shard_set: Path) -> None:
-    loader = load(shard_set, name, "val", batch_size_per_gpu=3)
+def test_evaluation_yields_each_sample_once_and_an_early_exit_leaves_nothing(
+    name: str, batch_size: int, shard_set: Path
+) -> None:
+    loader = load(shard_set, name, "val", batch_size_per_gpu=batch_size, prefetch_batches=1)
     ids = torch.cat([batch.sample_ids[batch.valid] for batch in loader.batches()])
     assert ids.tolist() == list(range(10))
     iterator = loader.batches()
     next(iterator)
     iterator.close()
     assert not [t for t in threading.enumerate() if type(t).__name__ == "EpochIterator"]
+    assert not multiprocessing.active_children()
     again = torch.cat([batch.sample_ids[batch.valid] for batch in loader.batches()])
     assert again.tolist() == list(range(10))
     loader.close()
@@ -146,19 +154,28 @@ def test_a_damaged_jpeg_is_an_error_never_another_images_pixels(name: str, shard
         list(load(copy, name, "val").batches())
 
 
-def test_raw_pixels_are_refused_by_dali_only(shard_set: Path, tmp_path: Path) -> None:
-    ffcv_fields = pytest.importorskip("ffcv.fields")
-    from ffcv.writer import DatasetWriter
+@pytest.mark.skipif(not installed("ffcv"), reason="ffcv is not installed")
+def test_ffcv_leaves_torchs_threads_alone(shard_set: Path) -> None:
+    """FFCV sets them to 1 when it is imported, and to its own number when it is used."""
+    script = f"""
+import sys, torch
+torch.set_num_threads(3)
+from pipelines.contract import ShardOptions, make_loader
+from sdpnet.config import load_config
+config = load_config("debug", ["data.path={shard_set}", "data.pipeline=ffcv", "data.num_workers=1"])
+for _ in make_loader(config, "val", ShardOptions(), torch.device("cpu")).batches():
+    assert torch.get_num_threads() == 3
+assert torch.get_num_threads() == 3 and "ffcv" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
 
+
+def test_raw_pixels_are_refused_by_dali_only(shard_set: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ffcv")
     images = [np.random.default_rng(i).integers(0, 256, (20 + i, 30, 3), dtype=np.uint8) for i in range(6)]
     copy = tmp_path / "shards"
     shutil.copytree(shard_set, copy)
-    writer = DatasetWriter(
-        str(copy / "val.beton"),
-        {"image": ffcv_fields.RGBImageField(write_mode="raw"), "label": ffcv_fields.IntField()},
-        num_workers=1,
-    )
-    writer.from_indexed_dataset([(image, i % 3) for i, image in enumerate(images)])
+    write_with_ffcv(copy / "val.beton", [(image, i % 3) for i, image in enumerate(images)], "raw")
     _rewrite_manifest(copy, 6)
     batches = collect(load(copy, "torchvision", "val"))
     assert [int(i) for batch in batches for i in batch.labels[batch.valid]] == [0, 1, 2, 0, 1, 2]
