@@ -57,6 +57,7 @@ class Reporter:
         self._console = Console(quiet=not is_main, highlight=False)
         self._progress: Progress | None = None
         self._task: TaskID | None = None
+        self._status = ""
         if is_main and path.exists():  # lines from after the checkpoint that the run resumes from are told again
             lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= resumed_step]
             path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -87,7 +88,7 @@ class Reporter:
         if self._progress is not None:
             if self._task is not None:
                 self._progress.remove_task(self._task)
-            self._task = self._progress.add_task("", total=steps, completed=step, epoch=epoch + 1, status="")
+            self._task = self._progress.add_task("", total=steps, completed=step, epoch=epoch + 1, status=self._status)
 
     def advance(self) -> None:
         if self._progress is not None and self._task is not None:
@@ -95,7 +96,7 @@ class Reporter:
 
     def training(self, metrics: dict[str, Any]) -> None:
         self._write(metrics)
-        status = (
+        self._status = status = (
             f"loss {metrics['train_loss']:.4f}  lr {metrics['lr']:.2e}  "
             f"{metrics['images_per_second']:,.0f} images/s  waiting for data {metrics['data_wait_fraction']:.0%}"
         )

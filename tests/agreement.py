@@ -63,9 +63,9 @@ def main() -> int:
     parser.add_argument("--json", help="also write the figures here")
     arguments = parser.parse_args()
     results = [compare(arguments.data, name, split) for name in arguments.pipelines.split(",") for split in SPLITS]
-    table = Table("pipeline", "split", "images", "ids", "labels", "mean difference", "limit", "worst image")
+    table = Table("pipeline", "split", "images", "ids", "labels", "mean", "limit", "worst image")
     for r in results:
-        same = ["identical" if same else "DIFFERENT" for same in (r.same_ids, r.same_labels)]
+        same = ["same" if same else "OTHER" for same in (r.same_ids, r.same_labels)]
         figures = [f"{r.mean_difference:.3f}", f"{LIMITS[r.pipeline]}", f"{r.worst_image:.3f}"]
         table.add_row(r.pipeline, r.split, str(r.num_images), *same, *figures)
     Console().print(table)
