@@ -44,11 +44,13 @@ class DaliLoader:
             return
         self._plans = (self.source.batch_plan(epoch, index) for index in range(start, len(self)))
         pipe = self._pipe = self._pipe or self._build()
+        on_gpu = self.source.device.type == "cuda"
         pipe.reset()  # it may stand at the end of an earlier epoch, whether or not that was asked for
         try:
             while True:
                 try:
-                    (images,) = pipe.run()
+                    # Bound to torch's stream, the images are written before and freed after what is queued there.
+                    (images,) = pipe.run(torch.cuda.current_stream(self.source.device) if on_gpu else None)
                 except StopIteration:
                     return
                 except RuntimeError as error:

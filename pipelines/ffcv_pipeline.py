@@ -162,7 +162,9 @@ class FfcvLoader:
                 failed = np.flatnonzero(self._table[plan.sample_ids, _STATUS])
                 if len(failed):
                     raise ShardError(f"{source.reader.path}: sample {plan.sample_ids[failed[0]]}: damaged JPEG")
-                yield source.batch(torch.as_tensor(images), plan, torch.as_tensor(labels).view(-1).clone())
+                # The copy must have ended before FFCV writes there again; from pinned memory it could be asynchronous.
+                on_device = torch.as_tensor(images).to(source.device, non_blocking=False)
+                yield source.batch(on_device, plan, torch.as_tensor(labels).view(-1).clone())
                 if index + lead < count:
                     plans[index + lead] = self._tabulate(epoch, index + lead)
         finally:

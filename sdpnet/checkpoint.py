@@ -78,7 +78,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"{path}: not a readable checkpoint ({reason[0]})") from None
-    if not isinstance(state, dict) or not {"model", "optimizer", "scaler", "cursor", "order"} <= set(state):
+    if not isinstance(state, dict) or not {"model", "optimizer", "scaler", "cursor", "order", "evaluation"} <= set(
+        state
+    ):
         raise UserError(f"{path}: not a checkpoint of sdpnet")
     return state
 

@@ -27,7 +27,7 @@ from sdpnet.checkpoint import (
 )
 from sdpnet.config import Config, dump_config, load_config
 from sdpnet.distributed import Processes, amp_dtype, any_process, join, leave, same_weights
-from sdpnet.evaluate import Scores, evaluate
+from sdpnet.evaluate import evaluate
 from sdpnet.interrupt import stop_signals
 from sdpnet.loss import soft_cross_entropy
 from sdpnet.model import SdPNet
@@ -86,18 +86,18 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> i
         "num_samples": train_loader.source.plan.num_samples,
     }
     cursor = Cursor()
+    evaluation: dict[str, float] = {}  # of the last epoch that was scored
     if newest is not None:
         state = load_checkpoint(newest)
         load_weights(model, state["model"], newest)
         for name, value in order.items():
-            if state["order"][name] != value:
-                raise UserError(
-                    f"{newest}: was trained with {name} {state['order'][name]}, not {value}: "
-                    "it cannot be continued exactly"
-                )
+            was = state["order"].get(name)
+            if was != value:
+                raise UserError(f"{newest}: was trained with {name} {was}, not {value}: it cannot be continued exactly")
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
         cursor = Cursor(**state["cursor"])
+        evaluation = state["evaluation"]
     stage = DeviceStage(config.augment, num_classes, dtype, train=True)
     val_stage = DeviceStage(config.augment, num_classes, dtype, train=False)
     ddp = DistributedDataParallel(model) if world_size > 1 else None
@@ -111,6 +111,7 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> i
                 "scaler": scaler.state_dict(),
                 "cursor": asdict(cursor),
                 "order": order,
+                "evaluation": evaluation,
             }
             save_checkpoint(checkpoints, cursor.step, state, config.train.keep_checkpoints)
 
@@ -118,7 +119,6 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> i
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / "config.yaml", lambda path: path.write_text(dump_config(config), encoding="utf-8"))
     reporter = Reporter(out / "metrics.jsonl", is_main=processes.is_main, resumed_step=cursor.step)
-    scores: Scores | None = None
     with reporter, stop_signals() as received, contextlib.closing(train_loader), contextlib.closing(val_loader):
 
         def stopped() -> bool:
@@ -179,26 +179,29 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> i
                         break
                     if config.train.checkpoint_interval and cursor.step % config.train.checkpoint_interval == 0:
                         save()
+            finished = cursor.step_in_epoch == steps_per_epoch and not stopped()
             last = cursor.epoch + 1 == config.train.epochs
-            if not stopped() and (last or (cursor.epoch + 1) % config.train.eval_interval == 0):
+            if finished and (last or (cursor.epoch + 1) % config.train.eval_interval == 0):
                 same_weights(model, processes)
                 scores = evaluate(model, val_loader, val_stage, processes, stopped)
-                if scores is not None:
-                    metrics = {"epoch": cursor.epoch, "step": cursor.step, **scores.as_dict()}
-                    reporter.evaluation(metrics, scores.num_samples)
-            if stopped():
-                save()
+                if scores is None:
+                    finished = False
+                else:
+                    evaluation = scores.as_dict()
+                    position = {"epoch": cursor.epoch, "step": cursor.step}
+                    reporter.evaluation({**position, **evaluation}, scores.num_samples)
+            if finished:
+                cursor.epoch, cursor.step_in_epoch = cursor.epoch + 1, 0
+            save()
+            if stopped() or not finished:
                 reporter.say(
                     f"stopped after step {cursor.step}; the same command with --resume continues exactly there"
                 )
                 return 128 + (received[0] if received else signal.SIGTERM)
-            cursor.epoch, cursor.step_in_epoch = cursor.epoch + 1, 0
-            save()
         if processes.is_main:
-            metrics = scores.as_dict() if scores is not None else {}
             data, augment = config.data, config.augment
             card = ModelCard(
-                model.options, classes, data.image_size, data.centre_fraction, augment.mean, augment.std, metrics
+                model.options, classes, data.image_size, data.centre_fraction, augment.mean, augment.std, evaluation
             )
             save_model(out, model, card)
         reporter.say(f"done: {out / 'model.safetensors'}")

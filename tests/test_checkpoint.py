@@ -20,7 +20,14 @@ from sdpnet.checkpoint import (
 )
 from sdpnet.model import create_model
 
-STATE = {"model": {"w": torch.arange(3.0)}, "optimizer": {}, "scaler": {}, "cursor": {"step": 1}, "order": {}}
+STATE = {
+    "model": {"w": torch.arange(3.0)},
+    "optimizer": {},
+    "scaler": {},
+    "cursor": {"step": 1},
+    "order": {},
+    "evaluation": {},
+}
 
 
 def test_newest_is_by_step_and_old_ones_go(tmp_path: Path) -> None:

@@ -126,6 +126,26 @@ def test_stopped_during_evaluation(
     same_run(uninterrupted, tmp_path)
 
 
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_stopped_right_after_an_evaluation(
+    epoch: int, shard_set: Path, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The evaluation is neither lost nor repeated, nor are its scores when it was the last."""
+    report = Reporter.evaluation
+
+    def stopping(self: Reporter, scores: dict[str, Any], num_samples: int) -> None:
+        report(self, scores, num_samples)
+        if scores["epoch"] + 1 == epoch:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Reporter, "evaluation", stopping)
+        assert main(arguments(shard_set, tmp_path)) == 130
+    assert main(["--resume", *arguments(shard_set, tmp_path)]) == 0
+    same_run(uninterrupted, tmp_path)
+    assert load_model(tmp_path)[1] == load_model(uninterrupted)[1]
+
+
 @pytest.mark.parametrize(
     "pipeline", [pytest.param(p, marks=pytest.mark.skipif(not installed(p), reason=p)) for p in ("dali", "ffcv")]
 )
