@@ -2,6 +2,7 @@
 
     SHARDS/manifest.json      schema version, source, classes, encode settings; per split its files, sizes, checksums
     SHARDS/train.beton        FFCV's format, version 2, with the fields `image` (RGBImageField) and `label` (IntField)
+    SHARDS/train.crc32        the CRC-32 of each sample's encoded image (uint32), to find what a changed file has lost
 
 A `.beton` file, all integers little-endian:
 
@@ -27,6 +28,7 @@ from pipelines.errors import ShardError
 __all__ = [
     "ALLOCATION_DTYPE",
     "BETON_VERSION",
+    "CRC32_DTYPE",
     "FIELD_DTYPE",
     "HEADER_DTYPE",
     "IMAGE_FIELD_TYPE",
@@ -73,17 +75,21 @@ METADATA_DTYPE = np.dtype(
         "itemsize": 24,
     }
 )
+CRC32_DTYPE = np.dtype("<u4")
 ALLOCATION_DTYPE = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 
 
 @dataclass(frozen=True)
 class ShardFile:
-    """One file of a split: its name beside the manifest, size in bytes and SHA-256 (hex)."""
+    """One file of a split: its name beside the manifest, size in bytes and SHA-256 (hex); `crc32` names the file of its
+    samples' checksums, `crc32_sha256` is that file's own."""
 
     name: str
     num_samples: int
     bytes: int
     sha256: str
+    crc32: str
+    crc32_sha256: str
 
 
 @dataclass(frozen=True)
@@ -124,10 +130,10 @@ class Manifest:
 
 
 def read_manifest(directory: str | Path) -> Manifest:
-    """Reads and checks `manifest.json` of a shard set.
+    """Reads and checks `manifest.json` of a shard set, not the files that it names (see `open_split`).
 
-    Raises `ShardError` when the directory or the manifest is missing, is not JSON, is of another schema version, or
-    names a file that is absent, lies elsewhere, or has another size than the manifest says.
+    Raises `ShardError` when the directory or the manifest is missing, is not JSON, is of another schema version,
+    is incomplete, or names a file outside the directory.
     """
     directory = Path(directory)
     path = directory / MANIFEST_NAME
@@ -157,13 +163,23 @@ def read_manifest(directory: str | Path) -> Manifest:
         raise ShardError(f"{path}: incomplete or damaged ({type(error).__name__}: {error}); convert again") from None
     for split in manifest.splits.values():
         for file in split.files:
-            _check_file(directory, file)
+            for name in (file.name, file.crc32):
+                if os.path.basename(name) != name or name in ("", ".", ".."):
+                    raise ShardError(f"{path}: file name {name!r} leaves the shard set's directory")
     return manifest
 
 
 def _parse_split(raw: dict[str, Any]) -> Split:
     files = tuple(
-        ShardFile(str(f["name"]), int(f["num_samples"]), int(f["bytes"]), str(f["sha256"])) for f in raw["files"]
+        ShardFile(
+            name=str(f["name"]),
+            num_samples=int(f["num_samples"]),
+            bytes=int(f["bytes"]),
+            sha256=str(f["sha256"]),
+            crc32=str(f["crc32"]),
+            crc32_sha256=str(f["crc32_sha256"]),
+        )
+        for f in raw["files"]
     )
     split = Split(int(raw["num_samples"]), str(raw["format"]), files)
     if sum(file.num_samples for file in files) != split.num_samples:
@@ -172,8 +188,6 @@ def _parse_split(raw: dict[str, Any]) -> Split:
 
 
 def _check_file(directory: Path, file: ShardFile) -> None:
-    if os.path.basename(file.name) != file.name or file.name in ("", ".", ".."):
-        raise ShardError(f"{directory / MANIFEST_NAME}: file name {file.name!r} leaves the shard set's directory")
     path = directory / file.name
     if not path.is_file():
         raise ShardError(f"{path}: the manifest names it, but it is not there; copy it here or convert again")
@@ -187,16 +201,19 @@ def _check_file(directory: Path, file: ShardFile) -> None:
 def open_split(directory: str | Path, split: str) -> tuple[Manifest, BetonReader]:
     """Opens one split of a shard set for random access: (manifest, reader).
 
-    Raises `ShardError` for what `read_manifest` and `validate_beton` refuse, for a split that is not there, and for
-    labels outside the manifest's classes.
+    Raises `ShardError` for what `read_manifest` and `validate_beton` refuse, for a split that is not there, for a file
+    that is absent or of another size than the manifest says, and for labels outside the manifest's classes.
     """
+    directory = Path(directory)
     manifest = read_manifest(directory)
     if split not in manifest.splits:
-        raise ShardError(f"{directory}: no split {split!r}; it has {', '.join(sorted(manifest.splits)) or 'none'}")
+        there = ", ".join(sorted(manifest.splits)) or "none"
+        raise ShardError(f"{directory}: no split {split!r}; it has {there} (see data.train_split and data.val_split)")
     files = manifest.splits[split].files
     if manifest.splits[split].format != "beton" or len(files) != 1:
         raise ShardError(f"{directory}: split {split!r} is not a single .beton file, the only kind this version reads")
-    reader = BetonReader(Path(directory) / files[0].name)
+    _check_file(directory, files[0])
+    reader = BetonReader(directory / files[0].name)
     if reader.num_samples != files[0].num_samples:
         raise ShardError(
             f"{reader.path}: {reader.num_samples} samples, but the manifest says {files[0].num_samples}; convert again"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipelines.errors import UserError
 
-__all__ = ["exclusive", "partial_path", "publish", "publish_text"]
+__all__ = ["exclusive", "partial_path", "publish", "publish_bytes"]
 
 
 def partial_path(path: Path) -> Path:
@@ -31,11 +31,11 @@ def publish(path: Path) -> None:
         os.close(directory)
 
 
-def publish_text(path: Path, text: str) -> None:
-    """Writes a whole text file (UTF-8) so that `path` holds all of it or does not exist."""
+def publish_bytes(path: Path, content: bytes) -> None:
+    """Writes a whole file so that `path` holds all of it or does not exist."""
     try:
-        with partial_path(path).open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with partial_path(path).open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         publish(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zlib
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -14,6 +15,7 @@ from pipelines.errors import UserError
 from pipelines.layout import (
     ALLOCATION_DTYPE,
     BETON_VERSION,
+    CRC32_DTYPE,
     FIELD_DTYPE,
     HEADER_DTYPE,
     IMAGE_FIELD_TYPE,
@@ -22,7 +24,7 @@ from pipelines.layout import (
     MODE_JPEG,
     ShardFile,
 )
-from pipelines.publish import partial_path, publish
+from pipelines.publish import partial_path, publish, publish_bytes
 from preprocess.encode import EncodedImage
 
 __all__ = ["PAGE_SIZE", "BetonWriter"]
@@ -42,7 +44,7 @@ class BetonWriter:
 
     Until `publish`, the file has the name `partial_path(path)` and a header of zeros, which no reader
     accepts; `publish` completes the header and then renames it. Leaving the block without `publish` removes
-    the file. Memory: one page and 32 bytes a sample.
+    the file. Memory: one page and 36 bytes a sample.
 
     Args:
         path: the final name.
@@ -59,6 +61,7 @@ class BetonWriter:
         self.page_size = page_size
         self._metadata = np.zeros(num_samples, METADATA_DTYPE)
         self._sizes = np.zeros(num_samples, np.uint64)
+        self._checksums = np.zeros(num_samples, CRC32_DTYPE)
         self._num_added = 0
         metadata_end = METADATA_START + self._metadata.nbytes
         self._page_start = -(-metadata_end // page_size) * page_size
@@ -76,6 +79,11 @@ class BetonWriter:
         self._file.close()
         if not self._published:
             partial_path(self.path).unlink(missing_ok=True)
+
+    @property
+    def crc32_path(self) -> Path:
+        """Where the samples' checksums go: beside the file, with the suffix `.crc32`."""
+        return self.path.with_suffix(".crc32")
 
     def add(self, image: EncodedImage, label: int, name: str | None = None) -> None:
         """Appends a sample. `name` is what an error calls it.
@@ -96,6 +104,7 @@ class BetonWriter:
         self._page += image.data
         self._metadata[index] = (MODE_JPEG, image.width, image.height, pointer, label)
         self._sizes[index] = size
+        self._checksums[index] = zlib.crc32(image.data)
         self._num_added += 1
 
     def finish(self) -> ShardFile:
@@ -122,12 +131,21 @@ class BetonWriter:
         header[0] = (BETON_VERSION, 2, self.page_size, len(table), self._page_start)
         self._header = header.tobytes()
         num_bytes = self._page_start + table.nbytes
-        return ShardFile(self.path.name, len(table), num_bytes, self._checksum(self._header))
+        checksums = self._checksums.tobytes()
+        return ShardFile(
+            name=self.path.name,
+            num_samples=len(table),
+            bytes=num_bytes,
+            sha256=self._checksum(self._header),
+            crc32=self.crc32_path.name,
+            crc32_sha256=hashlib.sha256(checksums).hexdigest(),
+        )
 
     def publish(self) -> None:
-        """Completes the header and gives the file its final name, replacing what had it."""
+        """Writes the samples' checksums, completes the header and gives both files their final names."""
         if self._header is None:
             raise ValueError("publish before finish")
+        publish_bytes(self.crc32_path, self._checksums.tobytes())
         self._write_at(0, self._header)
         os.fsync(self._file.fileno())
         publish(self.path)

@@ -30,7 +30,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pipelines.errors import UserError, run_command
 from pipelines.layout import MANIFEST_NAME, Manifest, Split
-from pipelines.publish import exclusive, publish_text
+from pipelines.publish import exclusive, publish_bytes
 from preprocess.beton import BetonWriter
 from preprocess.encode import SUBSAMPLINGS, EncodeSettings, encode_split
 from preprocess.scan import Scan, scan
@@ -92,10 +92,11 @@ def _write(found: Scan, out: Path, source: str, settings: EncodeSettings, num_wo
         try:
             for writer in writers:
                 writer.publish()
-            publish_text(out / MANIFEST_NAME, manifest.to_json())
+            publish_bytes(out / MANIFEST_NAME, manifest.to_json().encode())
         except BaseException:
             for writer in writers:
                 writer.path.unlink(missing_ok=True)
+                writer.crc32_path.unlink(missing_ok=True)
             raise
     return manifest
 

@@ -63,7 +63,7 @@ def test_round_trip_and_checksum(tmp_path):
     assert hashlib.sha256(content).hexdigest() == checksum
     assert checksum == write(tmp_path / "b.beton", images)
     assert (tmp_path / "b.beton").read_bytes() == content
-    assert sorted(os.listdir(tmp_path)) == ["a.beton", "b.beton"]
+    assert sorted(os.listdir(tmp_path)) == ["a.beton", "a.crc32", "b.beton", "b.crc32"]
 
 
 @pytest.mark.parametrize("sizes", [(512,), (511, 1), (512, 512), (300, 212, 1), (1,) * 600, (300,) * 9])
@@ -143,7 +143,7 @@ def test_a_killed_writer_leaves_nothing_that_opens(tmp_path, when):
     with pytest.raises(ShardError):
         validate_beton(partial_path(path))
     write(path, blobs(5, 6))  # what is left does not disturb the next run
-    assert os.listdir(tmp_path) == ["train.beton"]
+    assert sorted(os.listdir(tmp_path)) == ["train.beton", "train.crc32"]
 
 
 @ffcv_test

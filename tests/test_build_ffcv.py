@@ -64,7 +64,7 @@ def test_every_image_is_there_in_order(image_folder, shard_set):
     assert manifest.classes == found.classes
     assert manifest.source == image_folder.name
     assert manifest.encode == {"max_side": 500, "quality": 90, "subsampling": "4:2:0", "restart_rows": 1}
-    assert sorted(os.listdir(shard_set)) == ["manifest.json", "train.beton", "val.beton"]
+    assert sorted(os.listdir(shard_set)) == ["manifest.json", "train.beton", "train.crc32", "val.beton", "val.crc32"]
 
 
 def test_the_script_converts_and_accounts_for_every_image(image_folder, tmp_path):
@@ -259,7 +259,7 @@ def test_a_manifest_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch,
     def full(path: Path, text: str) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("preprocess.build_ffcv.publish_text", full)
+    monkeypatch.setattr("preprocess.build_ffcv.publish_bytes", full)
     assert main(["--source", str(small(tmp_path / "in")), "--out", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err.endswith("manifest.json: cannot be written (No space left on device)\n")
     assert not (tmp_path / "out").exists()

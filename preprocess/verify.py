@@ -1,0 +1,167 @@
+"""Command: checks a shard set from end to end and names what is damaged: python preprocess/verify.py SHARDS [--decode]
+
+Structure and labels of every file, then its SHA-256 against the manifest's; where that differs, the CRC-32 of each
+sample says which images have changed. `--decode` also decodes every image. `--quick` stops after the structure. Exit
+status 0 when nothing is wrong, 1 when something is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import sys
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Final
+
+if not __package__:  # run as a file: import from the checkout, and nothing by its bare name from this folder
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [str(here.parent)] + [entry for entry in sys.path if Path(entry).resolve() != here]
+
+import numpy as np
+from PIL import Image
+
+from pipelines.errors import ShardError, run_command
+from pipelines.layout import CRC32_DTYPE, MODE_RAW, BetonReader, Manifest, ShardFile, open_split, read_manifest
+
+__all__ = ["Problem", "main", "verify"]
+
+_CHUNK: Final = 1 << 23
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that is not as it was written. `sample` is None where it concerns no single image."""
+
+    file: str
+    sample: int | None
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.what}" if self.sample is None else f"{self.file}: sample {self.sample}: {self.what}"
+
+
+def verify(
+    directory: str | os.PathLike[str], *, quick: bool = False, decode: bool = False, num_workers: int = 1
+) -> Iterator[Problem]:
+    """Yields every problem of a shard set as it is found; nothing when all is well.
+
+    Args:
+        directory: the shard set.
+        quick: only the structure: manifest, headers, tables and labels, no image is read.
+        decode: decode every image too (which finds what was damaged before it was written).
+        num_workers: threads that decode.
+
+    Raises:
+        ShardError: there is no manifest, or it cannot be read.
+    """
+    directory = Path(directory)
+    manifest = read_manifest(directory)
+    for name, split in manifest.splits.items():
+        for file in split.files:
+            try:
+                _, reader = open_split(directory, name)
+            except ShardError as error:
+                yield Problem(file.name, None, str(error).removeprefix(f"{directory / file.name}: "))
+                continue
+            if not quick:
+                yield from _contents(directory, file, reader)
+            if decode:
+                yield from _undecodable(file, reader, num_workers)
+
+
+def _contents(directory: Path, file: ShardFile, reader: BetonReader) -> Iterator[Problem]:
+    checksums = _checksums(directory, file)
+    if isinstance(checksums, Problem):
+        yield checksums
+    if _sha256(directory / file.name) == file.sha256:
+        return
+    if isinstance(checksums, Problem):
+        yield Problem(file.name, None, "its contents have changed (SHA-256); copy it again")
+        return
+    changed = [i for i in range(reader.num_samples) if zlib.crc32(reader.encoded(i).data) != checksums[i]]
+    for sample in changed:
+        yield Problem(file.name, sample, "its image has changed (CRC-32); copy the file again")
+    if not changed:
+        yield Problem(
+            file.name, None, "has changed outside of the images: header, labels, tables or padding; copy it again"
+        )
+
+
+def _checksums(directory: Path, file: ShardFile) -> np.ndarray | Problem:
+    """The samples' CRC-32, uint32 (num_samples,), or why there are none to trust."""
+    try:
+        content = (directory / file.crc32).read_bytes()
+    except OSError as error:
+        return Problem(file.crc32, None, f"cannot be read ({error.strerror}); copy it again")
+    if hashlib.sha256(content).hexdigest() != file.crc32_sha256:
+        return Problem(file.crc32, None, "has changed (SHA-256); copy it again")
+    return np.frombuffer(content, CRC32_DTYPE)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _undecodable(file: ShardFile, reader: BetonReader, num_workers: int) -> Iterator[Problem]:
+    def check(sample: int) -> Problem | None:
+        height, width = reader.sizes[sample].tolist()
+        try:
+            with Image.open(BytesIO(reader.encoded(sample).tobytes()), formats=["JPEG"]) as image:
+                image.load()
+                if image.size == (width, height):
+                    return None
+                return Problem(file.name, sample, f"is {image.height} x {image.width} pixels, not {height} x {width}")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            return Problem(file.name, sample, f"cannot be decoded ({error})")
+
+    jpegs = np.flatnonzero(reader.modes != MODE_RAW).tolist()
+    with ThreadPoolExecutor(num_workers) as pool:
+        for start in range(0, len(jpegs), 4096):  # bounded: as many futures as a piece has images
+            yield from (problem for problem in pool.map(check, jpegs[start : start + 4096]) if problem is not None)
+
+
+def _summary(manifest: Manifest, checked: str) -> str:
+    samples = sum(split.num_samples for split in manifest.splits.values())
+    size = sum(file.bytes for split in manifest.splits.values() for file in split.files)
+    return f"{samples:,} samples in {', '.join(sorted(manifest.splits))}, {size:,} bytes: {checked}"
+
+
+def _main(arguments: argparse.Namespace) -> int:
+    found = 0
+    options = {"quick": arguments.quick, "decode": arguments.decode}
+    for problem in verify(arguments.shards, **options, num_workers=arguments.workers):
+        found += 1
+        print(problem, file=sys.stderr)
+    what = "structure" if arguments.quick else "structure and checksums"
+    what += " and every image's decoding" if arguments.decode else ""
+    manifest = read_manifest(arguments.shards)
+    print(_summary(manifest, f"{found:,} problems" if found else f"{what} are in order"))
+    return 1 if found else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="verify", description="Checks a shard set from end to end.")
+    parser.add_argument("shards", type=Path, metavar="SHARDS", help="directory with a manifest.json")
+    depth = parser.add_mutually_exclusive_group()
+    depth.add_argument("--quick", action="store_true", help="only the structure: no image is read")
+    depth.add_argument("--decode", action="store_true", help="decode every image too")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="threads that decode")
+    arguments = parser.parse_args(argv)
+    if arguments.workers < 1:
+        parser.error(f"--workers {arguments.workers}: must be at least 1")
+    return run_command(lambda: _main(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
