@@ -94,11 +94,13 @@ class ShardFile:
 
 @dataclass(frozen=True)
 class Split:
-    """One split of a shard set: `format` is "beton"; `files` are in sample order."""
+    """One split of a shard set: `format` is "beton"; `files` are in sample order. `num_quarantined` images of the
+    source could not be converted; `quarantine.jsonl` lists them."""
 
     num_samples: int
     format: str
     files: tuple[ShardFile, ...]
+    num_quarantined: int = 0
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ class Manifest:
             name: {
                 "num_samples": split.num_samples,
                 "format": split.format,
+                "num_quarantined": split.num_quarantined,
                 "files": [vars(file) for file in split.files],
             }
             for name, split in self.splits.items()
@@ -181,7 +184,7 @@ def _parse_split(raw: dict[str, Any]) -> Split:
         )
         for f in raw["files"]
     )
-    split = Split(int(raw["num_samples"]), str(raw["format"]), files)
+    split = Split(int(raw["num_samples"]), str(raw["format"]), files, int(raw["num_quarantined"]))
     if sum(file.num_samples for file in files) != split.num_samples:
         raise ValueError("the files' sample counts do not add up to the split's")
     return split

@@ -48,7 +48,7 @@ class BetonWriter:
 
     Args:
         path: the final name.
-        num_samples: how many times `add` will be called, at least 1.
+        num_samples: how many times `add` will be called, at least 1; `skip` takes one off.
         page_size: bytes, a power of two; no image crosses a page's end.
     """
 
@@ -106,6 +106,12 @@ class BetonWriter:
         self._sizes[index] = size
         self._checksums[index] = zlib.crc32(image.data)
         self._num_added += 1
+
+    def skip(self) -> None:
+        """One sample fewer than announced will be added; its place before the data stays empty."""
+        if self._num_added == len(self._metadata):
+            raise ValueError("nothing left to skip")
+        self._metadata, self._sizes, self._checksums = self._metadata[:-1], self._sizes[:-1], self._checksums[:-1]
 
     def finish(self) -> ShardFile:
         """Writes the last page and the tables, waits for the disk, and returns what the manifest says of it.

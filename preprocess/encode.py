@@ -105,18 +105,27 @@ def encode_image(
     return EncodedImage(_save(image, settings), height, width)
 
 
-def encode_split(split: SplitScan, settings: EncodeSettings, num_workers: int) -> Generator[EncodedImage, None, None]:
+def encode_split(
+    split: SplitScan, settings: EncodeSettings, num_workers: int
+) -> Generator[EncodedImage | UserError, None, None]:
     """Encodes all images of a split with `num_workers` threads and yields them in the split's order.
 
-    At most 8 images a worker are in flight, whatever the consumer does. Close the generator
-    (`contextlib.closing`) to stop early: what is in flight is then waited for or dropped. Errors are those of
-    `encode_image`.
+    In the place of an image that cannot be encoded comes the error that `encode_image` raised, for the consumer to
+    decide about. At most 8 images a worker are in flight, whatever the consumer does. Close the generator
+    (`contextlib.closing`) to stop early: what is in flight is then waited for or dropped.
     """
+
+    def encode(path: str) -> EncodedImage | UserError:
+        try:
+            return encode_image(path, settings)
+        except UserError as error:
+            return error
+
     pool = ThreadPoolExecutor(num_workers, thread_name_prefix="encode")
-    pending: deque[Future[EncodedImage]] = deque()
+    pending: deque[Future[EncodedImage | UserError]] = deque()
     try:
         for index in range(split.num_images):
-            pending.append(pool.submit(encode_image, split.path(index), settings))
+            pending.append(pool.submit(encode, split.path(index)))
             if len(pending) >= 8 * num_workers:
                 yield pending.popleft().result()
         while pending:

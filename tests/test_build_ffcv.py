@@ -18,6 +18,7 @@ from pipelines.publish import exclusive
 from preprocess.build_ffcv import build_ffcv, main
 from preprocess.encode import EncodeSettings, encode_image
 from preprocess.scan import scan
+from preprocess.verify import verify
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "preprocess" / "build_ffcv.py"
@@ -263,3 +264,41 @@ def test_a_manifest_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch,
     assert main(["--source", str(small(tmp_path / "in")), "--out", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err.endswith("manifest.json: cannot be written (No space left on device)\n")
     assert not (tmp_path / "out").exists()
+
+
+def test_bad_images_are_left_out_and_listed(image_folder, tmp_path, capsys):
+    """With `--on-bad skip` every image is in the shard, in its place and with its label, or in the quarantine."""
+    source = tmp_path / "source"
+    shutil.copytree(image_folder, source)
+    bad = {"train/ant/000.JPEG": b"", "train/cow/zzz.jpg": b"no image", "val/bee/1_cut.jpg": None}
+    for name, content in bad.items():
+        good = next((image_folder / "val" / "ant").glob("*.jpg")).read_bytes()
+        (source / name).write_bytes(good[: len(good) // 2] if content is None else content)
+    command_line = ["--source", str(source), "--out", str(tmp_path / "out"), "--workers", "3"]
+    assert main(command_line) == 2
+    assert "000.JPEG" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert main([*command_line, "--on-bad", "skip"]) == 0
+    output = capsys.readouterr().out
+    assert "26 images found, 24 converted, 2 bad" in output and "11 images found, 10 converted, 1 bad" in output
+    listed = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
+    assert [f"{entry['split']}/{entry['file']}" for entry in listed] == list(bad)
+    for entry, reason in zip(listed, ("empty", "not an image", "damaged"), strict=True):
+        assert reason in entry["reason"] and str(tmp_path) not in entry["reason"]
+    found = scan(source)
+    for name, split in found.splits.items():
+        manifest, reader = open_split(tmp_path / "out", name)
+        kept = [i for i in range(split.num_images) if f"{name}/{split.relative_path(i)}" not in bad]
+        assert reader.num_samples == len(kept) and np.array_equal(reader.labels, split.labels[kept])
+        assert manifest.splits[name].num_quarantined == split.num_images - len(kept)
+        for sample, index in enumerate(kept):
+            assert reader.encoded(sample).tobytes() == encode_image(split.path(index), EncodeSettings()).data
+    assert list(verify(tmp_path / "out", decode=True)) == []
+
+
+def test_a_split_of_bad_images_only_is_an_error(tmp_path, capsys):
+    for split in ("train", "val"):
+        (tmp_path / "source" / split / "ant").mkdir(parents=True)
+        (tmp_path / "source" / split / "ant" / "1.jpg").write_text("no image")
+    arguments = ["--source", str(tmp_path / "source"), "--out", str(tmp_path / "out"), "--on-bad", "skip"]
+    assert main(arguments) == 2
+    assert "none of its 1 images can be converted" in capsys.readouterr().err and not (tmp_path / "out").exists()
