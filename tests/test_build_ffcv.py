@@ -205,6 +205,7 @@ def test_two_runs_do_not_mix(tmp_path, capsys):
 INTERRUPTED = """
 import os, resource, signal, sys
 from preprocess import beton, build_ffcv
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with Ctrl-C ignored
 add, calls = beton.BetonWriter.add, [0]
 def interrupted(self, *arguments):
     calls[0] += 1

@@ -228,4 +228,4 @@ def test_two_processes_train_and_score_as_one(shard_set: Path, tmp_path: Path) -
     assert main(arguments(shard_set, tmp_path / "one", "train.epochs=1")) == 0
     one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     assert [m["step"] for m in one] == [m["step"] for m in two] and one[0]["lr"] == two[0]["lr"]
-    assert output.count("10 images") == 1
+    assert output.count("(10 images)") == 1
