@@ -134,20 +134,21 @@ def first_fitting_boxes(
     boxes = np.zeros((len(ids), 4), np.int64)
     pending = np.arange(len(ids))
     log_low, log_high = np.log(ratio)
-    for try_ in range(_TRIES):
-        u = uniforms(key, ids[pending], 4, first=4 * try_)
-        height, width = sizes[pending, 0], sizes[pending, 1]
-        area = height * width * (scale[0] + u[:, 0] * (scale[1] - scale[0]))
-        aspect = np.exp(log_low + u[:, 1] * (log_high - log_low))
+    for start, stop in ((0, 1), (1, _TRIES)):  # most fit at once; for the others all further tries together
+        count = stop - start
+        u = uniforms(key, ids[pending], 4 * count, first=4 * start).reshape(-1, count, 4)
+        height, width = sizes[pending, :1], sizes[pending, 1:]
+        area = height * width * (scale[0] + u[..., 0] * (scale[1] - scale[0]))
+        aspect = np.exp(log_low + u[..., 1] * (log_high - log_low))
         box_h = np.rint(np.sqrt(area / aspect)).astype(np.int64)
         box_w = np.rint(np.sqrt(area * aspect)).astype(np.int64)
         fits = (box_h > 0) & (box_w > 0) & (box_h <= height - proper) & (box_w <= width - proper)
-        top = (u[:, 2] * (height - box_h + 1)).astype(np.int64)
-        left = (u[:, 3] * (width - box_w + 1)).astype(np.int64)
-        boxes[pending[fits]] = np.stack([top, left, box_h, box_w], axis=1)[fits]
-        pending = pending[~fits]
-        if len(pending) == 0:
-            break
-    found = np.ones(len(ids), bool)
-    found[pending] = False
-    return boxes, found
+        some = np.flatnonzero(fits.any(axis=1))
+        first = fits[some].argmax(axis=1)
+        box_h, box_w, u = box_h[some, first], box_w[some, first], u[some, first]
+        found = pending[some]
+        boxes[found, 0] = u[:, 2] * (sizes[found, 0] - box_h + 1)
+        boxes[found, 1] = u[:, 3] * (sizes[found, 1] - box_w + 1)
+        boxes[found, 2], boxes[found, 3] = box_h, box_w
+        pending = np.delete(pending, some)
+    return boxes, boxes[:, 2] > 0

@@ -200,7 +200,9 @@ def start(command: list[str], **options: Any) -> subprocess.Popen[str]:
 def test_ctrl_c_from_a_terminal(shard_set: Path, tmp_path: Path) -> None:
     """The whole process group gets SIGINT, decoding workers too; none is left and nothing but our lines is printed."""
     settings = ["train.epochs=1000", "optim.warmup_epochs=0", "data.num_workers=2"]
-    process = start([sys.executable, "-m", "sdpnet.train", *arguments(shard_set, tmp_path, *settings)], process_group=0)
+    process = start(
+        [sys.executable, "-m", "sdpnet.train", *arguments(shard_set, tmp_path, *settings)], start_new_session=True
+    )
     assert process.stdout is not None
     lines = []
     for line in process.stdout:
