@@ -27,15 +27,20 @@ def require(ok: bool, key: str, value: object, allowed: str) -> None:
 
 
 def run_command(main: Callable[[], int | None]) -> int:
-    """Runs a command line's body and turns a `UserError` into one line on stderr and status 2.
+    """Runs a command line's body and turns a `UserError`, or the system's refusal, into one line on stderr.
 
-    Returns the exit status: what `main` returned (None counts as 0), 2 after a `UserError`, or 130 after Ctrl-C
-    outside the training loop (which handles its own).
+    Returns the exit status: what `main` returned (None counts as 0), 2 after such an error, or 130 after Ctrl-C outside
+    the training loop (which handles its own).
     """
     try:
         return main() or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # no such directory, no permission, disk full: the user's to mend too
+        if error.errno is None:
+            raise
+        print(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -187,7 +187,7 @@ def _read(name: str, chain: tuple[Path, ...]) -> dict[str, Any]:
     path = Path(name) if name.endswith((".yaml", ".yml")) else CONFIG_DIRECTORY / f"{name}.yaml"
     if not path.is_file():
         names = sorted(str(p.relative_to(CONFIG_DIRECTORY).with_suffix("")) for p in CONFIG_DIRECTORY.rglob("*.yaml"))
-        raise UserError(f"no config {name!r}: {_nearest(name, names)}; or pass the path of a .yaml file")
+        raise UserError(f"no config {name!r}: {_nearest(name, names)} (or pass the path of a .yaml file)")
     if path in chain:
         raise UserError(f"{path}: extends itself")
     try:

@@ -239,7 +239,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="train", description=__doc__)
+    parser = argparse.ArgumentParser(prog="train", description=__doc__, allow_abbrev=False)
     add_arguments(parser)
     arguments = parser.parse_args(argv)
     return run_command(lambda: run(arguments))

@@ -94,6 +94,9 @@ def test_mistakes_in_training(
     fewer = ["--out", str(finished_run), "--resume", *training(shard_set, "--set", "seed=5")]
     one_line(train.main(fewer), capsys, "was trained with seed 0, not 5")
     assert not (tmp_path / "out").exists()
+    (tmp_path / "file").touch()
+    one_line(train.main(["--out", str(tmp_path / "file"), *training(shard_set)]), capsys, "file", "exists")
+    one_line(train.main(["--out", "/proc/run", *training(shard_set)]), capsys, "/proc/run")
 
 
 def test_a_missing_backend(
