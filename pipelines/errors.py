@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 
-__all__ = ["BackendMissingError", "ShardError", "UserError", "require", "run_command"]
+__all__ = ["BackendMissingError", "ShardError", "UserError", "nearest", "require", "run_command"]
 
 
 class UserError(ValueError):
@@ -24,6 +25,13 @@ def require(ok: bool, key: str, value: object, allowed: str) -> None:
     """Raises `UserError` for a setting outside its range: its key, its value and what is allowed."""
     if not ok:
         raise UserError(f"{key} = {value!r}: must be {allowed}")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """For the message about an unknown name: the known name that is most like it, or else all of them."""
+    names = list(known)
+    near = get_close_matches(word, names, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
 
 
 def run_command(main: Callable[[], int | None]) -> int:

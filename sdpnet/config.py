@@ -17,14 +17,13 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
 from pipelines.contract import AugmentOptions, DataOptions
-from pipelines.errors import UserError, require
+from pipelines.errors import UserError, nearest, require
 from sdpnet.model import MODELS, ModelOptions, create_model_options
 
 __all__ = ["Config", "ModelConfig", "OptimOptions", "TrainOptions", "dump_config", "load_config"]
@@ -54,7 +53,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.name not in MODELS:
-            raise UserError(f"model.name = {self.name!r}: {_nearest(self.name, MODELS)}")
+            raise UserError(f"model.name = {self.name!r}: {nearest(self.name, MODELS)}")
         self.options(num_classes=self.num_classes or 1000)
 
     def options(self, num_classes: int) -> ModelOptions:
@@ -187,7 +186,7 @@ def _read(name: str, chain: tuple[Path, ...]) -> dict[str, Any]:
     path = Path(name) if name.endswith((".yaml", ".yml")) else CONFIG_DIRECTORY / f"{name}.yaml"
     if not path.is_file():
         names = sorted(str(p.relative_to(CONFIG_DIRECTORY).with_suffix("")) for p in CONFIG_DIRECTORY.rglob("*.yaml"))
-        raise UserError(f"no config {name!r}: {_nearest(name, names)} (or pass the path of a .yaml file)")
+        raise UserError(f"no config {name!r}: {nearest(name, names)} (or pass the path of a .yaml file)")
     if path in chain:
         raise UserError(f"{path}: extends itself")
     try:
@@ -218,7 +217,7 @@ def _build(cls: Any, values: Any, where: str) -> Any:
     for key, value in values.items():
         full = f"{where}.{key}" if where else str(key)
         if key not in known:
-            raise UserError(f"unknown config key {full!r}: {_nearest(str(key), known)}")
+            raise UserError(f"unknown config key {full!r}: {nearest(str(key), known)}")
         arguments[key] = _convert(hints[key], value, full)
     missing = [
         n for n, f in known.items() if n not in arguments and f.default is MISSING and f.default_factory is MISSING
@@ -237,7 +236,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return _convert(next(a for a in arguments if a is not type(None)), value, where)
     if origin is Literal:
         if value not in arguments:
-            raise UserError(f"{where} = {value!r}: {_nearest(str(value), [str(a) for a in arguments])}")
+            raise UserError(f"{where} = {value!r}: {nearest(str(value), [str(a) for a in arguments])}")
         return value
     if origin is tuple:
         if not isinstance(value, (list, tuple)) or len(value) != len(arguments):
@@ -252,9 +251,3 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return value
     wanted = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[hint]
     raise UserError(f"{where} = {value!r}: must be {wanted}")
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    names = list(known)
-    near = get_close_matches(word, names, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"

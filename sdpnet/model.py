@@ -10,14 +10,13 @@ encoder and its head with one hidden tanh layer, registers from Darcet et al., 2
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from difflib import get_close_matches
 from typing import Any, Final
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipelines.errors import UserError
+from pipelines.errors import UserError, nearest
 
 __all__ = ["MODELS", "ModelOptions", "SdPNet", "create_model", "create_model_options"]
 
@@ -166,9 +165,7 @@ def create_model_options(name: str, num_classes: int = 1000, **overrides: Any) -
         *((key, asdict(ModelOptions()), "model option") for key in overrides),
     ):
         if word not in known:
-            near = get_close_matches(word, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UserError(f"unknown {what} {word!r}{hint} (there are {', '.join(known)})")
+            raise UserError(f"unknown {what} {word!r}: {nearest(word, known)}")
     return replace(MODELS[name], num_classes=num_classes, **overrides)
 
 

@@ -162,10 +162,10 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> i
                     cursor.step += 1
                     cursor.step_in_epoch += 1
                     logging = cursor.step % config.train.log_interval == 0
-                    gradients = [p.grad for p in model.parameters() if p.grad is not None]
                     if options.clip_grad_norm > 0:
                         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip_grad_norm)
                     elif logging:
+                        gradients = [p.grad for p in model.parameters() if p.grad is not None]
                         grad_norm = torch.nn.utils.get_total_norm(gradients)
                     scaler.step(optimizer)
                     scaler.update()
