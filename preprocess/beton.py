@@ -59,9 +59,9 @@ class BetonWriter:
             raise ValueError(f"page_size is {page_size}, must be a power of two below 2**32")
         self.path = Path(path)
         self.page_size = page_size
-        self._metadata = np.zeros(num_samples, METADATA_DTYPE)
-        self._sizes = np.zeros(num_samples, np.uint64)
-        self._checksums = np.zeros(num_samples, CRC32_DTYPE)
+        self._metadata: np.ndarray = np.zeros(num_samples, METADATA_DTYPE)
+        self._sizes: np.ndarray = np.zeros(num_samples, np.uint64)
+        self._checksums: np.ndarray = np.zeros(num_samples, CRC32_DTYPE)
         self._num_added = 0
         metadata_end = METADATA_START + self._metadata.nbytes
         self._page_start = -(-metadata_end // page_size) * page_size
