@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from pipelines.errors import BackendMissingError, UserError, require
-from pipelines.layout import BetonReader, Manifest, open_split
+from pipelines.layout import Manifest, ShardReader, open_split
 from pipelines.plan import BatchPlan, CropOptions, EraseOptions, MixOptions, Order, Plan
 
 __all__ = [
@@ -153,7 +153,7 @@ class Batch:
 class Source:
     """All that a pipeline needs: the validated shard, the plan, this process's part and where batches go."""
 
-    reader: BetonReader
+    reader: ShardReader
     plan: Plan
     shard: ShardOptions
     device: torch.device
@@ -235,9 +235,11 @@ def make_plan(
     )
 
 
-def choose_pipeline(device: torch.device) -> str:
-    """What `auto` stands for here: dali on a GPU, else ffcv, else torchvision; the first that is installed."""
-    order = ("dali", "ffcv") if device.type == "cuda" else ("ffcv",)
+def choose_pipeline(device: torch.device, shard_format: str) -> str:
+    """What `auto` stands for here: dali on a GPU, else ffcv (which reads .beton files only), else torchvision; the first
+    that is installed."""
+    order = ["dali"] if device.type == "cuda" else []
+    order += ["ffcv"] if shard_format == "beton" else []
     return next((name for name in order if _installed(name)), "torchvision")
 
 
@@ -263,17 +265,19 @@ def make_loader(
         UserError: the batch size does not fit the split.
     """
     data = config.data
-    name = choose_pipeline(device) if data.pipeline == "auto" else data.pipeline
-    if name not in PIPELINES:
-        raise UserError(f"data.pipeline = {name!r}: must be one of auto, {', '.join(PIPELINES)}")
+    if data.pipeline not in ("auto", *PIPELINES):
+        raise UserError(f"data.pipeline = {data.pipeline!r}: must be one of auto, {', '.join(PIPELINES)}")
     if not data.path:
         raise UserError("no shard set given: pass --data SHARDS (made by preprocess/build_ffcv.py)")
-    manifest, reader = open_split(data.path, data.train_split if split == "train" else data.val_split)
+    name = data.train_split if split == "train" else data.val_split
+    manifest, reader = open_split(data.path, name)
     if reader.num_samples == 0:
         raise UserError(f"{reader.path}: the split has no samples")
     plan = make_plan(config, reader.sizes, train=split == "train", world_size=shard.world_size)
     source = Source(reader, plan, shard, device, data.threads, data.prefetch_batches)
-    return _backend(name)(source, manifest)
+    auto = data.pipeline == "auto"
+    pipeline = choose_pipeline(device, manifest.splits[name].format) if auto else data.pipeline
+    return _backend(pipeline)(source, manifest)
 
 
 def _backend(name: str) -> Any:

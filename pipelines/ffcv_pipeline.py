@@ -30,9 +30,10 @@ from ffcv.pipeline.compiler import Compiler  # noqa: E402
 from ffcv.pipeline.state import State  # noqa: E402
 from ffcv.traversal_order.base import TraversalOrder  # noqa: E402
 
+from pipelines.beton_reader import MODE_JPEG, BetonReader  # noqa: E402
 from pipelines.contract import Batch, Source  # noqa: E402
-from pipelines.errors import ShardError  # noqa: E402
-from pipelines.layout import MODE_JPEG, Manifest  # noqa: E402
+from pipelines.errors import ShardError, UserError  # noqa: E402
+from pipelines.layout import Manifest  # noqa: E402
 
 torch.set_num_threads(_TORCH_THREADS)  # importing FFCV sets torch's threads to 1
 
@@ -120,6 +121,8 @@ class FfcvLoader:
     """See `pipelines.contract.Loader`. Compiles for several seconds when it is made."""
 
     def __init__(self, source: Source, manifest: Manifest) -> None:
+        if not isinstance(source.reader, BetonReader):
+            raise UserError(f"{source.reader.path}: FFCV reads .beton files only; use another --pipeline")
         self.source = source
         self.manifest = manifest
         self._table = np.zeros((source.reader.num_samples, _COLUMNS), np.int32)

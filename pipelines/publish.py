@@ -1,4 +1,4 @@
-"""A file appears under its final name only when it is complete.
+"""A file appears under its final name only when it is complete, and only one process writes a directory.
 
 Temporary name, fsync, rename, fsync of the directory.
 """
@@ -6,14 +6,16 @@ Temporary name, fsync, rename, fsync of the directory.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipelines.errors import UserError
 
-__all__ = ["exclusive", "partial_path", "publish", "publish_bytes"]
+__all__ = ["exclusive", "partial_path", "publish", "publish_bytes", "sync_directory", "write_all"]
 
 
 def partial_path(path: Path) -> Path:
@@ -21,22 +23,26 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
-def publish(path: Path) -> None:
-    """Gives the finished, fsynced `partial_path(path)` its final name, lastingly."""
-    os.replace(partial_path(path), path)
-    directory = os.open(path.parent, os.O_RDONLY)
+def publish(path: Path, unfinished: Path | None = None) -> None:
+    """Gives the finished, fsynced `unfinished` (default: `partial_path(path)`) its final name, lastingly."""
+    os.replace(unfinished or partial_path(path), path)
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Waits until the names in a directory are on the disk."""
+    descriptor = os.open(directory, os.O_RDONLY)
     try:
-        os.fsync(directory)
+        os.fsync(descriptor)
     finally:
-        os.close(directory)
+        os.close(descriptor)
 
 
 def publish_bytes(path: Path, content: bytes) -> None:
     """Writes a whole file so that `path` holds all of it or does not exist."""
     try:
         with partial_path(path).open("wb") as file:
-            file.write(content)
-            file.flush()
+            write_all(file.fileno(), content, 0)
             os.fsync(file.fileno())
         publish(path)
     except BaseException:
@@ -44,22 +50,76 @@ def publish_bytes(path: Path, content: bytes) -> None:
         raise
 
 
-@contextmanager
-def exclusive(directory: Path) -> Iterator[None]:
-    """Holds `directory` against a second command that would write the same files.
+def write_all(descriptor: int, content: bytes | bytearray | memoryview, offset: int) -> None:
+    """Writes all of `content` at `offset`, however little of it the system takes at a time."""
+    view = memoryview(content)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
 
-    Raises `UserError` when another process holds it. The lock ends with the process, however that ends. File
-    systems without locks (some network mounts) give no protection.
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Holds the lock file `path` against other processes, on this machine and, on a shared disk, on others.
+
+    The lock is the operating system's and ends with the process, however that ends: a file that a killed process left
+    is no lock. Where the file system has no locks, the file itself is the lock; one whose process is known to be gone
+    is taken over, and one of another machine is believed.
+
+    Raises `UserError`, saying who holds it.
     """
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            message = f"{directory}: another run is writing here; wait for it, or choose another folder"
-            raise UserError(message) from None
+            os.close(descriptor)
+            raise _held(path) from None
         except OSError:
-            pass
+            if _alive(path):
+                os.close(descriptor)
+                raise _held(path) from None
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                break
+        os.close(descriptor)  # its holder removed it, on finishing, while we waited for the lock
+    try:
+        owner = json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode()
+        os.ftruncate(descriptor, 0)
+        write_all(descriptor, owner, 0)
         yield
     finally:
+        with suppress(OSError):
+            os.ftruncate(descriptor, 0)
         os.close(descriptor)
+
+
+def _owner(path: Path) -> tuple[str, int] | None:
+    try:
+        owner = json.loads(path.read_bytes())
+        return str(owner["host"]), int(owner["pid"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _alive(path: Path) -> bool:
+    """Whether the process that a lock file names may still run."""
+    owner = _owner(path)
+    if owner is None:
+        return False
+    host, pid = owner
+    if host != socket.gethostname():
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return pid != os.getpid()
+
+
+def _held(path: Path) -> UserError:
+    owner = _owner(path)
+    who = "another run" if owner is None else f"another run (process {owner[1]} on {owner[0]})"
+    return UserError(f"{path.parent}: {who} is writing here; wait for it, or choose another folder")

@@ -17,15 +17,16 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import horizontal_flip, pil_to_tensor, resized_crop
 
+from pipelines.beton_reader import MODE_RAW
 from pipelines.contract import Batch, Source
 from pipelines.errors import ShardError
-from pipelines.layout import MODE_RAW, BetonReader, Manifest
+from pipelines.layout import Manifest, ShardReader
 from pipelines.plan import BatchPlan
 
 __all__ = ["TorchvisionLoader", "decode", "make"]
 
 
-def decode(reader: BetonReader, sample_id: int) -> torch.Tensor:
+def decode(reader: ShardReader, sample_id: int) -> torch.Tensor:
     """One stored image, whole: uint8 (3, height, width). Raises `ShardError` with the sample's number."""
     encoded = reader.encoded(sample_id)
     height, width = (int(side) for side in reader.sizes[sample_id])
@@ -59,7 +60,7 @@ class _Batches(Dataset["torch.Tensor | ShardError"]):
             return error
 
 
-def execute(reader: BetonReader, plan: BatchPlan, image_size: int) -> torch.Tensor:
+def execute(reader: ShardReader, plan: BatchPlan, image_size: int) -> torch.Tensor:
     """Decodes, crops, resizes (antialiased bilinear) and flips the samples of a plan: uint8 (B, size, size, 3)."""
     images = torch.empty(len(plan), image_size, image_size, 3, dtype=torch.uint8)
     for i, sample_id in enumerate(plan.sample_ids):

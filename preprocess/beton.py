@@ -1,18 +1,16 @@
-"""Writes `.beton` files (FFCV's format, version 2; see `pipelines.layout`) page by page."""
+"""Writes `.beton` files (FFCV's format, version 2; see `pipelines.beton_reader`) so that a killed run can go on."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import zlib
+from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
 from typing import Final
 
 import numpy as np
 
-from pipelines.errors import UserError
-from pipelines.layout import (
+from pipelines.beton_reader import (
     ALLOCATION_DTYPE,
     BETON_VERSION,
     CRC32_DTYPE,
@@ -22,158 +20,135 @@ from pipelines.layout import (
     LABEL_FIELD_TYPE,
     METADATA_DTYPE,
     MODE_JPEG,
-    ShardFile,
 )
-from pipelines.publish import partial_path, publish, publish_bytes
-from preprocess.encode import EncodedImage
+from pipelines.errors import UserError
+from pipelines.layout import ShardFile
+from pipelines.publish import write_all
+from preprocess.journal import BAD, Records
 
-__all__ = ["PAGE_SIZE", "BetonWriter"]
+__all__ = ["PAGE_SIZE", "BetonWriter", "sha256_of"]
 
 PAGE_SIZE: Final = 1 << 23  # FFCV's default
 METADATA_START: Final = HEADER_DTYPE.itemsize + 2 * FIELD_DTYPE.itemsize
 
 
 class BetonWriter:
-    """Writes one `.beton` file of JPEGs and labels. The same samples give the same bytes.
+    """Writes one split as `SPLIT.beton`, with `SPLIT.crc32` beside it. The same samples give the same bytes.
 
-        with BetonWriter(path, num_samples) as writer:
-            for image, label in samples:
-                writer.add(image, label)
-            shard = writer.finish()
-            writer.publish()
+        with BetonWriter(directory, "train", num_images) as writer:
+            writer.resume(sizes of the images that are in the file already)
+            writer.add(image, label)
+            files = writer.finish(records)
 
-    Until `publish`, the file has the name `partial_path(path)` and a header of zeros, which no reader
-    accepts; `publish` completes the header and then renames it. Leaving the block without `publish` removes
-    the file. Memory: one page and 36 bytes a sample.
+    Where an image lies follows from the sizes of those before it, so that these are all a later run must know. The
+    header is zeros until the very end of `finish`: no reader accepts the file before. Memory does not grow with the
+    number of images.
 
     Args:
-        path: the final name.
-        num_samples: how many times `add` will be called, at least 1; `skip` takes one off.
+        directory: where the files are written.
+        split: their name.
+        num_images: room that is made for the metadata, at least 1; fewer samples may come.
         page_size: bytes, a power of two; no image crosses a page's end.
     """
 
-    def __init__(self, path: str | os.PathLike[str], num_samples: int, page_size: int = PAGE_SIZE) -> None:
-        if num_samples < 1:
-            raise ValueError(f"num_samples is {num_samples}, must be at least 1")
+    format = "beton"
+
+    def __init__(self, directory: Path, split: str, num_images: int, page_size: int = PAGE_SIZE) -> None:
+        if num_images < 1:
+            raise ValueError(f"num_images is {num_images}, must be at least 1")
         if not 0 < page_size < 1 << 32 or page_size & (page_size - 1):
             raise ValueError(f"page_size is {page_size}, must be a power of two below 2**32")
-        self.path = Path(path)
+        self.path = directory / f"{split}.beton"
         self.page_size = page_size
-        self._metadata: np.ndarray = np.zeros(num_samples, METADATA_DTYPE)
-        self._sizes: np.ndarray = np.zeros(num_samples, np.uint64)
-        self._checksums: np.ndarray = np.zeros(num_samples, CRC32_DTYPE)
-        self._num_added = 0
-        metadata_end = METADATA_START + self._metadata.nbytes
-        self._page_start = -(-metadata_end // page_size) * page_size
-        self._page = bytearray()
-        self._header: bytes | None = None
-        self._published = False
-        self._file = partial_path(self.path).open("w+b", buffering=0)
+        self._data_start = -(-(METADATA_START + num_images * METADATA_DTYPE.itemsize) // page_size) * page_size
+        self._end = self._data_start  # of the last image
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
     def __enter__(self) -> BetonWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-        if not self._published:
-            partial_path(self.path).unlink(missing_ok=True)
+    def __exit__(self, *_: object) -> None:
+        os.close(self._file)
 
-    @property
-    def crc32_path(self) -> Path:
-        """Where the samples' checksums go: beside the file, with the suffix `.crc32`."""
-        return self.path.with_suffix(".crc32")
+    def resume(self, sizes: Iterable[int]) -> None:
+        """Keeps the images of these sizes, which an earlier run has written; drops what follows them."""
+        for size in sizes:
+            self._end = self._place(self._end, size) + size
+        os.ftruncate(self._file, self._end)
+        write_all(self._file, bytes(METADATA_START), 0)
 
-    def add(self, image: EncodedImage, label: int, name: str | None = None) -> None:
-        """Appends a sample. `name` is what an error calls it.
-
-        Raises `UserError` when the image is larger than a page.
-        """
-        index, size = self._num_added, len(image.data)
-        if self._header is not None or index == len(self._metadata):
-            raise ValueError(f"more than the {len(self._metadata)} samples that were announced")
-        if size > self.page_size:
+    def add(self, image: bytes, label: int) -> None:
+        """Appends a sample. Raises `UserError` when the image is larger than a page."""
+        if len(image) > self.page_size:
             raise UserError(
-                f"{name or f'sample {index}'}: {size:,} bytes once encoded, but a page of a .beton file "
-                f"holds {self.page_size:,}; convert with a smaller --max-side or --quality"
+                f"{len(image):,} bytes once encoded, but a page of a .beton file holds {self.page_size:,}; "
+                "convert with a smaller --max-side or --quality"
             )
-        if len(self._page) + size > self.page_size:
-            self._flush_page()
-        pointer = self._page_start + len(self._page)
-        self._page += image.data
-        self._metadata[index] = (MODE_JPEG, image.width, image.height, pointer, label)
-        self._sizes[index] = size
-        self._checksums[index] = zlib.crc32(image.data)
-        self._num_added += 1
+        start = self._place(self._end, len(image))
+        write_all(self._file, image, start)
+        self._end = start + len(image)
 
-    def skip(self) -> None:
-        """One sample fewer than announced will be added; its place before the data stays empty."""
-        if self._num_added == len(self._metadata):
-            raise ValueError("nothing left to skip")
-        self._metadata, self._sizes, self._checksums = self._metadata[:-1], self._sizes[:-1], self._checksums[:-1]
+    def sync(self) -> None:
+        """Waits until all that was added is on the disk. May be called from another thread."""
+        os.fsync(self._file)
 
-    def finish(self) -> ShardFile:
-        """Writes the last page and the tables, waits for the disk, and returns what the manifest says of it.
+    def finish(self, records: Records) -> tuple[ShardFile, ...]:
+        """Writes the tables, the checksums beside the file and, last, the header; returns what the manifest says.
 
-        The header stays unwritten. Reads the whole file once, for its checksum.
+        Reads the whole file once, for its checksum.
+
+        Args:
+            records: of all images of the split, in order; the bad ones among them have no sample.
         """
-        if self._num_added != len(self._metadata):
-            raise ValueError(f"{self._num_added} samples, but {len(self._metadata)} were announced")
-        self._flush_page()
-        table = np.zeros(len(self._metadata), ALLOCATION_DTYPE)
-        table["sample_id"] = np.arange(len(table))
-        table["ptr"] = self._metadata["data_ptr"]
-        table["size"] = self._sizes
+        table_start = -(-self._end // self.page_size) * self.page_size
+        os.ftruncate(self._file, table_start)
         fields = np.zeros(2, FIELD_DTYPE)
         fields["type_id"] = IMAGE_FIELD_TYPE, LABEL_FIELD_TYPE
         for field, name in zip(fields, (b"image", b"label"), strict=True):
             field["name"][: len(name)] = np.frombuffer(name, np.uint8)
-        self._write_at(HEADER_DTYPE.itemsize, fields.tobytes())
-        self._write_at(METADATA_START, self._metadata.view(np.uint8).data)
-        self._write_at(self._page_start, table.view(np.uint8).data)
-        os.fsync(self._file.fileno())
+        write_all(self._file, fields.tobytes(), HEADER_DTYPE.itemsize)
+        crc32_path = self.path.with_suffix(".crc32")
+        num_samples, end = 0, self._data_start
+        with crc32_path.open("wb", buffering=0) as checksums:
+            for piece in records.pieces():
+                piece = piece[piece["state"] != BAD]
+                metadata = np.zeros(len(piece), METADATA_DTYPE)
+                metadata["mode"] = MODE_JPEG
+                for name in ("width", "height", "label"):
+                    metadata[name] = piece[name]
+                for index, size in enumerate(piece["size"].tolist()):
+                    start = self._place(end, size)
+                    metadata["data_ptr"][index] = start
+                    end = start + size
+                table = np.zeros(len(piece), ALLOCATION_DTYPE)
+                table["sample_id"] = np.arange(num_samples, num_samples + len(piece))
+                table["ptr"] = metadata["data_ptr"]
+                table["size"] = piece["size"]
+                write_all(self._file, metadata.tobytes(), METADATA_START + num_samples * METADATA_DTYPE.itemsize)
+                write_all(self._file, table.tobytes(), table_start + num_samples * ALLOCATION_DTYPE.itemsize)
+                content = piece["crc32"].astype(CRC32_DTYPE).tobytes()
+                write_all(checksums.fileno(), content, num_samples * CRC32_DTYPE.itemsize)
+                num_samples += len(piece)
+            os.fsync(checksums.fileno())
+        os.fsync(self._file)
         header = np.zeros(1, HEADER_DTYPE)
-        header[0] = (BETON_VERSION, 2, self.page_size, len(table), self._page_start)
-        self._header = header.tobytes()
-        num_bytes = self._page_start + table.nbytes
-        checksums = self._checksums.tobytes()
-        return ShardFile(
-            name=self.path.name,
-            num_samples=len(table),
-            bytes=num_bytes,
-            sha256=self._checksum(self._header),
-            crc32=self.crc32_path.name,
-            crc32_sha256=hashlib.sha256(checksums).hexdigest(),
-        )
+        header[0] = (BETON_VERSION, 2, self.page_size, num_samples, table_start)
+        write_all(self._file, header.tobytes(), 0)
+        os.fsync(self._file)
+        size = table_start + num_samples * ALLOCATION_DTYPE.itemsize
+        sidecars = {crc32_path.name: sha256_of(crc32_path)}
+        return (ShardFile(self.path.name, num_samples, size, sha256_of(self.path), sidecars),)
 
-    def publish(self) -> None:
-        """Writes the samples' checksums, completes the header and gives both files their final names."""
-        if self._header is None:
-            raise ValueError("publish before finish")
-        publish_bytes(self.crc32_path, self._checksums.tobytes())
-        self._write_at(0, self._header)
-        os.fsync(self._file.fileno())
-        publish(self.path)
-        self._published = True
+    def _place(self, end: int, size: int) -> int:
+        """Where an image goes that follows another one's end: a page is left only when the image does not fit."""
+        page_end = -(-(end + 1) // self.page_size) * self.page_size
+        return end if end + size <= page_end else page_end
 
-    def _flush_page(self) -> None:
-        """Writes the current page, padded with zeros; the next one starts behind it."""
-        self._page += bytes(self.page_size - len(self._page))
-        self._write_at(self._page_start, self._page)
-        self._page_start += self.page_size
-        self._page = bytearray()
 
-    def _write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        self._file.seek(offset)
-        view = memoryview(data)
-        while view:
-            view = view[self._file.write(view) :]
-
-    def _checksum(self, header: bytes) -> str:
-        """SHA-256 (hex) of the file as it will be with this header."""
-        digest = hashlib.sha256(header)
-        self._file.seek(len(header))
-        while chunk := self._file.read(PAGE_SIZE):
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(PAGE_SIZE):
             digest.update(chunk)
-        return digest.hexdigest()
+    return digest.hexdigest()

@@ -125,7 +125,8 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> i
             return any_process(bool(received), processes)
 
         if config.data.pipeline == "auto":
-            reporter.say(f"pipeline: auto chose {choose_pipeline(device)}")
+            shards = train_loader.manifest.splits[config.data.train_split]
+            reporter.say(f"pipeline: auto chose {choose_pipeline(device, shards.format)}")
         reporter.say(
             f"{config.model.name}: {model.num_parameters:,} parameters, {str(dtype).removeprefix('torch.')} on "
             f"{world_size} x {device.type}, global batch {global_batch_size}, {steps_per_epoch} steps an epoch, "

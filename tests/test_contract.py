@@ -40,12 +40,15 @@ def test_a_missing_backend_says_cause_remedy_and_what_works(
 
 
 def test_auto_takes_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose_pipeline(CPU) in ("ffcv", "torchvision")
+    assert choose_pipeline(CPU, "beton") in ("ffcv", "torchvision")
+    monkeypatch.setattr("pipelines.contract._installed", lambda name: name in ("dali", "ffcv"))
+    assert choose_pipeline(CPU, "beton") == "ffcv"
+    assert choose_pipeline(CPU, "tar") == "torchvision"  # FFCV reads .beton files only
     monkeypatch.setattr("pipelines.contract._installed", lambda name: name == "dali")
-    assert choose_pipeline(torch.device("cuda")) == "dali"
-    assert choose_pipeline(CPU) == "torchvision"  # DALI on a CPU is no faster
+    assert choose_pipeline(torch.device("cuda"), "beton") == "dali"
+    assert choose_pipeline(CPU, "beton") == "torchvision"  # DALI on a CPU is no faster
     monkeypatch.setattr("pipelines.contract._installed", lambda name: False)
-    assert choose_pipeline(torch.device("cuda")) == "torchvision"
+    assert choose_pipeline(torch.device("cuda"), "beton") == "torchvision"
     assert set(PIPELINES) == {"torchvision", "ffcv", "dali", "synthetic"}
 
 

@@ -1,0 +1,111 @@
+"""WebDataset tars as this project writes them, and a reader that trusts nothing in the files.
+
+Sample 12 with label 7 is two ustar members, each a 512-byte header and its data padded with zeros to 512 bytes:
+
+    000000012.jpg   the JPEG file
+    000000012.cls   "7"
+
+Two blocks of zeros end the file. Beside `NAME.tar` lies `NAME.samples`, one `SAMPLE_DTYPE` record a sample, so that a
+reader knows every place, size and label without walking the tar; and `NAME.idx`, the index that DALI wants.
+
+Formats: https://github.com/webdataset/webdataset (the tars), DALI's `wds2idx` (the index).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from pipelines.beton_reader import MODE_JPEG
+from pipelines.errors import ShardError
+
+__all__ = ["BLOCK", "END_BYTES", "SAMPLE_DTYPE", "TarReader", "sample_bytes", "validate_tar"]
+
+BLOCK: Final = 512
+END_BYTES: Final = 2 * BLOCK
+# `offset` is where the image's bytes start in the tar.
+SAMPLE_DTYPE = np.dtype(
+    [("offset", "<u8"), ("size", "<u4"), ("height", "<u2"), ("width", "<u2"), ("label", "<i4"), ("crc32", "<u4")]
+)
+
+
+def sample_bytes(size: Any) -> Any:
+    """What a sample takes in the tar: two headers, the image of `size` bytes (a number or an array), the label."""
+    return 3 * BLOCK + (size + BLOCK - 1) // BLOCK * BLOCK
+
+
+def validate_tar(path: str | Path) -> np.ndarray:
+    """Checks that a tar and its `.samples` fit each other, and returns the latter: `SAMPLE_DTYPE` (num_samples,).
+
+    Reads the tar's size and its `.samples` only.
+
+    Raises:
+        ShardError: naming the file, the offending sample and what to do.
+    """
+    path = Path(path)
+    table_path = path.with_suffix(".samples")
+
+    def refuse(at: Path, problem: str) -> ShardError:
+        return ShardError(f"{at}: {problem}; the file is damaged or incomplete: copy or convert it again")
+
+    try:
+        tar_size = path.stat().st_size
+        table_size = table_path.stat().st_size
+        if table_size % SAMPLE_DTYPE.itemsize:
+            raise refuse(table_path, f"{table_size} bytes are no whole number of {SAMPLE_DTYPE.itemsize}-byte records")
+        if table_size // SAMPLE_DTYPE.itemsize * sample_bytes(1) + END_BYTES > tar_size:
+            raise refuse(table_path, f"lists more samples than the {tar_size:,} bytes of {path.name} can hold")
+        table = np.fromfile(table_path, SAMPLE_DTYPE)
+    except OSError as error:
+        raise ShardError(f"{error.filename or path}: cannot be read ({error.strerror})") from None
+
+    def require(ok: np.ndarray, problem: str) -> None:
+        if not ok.all():
+            raise refuse(table_path, f"sample {int(np.flatnonzero(~ok)[0])}: {problem}")
+
+    require(table["size"] > 0, "an image without bytes")
+    require((table["width"] > 0) & (table["height"] > 0), "an image without pixels")
+    ends = np.cumsum(sample_bytes(table["size"].astype(np.uint64)), dtype=np.uint64)
+    starts = np.concatenate([np.zeros(1, np.uint64), ends[:-1]]) if len(ends) else ends
+    require(table["offset"] == starts + np.uint64(BLOCK), "its image lies elsewhere than the sizes before it say")
+    end = int(ends[-1]) if len(ends) else 0
+    if end + END_BYTES != tar_size:
+        raise refuse(path, f"{tar_size:,} bytes, but its {len(table):,} samples take {end + END_BYTES:,}")
+    return table
+
+
+class TarReader:
+    """Random access to the samples of validated tars through read-only memory maps.
+
+    See `pipelines.layout.ShardReader`. Samples are numbered through all `files`, in their order; `path` is what an
+    error calls them together.
+    """
+
+    def __init__(self, files: list[Path], path: Path) -> None:
+        tables = [validate_tar(file) for file in files]
+        table = np.concatenate(tables) if tables else np.zeros(0, SAMPLE_DTYPE)
+        self.path = path
+        self.num_samples = len(table)
+        self.labels = table["label"].astype(np.int64)
+        self.sizes = np.stack([table["height"], table["width"]], axis=1).astype(np.int32)
+        self.modes = np.full(len(table), MODE_JPEG, np.uint8)
+        self.nbytes = table["size"].astype(np.int64)
+        self._files = files
+        self._first = np.cumsum([0, *map(len, tables)])[:-1]  # each file's first sample
+        self._starts = table["offset"].astype(np.int64)
+        self._maps: dict[int, np.ndarray] = {}
+
+    def encoded(self, sample_id: int) -> np.ndarray:
+        """The JPEG file of one sample: a read-only uint8 view."""
+        if not 0 <= sample_id < self.num_samples:
+            raise IndexError(sample_id)
+        file = int(np.searchsorted(self._first, sample_id, "right")) - 1
+        if file not in self._maps:
+            self._maps[file] = np.memmap(self._files[file], np.uint8, mode="r")
+        start = self._starts[sample_id]
+        return self._maps[file][start : start + self.nbytes[sample_id]]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_maps": {}}  # a worker process maps the files itself

@@ -1,0 +1,374 @@
+"""The engine of a conversion: images in order -> a writer, so that a run which was killed goes on where it was.
+
+images (encoded, or read back from parts) -> writer (.beton, tars, or one part) -> OUT/.unfinished
+                                    every two seconds: data and records to disk, then a line of the journal
+all files of the set under their final names, the manifest last; OUT/.unfinished goes
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, Protocol
+
+import numpy as np
+
+from pipelines.errors import UserError
+from pipelines.layout import FORMATS, MANIFEST_NAME, QUARANTINE_NAME, Manifest, ShardFile, Split, parse_split
+from pipelines.publish import exclusive, publish, publish_bytes, sync_directory
+from preprocess.journal import BAD, JOURNAL_NAME, KEPT, REENCODED, Journal, Records, read_journal
+from preprocess.progress import Meter
+from preprocess.workers import Bad, Encoded
+
+__all__ = ["UNFINISHED_NAME", "Conversion", "Image", "Writer", "convert", "run_splits", "writing"]
+
+UNFINISHED_NAME: Final = ".unfinished"
+LOCK_NAME: Final = "lock"
+COMMIT_SECONDS: Final = 2.0
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+_SUFFIXES: Final = (".beton", ".crc32", ".tar", ".idx", ".samples")
+OnBad = Literal["fail", "skip"]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """All that decides a shard set's bytes, but for the images' contents.
+
+    Attributes:
+        source: where the images came from, for the manifest.
+        classes: in label order.
+        encode: the encoder's settings.
+        created_by: the libraries that decide the encoded bytes.
+        num_images: of each split, in the order in which splits are converted.
+        fingerprints: of each split: two listings of the same images have the same.
+    """
+
+    source: str
+    classes: tuple[str, ...]
+    encode: dict[str, Any]
+    created_by: str
+    num_images: dict[str, int]
+    fingerprints: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**vars(self), "classes": list(self.classes)}
+
+    @staticmethod
+    def from_dict(raw: dict[str, Any]) -> Conversion:
+        return Conversion(**{**raw, "classes": tuple(raw["classes"])})
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image of the source: its label, its name below the source, what an error calls it, and what became of it."""
+
+    label: int
+    file: str
+    name: str
+    result: Encoded | Bad
+
+
+# Yields the images of a split from the given one on.
+ImageSource = Callable[[str, int], Generator[Image, None, None]]
+
+
+class Writer(Protocol):
+    """What a conversion writes into; see `preprocess.beton.BetonWriter`."""
+
+    format: str
+
+    def __enter__(self) -> Writer: ...
+    def __exit__(self, *error: Any) -> None: ...
+    def resume(self, sizes: Iterable[int]) -> None: ...
+    def add(self, image: bytes, label: int) -> None: ...
+    def sync(self) -> None: ...
+    def finish(self, records: Records) -> tuple[ShardFile, ...]: ...
+
+
+# Makes the writer of a split: (directory, split, num_images).
+MakeWriter = Callable[[Path, str, int], Writer]
+
+
+def convert(
+    conversion: Conversion,
+    images: ImageSource,
+    make_writer: MakeWriter,
+    output: dict[str, Any],
+    out: str | os.PathLike[str],
+    on_bad: OnBad = "fail",
+) -> Manifest:
+    """Writes a whole shard set, or what an earlier, interrupted call left to do of it. Progress goes to stderr.
+
+    All files get their final names together, at the very end, and the manifest comes last. Their bytes depend on
+    `conversion`, `output` and the images alone.
+
+    Args:
+        conversion: what is converted.
+        images: gives the images of a split, from any one on.
+        make_writer: makes the writer of a split.
+        output: describes the writer, for telling one unfinished conversion from another; JSON.
+        out: the shard set's folder; made when it is not there.
+        on_bad: what an image that cannot be converted does: "fail" ends the conversion, "skip" leaves it out and
+            lists it in `quarantine.jsonl`, a JSON object a line: split, file, reason.
+
+    Raises:
+        UserError: when `out` holds another shard set, finished or not, or another process writes there; for the first
+            bad image ("fail"); for a split of bad images only; when the disk refuses. What was done until then stays
+            in OUT/.unfinished, and the same call goes on from there.
+    """
+    out = Path(out)
+    with writing(out / UNFINISHED_NAME) as work:
+        if not (work / JOURNAL_NAME).exists():
+            refuse_existing(out, conversion.num_images)
+        journal = open_journal(work, {"conversion": conversion.to_dict(), "output": output})
+        with closing(journal):
+            splits = run_splits(conversion.num_images, images, make_writer, work, journal, on_bad)
+            manifest = Manifest(conversion.source, conversion.classes, conversion.encode, splits, conversion.created_by)
+            _publish(manifest, journal, work, out)
+    return manifest
+
+
+def refuse_existing(out: Path, splits: Iterable[str] = ()) -> None:
+    """Raises `UserError` when a folder holds a shard set, or files that one with these splits might have."""
+    if (out / MANIFEST_NAME).exists():
+        raise UserError(f"{out}: already holds a shard set; remove it, or choose another --out")
+    for split in splits:
+        for path in sorted(out.glob(f"{split}*")):
+            if path.suffix in _SUFFIXES:
+                raise UserError(f"{path}: exists already; remove it, or choose another --out")
+
+
+@contextmanager
+def writing(work: Path) -> Iterator[Path]:
+    """Makes a folder for unfinished work, holds its lock, and turns the system's refusals into `UserError`s.
+
+    The folder stays while its journal says that something is done; else it goes, with the folders above it that were
+    made for it.
+    """
+    made = [folder for folder in (work, *work.parents[:3]) if not folder.exists()]
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        with exclusive(work / LOCK_NAME):
+            try:
+                yield work
+            finally:
+                if len(read_journal(work / JOURNAL_NAME)[0]) <= 1:  # the identity alone
+                    for entry in os.scandir(work):
+                        if not entry.is_dir():
+                            os.unlink(entry)
+    except OSError as error:
+        advice = "; free some and repeat the command: it goes on from there" if error.errno in _FULL else ""
+        raise UserError(f"{error.filename or work}: cannot be written ({error.strerror}){advice}") from None
+    finally:
+        for folder in (work, *made[1:]):
+            if folder.is_dir() and not os.listdir(folder):
+                folder.rmdir()
+
+
+def open_journal(work: Path, identity: dict[str, Any]) -> Journal:
+    """The journal of the conversion that is unfinished here, or a new one.
+
+    Raises `UserError` when another conversion is unfinished here.
+    """
+    journal = Journal(work / JOURNAL_NAME)
+    if not journal.entries:
+        journal.append(identity)
+        sync_directory(work)
+    elif journal.entries[0] != json.loads(json.dumps(identity)):
+        journal.close()
+        different = _difference(journal.entries[0], json.loads(json.dumps(identity)))
+        raise UserError(
+            f"{work}: an unfinished conversion with {different} lies here; repeat its command to go on with it, "
+            "or remove that folder to start over"
+        )
+    return journal
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    one, other = ({**entry.get("conversion", {}), **entry} for entry in (old, new))
+    for key, what in (
+        ("source", "another source"),
+        ("num_images", "other images"),
+        ("fingerprints", "other images"),
+        ("classes", "other classes"),
+        ("encode", "other settings"),
+        ("created_by", "another version of the encoder"),
+        ("part", "another part"),
+    ):
+        if one.get(key) != other.get(key):
+            return what
+    return "another kind of output"
+
+
+def quarantined(entries: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(split, {index, file, reason}) of each bad image that a journal's entries tell of."""
+    return ((entry["split"], bad) for entry in entries for bad in entry.get("bad", ()))
+
+
+def run_splits(
+    num_images: dict[str, int],
+    images: ImageSource,
+    make_writer: MakeWriter,
+    work: Path,
+    journal: Journal,
+    on_bad: OnBad,
+) -> dict[str, Split]:
+    """Converts what the journal does not say is done, split after split."""
+    splits = {}
+    for name, count in num_images.items():
+        finished = [
+            entry["finished"] for entry in journal.entries if entry.get("split") == name and "finished" in entry
+        ]
+        if finished:
+            splits[name] = parse_split(finished[0])
+            continue
+        splits[name] = _run_split(name, count, images, make_writer, work, journal, on_bad)
+        journal.append({"split": name, "finished": splits[name].to_dict()})
+    return splits
+
+
+def _run_split(
+    name: str,
+    count: int,
+    images: ImageSource,
+    make_writer: MakeWriter,
+    work: Path,
+    journal: Journal,
+    on_bad: OnBad,
+) -> Split:
+    commits = [entry for entry in journal.entries if entry.get("split") == name]
+    done = commits[-1] if commits else {"count": 0, "crc32": 0}
+    with ExitStack() as stack:
+        records = stack.enter_context(closing(Records(work / f"{name}.records", done["count"], done["crc32"])))
+        writer = stack.enter_context(make_writer(work, name, count))
+        writer.resume(size for piece in records.pieces() for size in piece["size"][piece["state"] != BAD].tolist())
+        states = np.zeros(4, np.int64)
+        for piece in records.pieces():
+            states += np.bincount(piece["state"], minlength=4)
+        num_bad, num_kept = int(states[BAD]), int(states[KEPT])
+        committer = stack.enter_context(_Committer(name, writer, records, journal))
+        source = stack.enter_context(closing(images(name, records.count)))
+        meter = stack.enter_context(Meter(name, records.count, count))
+        last_reason = ""
+        for image in source:
+            result = image.result
+            if isinstance(result, Encoded):
+                try:
+                    writer.add(result.data, image.label)
+                except UserError as error:
+                    result = Bad(str(error))
+            if isinstance(result, Encoded):
+                state = KEPT if result.kept else REENCODED
+                num_kept += result.kept
+                record = (len(result.data), result.crc32, image.label, result.height, result.width, state)
+            else:
+                last_reason = f"{image.name}: {result.reason}"
+                if on_bad == "fail":
+                    raise UserError(last_reason)
+                num_bad += 1
+                record = (0, 0, image.label, 0, 0, BAD)
+                committer.bad.append({"index": records.count, "file": image.file, "reason": result.reason})
+            records.append(record)
+            committer.tick()
+            meter.advance(num_bad)
+        committer.commit()
+        if num_bad == count and writer.format in FORMATS:
+            raise UserError(f"{name}: none of its {num_bad:,} images can be converted; the last: {last_reason}")
+        meter.note("waiting for the disk, checksum")
+        files = writer.finish(records)
+        sync_directory(work)
+    return Split(records.count - num_bad, writer.format, files, num_bad, num_kept)
+
+
+class _Committer:
+    """Brings what was written so far to the disk and into the journal, in a thread beside the conversion.
+
+    `bad` collects what the quarantine will say of images: index, file, reason.
+    """
+
+    def __init__(self, split: str, writer: Writer, records: Records, journal: Journal) -> None:
+        self.split, self.writer, self.records, self.journal = split, writer, records, journal
+        self.bad: list[dict[str, Any]] = []
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
+        self._running: Future[None] | None = None
+        self._committed = records.count
+        self._time = time.monotonic()
+
+    def __enter__(self) -> _Committer:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        try:
+            if error is not None and not isinstance(error, OSError):
+                self.commit()  # a bad image, Ctrl-C: the next run goes on from here
+        finally:
+            self._thread.shutdown()
+
+    def tick(self) -> None:
+        """Starts a commit when it is time, unless one is under way."""
+        if time.monotonic() - self._time < COMMIT_SECONDS:
+            return
+        if self._running is not None and not self._running.done():
+            return
+        self._start()
+
+    def commit(self) -> None:
+        """Commits everything and waits for it."""
+        self._wait()
+        if self.records.count > self._committed:
+            self._start()
+            self._wait()
+
+    def _start(self) -> None:
+        # Ctrl-C may come between any two lines: an image may then be listed twice here, and is told by its index.
+        self._wait()
+        count, crc32 = self.records.done
+        bad = [entry for entry in self.bad if entry["index"] < count]
+        entry = {"split": self.split, "count": count, "crc32": crc32, "bad": bad}
+        self._running = self._thread.submit(self._write, entry)
+        self.bad = self.bad[len(bad) :]
+        self._committed = count
+        self._time = time.monotonic()
+
+    def _wait(self) -> None:
+        if self._running is not None:
+            running, self._running = self._running, None
+            running.result()
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        self.writer.sync()
+        self.records.sync()
+        self.journal.append(entry)
+
+
+def _publish(manifest: Manifest, journal: Journal, work: Path, out: Path) -> None:
+    """Gives all files their final names, the manifest last, and removes the folder of unfinished work."""
+    names = [name for split in manifest.splits.values() for file in split.files for name in (*file.sidecars, file.name)]
+    if not any("published" in entry for entry in journal.entries):
+        for name in names:
+            if (out / name).exists():
+                raise UserError(f"{out / name}: exists already; remove it, or choose another --out")
+        journal.append({"published": names})
+    for name in names:
+        if (work / name).exists():
+            publish(out / name, work / name)
+    bad = {(split, entry["index"]): entry for split, entry in quarantined(journal.entries)}
+    lines = [
+        json.dumps({"split": split, "file": entry["file"], "reason": entry["reason"]}) + "\n"
+        for (split, _), entry in bad.items()
+    ]
+    if lines:
+        publish_bytes(out / QUARANTINE_NAME, "".join(lines).encode())
+    publish_bytes(out / MANIFEST_NAME, manifest.to_json().encode())
+    for entry in sorted(os.listdir(work)):
+        if entry not in (LOCK_NAME, JOURNAL_NAME):
+            (shutil.rmtree if (work / entry).is_dir() else os.unlink)(work / entry)
+    os.unlink(work / JOURNAL_NAME)

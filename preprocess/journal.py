@@ -1,0 +1,110 @@
+"""What survives a kill: which images are on disk for good, said in an append-only journal.
+
+    NAME.records     one `RECORD_DTYPE` record an image, in the order of the source
+    journal.jsonl    a line each time that data and records have reached the disk: how many records count
+
+A line is its CRC-32 in hex and a JSON object. What was cut off or damaged, and all after it, is dropped on opening.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from pipelines.errors import UserError
+from pipelines.publish import write_all
+
+__all__ = ["BAD", "JOURNAL_NAME", "KEPT", "RECORD_DTYPE", "REENCODED", "Journal", "Records", "read_journal"]
+
+JOURNAL_NAME: Final = "journal.jsonl"
+REENCODED, KEPT, BAD = 1, 2, 3  # what became of an image
+RECORD_DTYPE = np.dtype(
+    [("size", "<u4"), ("crc32", "<u4"), ("label", "<i4"), ("height", "<u2"), ("width", "<u2"), ("state", "u1")]
+)
+
+
+def read_journal(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The entries of a journal and the bytes that they take; nothing when there is no such file."""
+    entries: list[dict[str, Any]] = []
+    end = 0
+    if path.exists():
+        with path.open("rb") as file:
+            for line in file:
+                checksum, _, text = line.partition(b" ")
+                if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
+                    break
+                entries.append(json.loads(text))
+                end += len(line)
+    return entries, end
+
+
+class Journal:
+    """An append-only list of JSON objects; `append` returns when its entry is on the disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.entries, end = read_journal(path)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        os.ftruncate(self._file, end)
+        self._end = end
+
+    def append(self, entry: dict[str, Any]) -> None:
+        text = json.dumps(entry, sort_keys=True).encode() + b"\n"
+        line = b"%08x %s" % (zlib.crc32(text), text)
+        write_all(self._file, line, self._end)
+        os.fsync(self._file)
+        self._end += len(line)
+        self.entries.append(entry)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+class Records:
+    """The records of one split's images, appended one by one. `done` is their number and their bytes' CRC-32.
+
+    Raises `UserError` when the file does not have the `count` records with the checksum `crc32` that the journal says.
+    """
+
+    def __init__(self, path: Path, count: int, crc32: int) -> None:
+        self.path = path
+        self.done = (count, crc32)  # in one, because Ctrl-C may come between any two assignments
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        os.ftruncate(self._file, min(os.fstat(self._file).st_size, count * RECORD_DTYPE.itemsize))
+        complete = os.fstat(self._file).st_size == count * RECORD_DTYPE.itemsize
+        found = 0
+        for piece in self.pieces() if complete else ():
+            found = zlib.crc32(piece.tobytes(), found)
+        if not complete or found != crc32:
+            os.close(self._file)
+            raise UserError(f"{path}: is not as the journal beside it says; remove {path.parent} to start over")
+
+    @property
+    def count(self) -> int:
+        return self.done[0]
+
+    def append(self, record: tuple[int, int, int, int, int, int]) -> None:
+        """Adds (size, crc32, label, height, width, state)."""
+        content = np.array(record, RECORD_DTYPE).tobytes()
+        count, crc32 = self.done
+        write_all(self._file, content, count * RECORD_DTYPE.itemsize)
+        self.done = (count + 1, zlib.crc32(content, crc32))
+
+    def sync(self) -> None:
+        os.fsync(self._file)
+
+    def pieces(self, length: int = 65_536) -> Iterator[np.ndarray]:
+        """The records in pieces, `RECORD_DTYPE` (up to `length`,), read from the file as they are used."""
+        if self.count:
+            records = np.memmap(self.path, RECORD_DTYPE, mode="r")
+            for start in range(0, self.count, length):
+                yield records[start : min(start + length, self.count)]
+
+    def close(self) -> None:
+        os.close(self._file)

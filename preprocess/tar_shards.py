@@ -1,0 +1,166 @@
+"""Writes WebDataset tars with DALI's index (see `pipelines.tar_reader`) so that a killed run can go on."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from pipelines.errors import UserError
+from pipelines.layout import ShardFile
+from pipelines.publish import write_all
+from pipelines.tar_reader import BLOCK, END_BYTES, SAMPLE_DTYPE, sample_bytes
+from preprocess.beton import sha256_of
+from preprocess.journal import BAD, Records
+
+__all__ = ["SHARD_BYTES", "TarWriter"]
+
+SHARD_BYTES: Final = 1 << 29
+INDEX_VERSION: Final = "v1.2"  # of DALI's wds2idx
+
+
+class TarWriter:
+    """Writes one split as `SPLIT-000000.tar`, `SPLIT-000001.tar`, ... The same samples give the same bytes.
+
+    Used as `preprocess.beton.BetonWriter` is. Where an image lies follows from the sizes of those before it. Memory
+    does not grow with the number of images, but with those of one tar in `finish`.
+
+    Args:
+        directory: where the files are written.
+        split: their name.
+        num_images: not needed by this format.
+        shard_bytes: a tar that would grow beyond this is ended, unless it is still empty.
+    """
+
+    format = "tar"
+
+    def __init__(self, directory: Path, split: str, num_images: int, shard_bytes: int = SHARD_BYTES) -> None:
+        self.directory = directory
+        self.split = split
+        self.shard_bytes = shard_bytes
+        self._shard, self._end, self._num_samples = 0, 0, 0
+        self._file: int | None = None
+        self._lock = threading.Lock()  # between `sync`, in another thread, and going on to the next tar
+
+    def __enter__(self) -> TarWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            os.close(self._file)
+
+    def resume(self, sizes: Iterable[int]) -> None:
+        """Keeps the images of these sizes, which an earlier run has written; drops what follows them."""
+        for size in sizes:
+            self._shard, start = self._place(self._shard, self._end, size)
+            self._end = start + sample_bytes(size)
+            self._num_samples += 1
+        for path in self.directory.glob(f"{self.split}-*.*"):
+            if int(path.stem.rpartition("-")[2]) > self._shard:
+                path.unlink()
+        self._open()
+        assert self._file is not None
+        os.ftruncate(self._file, self._end)
+
+    def add(self, image: bytes, label: int) -> None:
+        """Appends a sample. Raises `UserError` when the image is larger than a tar member may be."""
+        if len(image) >= 1 << 32:
+            raise UserError(f"{len(image):,} bytes once encoded; convert with a smaller --max-side or --quality")
+        shard, start = self._place(self._shard, self._end, len(image))
+        if shard != self._shard:
+            with self._lock:
+                self._end_tar()
+                self._shard = shard
+                self._open()
+        assert self._file is not None
+        key = f"{self._num_samples:09}"
+        digits = str(label).encode()
+        sample = b"".join((*_member(f"{key}.jpg", image), *_member(f"{key}.cls", digits)))
+        write_all(self._file, sample, start)
+        self._end = start + len(sample)
+        self._num_samples += 1
+
+    def sync(self) -> None:
+        """Waits until all that was added is on the disk. May be called from another thread."""
+        with self._lock:
+            assert self._file is not None
+            os.fsync(self._file)
+
+    def finish(self, records: Records) -> tuple[ShardFile, ...]:
+        """Ends the last tar, writes what goes beside each and returns what the manifest says of them.
+
+        Reads all files once, for their checksums.
+
+        Args:
+            records: of all images of the split, in order; the bad ones among them have no sample.
+        """
+        self._end_tar()
+        files = []
+        first = 0
+        for shard, samples in enumerate(self._tables(records)):
+            tar = self._path(shard)
+            sidecars = {}
+            for suffix, content in ((".idx", _index(samples, first)), (".samples", samples.tobytes())):
+                path = tar.with_suffix(suffix)
+                with path.open("wb", buffering=0) as file:
+                    write_all(file.fileno(), content, 0)
+                    os.fsync(file.fileno())
+                sidecars[path.name] = sha256_of(path)
+            first += len(samples)
+            files.append(ShardFile(tar.name, len(samples), tar.stat().st_size, sha256_of(tar), sidecars))
+        return tuple(files)
+
+    def _tables(self, records: Records) -> Iterator[np.ndarray]:
+        """The samples of each tar: `SAMPLE_DTYPE` (n,)."""
+        shard, end = 0, 0
+        samples: list[tuple[int, ...]] = []
+        for piece in records.pieces():
+            for size, crc32, label, height, width, state in piece.tolist():
+                if state == BAD:
+                    continue
+                at, start = self._place(shard, end, size)
+                if at != shard:
+                    yield np.array(samples, SAMPLE_DTYPE)
+                    shard, samples = at, []
+                samples.append((start + BLOCK, size, height, width, label, crc32))
+                end = start + sample_bytes(size)
+        yield np.array(samples, SAMPLE_DTYPE)
+
+    def _place(self, shard: int, end: int, size: int) -> tuple[int, int]:
+        """The tar, and the place in it, of an image that follows another one's end."""
+        fits = end + sample_bytes(size) + END_BYTES <= self.shard_bytes
+        return (shard, end) if fits or not end else (shard + 1, 0)
+
+    def _path(self, shard: int) -> Path:
+        return self.directory / f"{self.split}-{shard:06}.tar"
+
+    def _open(self) -> None:
+        self._file = os.open(self._path(self._shard), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+    def _end_tar(self) -> None:
+        assert self._file is not None
+        write_all(self._file, bytes(END_BYTES), self._end)
+        os.fsync(self._file)
+        os.close(self._file)
+        self._file = None
+
+
+def _member(name: str, content: bytes) -> tuple[bytes, bytes, bytes]:
+    """A ustar member without owner or time: header, content, padding."""
+    header = tarfile.TarInfo(name)
+    header.size = len(content)
+    return header.tobuf(tarfile.USTAR_FORMAT), content, bytes(-len(content) % BLOCK)
+
+
+def _index(samples: np.ndarray, first: int) -> bytes:
+    """DALI's index of a tar whose first sample is number `first`."""
+    lines = [f"{INDEX_VERSION} {len(samples)}\n"]
+    for key, (offset, size, label) in enumerate(samples[["offset", "size", "label"]].tolist(), first):
+        cls = offset + sample_bytes(size) - BLOCK * 2
+        lines.append(f"jpg {offset} {size} {key:09}.jpg cls {cls} {len(str(label))} {key:09}.cls\n")
+    return "".join(lines).encode()

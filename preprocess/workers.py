@@ -1,0 +1,260 @@
+"""Encodes images in worker processes, in order, and says which image it was when one of them dies or hangs.
+
+    Location of each image -> [worker: read, encode, CRC-32] x num_workers -> Encoded | Bad, in the order asked for
+
+A worker is a process of its own because decoders are C code that may crash, hang or take all memory on a hostile file.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+import warnings
+import zlib
+from collections import deque
+from collections.abc import Callable, Generator
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Final
+
+from pipelines.errors import UserError
+from preprocess.encode import EncodeSettings, encode_image
+from preprocess.scan import Location
+
+__all__ = ["HANG_SECONDS", "Bad", "Encoded", "encode_all", "encode_one"]
+
+HANG_SECONDS: Final = 8.0
+_TASKS: Final = 8  # images that a worker has in hand
+_BUFFERED_BYTES: Final = 1 << 28  # finished images that wait for an earlier one
+# What a decoder's own mistakes end a process with. Other signals come from outside: the system short of memory, a user.
+_CRASHES: Final = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An image as it is stored: a JPEG file's bytes, its size in pixels, whether its coefficients are the original's
+    (`kept`), and the CRC-32 of the bytes."""
+
+    data: bytes
+    height: int
+    width: int
+    kept: bool
+    crc32: int
+
+
+@dataclass(frozen=True)
+class Bad:
+    """An image that cannot be stored, and why: part of a sentence, without the image's name."""
+
+    reason: str
+
+
+def encode_one(location: Location, settings: EncodeSettings) -> Encoded | Bad:
+    """Reads and encodes one image; whatever goes wrong is the image's reason."""
+    try:
+        image = encode_image(location.read(), settings, location.name)
+    except UserError as error:
+        return Bad(str(error).removeprefix(f"{location.name}: "))
+    except Exception as error:  # a mistake of ours or of a library must not cost the other images
+        return Bad(f"cannot be converted ({type(error).__name__}: {' '.join(str(error).split())})")
+    return Encoded(image.data, image.height, image.width, image.kept, zlib.crc32(image.data))
+
+
+def encode_all(
+    locate: Callable[[int], Location],
+    first: int,
+    last: int,
+    settings: EncodeSettings,
+    num_workers: int,
+    hang_seconds: float = HANG_SECONDS,
+) -> Generator[Encoded | Bad, None, None]:
+    """Encodes the images `first` to `last - 1` and yields them in this order.
+
+    At most `_TASKS` images a worker are in hand and about 256 MB wait for an earlier image, whatever the consumer does.
+    Close the generator to stop early: no process outlives it.
+
+    Args:
+        locate: gives image i's place.
+        first, last: which images.
+        settings: how to store them.
+        num_workers: processes; 0 encodes in this one, which then dies or hangs with its decoder.
+        hang_seconds: an image that takes longer, not counting time in which its process waits for a disk, is `Bad`, as
+            is one that crashes its process.
+
+    Raises:
+        UserError: naming the image that a worker had in hand when it was killed from outside.
+    """
+    if num_workers == 0:
+        for index in range(first, last):
+            yield encode_one(locate(index), settings)
+        return
+    pool = _Pool(locate, settings, min(num_workers, max(last - first, 1)), hang_seconds)
+    try:
+        yield from pool.run(first, last)
+    finally:
+        pool.close()
+
+
+class _Worker:
+    """A process, the images that it has in hand (the first is the one that it is at), and how long it is silent."""
+
+    def __init__(self, settings: EncodeSettings) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            path = [entry or os.getcwd() for entry in sys.path]
+            code = f"import sys; sys.path[:] = {path!r}; from preprocess.workers import _work; _work({theirs.fileno()})"
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", code],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+            )
+        self.connection = Connection(ours.detach())
+        self.connection.send((settings, os.getpid()))
+        self.tasks: deque[int] = deque()
+        self.ready = False
+        self.silent = 0.0
+
+    def give(self, index: int, location: Location) -> None:
+        with suppress(BrokenPipeError, ConnectionResetError):  # its end is noticed on reading
+            self.connection.send(location)
+        self.tasks.append(index)
+
+    def waits_for_disk(self) -> bool:
+        try:
+            with open(f"/proc/{self.process.pid}/stat", "rb") as file:
+                return file.read().rpartition(b")")[2].split()[0] == b"D"
+        except (OSError, IndexError):
+            return False
+
+    def end(self) -> int:
+        """Its exit status; it is killed if it still runs."""
+        self.connection.close()
+        self.process.kill()
+        return self.process.wait()
+
+
+class _Pool:
+    def __init__(
+        self, locate: Callable[[int], Location], settings: EncodeSettings, num_workers: int, hang_seconds: float
+    ) -> None:
+        self.locate = locate
+        self.settings = settings
+        self.hang_seconds = hang_seconds
+        self.workers: dict[int, _Worker] = {}
+        self.poll = select.poll()
+        self.done: dict[int, Encoded | Bad] = {}
+        self.buffered = 0
+        for _ in range(num_workers):
+            self._start()
+
+    def run(self, first: int, last: int) -> Generator[Encoded | Bad, None, None]:
+        self.unassigned: deque[int] = deque()  # what a worker that died had not begun
+        self.next_task = first
+        for index in range(first, last):
+            while index not in self.done:
+                self._assign(index, last)
+                self._receive()
+            result = self.done.pop(index)
+            self.buffered -= len(result.data) if isinstance(result, Encoded) else 0
+            yield result
+
+    def close(self) -> None:
+        for worker in self.workers.values():
+            worker.end()
+        self.workers.clear()
+
+    def _start(self) -> None:
+        worker = _Worker(self.settings)
+        self.workers[worker.connection.fileno()] = worker
+        self.poll.register(worker.connection.fileno(), select.POLLIN)
+
+    def _assign(self, wanted: int, last: int) -> None:
+        """Fills the workers' hands. What is wanted next is always among it; the rest only while the buffer has room."""
+        ahead = wanted + 4 * _TASKS * len(self.workers)
+        for worker in sorted(self.workers.values(), key=lambda worker: len(worker.tasks)):
+            while len(worker.tasks) < _TASKS:
+                index = self.unassigned[0] if self.unassigned else self.next_task
+                full = self.buffered > _BUFFERED_BYTES or index >= ahead
+                if index >= last or (full and index != wanted):
+                    return
+                if self.unassigned:
+                    self.unassigned.popleft()
+                else:
+                    self.next_task += 1
+                worker.give(index, self.locate(index))
+
+    def _receive(self) -> None:
+        """Takes what the workers have to say; those that are silent for too long, or have died, are replaced."""
+        began = time.monotonic()
+        events = self.poll.poll(500)
+        # Only the time that we waited counts, and no leap of it: this process, or the machine, may have been stopped.
+        waited = min(time.monotonic() - began, 1.0)
+        speaking = set()
+        for descriptor, _ in events:
+            speaking.add(descriptor)
+            worker = self.workers[descriptor]
+            worker.silent = 0.0
+            try:
+                result = worker.connection.recv()
+            except (EOFError, OSError):
+                self._replace(worker, None)
+                continue
+            if worker.ready:
+                index = worker.tasks.popleft()
+                self.done[index] = result
+                self.buffered += len(result.data) if isinstance(result, Encoded) else 0
+            worker.ready = True
+        for descriptor, worker in list(self.workers.items()):
+            if descriptor in speaking or not worker.ready or not worker.tasks or worker.waits_for_disk():
+                continue
+            worker.silent += waited
+            if worker.silent > self.hang_seconds:
+                self._replace(worker, f"the decoder hangs (more than {self.hang_seconds:g} s); replace or remove it")
+
+    def _replace(self, worker: _Worker, reason: str | None) -> None:
+        descriptor = worker.connection.fileno()
+        self.poll.unregister(descriptor)
+        del self.workers[descriptor]
+        if reason is None:  # it has closed the connection, and has ended or is about to
+            with suppress(subprocess.TimeoutExpired):
+                worker.process.wait(5)
+        status = worker.end()
+        if reason is None:
+            name = signal.Signals(-status).name if status < 0 else f"status {status}"
+            if not worker.ready:
+                raise UserError(f"a worker process cannot start ({name}); what it printed stands above")
+            at = f"{self.locate(worker.tasks[0]).name}: " if worker.tasks else ""
+            if status >= 0 or -status not in _CRASHES or not worker.tasks:
+                raise UserError(
+                    f"{at}its worker process was ended by {name}{' (out of memory?)' if status == -9 else ''}; "
+                    "the same command goes on from here"
+                )
+            reason = f"the decoder crashes ({name}); replace or remove it"
+        self.done[worker.tasks.popleft()] = Bad(reason)
+        self.unassigned.extend(worker.tasks)
+        self.unassigned = deque(sorted(self.unassigned))
+        self._start()
+
+
+def _work(descriptor: int) -> None:
+    """A worker process: takes locations and answers with images until the other side has gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    connection = Connection(descriptor)
+    settings, parent = connection.recv()
+    with suppress(OSError, AttributeError):  # Linux: a worker that hangs does not outlive a parent that is killed
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if os.getppid() != parent:
+        return
+    warnings.simplefilter("ignore")
+    connection.send(None)
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        while True:
+            connection.send(encode_one(connection.recv(), settings))
