@@ -36,7 +36,7 @@ from pipelines.layout import MANIFEST_NAME, Manifest, Split
 from pipelines.publish import exclusive, publish_bytes
 from preprocess.beton import BetonWriter
 from preprocess.encode import SUBSAMPLINGS, EncodedImage, EncodeSettings, encode_split
-from preprocess.scan import Scan, scan
+from preprocess.scan import Scan, add_source_arguments, scan_arguments
 
 __all__ = ["QUARANTINE_NAME", "build_ffcv", "main"]
 
@@ -98,14 +98,15 @@ def _write(
             num_bad = 0
             with _Meter(name, split.num_images) as meter:
                 for index, image in enumerate(encoded):
+                    name_of_image = split.locate(index).name
                     if isinstance(image, EncodedImage):
-                        writer.add(image, int(split.labels[index]), split.path(index))
+                        writer.add(image, int(split.labels[index]), name_of_image)
                     elif on_bad == "fail":
                         raise image
                     else:
                         writer.skip()
                         num_bad += 1
-                        reason = str(image).removeprefix(f"{split.path(index)}: ")
+                        reason = str(image).removeprefix(f"{name_of_image}: ")
                         entry = {"split": name, "file": split.relative_path(index), "reason": reason}
                         quarantine.append(json.dumps(entry) + "\n")
                     meter.advance(num_bad)
@@ -223,10 +224,8 @@ def _parser() -> argparse.ArgumentParser:
     description = "Converts an image folder into a shard set of .beton files."
     parser = argparse.ArgumentParser(prog="build_ffcv", description=description, allow_abbrev=False)
     add = parser.add_argument
-    add("--source", metavar="DIR", help="holds train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg")
+    add_source_arguments(parser)
     add("--out", metavar="DIR", required=True, help="where the shard set goes")
-    add("--train", metavar="DIR", help="class folders of the train split, instead of SOURCE/train")
-    add("--val", metavar="DIR", help="class folders of the val split, instead of SOURCE/val")
     side = "reduce the longer side to this many pixels; 0 keeps every size (default: %(default)s)"
     add("--max-side", metavar="N", type=int, default=defaults.max_side, help=side)
     quality = "of the JPEGs, 1 to 100 (default: %(default)s)"
@@ -251,7 +250,7 @@ def _main(arguments: argparse.Namespace) -> None:
     out = Path(arguments.out)
     _refuse_existing(out, ())  # before the scan, which takes minutes for millions of files
     began = time.monotonic()
-    found = scan(arguments.source, arguments.train, arguments.val)
+    found = scan_arguments(arguments)
     source = Path(arguments.source if arguments.source is not None else arguments.train).absolute().name
     manifest = build_ffcv(found, out, source, settings, workers, arguments.on_bad)
     print(_summary(found, manifest, out, time.monotonic() - began))

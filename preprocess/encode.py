@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from pipelines.errors import UserError
-from preprocess.scan import SplitScan
+from preprocess.listing import Location, SplitScan
 
 __all__ = ["SUBSAMPLINGS", "EncodeSettings", "EncodedImage", "encode_image", "encode_split"]
 
@@ -115,9 +115,9 @@ def encode_split(
     (`contextlib.closing`) to stop early: what is in flight is then waited for or dropped.
     """
 
-    def encode(path: str) -> EncodedImage | UserError:
+    def encode(location: Location) -> EncodedImage | UserError:
         try:
-            return encode_image(path, settings)
+            return encode_image(location.read(), settings, location.name)
         except UserError as error:
             return error
 
@@ -125,7 +125,7 @@ def encode_split(
     pending: deque[Future[EncodedImage | UserError]] = deque()
     try:
         for index in range(split.num_images):
-            pending.append(pool.submit(encode, split.path(index)))
+            pending.append(pool.submit(encode, split.locate(index)))
             if len(pending) >= 8 * num_workers:
                 yield pending.popleft().result()
         while pending:

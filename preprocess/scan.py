@@ -1,4 +1,4 @@
-"""Lists an image folder: which classes there are, and which image belongs to which, in a fixed order.
+"""Lists an image data set: which classes there are, and which image belongs to which, in a fixed order.
 
 SOURCE/train/CLASS/image.jpg                     or  SOURCE/CLASS/image.jpg  (a train split only)
 SOURCE/val/CLASS/image.jpg                       (or validation/, or test/)
@@ -6,57 +6,20 @@ SOURCE/val/CLASS/image.jpg                       (or validation/, or test/)
 
 from __future__ import annotations
 
+import argparse
 import os
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Final
 
-import numpy as np
-
 from pipelines.errors import UserError
+from preprocess.listing import IMAGE_SUFFIXES, Entry, Gathered, Location, SplitScan, gather
 
-__all__ = ["IMAGE_SUFFIXES", "Scan", "SplitScan", "scan"]
+__all__ = ["IMAGE_SUFFIXES", "Location", "Scan", "SplitScan", "add_source_arguments", "scan", "scan_arguments"]
 
-# torchvision.datasets.folder.IMG_EXTENSIONS
-IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
 VAL_NAMES: Final = ("val", "validation", "test")  # the first one that is there
-
-
-@dataclass(frozen=True, eq=False)
-class SplitScan:
-    """The images of one split, ordered by class and then by file name.
-
-    Attributes:
-        root: the split's folder.
-        classes: the data set's class names; `classes[label]` is also the class folder's name.
-        labels: int32 (num_images,).
-        num_ignored: entries that are no images (hidden ones are not counted).
-
-    File names are held as one packed string: about 30 bytes an image, 0.4 GB for 14 million.
-    """
-
-    root: Path
-    classes: tuple[str, ...]
-    labels: np.ndarray
-    num_ignored: int
-    _names: bytes = field(repr=False)
-    _ends: np.ndarray = field(repr=False)  # int64 (num_images,): where each file name ends in _names
-
-    @property
-    def num_images(self) -> int:
-        return len(self.labels)
-
-    def relative_path(self, index: int) -> str:
-        """`CLASS/FILE` of image `index`, below `root`."""
-        if not 0 <= index < self.num_images:
-            raise IndexError(index)
-        start = int(self._ends[index - 1]) if index else 0
-        name = os.fsdecode(self._names[start : int(self._ends[index])])
-        return f"{self.classes[self.labels[index]]}/{name}"
-
-    def path(self, index: int) -> str:
-        """Where image `index` lies."""
-        return os.path.join(self.root, self.relative_path(index))
 
 
 @dataclass(frozen=True)
@@ -94,13 +57,29 @@ def scan(
     if "train" not in folders:
         raise UserError("no training images are given; name a folder with --source or --train")
     try:
-        train_split = _read_split(folders["train"], None)
-        splits = {"train": train_split}
+        splits = {"train": _train_split(folders["train"])}
+        classes = splits["train"].classes
         if "val" in folders:
-            splits["val"] = _read_split(folders["val"], train_split.classes)
+            splits["val"] = _val_split(folders["val"], classes)
     except OSError as error:
+        if error.filename is None:  # the temporary files of `preprocess.listing`
+            where = f"{gettempdir()}: cannot be written ({error.strerror})"
+            raise UserError(f"{where}; set TMPDIR to a folder with room") from None
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
-    return Scan(train_split.classes, splits)
+    return Scan(classes, splits)
+
+
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that say what is to be converted."""
+    add = parser.add_argument
+    add("--source", metavar="DIR", help="holds train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg")
+    add("--train", metavar="DIR", help="class folders of the train split, instead of SOURCE/train")
+    add("--val", metavar="DIR", help="class folders of the val split, instead of SOURCE/val")
+
+
+def scan_arguments(arguments: argparse.Namespace) -> Scan:
+    """Scans what the flags of `add_source_arguments` say."""
+    return scan(arguments.source, arguments.train, arguments.val)
 
 
 def _find_splits(source: Path | None) -> dict[str, Path]:
@@ -115,43 +94,57 @@ def _find_splits(source: Path | None) -> dict[str, Path]:
     return {"train": source}
 
 
-def _read_split(root: Path, classes: tuple[str, ...] | None) -> SplitScan:
-    """Lists one tree of class folders. `classes` are the ones allowed; None: this tree defines them."""
-    _require_folder(root)
-    folders, images, num_ignored = _list_folder(root)
-    if not folders and not images:
-        raise UserError(f"{root}: no class folders with images in it; it needs {root}/CLASS/image.jpg")
-    if not folders:
+def _train_split(root: Path) -> SplitScan:
+    """The tree of class folders that defines the classes."""
+    found = _gather(root)
+    if found.folders == ("",):
         raise UserError(
-            f"{root}: {len(images):,} images, but no class folders; sort them into {root}/CLASS/ first "
+            f"{root}: {len(found.groups):,} images, but no class folders; sort them into {root}/CLASS/ first "
             "(ImageNet's val images come flat: a script such as valprep.sh sorts them)"
         )
-    known = {name: label for label, name in enumerate(folders if classes is None else classes)}
-    unknown = [name for name in folders if name not in known]
+    return found.by_folder(sorted(found.folders))
+
+
+def _val_split(root: Path, classes: tuple[str, ...]) -> SplitScan:
+    found = _gather(root)
+    if found.folders == ("",):
+        raise UserError(
+            f"{root}: {len(found.groups):,} images, but no class folders; sort them into {root}/CLASS/ first "
+            "(ImageNet's val images come flat: a script such as valprep.sh sorts them)"
+        )
+    unknown = sorted(set(found.folders) - set(classes))
     if unknown:
         raise UserError(
             f"{root}: {len(unknown)} class folder{'s' * (len(unknown) > 1)} that train does not have, "
             f"first {unknown[0]!r}; give both the same class names"
         )
-    packed = bytearray()
-    lengths, counts = [], []
-    num_ignored += len(images)
-    for name in folders:
-        below, files, others = _list_folder(root / name)
+    return found.by_folder(classes)
+
+
+def _gather(root: Path) -> Gathered:
+    """All images of a folder; at least one."""
+    _require_folder(root)
+    found = gather(root, _folder_entries(root))
+    if not found.folders:
+        raise UserError(f"{root}: no class folders with images in it; it needs {root}/CLASS/image.jpg")
+    return found
+
+
+def _folder_entries(root: Path) -> Iterator[Entry | None]:
+    """The images in class folders; where there are no folders, those in `root` itself."""
+    folders, images, num_others = _list_folder(root)
+    yield from [None] * num_others
+    yield from (None if folders else Entry("", name) for name in images)
+    for folder in folders:
+        below, files, num_others = _list_folder(root / folder)
         if not files:
             suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
             raise UserError(
-                f"{root / name}: a class folder without images ({len(below)} folders, {others} other files); "
+                f"{root / folder}: a class folder without images ({len(below)} folders, {num_others} other files); "
                 f"images ({suffixes}) belong directly into it: fill it or remove it"
             )
-        encoded = [os.fsencode(file) for file in files]
-        packed += b"".join(encoded)
-        lengths.append(np.fromiter(map(len, encoded), np.int64, len(encoded)))
-        counts.append(len(files))
-        num_ignored += others + len(below)
-    labels = np.repeat(np.array([known[name] for name in folders], np.int32), counts)
-    ends = np.cumsum(np.concatenate(lengths))
-    return SplitScan(root, tuple(known), labels, num_ignored, bytes(packed), ends)
+        yield from [None] * (num_others + len(below))
+        yield from (Entry(folder, name) for name in files)
 
 
 def _list_folder(folder: Path) -> tuple[list[str], list[str], int]:

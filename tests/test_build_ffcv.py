@@ -59,7 +59,7 @@ def test_every_image_is_there_in_order(image_folder, shard_set):
         assert reader.num_samples == split.num_images
         assert np.array_equal(reader.labels, split.labels)
         for index in range(split.num_images):
-            expected = encode_image(split.path(index), EncodeSettings())
+            expected = encode_image(split.locate(index).path, EncodeSettings())
             assert reader.encoded(index).tobytes() == expected.data
             assert tuple(reader.sizes[index]) == (expected.height, expected.width)
     assert manifest.classes == found.classes
@@ -292,7 +292,7 @@ def test_bad_images_are_left_out_and_listed(image_folder, tmp_path, capsys):
         assert reader.num_samples == len(kept) and np.array_equal(reader.labels, split.labels[kept])
         assert manifest.splits[name].num_quarantined == split.num_images - len(kept)
         for sample, index in enumerate(kept):
-            assert reader.encoded(sample).tobytes() == encode_image(split.path(index), EncodeSettings()).data
+            assert reader.encoded(sample).tobytes() == encode_image(split.locate(index).path, EncodeSettings()).data
     assert list(verify(tmp_path / "out", decode=True)) == []
 
 

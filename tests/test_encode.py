@@ -212,7 +212,7 @@ def test_settings_out_of_range(settings):
 
 def test_split_is_encoded_in_order_and_can_be_stopped(image_folder):
     split = scan(image_folder).splits["train"]
-    expected = [encode_image(split.path(index), EncodeSettings()) for index in range(split.num_images)]
+    expected = [encode_image(split.locate(index).path, EncodeSettings()) for index in range(split.num_images)]
     with closing(encode_split(split, EncodeSettings(), num_workers=3)) as images:
         assert list(images) == expected
     with closing(encode_split(split, EncodeSettings(), num_workers=3)) as images:

@@ -65,7 +65,7 @@ def test_colour_alone_does_not_tell_the_class(tmp_path):
     found = scan(tmp_path / "out")
     features = {}
     for name, split in found.splits.items():
-        pixels = [pixels_of(split.path(index)) for index in range(split.num_images)]
+        pixels = [pixels_of(split.locate(index).path) for index in range(split.num_images)]
         features[name] = np.array([np.concatenate([image.mean((0, 1)), image.std((0, 1))]) for image in pixels])
     train, val = found.splits["train"], found.splits["val"]
     distances = np.linalg.norm(features["val"][:, None] - features["train"][None], axis=-1)

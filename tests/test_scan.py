@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import os
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 import preprocess.scan
 from pipelines.errors import UserError
-from preprocess.scan import scan
+from preprocess.scan import add_source_arguments, scan, scan_arguments
 
 
 def make(root: Path, *files: str) -> Path:
@@ -33,7 +34,7 @@ def test_classes_and_files_are_in_name_order(tmp_path):
     assert train.labels.dtype == np.int32
     assert paths(val) == ["C/v.bmp", "b/v.webp"]
     assert val.labels.tolist() == [0, 2]
-    assert val.path(1) == str(tmp_path / "val" / "b" / "v.webp")
+    assert val.locate(1).path == str(tmp_path / "val" / "b" / "v.webp")
     with pytest.raises(IndexError):
         val.relative_path(2)
 
@@ -43,7 +44,7 @@ def test_agrees_with_torchvision(image_folder):
     found = scan(image_folder)
     assert list(found.classes) == folder.classes
     train = found.splits["train"]
-    samples = [(train.path(index), int(train.labels[index])) for index in range(train.num_images)]
+    samples = [(train.locate(index).path, int(train.labels[index])) for index in range(train.num_images)]
     assert samples == folder.samples
 
 
@@ -84,7 +85,7 @@ def test_names_of_any_bytes(tmp_path):
         pass
     make(tmp_path, "train/größe/漢.jpg")
     train = scan(tmp_path).splits["train"]
-    assert all(os.path.exists(train.path(index)) for index in range(2))
+    assert all(os.path.exists(train.locate(index).path) for index in range(2))
 
 
 @pytest.mark.parametrize(
@@ -118,5 +119,21 @@ def test_missing_folders(tmp_path):
         scan(None, val=tmp_path / "train")
 
 
+def test_arguments(tmp_path):
+    parser = argparse.ArgumentParser()
+    add_source_arguments(parser)
+    make(tmp_path, "s/train/a/1.jpg", "v/a/2.jpg")
+    found = scan_arguments(parser.parse_args(["--source", str(tmp_path / "s"), "--val", str(tmp_path / "v")]))
+    assert [paths(split) for split in found.splits.values()] == [["a/1.jpg"], ["a/2.jpg"]]
+
+
 def test_exports():
-    assert sorted(preprocess.scan.__all__) == ["IMAGE_SUFFIXES", "Scan", "SplitScan", "scan"]
+    assert sorted(preprocess.scan.__all__) == [
+        "IMAGE_SUFFIXES",
+        "Location",
+        "Scan",
+        "SplitScan",
+        "add_source_arguments",
+        "scan",
+        "scan_arguments",
+    ]

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.errors import UserError
+from preprocess.listing import Entry, Gathered, Location, gather
+
+CLASSES = ("a", "b", "c")
+
+
+def gathered(*entries: Entry | None, archive: bool = False) -> Gathered:
+    return gather(Path("root"), entries, is_archive=archive)
+
+
+def test_a_location_reads_its_piece_of_a_file(tmp_path):
+    path = tmp_path / "x.tar"
+    path.write_bytes(bytes(range(100)))
+    assert Location("x", str(path)).read() == bytes(range(100))
+    piece = Location("x", str(path), 10, 5)
+    assert piece.read() == bytes(range(10, 15))
+    assert Location("x", str(path), 100, 0).read() == b""
+    assert pickle.loads(pickle.dumps(piece)) == piece
+    assert len(pickle.dumps(piece)) < 300
+
+
+def test_a_location_names_what_it_cannot_read(tmp_path):
+    path = tmp_path / "x.tar"
+    path.write_bytes(bytes(100))
+    with pytest.raises(UserError, match=r"^image 7: only 4 of its 5 bytes are left; copy .*x.tar again$"):
+        Location("image 7", str(path), 96, 5).read()
+    with pytest.raises(UserError, match=r"^image 7: cannot be read \(No such file or directory"):
+        Location("image 7", str(tmp_path / "y")).read()
+
+
+def test_order_is_by_class_and_then_by_name():
+    rng = np.random.default_rng(0)
+    entries = [Entry(CLASSES[rng.integers(3)], f"{number}.jpg", number, 2 * number) for number in range(200)]
+    rng.shuffle(entries)
+    found = gathered(None, *entries, None, archive=True)
+    expected = sorted(tuple(entry) for entry in entries)
+    for split in (found.by_folder(CLASSES), found.by_folder(("0", *CLASSES))):
+        assert [split.relative_path(index) for index in range(200)] == [f"{e[0]}/{e[1]}" for e in expected]
+        assert [split.classes[label] for label in split.labels] == [entry[0] for entry in expected]
+        locations = [split.locate(index) for index in range(200)]
+        assert [(place.offset, place.size) for place in locations] == [entry[2:] for entry in expected]
+        assert {place.path for place in locations} == {"root"}
+        assert locations[0].name == f"root: {split.relative_path(0)}"
+        assert split.num_ignored == 2
+
+
+def test_labels_in_place_of_folders():
+    found = gathered(*(Entry("", name) for name in ("4.jpg", "2.jpg", "3.jpg", "1.jpg")))
+    assert found.folders == ("",)
+    assert found.file_names() == ["4.jpg", "2.jpg", "3.jpg", "1.jpg"]
+    split = found.by_labels(CLASSES, np.array([0, 2, 0, 2], np.int32))
+    assert [split.relative_path(index) for index in range(4)] == ["3.jpg", "4.jpg", "1.jpg", "2.jpg"]
+    assert split.labels.tolist() == [0, 0, 2, 2]
+    assert split.labels.dtype == np.int32
+    assert split.locate(0) == Location(str(Path("root/3.jpg")), str(Path("root/3.jpg")))
+
+
+def test_nothing_at_all():
+    found = gathered(None)
+    assert found.folders == () and found.num_ignored == 1
+    split = found.by_folder(())
+    assert split.num_images == 0
+    with pytest.raises(IndexError):
+        split.locate(0)
+    assert len(split.fingerprint()) == 64
+
+
+def test_a_name_that_is_there_twice():
+    found = gathered(Entry("b", "1.jpg"), Entry("a", "1.jpg"), Entry("a", "1.jpg"), archive=True)
+    with pytest.raises(UserError, match=r"^root: 'a/1\.jpg' is in it twice"):
+        found.by_folder(CLASSES)
+
+
+def test_a_fingerprint_is_of_the_list_of_images():
+    entries = [Entry("a", "12.jpg", 512, 9), Entry("b", "3.jpg", 2048, 9)]
+
+    def of(entries: list[Entry], classes: tuple[str, ...] = CLASSES, archive: bool = True, root: str = "root") -> str:
+        return gather(Path(root), entries, is_archive=archive).by_folder(classes).fingerprint()
+
+    assert of(entries) == of(entries[::-1]) == of(entries, root="elsewhere")
+    others = [
+        of(entries, archive=False),
+        of(entries, ("a", "b")),
+        of(entries, ("a", "b", "d")),
+        of(entries[:1]),
+        of([entries[0], Entry("c", "3.jpg", 2048, 9)]),
+        of([Entry("a", "1.jpg", 512, 9), Entry("b", "32.jpg", 2048, 9)]),
+        of([entries[0], Entry("b", "3.jpg", 2049, 9)]),
+        of([entries[0], Entry("b", "3.jpg", 2048, 8)]),
+    ]
+    assert len({of(entries), *others}) == 1 + len(others)
