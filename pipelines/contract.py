@@ -236,8 +236,8 @@ def make_plan(
 
 
 def choose_pipeline(device: torch.device, shard_format: str) -> str:
-    """What `auto` stands for here: dali on a GPU, else ffcv (which reads .beton files only), else torchvision; the first
-    that is installed."""
+    """What `auto` stands for: dali on a GPU, else ffcv (it reads .beton files only), else torchvision; the first that
+    is installed."""
     order = ["dali"] if device.type == "cuda" else []
     order += ["ffcv"] if shard_format == "beton" else []
     return next((name for name in order if _installed(name)), "torchvision")

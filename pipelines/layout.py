@@ -181,7 +181,7 @@ def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
 
 
 def parse_split(raw: dict[str, Any]) -> Split:
-    """A split as `Split.to_dict` gave it; raises KeyError, TypeError, ValueError or AttributeError for anything else."""
+    """What `Split.to_dict` gave; raises KeyError, TypeError, ValueError or AttributeError for anything else."""
     files = tuple(
         ShardFile(
             name=str(f["name"]),

@@ -104,8 +104,8 @@ class BetonWriter:
         os.ftruncate(self._file, table_start)
         fields = np.zeros(2, FIELD_DTYPE)
         fields["type_id"] = IMAGE_FIELD_TYPE, LABEL_FIELD_TYPE
-        for field, name in zip(fields, (b"image", b"label"), strict=True):
-            field["name"][: len(name)] = np.frombuffer(name, np.uint8)
+        fields["name"][0, :5] = np.frombuffer(b"image", np.uint8)
+        fields["name"][1, :5] = np.frombuffer(b"label", np.uint8)
         write_all(self._file, fields.tobytes(), HEADER_DTYPE.itemsize)
         crc32_path = self.path.with_suffix(".crc32")
         num_samples, end = 0, self._data_start

@@ -1,7 +1,7 @@
 """The engine of a conversion: images in order -> a writer, so that a run which was killed goes on where it was.
 
 images (encoded, or read back from parts) -> writer (.beton, tars, or one part) -> OUT/.unfinished
-                                    every two seconds: data and records to disk, then a line of the journal
+                                    every second: data and records to disk, then a line of the journal
 all files of the set under their final names, the manifest last; OUT/.unfinished goes
 """
 
@@ -32,7 +32,7 @@ __all__ = ["UNFINISHED_NAME", "Conversion", "Image", "Writer", "convert", "run_s
 
 UNFINISHED_NAME: Final = ".unfinished"
 LOCK_NAME: Final = "lock"
-COMMIT_SECONDS: Final = 2.0
+COMMIT_SECONDS: Final = 1.0
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 _SUFFIXES: Final = (".beton", ".crc32", ".tar", ".idx", ".samples")
 OnBad = Literal["fail", "skip"]

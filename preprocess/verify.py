@@ -8,7 +8,6 @@ status 0 when nothing is wrong, 1 when something is.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import sys
 import zlib
@@ -17,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Final
 
 if not __package__:  # run as a file: import from the checkout, and nothing by its bare name from this folder
     here = Path(__file__).resolve().parent
@@ -26,12 +24,13 @@ if not __package__:  # run as a file: import from the checkout, and nothing by i
 import numpy as np
 from PIL import Image
 
+from pipelines.beton_reader import CRC32_DTYPE, MODE_RAW
 from pipelines.errors import ShardError, run_command
-from pipelines.layout import CRC32_DTYPE, MODE_RAW, BetonReader, Manifest, ShardFile, open_split, read_manifest
+from pipelines.layout import Manifest, ShardFile, ShardReader, open_file, read_manifest
+from pipelines.tar_reader import SAMPLE_DTYPE
+from preprocess.beton import sha256_of
 
 __all__ = ["Problem", "main", "verify"]
-
-_CHUNK: Final = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -62,12 +61,13 @@ def verify(
     """
     directory = Path(directory)
     manifest = read_manifest(directory)
-    for name, split in manifest.splits.items():
+    for split in manifest.splits.values():
         for file in split.files:
             try:
-                _, reader = open_split(directory, name)
+                reader = open_file(directory, manifest, file)
             except ShardError as error:
-                yield Problem(file.name, None, str(error).removeprefix(f"{directory / file.name}: "))
+                what = str(error).removeprefix(f"{directory / file.name}: ").removeprefix(f"{directory}{os.sep}")
+                yield Problem(file.name, None, what)
                 continue
             if not quick:
                 yield from _contents(directory, file, reader)
@@ -75,15 +75,27 @@ def verify(
                 yield from _undecodable(file, reader, num_workers)
 
 
-def _contents(directory: Path, file: ShardFile, reader: BetonReader) -> Iterator[Problem]:
-    checksums = _checksums(directory, file)
-    if isinstance(checksums, Problem):
-        yield checksums
-    if _sha256(directory / file.name) == file.sha256:
+def _contents(directory: Path, file: ShardFile, reader: ShardReader) -> Iterator[Problem]:
+    damaged = set()
+    for name, sha256 in file.sidecars.items():
+        try:
+            intact = sha256_of(directory / name) == sha256
+            problem = "has changed (SHA-256); copy it again"
+        except OSError as error:
+            intact, problem = False, f"cannot be read ({error.strerror}); copy it again"
+        if not intact:
+            damaged.add(name)
+            yield Problem(name, None, problem)
+    if sha256_of(directory / file.name) == file.sha256:
         return
-    if isinstance(checksums, Problem):
+    path = directory / file.name
+    table = path.with_suffix(".crc32" if path.suffix == ".beton" else ".samples")
+    if table.name in damaged:
         yield Problem(file.name, None, "its contents have changed (SHA-256); copy it again")
         return
+    checksums = (
+        np.fromfile(table, CRC32_DTYPE) if path.suffix == ".beton" else np.fromfile(table, SAMPLE_DTYPE)["crc32"]
+    )
     changed = [i for i in range(reader.num_samples) if zlib.crc32(reader.encoded(i).data) != checksums[i]]
     for sample in changed:
         yield Problem(file.name, sample, "its image has changed (CRC-32); copy the file again")
@@ -93,26 +105,7 @@ def _contents(directory: Path, file: ShardFile, reader: BetonReader) -> Iterator
         )
 
 
-def _checksums(directory: Path, file: ShardFile) -> np.ndarray | Problem:
-    """The samples' CRC-32, uint32 (num_samples,), or why there are none to trust."""
-    try:
-        content = (directory / file.crc32).read_bytes()
-    except OSError as error:
-        return Problem(file.crc32, None, f"cannot be read ({error.strerror}); copy it again")
-    if hashlib.sha256(content).hexdigest() != file.crc32_sha256:
-        return Problem(file.crc32, None, "has changed (SHA-256); copy it again")
-    return np.frombuffer(content, CRC32_DTYPE)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _undecodable(file: ShardFile, reader: BetonReader, num_workers: int) -> Iterator[Problem]:
+def _undecodable(file: ShardFile, reader: ShardReader, num_workers: int) -> Iterator[Problem]:
     def check(sample: int) -> Problem | None:
         height, width = reader.sizes[sample].tolist()
         try:

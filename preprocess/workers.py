@@ -26,7 +26,7 @@ from typing import Final
 
 from pipelines.errors import UserError
 from preprocess.encode import EncodeSettings, encode_image
-from preprocess.scan import Location
+from preprocess.listing import Location
 
 __all__ = ["HANG_SECONDS", "Bad", "Encoded", "encode_all", "encode_one"]
 

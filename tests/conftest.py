@@ -6,11 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conversion import convert_folder
 from PIL import Image
-
-from preprocess.build_ffcv import build_ffcv
-from preprocess.encode import EncodeSettings
-from preprocess.scan import scan
 
 CLASSES = ("ant", "bee", "cow")
 
@@ -48,5 +45,5 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shard_set(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`image_folder` converted with the default settings."""
     out = tmp_path_factory.mktemp("shards")
-    build_ffcv(scan(image_folder), out, image_folder.name, EncodeSettings(), num_workers=2)
+    convert_folder(image_folder, out)
     return out

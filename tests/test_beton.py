@@ -3,21 +3,21 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import signal
-import subprocess
-import sys
+import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conversion import write_samples
 from ffcv_writer import write_with_ffcv
 from PIL import Image
 
+from pipelines.beton_reader import MODE_JPEG, MODE_RAW, BetonReader, validate_beton
 from pipelines.errors import ShardError, UserError
-from pipelines.layout import MODE_JPEG, MODE_RAW, BetonReader, validate_beton
-from pipelines.publish import partial_path
 from preprocess.beton import PAGE_SIZE, BetonWriter
 from preprocess.encode import EncodedImage, EncodeSettings, encode_image
+from preprocess.journal import REENCODED, Records
 
 ROOT = Path(__file__).resolve().parent.parent
 # FFCV 1.0.2 and what it imports warn about their own code.
@@ -31,11 +31,7 @@ def blobs(*sizes: int) -> list[EncodedImage]:
 
 def write(path: Path, images: list[EncodedImage], page_size: int = PAGE_SIZE) -> str:
     """Writes the images with labels 0, 1, ...; returns the checksum that the writer gives."""
-    with BetonWriter(path, len(images), page_size) as writer:
-        for label, image in enumerate(images):
-            writer.add(image, label)
-        shard = writer.finish()
-        writer.publish()
+    (shard,) = write_samples(partial(BetonWriter, page_size=page_size), path.parent, path.stem, images)
     assert (shard.name, shard.num_samples, shard.bytes) == (path.name, len(images), path.stat().st_size)
     return shard.sha256
 
@@ -82,68 +78,43 @@ def test_pages(tmp_path, sizes):
 
 
 def test_an_image_larger_than_a_page(tmp_path):
-    message = r"big\.jpg: 513 bytes once encoded.* 512; convert with a smaller --max-side"
-    with BetonWriter(tmp_path / "a.beton", 1, 512) as writer, pytest.raises(UserError, match=message):
-        writer.add(blobs(513)[0], 0, "big.jpg")
-    assert not os.listdir(tmp_path)
+    with BetonWriter(tmp_path, "a", 1, 512) as writer:
+        writer.resume([])
+        writer.add(bytes(512), 0)
+        with pytest.raises(UserError, match=r"^513 bytes once encoded.* 512; convert with a smaller --max-side"):
+            writer.add(bytes(513), 0)
 
 
-def test_the_count_must_be_right(tmp_path):
-    with BetonWriter(tmp_path / "a.beton", 2, 512) as writer:
-        writer.add(blobs(5)[0], 0)
-        with pytest.raises(ValueError, match="1 samples, but 2 were announced"):
-            writer.finish()
-        with pytest.raises(ValueError, match="publish before finish"):
-            writer.publish()
-        writer.add(blobs(5)[0], 0)
-        with pytest.raises(ValueError, match="more than the 2"):
-            writer.add(blobs(5)[0], 0)
+def test_announcements_must_be_possible(tmp_path):
     with pytest.raises(ValueError, match="at least 1"):
-        BetonWriter(tmp_path / "a.beton", 0)
+        BetonWriter(tmp_path, "a", 0)
     with pytest.raises(ValueError, match="power of two"):
-        BetonWriter(tmp_path / "a.beton", 1, 1000)
+        BetonWriter(tmp_path, "a", 1, 1000)
 
 
-def test_an_error_leaves_nothing_and_keeps_what_was_there(tmp_path):
-    (tmp_path / "a.beton").write_text("older")
-    with pytest.raises(KeyboardInterrupt), BetonWriter(tmp_path / "a.beton", 2, 512) as writer:
-        writer.add(blobs(5)[0], 0)
-        raise KeyboardInterrupt
-    assert os.listdir(tmp_path) == ["a.beton"]
-    assert (tmp_path / "a.beton").read_text() == "older"
-
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from preprocess.beton import BetonWriter
-from preprocess.encode import EncodedImage
-path, when = Path(sys.argv[1]), sys.argv[2]
-with BetonWriter(path, 20, 4096) as writer:
-    for index in range(20):
-        writer.add(EncodedImage(bytes(1500), 10, 10), index)
-        if when == "adding" and index == 10:
-            os.kill(os.getpid(), signal.SIGKILL)
-    fsync = os.fsync
-    if when == "finishing":
-        os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
-    writer.finish()
-    if when == "finished":
-        os.kill(os.getpid(), signal.SIGKILL)
-    writer.publish()
-"""
-
-
-@pytest.mark.parametrize("when", ["adding", "finishing", "finished"])
-def test_a_killed_writer_leaves_nothing_that_opens(tmp_path, when):
-    path = tmp_path / "train.beton"
-    killed = subprocess.run([sys.executable, "-c", KILLED, path, when], cwd=ROOT, check=False)
-    assert killed.returncode == -signal.SIGKILL
-    assert os.listdir(tmp_path) == [".train.beton.partial"]
-    with pytest.raises(ShardError):
-        validate_beton(partial_path(path))
-    write(path, blobs(5, 6))  # what is left does not disturb the next run
-    assert sorted(os.listdir(tmp_path)) == ["train.beton", "train.crc32"]
+@pytest.mark.parametrize("kept", range(6))
+def test_a_later_writer_goes_on(tmp_path, kept):
+    """Whatever lies behind the images that count is dropped."""
+    images = blobs(300, 200, 400, 512, 40, 90)
+    whole = write_samples(partial(BetonWriter, page_size=512), tmp_path, "whole", images)
+    with BetonWriter(tmp_path, "a", 6, 512) as writer:
+        writer.resume([])
+        for image in [*images[:kept], *blobs(7, 500, 500)]:
+            writer.add(image.data, 1)
+    records = Records(tmp_path / "a.records", 0, 0)
+    for label, image in enumerate(images):
+        records.append((len(image.data), zlib.crc32(image.data), label, image.height, image.width, REENCODED))
+    with BetonWriter(tmp_path, "a", 6, 512) as writer:
+        writer.resume(len(image.data) for image in images[:kept])
+        for label, image in list(enumerate(images))[kept:]:
+            writer.add(image.data, label)
+        with pytest.raises(ShardError, match="never completed"):
+            validate_beton(tmp_path / "a.beton")
+        (shard,) = writer.finish(records)
+    records.close()
+    assert shard.sha256 == whole[0].sha256
+    assert (tmp_path / "a.beton").read_bytes() == (tmp_path / "whole.beton").read_bytes()
+    assert (tmp_path / "a.crc32").read_bytes() == (tmp_path / "whole.crc32").read_bytes()
 
 
 @ffcv_test

@@ -95,7 +95,7 @@ def test_decode_finds_what_was_damaged_before_it_was_written(shards: Path) -> No
     (shards / "val.crc32").write_bytes(crc)
     manifest = json.loads((shards / "manifest.json").read_text())
     manifest["splits"]["val"]["files"][0].update(
-        sha256=hashlib.sha256(content).hexdigest(), crc32_sha256=hashlib.sha256(crc).hexdigest()
+        sha256=hashlib.sha256(content).hexdigest(), sidecars={"val.crc32": hashlib.sha256(crc).hexdigest()}
     )
     (shards / "manifest.json").write_text(json.dumps(manifest))
     assert list(verify(shards)) == []

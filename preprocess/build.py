@@ -1,0 +1,207 @@
+"""What both build commands share: flags, the space that is needed, one part or all, the closing summary."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from pipelines.errors import UserError
+from pipelines.layout import QUARANTINE_NAME, Manifest
+from preprocess import jpeg
+from preprocess.convert import UNFINISHED_NAME, Conversion, Image, ImageSource, MakeWriter, convert, refuse_existing
+from preprocess.encode import EXIF_CHOICES, REENCODE_CHOICES, SUBSAMPLINGS, EncodeSettings, codec
+from preprocess.parts import Part, convert_part, merge
+from preprocess.ray_parts import run_on_ray
+from preprocess.scan import Scan, add_source_arguments, scan_arguments
+from preprocess.workers import HANG_SECONDS, Encoded, encode_all, encode_one
+
+__all__ = ["build", "encoded_images", "make_parser", "plan_conversion"]
+
+_NUM_ESTIMATED: Final = 48  # images that are encoded to estimate the space
+
+
+def plan_conversion(found: Scan, source: str, settings: EncodeSettings) -> Conversion:
+    """The conversion of all splits of a scan; `source` is the manifest's name for where the images came from."""
+    return Conversion(
+        source=source,
+        classes=found.classes,
+        encode=asdict(settings),
+        created_by=codec(),
+        num_images={name: split.num_images for name, split in found.splits.items()},
+        fingerprints={name: split.fingerprint() for name, split in found.splits.items()},
+    )
+
+
+def encoded_images(
+    found: Scan,
+    settings: EncodeSettings,
+    num_workers: int,
+    hang_seconds: float = HANG_SECONDS,
+    part: Part | None = None,
+) -> ImageSource:
+    """The images of a scan, or of one part of it, encoded by worker processes; see `preprocess.workers.encode_all`."""
+    part = part or Part(1, 1)
+
+    def images(name: str, first: int) -> Generator[Image, None, None]:
+        split = found.splits[name]
+        start, end = part.stretch(split.num_images)
+        with closing(encode_all(split.locate, start + first, end, settings, num_workers, hang_seconds)) as results:
+            for index, result in enumerate(results, start + first):
+                yield Image(int(split.labels[index]), split.relative_path(index), split.locate(index).name, result)
+
+    return images
+
+
+def make_parser(name: str, description: str) -> argparse.ArgumentParser:
+    """The flags of a build command."""
+    defaults = EncodeSettings()
+    parser = argparse.ArgumentParser(prog=name, description=description, allow_abbrev=False)
+    add = parser.add_argument
+    add("--out", metavar="DIR", required=True, help="where the shard set goes")
+    add_source_arguments(parser)
+    side = "reduce the longer side to this many pixels; 0 keeps every size (default: %(default)s)"
+    add("--max-side", metavar="N", type=int, default=defaults.max_side, help=side)
+    quality = "of the JPEGs, 1 to 100 (default: %(default)s)"
+    add("--quality", metavar="N", type=int, default=defaults.quality, help=quality)
+    subsampling = "chroma of the JPEGs; 4:4:4 keeps small images sharp (default: %(default)s)"
+    add("--subsampling", choices=SUBSAMPLINGS, default=defaults.subsampling, help=subsampling)
+    reencode = (
+        "always decode and encode; auto: keep the JPEGs that are within --max-side without loss; never: an image that "
+        "cannot be kept is bad (default: %(default)s)"
+    )
+    add("--reencode", choices=REENCODE_CHOICES, default=defaults.reencode, help=reencode)
+    exif = "EXIF orientation; ImageNet training ignores it by custom (default: %(default)s)"
+    add("--exif", choices=EXIF_CHOICES, default=defaults.exif, help=exif)
+    on_bad = "an image that cannot be converted ends the conversion, or is left out and listed (default: %(default)s)"
+    add("--on-bad", choices=["fail", "skip"], default="fail", help=on_bad)
+    add("--workers", metavar="N", type=int, help="processes that encode (default: one for each CPU core)")
+    hang = "an image that takes longer is bad; waiting for disks does not count (default: %(default)s)"
+    add("--hang-seconds", metavar="S", type=float, default=HANG_SECONDS, help=hang)
+    many = parser.add_mutually_exclusive_group()
+    add = many.add_argument
+    add("--part", metavar="I/N", help="convert only part I of N; parts may run at once, on machines that share --out")
+    add("--merge", action="store_true", help="make the shard set of the parts that are in --out")
+    add("--ray", metavar="N", type=int, help="convert N parts on a Ray cluster that shares all paths, then merge them")
+    return parser
+
+
+def build(arguments: argparse.Namespace, make_writer: MakeWriter, output: dict[str, Any]) -> None:
+    """Does what the flags say and prints the summary; `make_writer` and `output` are `convert`'s."""
+    out = Path(arguments.out)
+    began = time.monotonic()
+    if arguments.merge:
+        given = [flag for flag in ("source", "train", "val") if getattr(arguments, flag) is not None]
+        if given:
+            raise UserError(f"--{given[0]} with --merge: the parts know their source; leave it out")
+        manifest = merge(make_writer, output, out)
+    elif arguments.ray is not None:
+        if arguments.ray < 1:
+            raise UserError(f"--ray {arguments.ray}: must be at least 1")
+        parts = [Part(number, arguments.ray) for number in range(1, arguments.ray + 1)]
+        run_on_ray([partial(build_part, arguments, part) for part in parts], _workers(arguments))
+        manifest = merge(make_writer, output, out)
+    elif arguments.part is not None:
+        part = Part.parse(arguments.part)
+        count = build_part(arguments, part)
+        print(
+            f"{out}: part {part.number}/{part.count} is finished, {count:,} images; when all are: --merge --out {out}"
+        )
+        return
+    else:
+        conversion, images = _prepare(arguments, None)
+        manifest = convert(conversion, images, make_writer, output, out, arguments.on_bad)
+    print(summary(manifest, out, time.monotonic() - began))
+
+
+def build_part(arguments: argparse.Namespace, part: Part) -> int:
+    """Converts one part of what the flags say; returns its number of images."""
+    conversion, images = _prepare(arguments, part)
+    return convert_part(conversion, images, part, arguments.out, arguments.on_bad)
+
+
+def _prepare(arguments: argparse.Namespace, part: Part | None) -> tuple[Conversion, ImageSource]:
+    """What is to be converted, checked and listed, and its images."""
+    out = Path(arguments.out)
+    fresh = not (out / UNFINISHED_NAME).exists()
+    if fresh:
+        refuse_existing(out)  # before the scan, which takes minutes for millions of files
+    workers = _workers(arguments)
+    if not arguments.hang_seconds > 0:
+        raise UserError(f"--hang-seconds {arguments.hang_seconds:g}: must be above 0")
+    settings = EncodeSettings(
+        max_side=arguments.max_side,
+        quality=arguments.quality,
+        subsampling=arguments.subsampling,
+        reencode=arguments.reencode,
+        exif=arguments.exif,
+    )
+    if settings.reencode != "always" and not jpeg.available():
+        raise UserError(f"--reencode {settings.reencode}: the native JPEG codec is not built: {jpeg.HOW_TO_BUILD}")
+    found = scan_arguments(arguments)
+    for name, split in found.splits.items():
+        if split.num_ignored:
+            print(f"{name}: {split.num_ignored:,} other files and folders are left out")
+    if fresh:
+        require_space(found, settings, out, twice=part is not None)
+    source = Path(arguments.source if arguments.source is not None else arguments.train).absolute().name
+    images = encoded_images(found, settings, workers, arguments.hang_seconds, part)
+    return plan_conversion(found, source, settings), images
+
+
+def _workers(arguments: argparse.Namespace) -> int:
+    if arguments.workers is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if arguments.workers < 1:
+        raise UserError(f"--workers {arguments.workers}: must be at least 1")
+    return int(arguments.workers)
+
+
+def require_space(found: Scan, settings: EncodeSettings, out: Path, *, twice: bool) -> None:
+    """Raises `UserError` when the disk has certainly too little room: less than the estimate without three times its
+    standard error. `twice`: for the parts and for what is merged from them."""
+    total = sum(split.num_images for split in found.splits.values())
+    sizes = []
+    for split in found.splits.values():
+        count = min(split.num_images, max(1, _NUM_ESTIMATED * split.num_images // total))
+        for step in range(count):
+            image = encode_one(split.locate(split.num_images * step // count), settings)
+            if isinstance(image, Encoded):
+                sizes.append(len(image.data))
+    if len(sizes) < 2:
+        return
+    error = statistics.stdev(sizes) / len(sizes) ** 0.5
+    mean = statistics.fmean(sizes)
+    folder = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(folder).free
+    needed = total * (2 if twice else 1)
+    if (mean - 3 * error) * needed > free:
+        raise UserError(
+            f"{out}: needs about {mean * needed / 1e9:,.1f} GB (estimated from {len(sizes)} of {total:,} images"
+            f"{', parts and merged' if twice else ''}), but its disk has {free / 1e9:,.1f} GB free"
+        )
+
+
+def summary(manifest: Manifest, out: Path, seconds: float) -> str:
+    """What was done, a line for each split."""
+    lines = [f"{out}: {manifest.num_classes:,} classes"]
+    for name, split in manifest.splits.items():
+        found = split.num_samples + split.num_quarantined
+        counts = f"{found:,} images found, {split.num_samples:,} converted"
+        if split.num_kept:
+            counts += f" ({split.num_kept:,} without loss)"
+        if split.num_quarantined:
+            counts += f", {split.num_quarantined:,} bad ({out / QUARANTINE_NAME} says why)"
+        size = sum(file.bytes for file in split.files)
+        lines.append(f"  {name + ':':6} {counts}, {size:,} bytes")
+    total = sum(split.num_samples for split in manifest.splits.values())
+    lines.append(f"  {total:,} images in {seconds:,.1f} s, {total / seconds:,.0f} images/s")
+    return "\n".join(lines)

@@ -1,0 +1,51 @@
+"""Command: converts images into a shard set of WebDataset tars with DALI's index files.
+
+    python preprocess/build_dali.py --source IMAGENET --out SHARDS
+
+    IMAGENET/{train,val}/CLASS/*.jpg  ->  SHARDS/{train,val}-000000.tar, .idx, .samples, ..., SHARDS/manifest.json
+
+The tars are read by this project's pipelines, by DALI's `fn.readers.webdataset` and by the `webdataset` library. All
+else is as with `build_ffcv.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+
+if not __package__:  # run as a file: import from the checkout, and nothing by its bare name from this folder
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [str(here.parent)] + [entry for entry in sys.path if Path(entry).resolve() != here]
+
+from pipelines.errors import UserError, run_command
+from preprocess.build import build, make_parser
+from preprocess.tar_shards import SHARD_BYTES, TarWriter
+
+__all__ = ["main"]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = make_parser("build_dali", "Converts images into a shard set of WebDataset tars with DALI's index files.")
+    shard = "MiB that a tar may have (default: %(default)s)"
+    parser.add_argument("--shard-mib", metavar="N", type=int, default=SHARD_BYTES >> 20, help=shard)
+    return parser
+
+
+def _main(arguments: argparse.Namespace) -> None:
+    if arguments.shard_mib < 1:
+        raise UserError(f"--shard-mib {arguments.shard_mib}: must be at least 1")
+    shard_bytes = arguments.shard_mib << 20
+    make_writer = partial(TarWriter, shard_bytes=shard_bytes)
+    build(arguments, make_writer, {"format": TarWriter.format, "shard_bytes": shard_bytes})
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    return run_command(lambda: _main(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

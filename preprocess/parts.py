@@ -1,0 +1,223 @@
+"""Conversion on several machines: each converts a part, then the parts are merged into what one machine would make.
+
+    OUT/.unfinished/part-3-of-8/   SPLIT.spool    the part's encoded images, one after the other
+                                   SPLIT.records  their sizes, labels and checksums
+                                   journal.jsonl  what is done, as in any conversion
+
+A part is a stretch of each split. It does not depend on the format that is merged into.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import zlib
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import UserError
+from pipelines.layout import Manifest, ShardFile
+from pipelines.publish import write_all
+from preprocess.convert import (
+    UNFINISHED_NAME,
+    Conversion,
+    Image,
+    ImageSource,
+    MakeWriter,
+    OnBad,
+    convert,
+    open_journal,
+    quarantined,
+    refuse_existing,
+    run_splits,
+    writing,
+)
+from preprocess.journal import BAD, JOURNAL_NAME, KEPT, Records, read_journal
+from preprocess.workers import Bad, Encoded
+
+__all__ = ["Part", "convert_part", "merge"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Part `number` of `count`, numbered from 1. Raises `UserError` for a number out of range."""
+
+    number: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= self.count:
+            raise UserError(
+                f"part {self.number}/{self.count}: must be 1/{max(self.count, 1)} to {max(self.count, 1)}/..."
+            )
+
+    @staticmethod
+    def parse(text: str) -> Part:
+        """From "3/8"."""
+        if not re.fullmatch(r"\d+/\d+", text):
+            raise UserError(f"part {text!r}: must be a number and a count, such as 3/8")
+        number, count = map(int, text.split("/"))
+        return Part(number, count)
+
+    @property
+    def folder(self) -> str:
+        return f"part-{self.number}-of-{self.count}"
+
+    def stretch(self, num_images: int) -> tuple[int, int]:
+        """The first image of the part, and the first one after it."""
+        return num_images * (self.number - 1) // self.count, num_images * self.number // self.count
+
+
+class SpoolWriter:
+    """Writes a part's images one after the other; see `preprocess.convert.Writer`."""
+
+    format = "part"
+
+    def __init__(self, directory: Path, split: str, num_images: int) -> None:
+        self._end = 0
+        self._file = os.open(directory / f"{split}.spool", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+    def __enter__(self) -> SpoolWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._file)
+
+    def resume(self, sizes: Iterable[int]) -> None:
+        self._end = sum(sizes)
+        os.ftruncate(self._file, self._end)
+
+    def add(self, image: bytes, label: int) -> None:
+        write_all(self._file, image, self._end)
+        self._end += len(image)
+
+    def sync(self) -> None:
+        os.fsync(self._file)
+
+    def finish(self, records: Records) -> tuple[ShardFile, ...]:
+        return ()
+
+
+def convert_part(
+    conversion: Conversion, images: ImageSource, part: Part, out: str | os.PathLike[str], on_bad: OnBad = "fail"
+) -> int:
+    """Converts one part, or what an earlier, interrupted call left to do of it; returns its number of images.
+
+    Args:
+        conversion: what all parts together convert.
+        images: gives the images of this part's stretch of a split, from any one on.
+        part: which part this is.
+        out: the shard set's folder, the same for all parts.
+        on_bad: see `convert`.
+
+    Raises:
+        UserError: as `convert` does, and when parts of another conversion or of another count lie in `out`.
+    """
+    out = Path(out)
+    unfinished = out / UNFINISHED_NAME
+    stretches = {name: part.stretch(count) for name, count in conversion.num_images.items()}
+    num_images = {name: end - start for name, (start, end) in stretches.items()}
+    identity = {"conversion": conversion.to_dict(), "part": part.folder}
+    with writing(unfinished / part.folder) as work:
+        refuse_existing(out, conversion.num_images)
+        if (unfinished / JOURNAL_NAME).exists():
+            raise UserError(
+                f"{unfinished}: a conversion without parts, or a merge, lies here unfinished; go on with it"
+            )
+        for other in _parts(unfinished):
+            if other.count != part.count:
+                raise UserError(
+                    f"{unfinished}: has {other.folder}, so this cannot be {part.number}/{part.count}; "
+                    "give all parts the same count, or remove that folder to start over"
+                )
+        with closing(open_journal(work, identity)) as journal:
+            run_splits(num_images, images, SpoolWriter, work, journal, on_bad)
+    return sum(num_images.values())
+
+
+def merge(make_writer: MakeWriter, output: dict[str, Any], out: str | os.PathLike[str]) -> Manifest:
+    """Makes the shard set of which all parts lie in `out`, to the byte what a conversion without parts makes.
+
+    Args:
+        make_writer, output, out: see `convert`.
+
+    Raises:
+        UserError: as `convert` does; naming the parts that are missing, unfinished, of another conversion, or damaged.
+    """
+    out = Path(out)
+    unfinished = out / UNFINISHED_NAME
+    entries, _ = read_journal(unfinished / JOURNAL_NAME)
+    if any("published" in entry for entry in entries):  # the parts may be gone already
+        conversion = Conversion.from_dict(entries[0]["conversion"])
+        return convert(conversion, _nothing, make_writer, output, out, "skip")
+    parts = _parts(unfinished)
+    if not parts:
+        refuse_existing(out)
+        raise UserError(f"{unfinished}: no parts are here to merge; convert them with --part 1/N to N/N first")
+    count = parts[0].count
+    conversions: dict[Part, dict[str, Any]] = {}
+    for part in parts:
+        entries, _ = read_journal(unfinished / part.folder / JOURNAL_NAME)
+        done = {entry["split"] for entry in entries if "finished" in entry}
+        if not entries or not done.issuperset(entries[0]["conversion"]["num_images"]):
+            raise UserError(f"{unfinished / part.folder}: is not finished; run --part {part.number}/{part.count} again")
+        conversions[part] = entries[0]["conversion"]
+        if part.count != count:
+            raise UserError(f"{unfinished}: has {parts[0].folder} and {part.folder}; remove those that are not wanted")
+        if conversions[part] != conversions[parts[0]]:
+            raise UserError(
+                f"{unfinished / part.folder}: was made from other images, with other settings or another version of "
+                f"the encoder than {parts[0].folder}; remove the wrong one and convert it again"
+            )
+    missing = sorted(set(range(1, count + 1)) - {part.number for part in parts})
+    if missing:
+        shown = ", ".join(f"{number}/{count}" for number in missing[:8]) + (", ..." if len(missing) > 8 else "")
+        raise UserError(f"{unfinished}: {len(missing)} of {count} parts are missing: {shown}")
+    conversion = Conversion.from_dict(conversions[parts[0]])
+
+    def images(split: str, first: int) -> Generator[Image, None, None]:
+        for part in parts:
+            start, end = part.stretch(conversion.num_images[split])
+            if end > first:
+                yield from _read_part(unfinished / part.folder, split, max(first - start, 0))
+
+    return convert(conversion, images, make_writer, output, out, "skip")
+
+
+def _nothing(split: str, first: int) -> Generator[Image, None, None]:
+    yield from ()
+
+
+def _parts(unfinished: Path) -> list[Part]:
+    found = (re.fullmatch(r"part-(\d+)-of-(\d+)", path.name) for path in unfinished.glob("part-*"))
+    return sorted((Part(int(m[1]), int(m[2])) for m in found if m), key=lambda part: (part.count, part.number))
+
+
+def _read_part(folder: Path, split: str, first: int) -> Iterator[Image]:
+    """The images of a finished part from image `first` of its stretch on, each checked against its checksum."""
+    entries, _ = read_journal(folder / JOURNAL_NAME)
+    bad = {entry["index"]: entry for name, entry in quarantined(entries) if name == split}
+    done = [(entry["count"], entry["crc32"]) for entry in entries if entry.get("split") == split and "count" in entry]
+    offset = index = 0
+    with (folder / f"{split}.spool").open("rb") as spool, ExitStack() as stack:
+        records = Records(folder / f"{split}.records", *(done[-1] if done else (0, 0)))
+        stack.enter_context(closing(records))
+        for piece in records.pieces():
+            for size, crc32, label, height, width, state in piece.tolist():
+                name = f"{folder.name}, image {index} of {split}"
+                if index >= first and state == BAD:
+                    yield Image(label, bad[index]["file"], name, Bad(bad[index]["reason"]))
+                elif index >= first:
+                    spool.seek(offset)
+                    data = spool.read(size)
+                    if zlib.crc32(data) != crc32:
+                        raise UserError(
+                            f"{folder / f'{split}.spool'}: image {index} has changed (CRC-32); remove {folder} and "
+                            "convert this part again"
+                        )
+                    yield Image(label, "", name, Encoded(data, height, width, state == KEPT, crc32))
+                offset += size
+                index += 1
