@@ -26,8 +26,7 @@ if not __package__:  # run as a file: import from the checkout, and nothing by i
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent)] + [entry for entry in sys.path if Path(entry).resolve() != here]
 
-from PIL import Image, features
-from PIL import __version__ as pillow_version
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -35,7 +34,7 @@ from pipelines.errors import UserError, run_command
 from pipelines.layout import MANIFEST_NAME, Manifest, Split
 from pipelines.publish import exclusive, publish_bytes
 from preprocess.beton import BetonWriter
-from preprocess.encode import SUBSAMPLINGS, EncodedImage, EncodeSettings, encode_split
+from preprocess.encode import SUBSAMPLINGS, EncodedImage, EncodeSettings, codec, encode_split
 from preprocess.scan import Scan, scan
 
 __all__ = ["QUARANTINE_NAME", "build_ffcv", "main"]
@@ -115,7 +114,7 @@ def _write(
                 shard = writer.finish()
             splits[name] = Split(shard.num_samples, "beton", (shard,), num_bad)
             writers.append(writer)
-        manifest = Manifest(source, found.classes, asdict(settings), splits, _created_by())
+        manifest = Manifest(source, found.classes, asdict(settings), splits, f"preprocess.build_ffcv, {codec()}")
         try:
             for writer in writers:
                 writer.publish()
@@ -137,12 +136,6 @@ def _refuse_existing(out: Path, names: Iterable[str]) -> None:
     for name in names:
         if (out / f"{name}.beton").exists():
             raise UserError(f"{out / name}.beton: exists already; remove it, or choose another --out")
-
-
-def _created_by() -> str:
-    """The libraries that decide the encoded bytes."""
-    turbo = features.version("libjpeg_turbo") or "none"
-    return f"preprocess.build_ffcv, Pillow {pillow_version}, libjpeg-turbo {turbo}"
 
 
 class _Meter:
