@@ -1,32 +1,53 @@
 """Turns any image file into the JPEG that is stored.
 
-    the file's bytes -> decode -> RGB -> area averaging down to max_side -> baseline JPEG
+    re-encoded: the file's bytes -> decode -> RGB -> area averaging down to max_side -> baseline JPEG
+    kept:       a JPEG's coefficients -> the same coefficients as a baseline JPEG
 
-By default with a restart marker at each MCU row, so that a decoder can start at the first row of a crop.
+By default with a restart marker at each MCU row, so that a decoder can start at the first row of a crop. JPEGs go
+through the native codec (`preprocess.jpeg`) where it is built; Pillow decodes all else, and everything without it.
 """
 
 from __future__ import annotations
 
 import io
 import os
-from collections import deque
-from collections.abc import Generator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError, features
+from PIL import __version__ as pillow_version
 
 from pipelines.errors import UserError
-from preprocess.listing import Location, SplitScan
+from preprocess import jpeg
+from preprocess.area import average, fit
 
-__all__ = ["SUBSAMPLINGS", "EncodeSettings", "EncodedImage", "encode_image", "encode_split"]
+__all__ = [
+    "EXIF_CHOICES",
+    "REENCODE_CHOICES",
+    "SUBSAMPLINGS",
+    "EncodeSettings",
+    "EncodedImage",
+    "codec",
+    "encode_image",
+]
 
 # What Pillow may try, whatever the suffix says. Other formats start programs (EPS: Ghostscript).
 FORMATS: Final = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "PPM", "GIF")
+JPEG_START: Final = b"\xff\xd8\xff"
 JPEG_MAX_SIDE: Final = 65_500  # libjpeg's JPEG_MAX_DIMENSION; a .beton would hold 65,535
 SUBSAMPLINGS: Final = ("4:4:4", "4:2:2", "4:2:0")
+REENCODE_CHOICES: Final = ("auto", "always", "never")
+EXIF_CHOICES: Final = ("ignore", "apply")
+TURNS: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True)
@@ -38,6 +59,12 @@ class EncodeSettings:
         quality: libjpeg's, 1 to 100.
         subsampling: of the chroma planes, "4:4:4", "4:2:2" or "4:2:0".
         restart_rows: MCU rows between restart markers; 0 writes none.
+        reencode: "always"; "auto" keeps the DCT coefficients of a JPEG within `max_side` as they are, if it is of
+            a kind that every reader of shards knows (8 bits, greyscale or YCbCr, common chroma samplings);
+            "never" refuses what cannot be kept. Quality and subsampling do not apply to what is kept.
+        exif: "ignore" stores the pixels as the file does, whatever its EXIF orientation says. That is the custom
+            for ImageNet: torchvision's ImageFolder does so, and published accuracies are measured that way.
+            "apply" turns them upright; what has to be turned is re-encoded.
 
     Raises `UserError` for a value out of range.
     """
@@ -46,6 +73,8 @@ class EncodeSettings:
     quality: int = 90
     subsampling: str = "4:2:0"
     restart_rows: int = 1
+    reencode: str = "always"
+    exif: str = "ignore"
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_side <= JPEG_MAX_SIDE:
@@ -56,15 +85,20 @@ class EncodeSettings:
             raise UserError(f"subsampling {self.subsampling!r}: must be one of {', '.join(SUBSAMPLINGS)}")
         if not 0 <= self.restart_rows <= 65_535:
             raise UserError(f"restart_rows {self.restart_rows}: must be 0 to 65535")
+        if self.reencode not in REENCODE_CHOICES:
+            raise UserError(f"reencode {self.reencode!r}: must be one of {', '.join(REENCODE_CHOICES)}")
+        if self.exif not in EXIF_CHOICES:
+            raise UserError(f"exif {self.exif!r}: must be one of {', '.join(EXIF_CHOICES)}")
 
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """A baseline JPEG file's bytes and its size in pixels."""
+    """A baseline JPEG file's bytes and its size in pixels; `kept` if it has its original's DCT coefficients."""
 
     data: bytes
     height: int
     width: int
+    kept: bool = False
 
 
 def encode_image(
@@ -74,9 +108,8 @@ def encode_image(
 
     The colours are those of torchvision's `default_loader`, Pillow's `convert("RGB")`: an alpha channel is
     dropped, not composited, and CMYK is converted without its profile. One difference: greyscale of 16 bits
-    is scaled to 8, where `convert` clips. Only the first frame of an animation is kept. The EXIF orientation
-    is ignored, as is the custom for ImageNet, and no metadata is kept. Equal inputs give equal bytes (with
-    the same Pillow and libjpeg-turbo).
+    is scaled to 8, where `convert` clips. Only the first frame of an animation is stored, and no metadata.
+    Equal inputs give equal bytes with the same `codec()`.
 
     Args:
         source: the file's bytes, or its path.
@@ -85,7 +118,8 @@ def encode_image(
 
     Raises:
         UserError: with the image's name, when it cannot be read, is empty, no image, truncated or otherwise
-            damaged, a decompression bomb (over 178,956,970 pixels), or too long for a JPEG.
+            damaged, a decompression bomb (over 178,956,970 pixels), too long for a JPEG, or cannot be kept where
+            `settings.reencode` is "never"; and when that is "auto" or "never" but the native codec is not built.
     """
     if isinstance(source, bytes):
         data, name = source, name or "image"
@@ -96,67 +130,88 @@ def encode_image(
                 data = file.read()
         except OSError as error:
             raise UserError(f"{name}: cannot be read ({error.strerror})") from None
-    image = _decode(data, name)
-    width, height = _fit(image.width, image.height, settings.max_side)
-    if max(width, height) > JPEG_MAX_SIDE:
-        raise UserError(f"{name}: {width} x {height} pixels, but a JPEG has at most {JPEG_MAX_SIDE}; set --max-side")
-    if (width, height) != image.size:
-        image = Image.fromarray(_average(np.asarray(image), height, width))
-    return EncodedImage(_save(image, settings), height, width)
-
-
-def encode_split(
-    split: SplitScan, settings: EncodeSettings, num_workers: int
-) -> Generator[EncodedImage | UserError, None, None]:
-    """Encodes all images of a split with `num_workers` threads and yields them in the split's order.
-
-    In the place of an image that cannot be encoded comes the error that `encode_image` raised, for the consumer to
-    decide about. At most 8 images a worker are in flight, whatever the consumer does. Close the generator
-    (`contextlib.closing`) to stop early: what is in flight is then waited for or dropped.
-    """
-
-    def encode(location: Location) -> EncodedImage | UserError:
-        try:
-            return encode_image(location.read(), settings, location.name)
-        except UserError as error:
-            return error
-
-    pool = ThreadPoolExecutor(num_workers, thread_name_prefix="encode")
-    pending: deque[Future[EncodedImage | UserError]] = deque()
-    try:
-        for index in range(split.num_images):
-            pending.append(pool.submit(encode, split.locate(index)))
-            if len(pending) >= 8 * num_workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _decode(data: bytes, name: str) -> Image.Image:
-    """The image as mode RGB, fully loaded."""
     if not data:
         raise UserError(f"{name}: empty (0 bytes); copy it again or remove it")
+    if settings.reencode != "always" and not jpeg.available():
+        raise UserError(
+            f"--reencode {settings.reencode} needs the native JPEG codec, which is not built: {jpeg.HOW_TO_BUILD}"
+        )
     try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-        image.load()
-        if image.mode == "I" or image.mode.startswith("I;16"):
-            image = _from_16_bits(image, name)
-        elif image.mode == "F":
-            raise UserError(f"{name}: floating-point pixels of unknown range; convert it to 8 or 16 bits")
-        image.info.clear()  # else Pillow keeps the comment, and warns about a palette's transparency
-        return image if image.mode == "RGB" else image.convert("RGB")
+        return _encode(data, settings, name)
     except UserError:
         raise
     except UnidentifiedImageError:
         message = f"{name}: not an image (none of {', '.join(FORMATS)}); replace or remove it"
         raise UserError(message) from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning, jpeg.TooLargeError) as error:
         raise UserError(f"{name}: too large to decode safely ({error}); reduce or remove it") from None
     except Exception as error:  # Pillow's readers raise almost any type on damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{name}: damaged image ({reason}); copy it again, replace or remove it") from error
+
+
+def codec() -> str:
+    """The libraries that decide the encoded bytes, with their versions."""
+    turbo = features.version("libjpeg_turbo") or "none"
+    pillow = f"Pillow {pillow_version} with libjpeg-turbo {turbo}"
+    return f"{jpeg.version()}, {pillow}" if jpeg.available() else pillow
+
+
+def _encode(data: bytes, settings: EncodeSettings, name: str) -> EncodedImage:
+    is_jpeg = data.startswith(JPEG_START)
+    upright = settings.exif == "ignore" or _turn(_open(data)) is None
+    if settings.reencode != "always":
+        try:
+            if not is_jpeg:
+                raise jpeg.UnsupportedError(f"a {_open(data).format}")
+            if not upright:
+                raise jpeg.UnsupportedError("EXIF orientation to apply")
+            return EncodedImage(*jpeg.keep(data, settings.max_side, settings.restart_rows), kept=True)
+        except jpeg.UnsupportedError as error:
+            if settings.reencode == "never":
+                message = f"{name}: cannot be kept as it is ({error}); --reencode auto would convert it"
+                raise UserError(message) from None
+    options = (settings.max_side, settings.quality, settings.subsampling, settings.restart_rows)
+    if is_jpeg and upright and jpeg.available():
+        try:
+            return EncodedImage(*jpeg.reencode(data, *options))
+        except jpeg.UnsupportedError:
+            pass  # Pillow knows more colours
+    image = _decode(data, settings, name)
+    width, height = fit(image.width, image.height, settings.max_side)
+    if max(width, height) > JPEG_MAX_SIDE:
+        raise UserError(f"{name}: {width} x {height} pixels, but a JPEG has at most {JPEG_MAX_SIDE}; set --max-side")
+    if jpeg.available():
+        return EncodedImage(*jpeg.encode(np.asarray(image), *options))
+    if (width, height) != image.size:
+        image = Image.fromarray(average(np.asarray(image), height, width))
+    return EncodedImage(_save(image, settings), height, width)
+
+
+def _open(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data), formats=FORMATS)
+
+
+def _decode(data: bytes, settings: EncodeSettings, name: str) -> Image.Image:
+    """The image as mode RGB, fully loaded."""
+    image = _open(data)
+    image.load()
+    turn = _turn(image) if settings.exif == "apply" else None
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        image = _from_16_bits(image, name)
+    elif image.mode == "F":
+        raise UserError(f"{name}: floating-point pixels of unknown range; convert it to 8 or 16 bits")
+    image.info.clear()  # else Pillow keeps the comment, and warns about a palette's transparency
+    image = image if image.mode == "RGB" else image.convert("RGB")
+    return image if turn is None else image.transpose(turn)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What makes the image upright according to its EXIF orientation. Unreadable EXIF data says nothing."""
+    try:
+        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged EXIF data raises almost any type
+        return None
 
 
 def _from_16_bits(image: Image.Image, name: str) -> Image.Image:
@@ -165,45 +220,6 @@ def _from_16_bits(image: Image.Image, name: str) -> Image.Image:
     if grey.min() < 0 or grey.max() > 65_535:
         raise UserError(f"{name}: greyscale values beyond 16 bits; convert it to 8 or 16 bits")
     return Image.fromarray(((grey * 255 + 32_767) // 65_535).astype(np.uint8))
-
-
-def _fit(width: int, height: int, max_side: int) -> tuple[int, int]:
-    longest = max(width, height)
-    if max_side == 0 or longest <= max_side:
-        return width, height
-    return tuple(max(1, (side * max_side + longest // 2) // longest) for side in (width, height))  # type: ignore[return-value]
-
-
-def _average(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Reduces uint8 (H, W, 3) by exact area averaging, as OpenCV's INTER_AREA.
-
-    Pillow's BOX filter does not weight the pixels that an output pixel covers in part: from 580 to 500 pixels
-    it is off by 6 levels on average, which is nearest-neighbour's aliasing.
-    """
-    rows = _average_rows(pixels.reshape(len(pixels), -1), height).reshape(height, pixels.shape[1], 3)
-    columns = np.ascontiguousarray(rows.transpose(1, 0, 2)).reshape(pixels.shape[1], -1)
-    averaged = _average_rows(columns, width).reshape(width, height, 3)
-    return (averaged.transpose(1, 0, 2) + np.float32(0.5)).astype(np.uint8)
-
-
-def _average_rows(values: np.ndarray, size: int) -> np.ndarray:
-    """Area averages of (length, n) along its first axis: float32 (size, n)."""
-    length = len(values)
-    edges = np.arange(size + 1) * length / size
-    starts, ends = edges[:-1], edges[1:]
-    first = np.floor(starts).astype(np.intp)
-    num_taps = int((np.ceil(ends) - first).max())
-    taps = first + np.arange(num_taps)[:, None]
-    covered = np.minimum(ends, taps + 1) - np.maximum(starts, taps)
-    weights = (np.clip(covered, 0, None) * size / length).astype(np.float32)
-    taps = np.minimum(taps, length - 1)
-    averaged = np.empty((size, values.shape[1]), np.float32)
-    for begin in range(0, size, 32):  # blocks that stay in the cache: twice as fast as the whole at once
-        block = slice(begin, begin + 32)
-        np.multiply(values[taps[0, block]], weights[0, block, None], out=averaged[block])
-        for tap, weight in zip(taps[1:, block], weights[1:, block], strict=True):
-            averaged[block] += values[tap] * weight[:, None]
-    return averaged
 
 
 def _save(image: Image.Image, settings: EncodeSettings) -> bytes:

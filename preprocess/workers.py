@@ -117,13 +117,14 @@ class _Worker:
                 pass_fds=[theirs.fileno()],
             )
         self.connection = Connection(ours.detach())
-        self.connection.send((settings, os.getpid()))
+        with suppress(BrokenPipeError, ConnectionResetError):  # that it has died is noticed on reading
+            self.connection.send((settings, os.getpid()))
         self.tasks: deque[int] = deque()
         self.ready = False
         self.silent = 0.0
 
     def give(self, index: int, location: Location) -> None:
-        with suppress(BrokenPipeError, ConnectionResetError):  # its end is noticed on reading
+        with suppress(BrokenPipeError, ConnectionResetError):
             self.connection.send(location)
         self.tasks.append(index)
 
@@ -152,12 +153,14 @@ class _Pool:
         self.poll = select.poll()
         self.done: dict[int, Encoded | Bad] = {}
         self.buffered = 0
-        for _ in range(num_workers):
-            self._start()
+        self.num_workers = num_workers
+        self.unassigned: deque[int] = deque()  # what a worker that died had not begun
+        self.next_task = 0
 
     def run(self, first: int, last: int) -> Generator[Encoded | Bad, None, None]:
-        self.unassigned: deque[int] = deque()  # what a worker that died had not begun
         self.next_task = first
+        while len(self.workers) < self.num_workers:
+            self._start()
         for index in range(first, last):
             while index not in self.done:
                 self._assign(index, last)

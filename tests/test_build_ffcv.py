@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +61,8 @@ def test_every_image_is_there_in_order(image_folder, shard_set):
             assert tuple(reader.sizes[index]) == (expected.height, expected.width)
     assert manifest.classes == found.classes
     assert manifest.source == image_folder.name
-    assert manifest.encode == asdict(EncodeSettings())
+    stored = {"max_side": 500, "quality": 90, "subsampling": "4:2:0", "restart_rows": 1}
+    assert manifest.encode == {**stored, "reencode": "always", "exif": "ignore"}
     assert sorted(os.listdir(shard_set)) == ["manifest.json", "train.beton", "train.crc32", "val.beton", "val.crc32"]
 
 

@@ -3,16 +3,14 @@ from __future__ import annotations
 import io
 import itertools
 import struct
-from contextlib import closing
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image
 from torchvision.datasets.folder import default_loader
 
 from pipelines.errors import UserError
-from preprocess.encode import EncodeSettings, encode_image, encode_split
-from preprocess.scan import scan
+from preprocess.encode import EncodeSettings, encode_image
 
 
 def make_image(seed: int, height: int, width: int) -> np.ndarray:
@@ -208,13 +206,3 @@ def test_longer_than_a_jpeg_may_be():
 def test_settings_out_of_range(settings):
     with pytest.raises(UserError, match=next(iter(settings))):
         EncodeSettings(**settings)
-
-
-def test_split_is_encoded_in_order_and_can_be_stopped(image_folder):
-    split = scan(image_folder).splits["train"]
-    expected = [encode_image(split.locate(index).path, EncodeSettings()) for index in range(split.num_images)]
-    with closing(encode_split(split, EncodeSettings(), num_workers=3)) as images:
-        assert list(images) == expected
-    with closing(encode_split(split, EncodeSettings(), num_workers=3)) as images:
-        assert next(images) == expected[0]
-    assert not ImageFile.LOAD_TRUNCATED_IMAGES

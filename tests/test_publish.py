@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.errors import UserError
+from pipelines.publish import exclusive, publish_bytes, write_all
+
+ROOT = Path(__file__).resolve().parent.parent
+HOLD = """
+import sys
+from pathlib import Path
+from pipelines.publish import exclusive
+with exclusive(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def hold(path: Path) -> subprocess.Popen[str]:
+    """Another process that holds the lock until it is killed."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, path], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    return holder
+
+
+def test_a_second_process_is_refused_and_a_stale_lock_is_none(tmp_path):
+    lock = tmp_path / "lock"
+    with hold(lock) as holder:
+        message = rf"another run \(process {holder.pid} on .*\) is writing here; wait for it, or choose another folder"
+        with pytest.raises(UserError, match=message), exclusive(lock):
+            pass
+        holder.kill()
+    assert holder.returncode == -signal.SIGKILL and lock.exists()
+    with exclusive(lock), pytest.raises(UserError, match=f"process {os.getpid()} on"), exclusive(lock):
+        pass
+    with exclusive(lock):
+        pass
+
+
+@pytest.mark.parametrize("state", ["dead", "alive", "elsewhere", "unreadable"])
+def test_without_locks_of_the_system_the_file_is_the_lock(tmp_path, monkeypatch, state):
+    def refuse(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    lock = tmp_path / "lock"
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    pid = {"dead": ended.pid, "alive": os.getppid(), "elsewhere": ended.pid}.get(state, 0)
+    host = "some.other.machine" if state == "elsewhere" else socket.gethostname()
+    lock.write_text("{" if state == "unreadable" else json.dumps({"host": host, "pid": pid}))
+    if state in ("dead", "unreadable"):
+        with exclusive(lock):
+            assert json.loads(lock.read_text()) == {"host": socket.gethostname(), "pid": os.getpid()}
+    else:
+        with pytest.raises(UserError, match=rf"process {pid} on {host}"), exclusive(lock):
+            pass
+
+
+def test_a_lock_that_its_holder_removes_is_taken_anew(tmp_path, monkeypatch):
+    """Between opening the file and locking it, the holder finishes and removes it."""
+    lock = tmp_path / "lock"
+    flock, calls = fcntl.flock, []
+
+    def late(descriptor: int, operation: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == 1:
+            lock.unlink()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with exclusive(lock):
+        assert len(calls) == 2 and lock.exists()
+
+
+def test_writing_goes_on_after_short_writes(tmp_path, monkeypatch):
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, data, offset: pwrite(file, data[:3], offset))
+    publish_bytes(tmp_path / "a", b"0123456789")
+    assert (tmp_path / "a").read_bytes() == b"0123456789"
+    with (tmp_path / "b").open("wb") as file:
+        write_all(file.fileno(), b"xyz" * 5, 4)
+    assert (tmp_path / "b").read_bytes() == bytes(4) + b"xyz" * 5
+
+
+@pytest.mark.parametrize("call", ["pwrite", "fsync", "replace"])
+def test_an_error_leaves_what_was_there(tmp_path, monkeypatch, call):
+    (tmp_path / "a").write_bytes(b"old")
+
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(OSError, match="Input/output"):
+        publish_bytes(tmp_path / "a", b"new")
+    assert os.listdir(tmp_path) == ["a"] and (tmp_path / "a").read_bytes() == b"old"

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from pipelines.errors import UserError
+from preprocess import workers
+from preprocess.encode import EncodeSettings, encode_image
+from preprocess.listing import Location
+from preprocess.scan import scan
+from preprocess.workers import Bad, Encoded, encode_all
+
+ROOT = Path(__file__).resolve().parent.parent
+SETTINGS = EncodeSettings(max_side=64)
+# What a test's worker processes do at an image whose name contains the word, in the place of encoding it.
+MISBEHAVIOUR = """
+import os, signal, sys, time
+from preprocess import workers
+def misbehave(location, settings, encode_one=workers.encode_one):
+    if "hang" in location.name: time.sleep(1000)
+    if "spin" in location.name:
+        while True: pass
+    if "stop" in location.name: os.kill(os.getpid(), signal.SIGSTOP)
+    if "segv" in location.name: os.kill(os.getpid(), signal.SIGSEGV)
+    if "abrt" in location.name: os.abort()
+    if "kill" in location.name: os.kill(os.getpid(), signal.SIGKILL)
+    if "exit" in location.name: os._exit(3)
+    return encode_one(location, settings)
+workers.encode_one = misbehave
+workers._work(int(sys.argv[1]))
+"""
+
+
+@pytest.fixture
+def misbehaving(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worker processes do what the name of an image says."""
+    popen = subprocess.Popen
+
+    def start(command: list[str], **options):
+        descriptor = str(options["pass_fds"][0])
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return popen([sys.executable, "-c", MISBEHAVIOUR, descriptor], env=environment, **options)
+
+    monkeypatch.setattr("preprocess.workers.subprocess.Popen", start)
+
+
+def children() -> set[int]:
+    """Processes of this one that still run."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[1]) == os.getpid() and fields[0] != "Z":
+                found.add(int(entry.name))
+    return found
+
+
+def locations(image_folder: Path, *words: str) -> list[Location]:
+    """Good images, as many as there are words, each named by its word."""
+    split = scan(image_folder).splits["train"]
+    return [Location(f"{index} {word}", split.locate(index).path) for index, word in enumerate(words)]
+
+
+def run(places: list[Location], num_workers: int, **options) -> list[Encoded | Bad]:
+    with closing(encode_all(places.__getitem__, 0, len(places), SETTINGS, num_workers, **options)) as results:
+        return list(results)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2, 5])
+def test_images_come_in_order_for_any_number_of_workers(image_folder, num_workers):
+    before = children()
+    split = scan(image_folder).splits["train"]
+    results = list(encode_all(split.locate, 3, 21, SETTINGS, num_workers))
+    expected = [encode_image(Path(split.locate(index).path).read_bytes(), SETTINGS) for index in range(3, 21)]
+    assert [result.data for result in results] == [image.data for image in expected]
+    assert [(result.height, result.width) for result in results] == [(i.height, i.width) for i in expected]
+    assert children() == before
+    assert list(encode_all(split.locate, 4, 4, SETTINGS, num_workers)) == []
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_bad_image_has_a_reason_and_harms_no_other(image_folder, tmp_path, num_workers):
+    places = locations(image_folder, *["good"] * 6)
+    (tmp_path / "bad.jpg").write_text("no image")
+    places[2] = Location("bad", str(tmp_path / "bad.jpg"))
+    places[4] = Location("gone", str(tmp_path / "gone.jpg"))
+    results = run(places, num_workers)
+    assert [type(result) for result in results] == [Encoded, Encoded, Bad, Encoded, Bad, Encoded]
+    assert results[2].reason.startswith("not an image")
+    assert results[4].reason == "cannot be read (No such file or directory)"
+
+
+def test_a_mistake_of_a_library_is_the_images_reason(image_folder, monkeypatch):
+    def broken(*_: object) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr("preprocess.workers.encode_image", broken)
+    assert run(locations(image_folder, "a"), 0) == [Bad("cannot be converted (MemoryError: no room)")]
+
+
+@pytest.mark.parametrize("at", [0, 5, 19])
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        ("segv", r"the decoder crashes \(SIGSEGV\)"),
+        ("abrt", r"the decoder crashes \(SIGABRT\)"),
+        ("hang", r"the decoder hangs \(more than 0.5 s\)"),
+        ("spin", r"the decoder hangs"),
+        ("stop", r"the decoder hangs"),
+    ],
+)
+def test_a_worker_that_crashes_or_hangs_costs_one_image(misbehaving, image_folder, word, reason, at):
+    before = children()
+    words = ["good"] * 20
+    words[at] = word
+    results = run(locations(image_folder, *words), 2, hang_seconds=0.5)
+    assert [index for index, result in enumerate(results) if isinstance(result, Bad)] == [at]
+    assert re.match(reason, results[at].reason)
+    assert children() == before
+
+
+@pytest.mark.parametrize(("word", "what"), [("kill", r"SIGKILL \(out of memory\?\)"), ("exit", "status 3")])
+def test_a_worker_that_is_ended_from_outside_ends_the_run_and_names_the_image(misbehaving, image_folder, word, what):
+    before = children()
+    with pytest.raises(
+        UserError, match=rf"^4 {word}: its worker process was ended by {what}; the same command goes on"
+    ):
+        run(locations(image_folder, *["good"] * 4, word, *["good"] * 10), 2)
+    assert children() == before
+
+
+def test_a_worker_killed_by_somebody_ends_the_run(misbehaving, image_folder):
+    """The kill comes from another process, at an image that takes long."""
+    places = locations(image_folder, "good", "good", "hang", "good")
+    before = children()
+
+    def kill() -> None:
+        while not (found := children() - before):
+            time.sleep(0.05)
+        time.sleep(1.5)
+        for process in found:
+            os.kill(process, signal.SIGTERM)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    with pytest.raises(UserError, match=r"^2 hang: its worker process was ended by SIGTERM"):
+        run(places, 1)
+    thread.join()
+
+
+def test_stopping_early_ends_all_processes(image_folder):
+    before = children()
+    split = scan(image_folder).splits["train"]
+    results = encode_all(split.locate, 0, 24, SETTINGS, 2)
+    assert isinstance(next(results), Encoded)
+    assert len(children()) == len(before) + 2
+    results.close()
+    assert children() == before
+
+
+def test_a_worker_that_cannot_start_is_said(image_folder, monkeypatch, capfd):
+    monkeypatch.setattr("preprocess.workers.sys.executable", "/bin/false")
+    with pytest.raises(UserError, match=r"a worker process cannot start \(status 1\)"):
+        run(locations(image_folder, "good"), 2)
+
+
+def test_finished_images_wait_in_bounded_memory(misbehaving, image_folder):
+    """While the first image takes long, the others are encoded only so far ahead."""
+    asked: list[int] = []
+    places = locations(image_folder, "hang")
+
+    def locate(index: int) -> Location:
+        asked.append(index)
+        return places[0] if index == 0 else Location("good", scan(image_folder).splits["train"].locate(1).path)
+
+    with closing(encode_all(locate, 0, 300, SETTINGS, 2, hang_seconds=1)) as results:
+        assert isinstance(next(results), Bad)
+        assert 2 * workers._TASKS <= max(asked) < 4 * workers._TASKS * 2
+
+
+def test_workers_end_with_a_parent_that_is_killed(image_folder):
+    code = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from preprocess.encode import EncodeSettings\n"
+        "from preprocess.scan import scan\n"
+        "from preprocess.workers import encode_all\n"
+        "split = scan(Path(sys.argv[1])).splits['train']\n"
+        "results = encode_all(split.locate, 0, 24, EncodeSettings(), 2)\n"
+        "next(results)\n"
+        "for entry in os.listdir('/proc'):\n"
+        "    if entry.isdigit():\n"
+        "        try: fields = open(f'/proc/{entry}/stat').read().rpartition(')')[2].split()\n"
+        "        except OSError: continue\n"
+        "        if int(fields[1]) == os.getpid(): print(entry)\n"
+        "sys.stdout.flush()\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, image_folder], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    found = done.stdout.split()
+    assert done.returncode == -signal.SIGKILL and len(found) == 2, done.stderr
+    deadline = time.monotonic() + 20
+    while any(running(process) for process in found) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(running(process) for process in found)
+
+
+def running(process: str) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
