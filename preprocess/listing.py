@@ -142,8 +142,10 @@ class Gathered:
     _sizes: np.ndarray = field(repr=False)
 
     def file_names(self) -> list[str]:
-        """All file names, without folders."""
-        return [_name(self._names, self._ends, index) for index in range(len(self.groups))]
+        """All file names, without folders. Raises `UserError` when one is there twice."""
+        names = [_name(self._names, self._ends, index) for index in range(len(self.groups))]
+        _refuse_twice(self.root, sorted(names))
+        return names
 
     def by_folder(self, classes: Sequence[str]) -> SplitScan:
         """The split in which each image's class is its folder. Every folder must be one of `classes`."""
@@ -164,10 +166,7 @@ class Gathered:
                 group = order[start:end]
                 prefix = prefixes[labels[group[0]]]
                 named = sorted((_name(self._names, self._ends, index), index) for index in group.tolist())
-                for (name, _), (following, _) in pairwise(named):
-                    if name == following:
-                        twice = f"{prefix + name!r} is in it twice"
-                        raise UserError(f"{self.root}: {twice}; make the archive again with each image once")
+                _refuse_twice(self.root, [prefix + name for name, _ in named])
                 order[start:end] = [index for _, index in named]
                 encoded = [os.fsencode(prefix + name) for name, _ in named]
                 file.write(b"".join(encoded))
@@ -203,6 +202,13 @@ def gather(root: Path, entries: Iterable[Entry | None], *, is_archive: bool = Fa
         names,
         *(np.array(values, np.int64) for values in (ends, offsets, sizes)),
     )
+
+
+def _refuse_twice(root: Path, names: list[str]) -> None:
+    """Raises `UserError` when two of these sorted names are the same, which an archive allows."""
+    for name, following in pairwise(names):
+        if name == following:
+            raise UserError(f"{root}: {name!r} is in it twice; make the archive again with each image once")
 
 
 def _mapped(file: IO[bytes]) -> bytes | mmap.mmap:

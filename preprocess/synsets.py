@@ -1,0 +1,124 @@
+"""Reads ILSVRC2012's development kit: which class each ID stands for, and the validation images' IDs.
+
+IDs count from 1, and are not in the order of the classes' names: ID 1 is n02119789.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+from pathlib import Path
+from typing import Final
+
+from pipelines.errors import UserError
+
+__all__ = ["DEVKIT_NAME", "GROUND_TRUTH_NAME", "is_devkit", "read_devkit", "read_synsets", "read_text"]
+
+DEVKIT_NAME: Final = "ILSVRC2012_devkit_t12.tar.gz"
+GROUND_TRUTH_NAME: Final = "ILSVRC2012_validation_ground_truth.txt"
+META_NAME: Final = "meta.mat"
+MAX_MEMBER: Final = 64 << 20  # bytes; the real ones have less than 1 MB
+
+
+def is_devkit(path: Path) -> bool:
+    """Whether the file is named like a packed development kit."""
+    return path.name.lower().endswith((".tar.gz", ".tgz", ".tar"))
+
+
+def read_devkit(path: Path) -> tuple[str, dict[int, str]]:
+    """The ground truth file's text, and the class name (wnid) of each ID, from a packed development kit.
+
+    Raises `UserError` when it cannot be read, is damaged, or lacks one of the two files. Needs scipy.
+    """
+    found: dict[str, bytes] = {}
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                name = member.name.rsplit("/", 1)[-1]
+                if name in (GROUND_TRUTH_NAME, META_NAME) and member.isreg() and member.size <= MAX_MEMBER:
+                    file = archive.extractfile(member)
+                    assert file is not None  # as it is for every plain file
+                    found[name] = file.read()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except Exception as error:  # tarfile and zlib raise several types on damaged files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: cannot be read ({reason}); copy or download it again") from None
+    for name in (GROUND_TRUTH_NAME, META_NAME):
+        if name not in found:
+            raise UserError(f"{path}: has no {name} in it; download {DEVKIT_NAME} again")
+    return _decode(found[GROUND_TRUTH_NAME], f"{path}: {GROUND_TRUTH_NAME}"), _from_meta(found[META_NAME], path)
+
+
+def read_synsets(path: Path) -> dict[int, str]:
+    """The class name of each ID.
+
+    Reads the devkit's meta.mat (needs scipy), the packed devkit, or a text file: lines that begin with `ID name`, or
+    with `name ID` (map_clsloc.txt), or with a name alone, line i being ID i.
+
+    Raises `UserError` for anything else, an ID or name that occurs twice, and names alone in alphabetical order: that
+    is not the IDs' order, so the list is another one (such as synset_words.txt).
+    """
+    if is_devkit(path):
+        return read_devkit(path)[1]
+    if path.suffix.lower() == ".mat":
+        return _from_meta(_read(path), path)
+    lines = [line.split() for line in read_text(path).split("\n") if line.strip()]
+    if not lines:
+        raise UserError(f"{path}: empty; give the devkit's meta.mat or a list of class names in ID order")
+    for id_column, name_column in ((0, 1), (1, 0)):
+        if all(len(words) > 1 and re.fullmatch("[0-9]{1,9}", words[id_column]) for words in lines):
+            pairs = [(int(words[id_column]), words[name_column]) for words in lines]
+            break
+    else:
+        pairs = list(enumerate((words[0] for words in lines), 1))
+        if len(pairs) > 1 and pairs == list(enumerate(sorted(name for _, name in pairs), 1)):
+            raise UserError(
+                f"{path}: class names in alphabetical order, which is not the order of ILSVRC2012's IDs; give the "
+                "devkit's meta.mat, or map_clsloc.txt, or write 'ID name' in each line"
+            )
+    return _unique(pairs, path)
+
+
+def read_text(path: Path) -> str:
+    """A text file's contents, with lines that end in a line feed. Raises `UserError` when it is none."""
+    return _decode(_read(path), str(path))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _decode(content: bytes, name: str) -> str:
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise UserError(f"{name}: not a text file in UTF-8")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _from_meta(content: bytes, path: Path) -> dict[int, str]:
+    try:
+        from scipy.io import loadmat
+    except ImportError as error:
+        raise UserError(f"{path}: reading meta.mat needs scipy ({error}); pip install scipy") from None
+    try:
+        synsets = loadmat(io.BytesIO(content), variable_names=["synsets"])["synsets"].ravel()
+        pairs = [(int(synset["ILSVRC2012_ID"].item()), str(synset["WNID"].item())) for synset in synsets]
+    except Exception as error:  # scipy raises almost any type on damaged files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: no meta.mat of ILSVRC2012 ({reason}); download {DEVKIT_NAME} again") from error
+    return _unique(pairs, path)
+
+
+def _unique(pairs: list[tuple[int, str]], path: Path) -> dict[int, str]:
+    synsets = dict(pairs)
+    if len(synsets) < len(pairs) or len(set(synsets.values())) < len(pairs):
+        raise UserError(f"{path}: an ID or a class name is in it twice; each belongs to one of the other")
+    return synsets
