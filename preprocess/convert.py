@@ -114,7 +114,8 @@ def convert(
         conversion: what is converted.
         images: gives the images of a split, from any one on.
         make_writer: makes the writer of a split.
-        output: describes the writer, for telling one unfinished conversion from another; JSON.
+        output: describes the writer, for telling one unfinished conversion from another; JSON. It has the key "parts"
+            where the images are read from the parts in OUT/.unfinished.
         out: the shard set's folder; made when it is not there.
         on_bad: what an image that cannot be converted does: "fail" ends the conversion, "skip" leaves it out and
             lists it in `quarantine.jsonl`, a JSON object a line: split, file, reason.
@@ -128,6 +129,8 @@ def convert(
     with writing(out / UNFINISHED_NAME) as work:
         if not (work / JOURNAL_NAME).exists():
             refuse_existing(out, conversion.num_images)
+            if "parts" not in output and any(work.glob("part-*")):
+                raise UserError(f"{work}: parts lie here; finish and --merge them, or remove them")
         journal = open_journal(work, {"conversion": conversion.to_dict(), "output": output})
         with closing(journal):
             splits = run_splits(conversion.num_images, images, make_writer, work, journal, on_bad)

@@ -50,9 +50,8 @@ class Part:
 
     def __post_init__(self) -> None:
         if not 1 <= self.number <= self.count:
-            raise UserError(
-                f"part {self.number}/{self.count}: must be 1/{max(self.count, 1)} to {max(self.count, 1)}/..."
-            )
+            at = f"part {self.number}/{self.count}"
+            raise UserError(f"{at}: parts are numbered from 1 to their count, as in 1/8 to 8/8")
 
     @staticmethod
     def parse(text: str) -> Part:
@@ -123,10 +122,9 @@ def convert_part(
     identity = {"conversion": conversion.to_dict(), "part": part.folder}
     with writing(unfinished / part.folder) as work:
         refuse_existing(out, conversion.num_images)
-        if (unfinished / JOURNAL_NAME).exists():
-            raise UserError(
-                f"{unfinished}: a conversion without parts, or a merge, lies here unfinished; go on with it"
-            )
+        entries, _ = read_journal(unfinished / JOURNAL_NAME)
+        if entries and "parts" not in entries[0]["output"]:
+            raise UserError(f"{unfinished}: an unfinished conversion without parts lies here; go on with that")
         for other in _parts(unfinished):
             if other.count != part.count:
                 raise UserError(
@@ -152,7 +150,9 @@ def merge(make_writer: MakeWriter, output: dict[str, Any], out: str | os.PathLik
     entries, _ = read_journal(unfinished / JOURNAL_NAME)
     if any("published" in entry for entry in entries):  # the parts may be gone already
         conversion = Conversion.from_dict(entries[0]["conversion"])
-        return convert(conversion, _nothing, make_writer, output, out, "skip")
+        return convert(
+            conversion, _nothing, make_writer, {**output, "parts": entries[0]["output"]["parts"]}, out, "skip"
+        )
     parts = _parts(unfinished)
     if not parts:
         refuse_existing(out)
@@ -184,7 +184,7 @@ def merge(make_writer: MakeWriter, output: dict[str, Any], out: str | os.PathLik
             if end > first:
                 yield from _read_part(unfinished / part.folder, split, max(first - start, 0))
 
-    return convert(conversion, images, make_writer, output, out, "skip")
+    return convert(conversion, images, make_writer, {**output, "parts": count}, out, "skip")
 
 
 def _nothing(split: str, first: int) -> Generator[Image, None, None]:
