@@ -26,6 +26,7 @@ from preprocess.workers import HANG_SECONDS, Encoded, encode_all, encode_one
 
 __all__ = ["build", "encoded_images", "make_parser", "plan_conversion"]
 
+_SOURCE_FLAGS: Final = ("source", "train", "val", "val_labels", "synsets")
 _NUM_ESTIMATED: Final = 48  # images that are encoded to estimate the space
 
 
@@ -99,13 +100,18 @@ def build(arguments: argparse.Namespace, make_writer: MakeWriter, output: dict[s
     out = Path(arguments.out)
     began = time.monotonic()
     if arguments.merge:
-        given = [flag for flag in ("source", "train", "val") if getattr(arguments, flag) is not None]
+        given = [
+            flag for flag in ("source", "train", "val", "val_labels", "synsets") if getattr(arguments, flag) is not None
+        ]
         if given:
-            raise UserError(f"--{given[0]} with --merge: the parts know their source; leave it out")
+            raise UserError(f"--{given[0].replace('_', '-')} with --merge: the parts know their source; leave it out")
         manifest = merge(make_writer, output, out)
     elif arguments.ray is not None:
         if arguments.ray < 1:
             raise UserError(f"--ray {arguments.ray}: must be at least 1")
+        for flag in (*_SOURCE_FLAGS, "out"):  # a task has another working directory
+            if getattr(arguments, flag) is not None:
+                setattr(arguments, flag, os.path.abspath(getattr(arguments, flag)))
         parts = [Part(number, arguments.ray) for number in range(1, arguments.ray + 1)]
         run_on_ray([partial(build_part, arguments, part) for part in parts], _workers(arguments))
         manifest = merge(make_writer, output, out)
