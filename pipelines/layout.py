@@ -328,6 +328,7 @@ class BetonReader:
         labels: int64 (num_samples,).
         sizes: int32 (num_samples, 2): height, width in pixels.
         modes: uint8 (num_samples,): `MODE_JPEG` or `MODE_RAW`.
+        nbytes: int64 (num_samples,): bytes of each encoded image.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -338,7 +339,7 @@ class BetonReader:
         self.sizes = np.stack([metadata["height"], metadata["width"]], axis=1).astype(np.int32)
         self.modes = np.ascontiguousarray(metadata["mode"])
         self._starts = metadata["data_ptr"].astype(np.int64)
-        self._nbytes = nbytes.astype(np.int64)
+        self.nbytes = nbytes.astype(np.int64)
         self._map: np.ndarray | None = None
 
     def encoded(self, sample_id: int) -> np.ndarray:
@@ -346,7 +347,7 @@ class BetonReader:
         if self._map is None:
             self._map = np.memmap(self.path, np.uint8, mode="r")
         start = self._starts[sample_id]
-        return self._map[start : start + self._nbytes[sample_id]]
+        return self._map[start : start + self.nbytes[sample_id]]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_map": None}  # a worker process maps the file itself

@@ -176,7 +176,7 @@ def test_no_mutation_reads_out_of_bounds(good, scratch, data):
         return
     for index in range(reader.num_samples):
         view = reader.encoded(index)
-        assert len(view) == reader._nbytes[index] > 0
+        assert len(view) == reader.nbytes[index] > 0
         start = int(reader._starts[index])
         assert METADATA_END <= start <= start + len(view) <= table_start(good)
         if reader.modes[index] == layout.MODE_RAW:
