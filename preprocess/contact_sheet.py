@@ -11,8 +11,8 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
+from pipelines.beton_reader import MODE_RAW
 from pipelines.errors import BackendMissingError, ShardError
-from pipelines.layout import MODE_RAW
 from pipelines.plan import MIX_CUTMIX, MIX_NONE, BatchPlan, CropOptions, EraseOptions, MixOptions, Plan
 from preprocess.survey import SplitSurvey
 

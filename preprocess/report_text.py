@@ -57,14 +57,9 @@ def split_rows(survey: Survey) -> list[tuple[str, list[str]]]:
         ("bytes of all images", lambda s: f"{int(s.nbytes.sum()):,}"),
         ("bytes of the files", lambda s: f"{s.file_bytes:,}"),
     ]
-    if any(_kept(split) for split in survey.splits):
-        rows.insert(1, ("passed through losslessly", lambda s: f"{_kept(s):,}"))
+    if any(split.split.num_kept for split in survey.splits):
+        rows.insert(1, ("passed through losslessly", lambda s: f"{s.split.num_kept:,}"))
     return [(label, [cell(split) for split in survey.splits]) for label, cell in rows]
-
-
-def _kept(split: SplitSurvey) -> int:
-    """Images that were stored without being encoded again; 0 in shard sets from before that was possible."""
-    return getattr(split.split, "num_kept", 0)
 
 
 def left_out(survey: Survey) -> str:

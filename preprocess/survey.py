@@ -11,9 +11,8 @@ from typing import Final
 import numpy as np
 
 from pipelines.errors import ShardError
-from pipelines.layout import BetonReader, Manifest, Split, open_split, read_manifest
+from pipelines.layout import QUARANTINE_NAME, Manifest, ShardReader, Split, open_split, read_manifest
 from pipelines.plan import CropOptions, Plan
-from preprocess.build_ffcv import QUARANTINE_NAME
 
 __all__ = ["Bad", "SplitSurvey", "Survey", "crop_share", "read_quarantine", "survey"]
 
@@ -33,7 +32,7 @@ class SplitSurvey:
 
     name: str
     split: Split
-    reader: BetonReader
+    reader: ShardReader
     class_counts: np.ndarray
 
     @property

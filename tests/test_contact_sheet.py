@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conversion import convert_folder
 from PIL import Image
 
 from pipelines.augment import DeviceStage
@@ -17,10 +18,7 @@ from pipelines.contract import AugmentOptions, ShardOptions, make_loader
 from pipelines.errors import ShardError
 from pipelines.layout import open_split
 from pipelines.plan import MIX_CUTMIX, MIX_MIXUP
-from preprocess.build_ffcv import build_ffcv
 from preprocess.contact_sheet import CROP, ERASE, IMAGE_SIZE, MIX, ContactSheet, contact_sheet
-from preprocess.encode import EncodeSettings
-from preprocess.scan import scan
 from preprocess.survey import survey
 from sdpnet.config import load_config
 
@@ -111,7 +109,7 @@ def test_the_number_of_images_is_even_and_at_most_the_splits(shard_set: Path, as
 def test_a_set_of_one_image(tmp_path: Path) -> None:
     (tmp_path / "images" / "only").mkdir(parents=True)
     Image.new("RGB", (3, 400), (200, 30, 30)).save(tmp_path / "images" / "only" / "1.png")
-    build_ffcv(scan(tmp_path / "images"), tmp_path / "shards", "one", EncodeSettings(), 1)
+    convert_folder(tmp_path / "images", tmp_path / "shards")
     (tile,) = sheet_of(tmp_path / "shards", 24).tiles
     assert (tile.sample_id, tile.class_name, tile.height, tile.width) == (0, "only", 400, 3)
     assert tile.augmented is not None and pixels(tile.augmented).shape == (224, 224, 3)

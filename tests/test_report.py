@@ -15,14 +15,12 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from conversion import convert_folder
 from PIL import Image
 
 from pipelines.layout import open_split
-from preprocess.build_ffcv import build_ffcv
-from preprocess.encode import EncodeSettings
 from preprocess.report import main
 from preprocess.report_text import file_size, printable
-from preprocess.scan import scan
 
 SCRIPT = Path(__file__).resolve().parent.parent / "preprocess" / "report.py"
 VOID = {"meta", "img"}  # the elements without an end tag that the page has
@@ -222,7 +220,7 @@ def test_many_classes_show_both_ends_and_equal_ones_no_chart(tmp_path: Path) -> 
             (tmp_path / split / f"c{label:02}").mkdir(parents=True)
             for number in range(count):
                 Image.new("L", (8, 8)).save(tmp_path / split / f"c{label:02}" / f"{number}.png")
-    build_ffcv(scan(tmp_path), tmp_path / "shards", "many", EncodeSettings(), 1)
+    convert_folder(tmp_path, tmp_path / "shards")
     page = show(tmp_path / "shards", "--images", 0)
     most = [[f"c{label:02}", "9"] for label in (8, 17, 26, 35, 44)]
     least = [[f"c{label:02}", "1"] for label in (0, 9, 18, 27, 36)]
@@ -234,7 +232,7 @@ def test_many_classes_show_both_ends_and_equal_ones_no_chart(tmp_path: Path) -> 
 def test_one_split_one_class_one_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "images" / "only").mkdir(parents=True)
     Image.new("RGB", (40, 30)).save(tmp_path / "images" / "only" / "1.png")
-    build_ffcv(scan(tmp_path / "images"), tmp_path / "shards", "one", EncodeSettings(), 1)
+    convert_folder(tmp_path / "images", tmp_path / "shards")
     page = show(tmp_path / "shards")
     assert page.tables[1] == [["only", "", "1"]]
     assert [image.size for image in page.images] == [(40, 30), (224, 224)]
