@@ -19,6 +19,7 @@ from conversion import convert_folder
 from PIL import Image
 
 from pipelines.layout import open_split
+from preprocess.encode import codec
 from preprocess.report import main
 from preprocess.report_text import file_size, printable
 
@@ -132,7 +133,7 @@ def test_the_page_has_the_numbers_of_the_set(
     assert f"{image_folder.name}: 34 images, 3 classes, {sum(files):,} bytes" in terminal
     for text in (page.text, terminal):
         assert f"{sum(files):,} bytes" in text
-        assert "max_side 500, quality 90" in text and "preprocess.build_ffcv, Pillow" in text
+        assert "max_side 500, quality 90" in text and "reencode always" in text and codec() in text
         assert "No image was left out." in text
     read = re.search(r"read in an epoch: ([\d.]+) kB", terminal)
     kept = re.search(r"kept by the crops: (\d+)%", terminal)
@@ -237,7 +238,7 @@ def test_one_split_one_class_one_image(tmp_path: Path, capsys: pytest.CaptureFix
     assert page.tables[1] == [["only", "", "1"]]
     assert [image.size for image in page.images] == [(40, 30), (224, 224)]
     assert "1 image of train." in page.text
-    assert "one: 1 image, 1 class, " in capsys.readouterr().out
+    assert "images: 1 image, 1 class, " in capsys.readouterr().out
 
 
 def test_a_set_without_train(shard_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
