@@ -137,7 +137,7 @@ def _entries(window: _Window, name: str) -> Iterator[tarfile.TarInfo]:
     stop = window.position
     try:
         archive = tarfile.TarFile(fileobj=window)  # type: ignore[arg-type]
-        while (entry := archive.next()) is not None:
+        for entry in archive:
             archive.members.clear()  # type: ignore[attr-defined]  # else all of them stay in memory
             _require_harmless(entry, name)
             is_file = entry.type in FILE_TYPES

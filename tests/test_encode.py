@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import itertools
 import struct
+import tarfile
 from contextlib import closing
 
 import numpy as np
@@ -218,3 +219,22 @@ def test_split_is_encoded_in_order_and_can_be_stopped(image_folder):
     with closing(encode_split(split, EncodeSettings(), num_workers=3)) as images:
         assert next(images) == expected[0]
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+def test_an_archive_is_encoded_as_its_folder(image_folder, tmp_path):
+    with tarfile.open(tmp_path / "train.tar", "w") as archive:
+        archive.add(image_folder / "train", arcname="train")
+    splits = [scan(source).splits["train"] for source in (image_folder / "train", tmp_path / "train.tar")]
+    folder, archive = (list(encode_split(split, EncodeSettings(), num_workers=2)) for split in splits)
+    assert folder == archive
+
+
+def test_a_file_that_has_gone_is_named(image_folder, tmp_path):
+    (tmp_path / "a").mkdir()
+    for name in ("1.jpg", "2.jpg"):
+        (tmp_path / "a" / name).write_bytes((image_folder / "train" / "ant" / "0.jpg").read_bytes())
+    split = scan(tmp_path).splits["train"]
+    (tmp_path / "a" / "1.jpg").unlink()
+    missing, image = encode_split(split, EncodeSettings(), num_workers=2)
+    assert str(missing).startswith(f"{tmp_path}/a/1.jpg: cannot be read (No such file")
+    assert not isinstance(image, UserError)
