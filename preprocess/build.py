@@ -19,15 +19,17 @@ from pipelines.layout import QUARANTINE_NAME, Manifest
 from preprocess import jpeg
 from preprocess.convert import UNFINISHED_NAME, Conversion, Image, ImageSource, MakeWriter, convert, refuse_existing
 from preprocess.encode import EXIF_CHOICES, REENCODE_CHOICES, SUBSAMPLINGS, EncodeSettings, codec
+from preprocess.listing import Location
 from preprocess.parts import Part, convert_part, merge
 from preprocess.ray_parts import run_on_ray
 from preprocess.scan import Scan, add_source_arguments, scan_arguments
-from preprocess.workers import HANG_SECONDS, Encoded, encode_all, encode_one
+from preprocess.workers import HANG_SECONDS, Encoded, encode_all
 
 __all__ = ["build", "encoded_images", "make_parser", "plan_conversion"]
 
 _SOURCE_FLAGS: Final = ("source", "train", "val", "val_labels", "synsets")
-_NUM_ESTIMATED: Final = 48  # images that are encoded to estimate the space
+_NUM_ESTIMATED: Final = 48
+_CERTAINLY_ENOUGH: Final = 10  # times the originals: shards of them are hardly ever larger
 
 
 def plan_conversion(found: Scan, source: str, settings: EncodeSettings) -> Conversion:
@@ -157,7 +159,7 @@ def _prepare(arguments: argparse.Namespace, part: Part | None) -> tuple[Conversi
         if split.num_ignored:
             print(f"{name}: {split.num_ignored:,} other files and folders are left out")
     if fresh:
-        require_space(found, settings, out, twice=part is not None)
+        require_space(found, settings, workers, out, twice=part is not None)
     source = Path(arguments.source if arguments.source is not None else arguments.train).absolute().name
     images = encoded_images(found, settings, workers, arguments.hang_seconds, part)
     return plan_conversion(found, source, settings), images
@@ -171,29 +173,49 @@ def _workers(arguments: argparse.Namespace) -> int:
     return int(arguments.workers)
 
 
-def require_space(found: Scan, settings: EncodeSettings, out: Path, *, twice: bool) -> None:
-    """Raises `UserError` when the disk has certainly too little room: less than the estimate without three times its
-    standard error. `twice`: for the parts and for what is merged from them."""
+def require_space(found: Scan, settings: EncodeSettings, num_workers: int, out: Path, *, twice: bool) -> None:
+    """Raises `UserError` when the disk has certainly too little room for the shards.
+
+    Certainly: less than the estimate without three times its standard error. The estimate encodes a few images, spread
+    evenly; it is left out where the disk could take the originals several times over.
+
+    Args:
+        found, settings, num_workers: of the conversion.
+        out: where it goes.
+        twice: for the parts and for what is merged from them.
+    """
     total = sum(split.num_images for split in found.splits.values())
-    sizes = []
-    for split in found.splits.values():
-        count = min(split.num_images, max(1, _NUM_ESTIMATED * split.num_images // total))
-        for step in range(count):
-            image = encode_one(split.locate(split.num_images * step // count), settings)
-            if isinstance(image, Encoded):
-                sizes.append(len(image.data))
-    if len(sizes) < 2:
-        return
-    error = statistics.stdev(sizes) / len(sizes) ** 0.5
-    mean = statistics.fmean(sizes)
+    factor = total * (2 if twice else 1)
     folder = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     free = shutil.disk_usage(folder).free
-    needed = total * (2 if twice else 1)
-    if (mean - 3 * error) * needed > free:
+    sample = [
+        split.locate(index * split.num_images // count)
+        for split in found.splits.values()
+        for count in [min(split.num_images, max(1, _NUM_ESTIMATED * split.num_images // total))]
+        for index in range(count)
+    ]
+    originals = [_size(location) for location in sample]
+    if _CERTAINLY_ENOUGH * max(statistics.fmean(originals), 1 << 10) * factor < free:
+        return
+    with closing(encode_all(sample.__getitem__, 0, len(sample), settings, num_workers)) as results:
+        sizes = [len(result.data) for result in results if isinstance(result, Encoded)]
+    if len(sizes) < 2:
+        return
+    mean, error = statistics.fmean(sizes), statistics.stdev(sizes) / len(sizes) ** 0.5
+    if (mean - 3 * error) * factor > free:
         raise UserError(
-            f"{out}: needs about {mean * needed / 1e9:,.1f} GB (estimated from {len(sizes)} of {total:,} images"
+            f"{out}: needs about {mean * factor / 1e9:,.1f} GB (estimated from {len(sizes)} of {total:,} images"
             f"{', parts and merged' if twice else ''}), but its disk has {free / 1e9:,.1f} GB free"
         )
+
+
+def _size(location: Location) -> int:
+    if location.size is not None:
+        return location.size
+    try:
+        return os.path.getsize(location.path)
+    except OSError:  # the conversion will say what is the matter with it
+        return 0
 
 
 def summary(manifest: Manifest, out: Path, seconds: float) -> str:
