@@ -26,7 +26,6 @@ if not __package__:  # run as a file: import from the checkout, and nothing by i
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent)] + [entry for entry in sys.path if Path(entry).resolve() != here]
 
-from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -233,8 +232,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _main(arguments: argparse.Namespace) -> None:
-    # encode_image refuses what is over twice Pillow's limit; a warning below that would garble the progress.
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    # Of large images that are not too large, and of damaged EXIF data: they would garble the progress.
+    warnings.filterwarnings("ignore", module="PIL")
     workers = arguments.workers
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
