@@ -231,6 +231,17 @@ def test_lost_data_is_damage_and_harmless_oddities_are_not(function):
         assert function(harmless) == expected
 
 
+def test_progressive_without_its_last_scans_is_not_kept():
+    """libjpeg smooths what is missing, but in progressive files only: kept, it would look otherwise."""
+    whole = pillow_jpeg(make_image(4, 60, 80), quality=30, progressive=True)
+    partial = whole[: whole.rindex(b"\xff\xda")] + b"\xff\xd9"
+    with pytest.raises(jpeg.UnsupportedError, match="scans missing"):
+        keep(partial)
+    # libjpeg-turbo 2.1 and 3.2 smooth a few blocks differently, by up to 7 levels.
+    difference = decoded(jpeg.reencode(partial, 0, 100, "4:4:4", 1).data) - decoded(partial).astype(int)
+    assert np.abs(difference).max() < 12 and np.abs(difference).mean() < 1
+
+
 @both
 def test_bombs_are_refused_before_decoding(function):
     bomb = with_frame(lambda body: body.__setitem__(slice(1, 5), bytes.fromhex("ffdcffdc")))
