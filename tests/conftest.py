@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conversion import convert_folder
 from PIL import Image
+
+from preprocess import jpeg
 
 CLASSES = ("ant", "bee", "cow")
 
@@ -18,6 +23,25 @@ def make_image(seed: int, height: int, width: int) -> np.ndarray:
     coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float64)
     return np.clip(smooth + rng.normal(0, 3, smooth.shape), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def native() -> None:
+    """The native JPEG codec: skips where it cannot be built, and fails where it could be but is not."""
+    if os.environ.get("SDPNET_SKIP_NATIVE"):
+        pytest.skip("SDPNET_SKIP_NATIVE is set")
+    if jpeg.available():
+        return
+    compiler = shutil.which("c++") or shutil.which("g++")
+    headers = "#include <cstdio>\n#include <jpeglib.h>\n"
+    if (
+        compiler is None
+        or subprocess.run(
+            [compiler, "-x", "c++", "-fsyntax-only", "-"], input=headers, text=True, capture_output=True, check=False
+        ).returncode
+    ):
+        pytest.skip(f"not built: {jpeg.HOW_TO_BUILD}")
+    pytest.fail("the native codec is not built though a compiler and libjpeg's headers are here: pip install -e .")
 
 
 @pytest.fixture(scope="session")

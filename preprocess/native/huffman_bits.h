@@ -46,53 +46,68 @@ struct Decoder {  // of one Huffman table
   }
 };
 
-struct Encoder {  // of one Huffman table: the code of each symbol, and its length
-  uint16_t code[256];
-  uint8_t length[256];
+struct Encoder {  // of one Huffman table
+  uint32_t entries[256];  // of each symbol: code << 8 | length
 
   void build(const JHUFF_TBL *table) {
-    std::memset(length, 0, sizeof length);
-    uint32_t next = 0, used = 0;
-    for (int bits = 1; bits <= 16; ++bits, next <<= 1)
-      for (int i = 0; i < table->bits[bits]; ++i, ++used, ++next) {
-        code[table->huffval[used]] = static_cast<uint16_t>(next);
-        length[table->huffval[used]] = static_cast<uint8_t>(bits);
-      }
+    std::memset(entries, 0, sizeof entries);
+    uint32_t code = 0, used = 0;
+    for (uint32_t length = 1; length <= 16; ++length, code <<= 1)
+      for (int i = 0; i < table->bits[length]; ++i, ++used, ++code) entries[table->huffval[used]] = code << 8 | length;
   }
 };
 
-inline bool has_ff(uint64_t v) { return (~v - 0x0101010101010101u) & v & 0x8080808080808080u; }
-
-struct Reader {
-  const uint8_t *next, *end;
-  uint64_t bits = 0;  // left-aligned; what follows the first `count` bits is zero or true
-  int count = 0;      // below zero: bits were taken that are not there
-
-  void refill() {
-    if (end - next >= 8) {
-      uint64_t v;
-      std::memcpy(&v, next, 8);
-      v = __builtin_bswap64(v);
-      if (!has_ff(v)) {
-        bits |= v >> count;
-        next += (63 - count) >> 3;
-        count |= 56;
-        return;
-      }
-    }
-    while (count <= 56 && next < end) {
-      const uint8_t byte = *next;
-      if (byte == 0xFF && (end - next < 2 || next[1] != 0)) return;  // a marker, or the end
-      next += byte == 0xFF ? 2 : 1;
-      bits |= static_cast<uint64_t>(byte) << (56 - count);
-      count += 8;
-    }
+// Copies the bytes from `next` to the next marker without the zeros that are stuffed behind each 0xFF. Returns the end
+// of the copy, and leaves `next` at the marker; nullptr if there is no marker before `end`.
+inline uint8_t *unstuff(uint8_t *copy, const uint8_t *&next, const uint8_t *end) {
+  for (;;) {
+    const uint8_t *found = static_cast<const uint8_t *>(std::memchr(next, 0xFF, static_cast<size_t>(end - next)));
+    if (found == nullptr || end - found < 2) return nullptr;
+    const size_t length = static_cast<size_t>(found - next);
+    std::memcpy(copy, next, length);
+    copy += length;
+    next = found;
+    if (found[1] != 0) return copy;
+    *copy++ = 0xFF;
+    next += 2;
   }
+}
 
+// The reverse: at most twice as many bytes. Returns the end of the copy.
+inline uint8_t *stuff(uint8_t *copy, const uint8_t *next, const uint8_t *end) {
+  for (;;) {
+    const uint8_t *found = static_cast<const uint8_t *>(std::memchr(next, 0xFF, static_cast<size_t>(end - next)));
+    const size_t length = static_cast<size_t>((found == nullptr ? end : found) - next);
+    std::memcpy(copy, next, length);
+    copy += length;
+    if (found == nullptr) return copy;
+    *copy++ = 0xFF;
+    *copy++ = 0;
+    next = found + 1;
+  }
+}
+
+constexpr size_t MAX_BLOCK_BYTES = 256;  // 64 codes of at most 16 bits with 11 bits more, and 8 bytes read ahead
+
+// Takes bits from unstuffed bytes, behind which MAX_BLOCK_BYTES can be read.
+struct Reader {
+  const uint8_t *next = nullptr, *end = nullptr;
+  uint64_t bits = 0;  // left-aligned; what follows the first `count` is zero or true
+  int count = 0;
+
+  void refill() {  // to 56 bits or more
+    uint64_t bytes;
+    std::memcpy(&bytes, next, 8);
+    bits |= __builtin_bswap64(bytes) >> count;
+    next += (63 - count) >> 3;
+    count |= 56;
+  }
   void skip(int n) {
     bits <<= n;
     count -= n;
   }
+  // Bits not yet taken; below zero when too many were.
+  ptrdiff_t left() const { return 8 * (end - next) + count; }
 
   // The next symbol, not yet skipped, as length << 8 | symbol; 0 for a code that does not exist.
   uint32_t peek(const Decoder &table) const {
@@ -101,56 +116,30 @@ struct Reader {
     const uint32_t code = static_cast<uint32_t>(bits >> 48);
     for (int length = LOOKUP_BITS + 1; length <= 16; ++length)
       if (code < table.end[length]) {
-        const uint32_t index = (code >> (16 - length)) + table.offset[length];
+        const uint32_t index = (code >> (16 - length)) + static_cast<uint32_t>(table.offset[length]);
         return static_cast<uint32_t>(length) << 8 | table.symbols[index & 255];
       }
     return 0;
   }
-
-  // Between two markers there must be whole bytes and nothing else.
-  bool at_marker(uint8_t marker) {
-    refill();
-    if (count >= 8 || end - next < 2 || next[0] != 0xFF || next[1] != marker) return false;
-    next += 2;
-    bits = 0;
-    count = 0;
-    return true;
-  }
 };
 
+// Writes bits into bytes that are not yet stuffed, behind which 8 more may be overwritten.
 struct Writer {
-  uint8_t *next;
-  uint64_t bits = 0;  // the last `count` bits
-  int count = 0;
+  uint8_t *next = nullptr;
+  uint64_t bits = 0;  // the last `count` are not yet in a byte
+  int count = 0;      // below 8
 
-  void byte(uint8_t value) { *next++ = value; }
-  void word(uint32_t value) {
-    byte(static_cast<uint8_t>(value >> 8));
-    byte(static_cast<uint8_t>(value));
-  }
-  void stuffed(uint8_t value) {
-    byte(value);
-    if (value == 0xFF) byte(0);
-  }
-  void put(uint32_t value, int length) {  // at most 32 bits
+  void put(uint32_t value, int length) {  // 1 to 32 bits
     bits = bits << length | value;
     count += length;
-    if (count < 32) return;
-    count -= 32;
-    const uint32_t out = static_cast<uint32_t>(bits >> count);
-    if (has_ff(out)) {
-      for (int shift = 24; shift >= 0; shift -= 8) stuffed(static_cast<uint8_t>(out >> shift));
-    } else {
-      const uint32_t swapped = __builtin_bswap32(out);
-      std::memcpy(next, &swapped, 4);
-      next += 4;
-    }
+    const uint64_t bytes = __builtin_bswap64(bits << (64 - count));
+    std::memcpy(next, &bytes, 8);
+    next += count >> 3;
+    count &= 7;
   }
+  void put(uint32_t entry) { put(entry >> 8, static_cast<int>(entry & 255)); }
   void end_of_interval() {  // fills the last byte with ones
-    const int padding = -count & 7;
-    bits = bits << padding | ((1u << padding) - 1);
-    for (count += padding; count > 0; count -= 8) stuffed(static_cast<uint8_t>(bits >> (count - 8)));
-    bits = 0;
+    if (count != 0) put((1u << (8 - count)) - 1, 8 - count);
   }
 };
 

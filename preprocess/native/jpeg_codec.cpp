@@ -123,6 +123,9 @@ void check_coefficients(Codec &codec, jvirt_barray_ptr *coefficients) {
   for (int i = 0; i < in.num_components; ++i) {
     const jpeg_component_info &component = in.comp_info[i];
     for (int k = 0; k < DCTSIZE2; ++k)
+      if (in.progressive_mode && in.coef_bits[i][k] != 0)  // a decoder would smooth what is left, but only there
+        codec.refuse(UNSUPPORTED, "progressive with scans missing");
+    for (int k = 0; k < DCTSIZE2; ++k)
       if (component.quant_table->quantval[k] > 255) codec.refuse(UNSUPPORTED, "16-bit quantization table");
     for (JDIMENSION row = 0; row < component.height_in_blocks; ++row) {
       const JBLOCKARRAY blocks =
@@ -197,7 +200,7 @@ int codec_keep(const uint8_t *data, size_t size, int max_side, int restart_rows,
     codec.start_writing();
     if (!in.progressive_mode && in.comps_in_scan == in.num_components) {
       keep_parameters(codec, restart_rows);
-      codec.destination.size = rewrite::rewrite_baseline(in, out, scratch.output, scratch.rewriter);
+      codec.destination.size = rewrite::rewrite_baseline(in, out, scratch.output, scratch.unstuffed, scratch.rewriter);
       if (codec.destination.size != 0) return;
     }
     jvirt_barray_ptr *coefficients = jpeg_read_coefficients(&in);

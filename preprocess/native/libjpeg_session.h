@@ -62,7 +62,7 @@ struct Buffer {
 
 // Kept by each thread: fresh memory for every image costs page faults.
 struct Scratch {
-  Buffer output, rows, sums, averaged, row_taps, column_taps;
+  Buffer output, rows, sums, averaged, row_taps, column_taps, unstuffed;
   rewrite::Rewriter rewriter;
 };
 thread_local Scratch scratch;
