@@ -17,6 +17,7 @@ from conversion import write_samples
 from pipelines.errors import UserError
 from pipelines.layout import ShardFile
 from pipelines.tar_reader import SAMPLE_DTYPE
+from preprocess import tar_shards
 from preprocess.encode import EncodedImage
 from preprocess.journal import BAD, REENCODED, Records
 from preprocess.tar_shards import SHARD_BYTES, TarWriter
@@ -199,6 +200,50 @@ def test_a_later_writer_goes_on(tmp_path, kept):
     records.close()
     assert [file.sha256 for file in files] == [file.sha256 for file in whole]
     assert content(tmp_path) == content(tmp_path, "whole")
+
+
+def test_files_that_do_not_hold_what_is_counted(tmp_path):
+    """Not filled up with zeros: the images are gone."""
+    images = blobs(*SIZES)
+    files = write(tmp_path, images)
+    sizes = [len(image.data) for image in images]
+    for damaged in (files[0].name, files[-1].name):
+        for length in (0, 700, (tmp_path / damaged).stat().st_size - 1025):
+            copy = tmp_path / f"{damaged}{length}"
+            copy.mkdir()
+            for file in files:
+                shutil.copy(tmp_path / file.name, copy)
+            os.truncate(copy / damaged, length)
+            with (
+                TarWriter(copy, "a", len(SIZES), SMALL) as writer,
+                pytest.raises(UserError, match=rf"{damaged}: {length:,} bytes, but the journal .* to start over$"),
+            ):
+                writer.resume(sizes)
+    os.unlink(tmp_path / files[1].name)
+    with TarWriter(tmp_path, "a", len(SIZES), SMALL) as writer, pytest.raises(UserError, match=files[1].name):
+        writer.resume(sizes)
+
+
+def test_ctrl_c_between_two_tars(tmp_path, monkeypatch):
+    """What was added until then can still be brought to the disk, and a later writer goes on."""
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    images = blobs(5000, 5000)
+    with TarWriter(tmp_path, "a", 2, SMALL) as writer:
+        writer.resume([])
+        writer.add(images[0].data, 0)
+        with monkeypatch.context() as patch:
+            patch.setattr(tar_shards.os, "open", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                writer.add(images[1].data, 1)
+        writer.sync()
+    with TarWriter(tmp_path, "a", 2, SMALL) as writer:
+        writer.resume([5000])
+        writer.add(images[1].data, 1)
+    write(tmp_path, images, split="whole")
+    assert (tmp_path / "a-000000.tar").read_bytes() == (tmp_path / "whole-000000.tar").read_bytes()
 
 
 def test_an_image_larger_than_a_member_may_be(tmp_path):
