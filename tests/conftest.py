@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conversion import convert_folder
 from PIL import Image
+
+from preprocess.tar_shards import TarWriter
 
 CLASSES = ("ant", "bee", "cow")
 
@@ -46,4 +49,13 @@ def shard_set(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """`image_folder` converted with the default settings."""
     out = tmp_path_factory.mktemp("shards")
     convert_folder(image_folder, out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def tar_set(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as tars, several in each split."""
+    out = tmp_path_factory.mktemp("tars")
+    manifest = convert_folder(image_folder, out, partial(TarWriter, shard_bytes=60_000))
+    assert all(len(split.files) > 2 for split in manifest.splits.values())
     return out
