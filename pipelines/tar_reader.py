@@ -13,6 +13,7 @@ Formats: https://github.com/webdataset/webdataset (the tars), DALI's `wds2idx` (
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Final
 
@@ -51,7 +52,8 @@ def validate_tar(path: str | Path) -> np.ndarray:
         return ShardError(f"{at}: {problem}; the file is damaged or incomplete: copy or convert it again")
 
     try:
-        tar_size = path.stat().st_size
+        with path.open("rb") as tar:
+            tar_size = os.fstat(tar.fileno()).st_size
         table_size = table_path.stat().st_size
         if table_size % SAMPLE_DTYPE.itemsize:
             raise refuse(table_path, f"{table_size} bytes are no whole number of {SAMPLE_DTYPE.itemsize}-byte records")

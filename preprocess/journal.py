@@ -20,7 +20,17 @@ import numpy as np
 from pipelines.errors import UserError
 from pipelines.publish import write_all
 
-__all__ = ["BAD", "JOURNAL_NAME", "KEPT", "RECORD_DTYPE", "REENCODED", "Journal", "Records", "read_journal"]
+__all__ = [
+    "BAD",
+    "JOURNAL_NAME",
+    "KEPT",
+    "RECORD_DTYPE",
+    "REENCODED",
+    "Journal",
+    "Records",
+    "read_journal",
+    "require_bytes",
+]
 
 JOURNAL_NAME: Final = "journal.jsonl"
 REENCODED, KEPT, BAD = 1, 2, 3  # what became of an image
@@ -108,3 +118,13 @@ class Records:
 
     def close(self) -> None:
         os.close(self._file)
+
+
+def require_bytes(file: int, size: int, path: Path) -> None:
+    """Raises `UserError` when an open file is shorter than the images in it that the journal counts."""
+    found = os.fstat(file).st_size
+    if found < size:
+        raise UserError(
+            f"{path}: {found:,} bytes, but the journal beside it counts images to byte {size:,}; remove {path.parent} "
+            "to start over"
+        )

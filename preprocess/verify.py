@@ -14,7 +14,6 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 if not __package__:  # run as a file: import from the checkout, and nothing by its bare name from this folder
@@ -22,11 +21,11 @@ if not __package__:  # run as a file: import from the checkout, and nothing by i
     sys.path[:] = [str(here.parent)] + [entry for entry in sys.path if Path(entry).resolve() != here]
 
 import numpy as np
-from PIL import Image
 
 from pipelines.beton_reader import CRC32_DTYPE, MODE_RAW
 from pipelines.errors import ShardError, run_command
 from pipelines.layout import Manifest, ShardFile, ShardReader, open_file, read_manifest
+from pipelines.strict_jpeg import DamagedJpegError, decode_jpeg
 from pipelines.tar_reader import SAMPLE_DTYPE
 from preprocess.beton import sha256_of
 
@@ -109,13 +108,10 @@ def _undecodable(file: ShardFile, reader: ShardReader, num_workers: int) -> Iter
     def check(sample: int) -> Problem | None:
         height, width = reader.sizes[sample].tolist()
         try:
-            with Image.open(BytesIO(reader.encoded(sample).tobytes()), formats=["JPEG"]) as image:
-                image.load()
-                if image.size == (width, height):
-                    return None
-                return Problem(file.name, sample, f"is {image.height} x {image.width} pixels, not {height} x {width}")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            decode_jpeg(reader.encoded(sample), height, width)
+        except DamagedJpegError as error:
             return Problem(file.name, sample, f"cannot be decoded ({error})")
+        return None
 
     jpegs = np.flatnonzero(reader.modes != MODE_RAW).tolist()
     with ThreadPoolExecutor(num_workers) as pool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from conversion import convert_folder
 from PIL import Image
 
 from preprocess import jpeg
+from preprocess.tar_shards import TarWriter
 
 CLASSES = ("ant", "bee", "cow")
 
@@ -70,4 +72,13 @@ def shard_set(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """`image_folder` converted with the default settings."""
     out = tmp_path_factory.mktemp("shards")
     convert_folder(image_folder, out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def tar_set(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as tars, several in each split."""
+    out = tmp_path_factory.mktemp("tars")
+    manifest = convert_folder(image_folder, out, partial(TarWriter, shard_bytes=60_000))
+    assert all(len(split.files) > 2 for split in manifest.splits.values())
     return out

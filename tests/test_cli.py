@@ -139,7 +139,7 @@ def test_mistakes_in_conversion(image_folder: Path, tmp_path: Path, capsys: pyte
     one_line(convert(source), capsys, "dog", "without images")
     (source / "train" / "dog" / "1.JPEG").write_text("no image")
     one_line(convert(source), capsys, "1.JPEG", "not an image")
-    assert not (tmp_path / "shards").exists()
+    assert not (tmp_path / "shards" / "manifest.json").exists()
 
 
 def test_the_commands_and_flags_of_train_are_few() -> None:
