@@ -143,6 +143,8 @@ def refuse_existing(out: Path, splits: Iterable[str] = ()) -> None:
     """Raises `UserError` when a folder holds a shard set, or files that one with these splits might have."""
     if (out / MANIFEST_NAME).exists():
         raise UserError(f"{out}: already holds a shard set; remove it, or choose another --out")
+    if (out / QUARANTINE_NAME).exists():
+        raise UserError(f"{out / QUARANTINE_NAME}: exists already; remove it, or choose another --out")
     for split in splits:
         for path in sorted(out.glob(f"{split}*")):
             if path.suffix in _SUFFIXES:
