@@ -1,6 +1,6 @@
 """What lies on disk: the manifest of a shard set, and the one door to its samples.
 
-SHARDS/manifest.json        schema version, source, classes, encode settings; per split its files and checksums
+SHARDS/manifest.json        schema version, source, classes, encode settings; per split its files and checksums; its own
 SHARDS/quarantine.jsonl     the images that could not be converted, and why; only when there are any
 format "beton" (`beton_reader`), read by FFCV too:
 SHARDS/train.beton          images and labels
@@ -13,6 +13,7 @@ SHARDS/train-000000.samples where each image lies, its size, label and CRC-32
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass, field
@@ -90,13 +91,23 @@ class Split:
 
 @dataclass(frozen=True)
 class Manifest:
-    """`manifest.json` of a shard set. `classes[label]` is the class folder's name; `encode` the encoder's settings."""
+    """`manifest.json` of a shard set.
+
+    Attributes:
+        source: where the images came from.
+        classes: `classes[label]` is the class folder's name.
+        encode: the encoder's settings.
+        splits: by name.
+        created_by: the libraries that decided the encoded bytes.
+        quarantine_sha256: of `quarantine.jsonl`; None when there is none.
+    """
 
     source: str
     classes: tuple[str, ...]
     encode: dict[str, Any]
     splits: dict[str, Split]
     created_by: str
+    quarantine_sha256: str | None = None
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -104,9 +115,15 @@ class Manifest:
         return len(self.classes)
 
     def to_json(self) -> str:
-        """The file's text: sorted keys, so that equal manifests are equal bytes."""
+        """The file's text: sorted keys, so that equal manifests are equal bytes. `checksum` is that of all the rest."""
         splits = {name: split.to_dict() for name, split in self.splits.items()}
-        return json.dumps({**vars(self), "splits": splits}, indent=1, sort_keys=True) + "\n"
+        return _sealed({**vars(self), "splits": splits})
+
+
+def _sealed(raw: dict[str, Any]) -> str:
+    """The text of a manifest that says this: the SHA-256 of its compact JSON with sorted keys goes in as `checksum`."""
+    checksum = hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**raw, "checksum": checksum}, indent=1, sort_keys=True) + "\n"
 
 
 class ShardReader(Protocol):
@@ -136,8 +153,8 @@ class ShardReader(Protocol):
 def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
     """Reads and checks `manifest.json` of a shard set, not the files that it names (see `open_split`).
 
-    Raises `ShardError` when the directory or the manifest is missing, is not JSON, is of another schema version,
-    is incomplete, or names a file outside the directory.
+    Raises `ShardError` when the directory or the manifest is missing, is not JSON, is of another schema version, has
+    changed by so much as a bit, is incomplete, or names a file outside the directory.
     """
     directory = Path(directory)
     path = directory / MANIFEST_NAME
@@ -146,10 +163,11 @@ def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
             f"{directory}: no {MANIFEST_NAME} here, so it is no shard set (make one with preprocess/build_ffcv.py)"
         )
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        raw = json.loads(text)
     except OSError as error:
         raise ShardError(f"{path}: cannot be read ({error.strerror})") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise ShardError(f"{path}: not valid JSON ({reason}); convert the data set again") from None
     version = raw.get("schema_version") if isinstance(raw, dict) else None
@@ -159,14 +177,20 @@ def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
             "convert the data set again, or use the sdpnet that wrote it"
         )
     try:
+        if text != _sealed({key: value for key, value in raw.items() if key != "checksum"}):
+            raise ShardError(f"{path}: was changed after it was written (checksum); copy it again or convert again")
+        quarantine = raw["quarantine_sha256"]
         manifest = Manifest(
             source=str(raw["source"]),
             classes=tuple(str(name) for name in raw["classes"]),
             encode=dict(raw["encode"]),
             splits={str(name): parse_split(split) for name, split in raw["splits"].items()},
             created_by=str(raw["created_by"]),
+            quarantine_sha256=None if quarantine is None else str(quarantine),
         )
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+    except ShardError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise ShardError(f"{path}: incomplete or damaged ({type(error).__name__}: {error}); convert again") from None
     for split_name, split in manifest.splits.items():
         if split.format not in FORMATS:

@@ -8,6 +8,7 @@ all files of the set under their final names, the manifest last; OUT/.unfinished
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
@@ -135,14 +136,15 @@ def convert(
         with closing(journal):
             splits = run_splits(conversion.num_images, images, make_writer, work, journal, on_bad)
             manifest = Manifest(conversion.source, conversion.classes, conversion.encode, splits, conversion.created_by)
-            _publish(manifest, journal, work, out)
-    return manifest
+            return _publish(manifest, journal, work, out)
 
 
 def refuse_existing(out: Path, splits: Iterable[str] = ()) -> None:
     """Raises `UserError` when a folder holds a shard set, or files that one with these splits might have."""
     if (out / MANIFEST_NAME).exists():
         raise UserError(f"{out}: already holds a shard set; remove it, or choose another --out")
+    if (out / QUARANTINE_NAME).exists():
+        raise UserError(f"{out / QUARANTINE_NAME}: exists already; remove it, or choose another --out")
     for split in splits:
         for path in sorted(out.glob(f"{split}*")):
             if path.suffix in _SUFFIXES:
@@ -352,8 +354,11 @@ class _Committer:
         self.journal.append(entry)
 
 
-def _publish(manifest: Manifest, journal: Journal, work: Path, out: Path) -> None:
-    """Gives all files their final names, the manifest last, and removes the folder of unfinished work."""
+def _publish(manifest: Manifest, journal: Journal, work: Path, out: Path) -> Manifest:
+    """Gives all files their final names, the manifest last, and removes the folder of unfinished work.
+
+    Returns the manifest as it was written.
+    """
     names = [name for split in manifest.splits.values() for file in split.files for name in (*file.sidecars, file.name)]
     if not any("published" in entry for entry in journal.entries):
         for name in names:
@@ -369,9 +374,12 @@ def _publish(manifest: Manifest, journal: Journal, work: Path, out: Path) -> Non
         for (split, _), entry in bad.items()
     ]
     if lines:
-        publish_bytes(out / QUARANTINE_NAME, "".join(lines).encode())
+        quarantine = "".join(lines).encode()
+        publish_bytes(out / QUARANTINE_NAME, quarantine)
+        manifest = replace(manifest, quarantine_sha256=hashlib.sha256(quarantine).hexdigest())
     publish_bytes(out / MANIFEST_NAME, manifest.to_json().encode())
     for entry in sorted(os.listdir(work)):
         if entry not in (LOCK_NAME, JOURNAL_NAME):
             (shutil.rmtree if (work / entry).is_dir() else os.unlink)(work / entry)
     os.unlink(work / JOURNAL_NAME)
+    return manifest

@@ -155,7 +155,8 @@ def merge(make_writer: MakeWriter, output: dict[str, Any], out: str | os.PathLik
         )
     parts = _parts(unfinished)
     if not parts:
-        refuse_existing(out)
+        with writing(unfinished):  # which takes away the lock that a merge left which was killed at its very end
+            refuse_existing(out)
         raise UserError(f"{unfinished}: no parts are here to merge; convert them with --part 1/N to N/N first")
     count = parts[0].count
     conversions: dict[Part, dict[str, Any]] = {}

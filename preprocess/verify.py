@@ -24,7 +24,7 @@ import numpy as np
 
 from pipelines.beton_reader import CRC32_DTYPE, MODE_RAW
 from pipelines.errors import ShardError, run_command
-from pipelines.layout import Manifest, ShardFile, ShardReader, open_file, read_manifest
+from pipelines.layout import QUARANTINE_NAME, Manifest, ShardFile, ShardReader, open_file, read_manifest
 from pipelines.strict_jpeg import DamagedJpegError, decode_jpeg
 from pipelines.tar_reader import SAMPLE_DTYPE
 from preprocess.beton import sha256_of
@@ -72,19 +72,25 @@ def verify(
                 yield from _contents(directory, file, reader)
             if decode:
                 yield from _undecodable(file, reader, num_workers)
+    if manifest.quarantine_sha256 is not None and not quick:
+        yield from _changed(directory, QUARANTINE_NAME, manifest.quarantine_sha256)
+
+
+def _changed(directory: Path, name: str, sha256: str) -> Iterator[Problem]:
+    """The problem of a file that is to be read as a whole, if it has one."""
+    try:
+        if sha256_of(directory / name) != sha256:
+            yield Problem(name, None, "has changed (SHA-256); copy it again")
+    except OSError as error:
+        yield Problem(name, None, f"cannot be read ({error.strerror}); copy it again")
 
 
 def _contents(directory: Path, file: ShardFile, reader: ShardReader) -> Iterator[Problem]:
     damaged = set()
     for name, sha256 in file.sidecars.items():
-        try:
-            intact = sha256_of(directory / name) == sha256
-            problem = "has changed (SHA-256); copy it again"
-        except OSError as error:
-            intact, problem = False, f"cannot be read ({error.strerror}); copy it again"
-        if not intact:
+        for problem in _changed(directory, name, sha256):
             damaged.add(name)
-            yield Problem(name, None, problem)
+            yield problem
     if sha256_of(directory / file.name) == file.sha256:
         return
     path = directory / file.name

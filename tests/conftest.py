@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conversion import convert_folder
+from faults import Commands, command_line
 from PIL import Image
 
 from preprocess import jpeg
@@ -82,3 +84,36 @@ def tar_set(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     manifest = convert_folder(image_folder, out, partial(TarWriter, shard_bytes=60_000))
     assert all(len(split.files) > 2 for split in manifest.splits.values())
     return out
+
+
+@pytest.fixture(scope="session")
+def commands() -> Iterator[Commands]:
+    """Build commands with faults."""
+    with Commands() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes, 10 training and 5 validation images of a few pixels; two and one of them bad."""
+    root = tmp_path_factory.mktemp("tiny")
+    for split, count, bad in (("train", 5, (0, 7)), ("val", 2, (2,))):
+        for label, name in enumerate(CLASSES[:2]):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count + (split == "val" and label)):
+                path = root / split / name / f"{number}.png"
+                Image.fromarray(make_image(number, 9 + number, 8 + label)).save(path)
+                if label * count + number in bad:
+                    path.write_text("no image")
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_sets(commands: Commands, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """`tiny_folder` converted without a fault: by format."""
+    sets = {}
+    for format in ("beton", "tar"):
+        sets[format] = tmp_path_factory.mktemp("sets") / format
+        ended = commands.run(format, command_line(tiny_folder, sets[format]))
+        assert ended.status == 0, ended.stderr
+    return sets

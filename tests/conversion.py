@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +32,14 @@ def convert_folder(
     conversion = plan_conversion(found, source.name if isinstance(source, Path) else "source", settings)
     images = encoded_images(found, settings, num_workers)
     return convert(conversion, images, make_writer, {"writer": str(make_writer)}, out, on_bad)
+
+
+def write_manifest(directory: Path, raw: dict[str, Any]) -> None:
+    """Writes a manifest that says this, with a checksum that fits."""
+    body = {key: value for key, value in raw.items() if key != "checksum"}
+    checksum = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    text = json.dumps({**body, "checksum": checksum}, indent=1, sort_keys=True) + "\n"
+    (directory / "manifest.json").write_text(text)
 
 
 def write_samples(

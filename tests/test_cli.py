@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conversion import write_manifest
 
 from preprocess import build_ffcv
 from sdpnet import cli, train
@@ -67,7 +68,7 @@ def truncate(directory: Path) -> None:
 
 def other_version(directory: Path) -> None:
     manifest = json.loads((directory / "manifest.json").read_text())
-    (directory / "manifest.json").write_text(json.dumps({**manifest, "schema_version": 99}))
+    write_manifest(directory, {**manifest, "schema_version": 99})
 
 
 def one_line(code: int, capsys: pytest.CaptureFixture[str], *words: str) -> None:
@@ -117,7 +118,7 @@ def test_mistakes_in_evaluation_and_prediction(
 
     def rename_a_class(directory: Path) -> None:
         manifest = json.loads((directory / "manifest.json").read_text())
-        (directory / "manifest.json").write_text(json.dumps({**manifest, "classes": ["a", "b", "c"]}))
+        write_manifest(directory, {**manifest, "classes": ["a", "b", "c"]})
 
     other = damaged_set(shard_set, tmp_path, rename_a_class)
     command = ["evaluate", "--model", str(finished_run), "--data", str(other), "--pipeline", "torchvision"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conversion import write_manifest
 
 from pipelines.contract import PIPELINES, ShardOptions, choose_pipeline, make_loader
 from pipelines.errors import BackendMissingError, ShardError, UserError
@@ -77,7 +78,7 @@ def test_no_shard_set(tmp_path: Path) -> None:
 def test_labels_outside_the_manifests_classes(shard_set: Path, tmp_path: Path) -> None:
     manifest = json.loads((shard_set / "manifest.json").read_text())
     manifest["classes"] = manifest["classes"][:2]
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(tmp_path, manifest)
     for name in ("train.beton", "val.beton"):
         (tmp_path / name).symlink_to(shard_set / name)
     with pytest.raises(ShardError, match=r"sample \d+: label 2, but there are 2 classes"):

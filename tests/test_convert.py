@@ -139,7 +139,7 @@ def test_a_finished_set_is_kept(image_folder, shard_set, tmp_path):
     assert contents(shard_set) == before
 
 
-@pytest.mark.parametrize("name", ["val.beton", "train.crc32", "train-000003.tar"])
+@pytest.mark.parametrize("name", ["val.beton", "train.crc32", "train-000003.tar", "quarantine.jsonl"])
 def test_foreign_files_are_kept(image_folder, tmp_path, name):
     (tmp_path / name).write_text("somebody's")
     (tmp_path / "train.txt").write_text("no shard")

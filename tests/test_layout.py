@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from conversion import write_manifest
 
 from pipelines import layout
 from pipelines.errors import ShardError
@@ -38,9 +39,35 @@ def test_a_wrong_manifest_is_refused(shard_set, tmp_path, change, message):
         (tmp_path / file.name).symlink_to(file)
     raw = json.loads((shard_set / layout.MANIFEST_NAME).read_text())
     change(raw)
-    (tmp_path / layout.MANIFEST_NAME).write_text(json.dumps(raw))
+    write_manifest(tmp_path, raw)
     with pytest.raises(ShardError, match=message):
         layout.open_split(tmp_path, "train")
+
+
+def test_any_changed_bit_of_a_manifest_is_refused(shard_set, tmp_path):
+    raw = json.loads((shard_set / layout.MANIFEST_NAME).read_text())
+    write_manifest(tmp_path, {**raw, "classes": ["ant", "bée", "cow"]})
+    path = tmp_path / layout.MANIFEST_NAME
+    content = path.read_bytes()
+    assert layout.read_manifest(tmp_path).classes == ("ant", "bée", "cow")
+    for position in range(len(content)):
+        for bit in {position % 8, 5}:  # 5: small and capital letters
+            path.write_bytes(content[:position] + bytes([content[position] ^ 1 << bit]) + content[position + 1 :])
+            with pytest.raises(ShardError, match=r"was changed|not valid JSON|schema version"):
+                layout.read_manifest(tmp_path)
+    for end in range(len(content)):
+        path.write_bytes(content[:end])
+        with pytest.raises(ShardError, match=r"was changed|not valid JSON"):
+            layout.read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"schema_version": ' + "9" * 5000 + "}", '{"schema_version": 2}', "[]"]
+)
+def test_a_hostile_manifest_is_refused(tmp_path, text):
+    (tmp_path / layout.MANIFEST_NAME).write_text(text)
+    with pytest.raises(ShardError, match=r"manifest\.json: "):
+        layout.read_manifest(tmp_path)
 
 
 def test_no_manifest(tmp_path):

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conversion import write_manifest
 from ffcv_writer import write_with_ffcv
 from PIL import Image
 
@@ -178,9 +179,7 @@ def test_a_damaged_jpeg_in_a_tar(name: str, tar_set: Path, tmp_path: Path) -> No
 
 @pytest.mark.skipif(not installed("ffcv"), reason="ffcv is not installed")
 def test_ffcv_refuses_tars(tar_set: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"train-\*\.tar: FFCV reads \.beton files only; use another --pipeline$"
-    ):
+    with pytest.raises(UserError, match=r"train-\*\.tar: FFCV reads \.beton files only; use another --pipeline$"):
         load(tar_set, "ffcv")
 
 
@@ -228,10 +227,9 @@ def test_raw_pixels_are_refused_by_dali_only(shard_set: Path, tmp_path: Path) ->
 def _rewrite_manifest(directory: Path, num_samples: int) -> None:
     import json
 
-    path = directory / "manifest.json"
-    manifest = json.loads(path.read_text())
+    manifest = json.loads((directory / "manifest.json").read_text())
     manifest["splits"]["val"]["num_samples"] = num_samples
     manifest["splits"]["val"]["files"][0].update(
         num_samples=num_samples, bytes=(directory / "val.beton").stat().st_size
     )
-    path.write_text(json.dumps(manifest))
+    write_manifest(directory, manifest)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conversion import convert_folder, write_manifest
 
 from pipelines.layout import open_split
 from preprocess import verify as command
@@ -69,6 +70,21 @@ def test_any_flipped_bit_of_a_file_is_found(shards: Path) -> None:
     assert [(p.file, p.sample) for p in verify(shards)] == [("val.crc32", None)]
 
 
+def test_the_list_of_bad_images_is_checked_too(image_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(image_folder, tmp_path / "in")
+    for name in ("a", "b"):
+        (tmp_path / "in" / "val" / "bee" / f"{name}.jpg").write_text("no image")
+    convert_folder(tmp_path / "in", tmp_path / "out", on_bad="skip")
+    listed = tmp_path / "out" / "quarantine.jsonl"
+    content = listed.read_bytes()
+    assert list(verify(tmp_path / "out")) == []
+    for damaged in (content[:-1], content[: len(content) // 2], b"", content.replace(b"a.jpg", b"b.jpg")):
+        listed.write_bytes(damaged)
+        assert [(p.file, p.sample) for p in verify(tmp_path / "out")] == [("quarantine.jsonl", None)]
+    listed.unlink()
+    assert ["cannot be read" in p.what for p in verify(tmp_path / "out")] == [True]
+
+
 def test_each_file_is_judged_by_itself(shards: Path) -> None:
     with (shards / "train.beton").open("r+b") as file:
         file.truncate(9_000_000)
@@ -97,7 +113,7 @@ def test_decode_finds_what_was_damaged_before_it_was_written(shards: Path) -> No
     manifest["splits"]["val"]["files"][0].update(
         sha256=hashlib.sha256(content).hexdigest(), sidecars={"val.crc32": hashlib.sha256(crc).hexdigest()}
     )
-    (shards / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(shards, manifest)
     assert list(verify(shards)) == []
     assert [(p.file, p.sample) for p in verify(shards, decode=True, num_workers=3)] == [("val.beton", 3)]
 
