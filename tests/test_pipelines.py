@@ -178,9 +178,7 @@ def test_a_damaged_jpeg_in_a_tar(name: str, tar_set: Path, tmp_path: Path) -> No
 
 @pytest.mark.skipif(not installed("ffcv"), reason="ffcv is not installed")
 def test_ffcv_refuses_tars(tar_set: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"train-\*\.tar: FFCV reads \.beton files only; use another --pipeline$"
-    ):
+    with pytest.raises(UserError, match=r"train-\*\.tar: FFCV reads \.beton files only; use another --pipeline$"):
         load(tar_set, "ffcv")
 
 
