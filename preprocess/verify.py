@@ -214,7 +214,8 @@ def _main(arguments: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="verify", description="Checks a shard set from end to end.")
+    program = Path(sys.argv[0]).stem  # "verify", or "sdpnet verify"
+    parser = argparse.ArgumentParser(prog=program, description="Checks a shard set from end to end.")
     parser.add_argument("shards", type=Path, metavar="SHARDS", help="directory with a manifest.json")
     depth = parser.add_mutually_exclusive_group()
     depth.add_argument("--quick", action="store_true", help="only the structure: no image is read")
