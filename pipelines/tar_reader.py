@@ -61,7 +61,7 @@ def validate_tar(path: str | Path) -> np.ndarray:
             raise refuse(table_path, f"lists more samples than the {tar_size:,} bytes of {path.name} can hold")
         table = np.fromfile(table_path, SAMPLE_DTYPE)
     except OSError as error:
-        raise ShardError(f"{error.filename or path}: cannot be read ({error.strerror})") from None
+        raise ShardError(f"{error.filename or path}: cannot be read ({error.strerror}); copy it again") from None
 
     def require(ok: np.ndarray, problem: str) -> None:
         if not ok.all():

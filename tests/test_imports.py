@@ -6,7 +6,6 @@ import ast
 import importlib
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,18 +15,14 @@ PACKAGES = {"sdpnet": {"sdpnet", "pipelines"}, "pipelines": {"pipelines"}, "prep
 BACKENDS = {"ffcv": "ffcv_pipeline.py", "numba": "ffcv_pipeline.py", "nvidia": "dali_pipeline.py"}
 TORCH_WHEN_CALLED = ROOT / "preprocess" / "contact_sheet.py"  # imports the real pipeline in one function, if it can
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-
-
-@cache
-def parsed(path: Path) -> ast.Module:
-    # Once for each file: in Python 3.11, ast.parse fails now and then when another thread comes between (gh-106905).
-    return ast.parse(path.read_text(encoding="utf-8"))
+# On loading, while there are no other threads: in Python 3.11, ast.parse fails now and then beside them (gh-106905).
+PARSED = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 
 
 def imported(path: Path) -> set[str]:
     """Top-level names of everything a file imports, wherever in the file."""
     names: set[str] = set()
-    for node in ast.walk(parsed(path)):
+    for node in ast.walk(PARSED[path]):
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -54,7 +49,7 @@ def test_the_layout_needs_no_torch() -> None:
     while todo:
         path = todo.pop()
         reachable.add(path)
-        tree = parsed(path)
+        tree = PARSED[path]
         for node in tree.body if path == TORCH_WHEN_CALLED else ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in PACKAGES:
                 target = ROOT / (node.module.replace(".", "/") + ".py")

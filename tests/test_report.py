@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from conversion import convert_folder
+from conversion import convert_folder, write_manifest
 from PIL import Image
 
 from pipelines.layout import open_split
@@ -87,7 +87,7 @@ def copy_of(shard_set: Path, to: Path, **changes: Any) -> Path:
     shutil.copytree(shard_set, to)
     manifest = json.loads((to / "manifest.json").read_text())
     manifest.update(changes)
-    (to / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(to, manifest)
     return to
 
 
@@ -262,7 +262,7 @@ def test_the_quarantine_says_how_many_it_does_not_name(
     (shards / "quarantine.jsonl").write_text("".join(lines))
     manifest = json.loads((shards / "manifest.json").read_text())
     manifest["splits"]["train"]["num_quarantined"] = len(lines)
-    (shards / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(shards, manifest)
     page, terminal = show(shards, "--images", 0), capsys.readouterr().out
     assert len(lines) == 425
     for text in (page.text, terminal):
