@@ -12,6 +12,7 @@ every reader, FFCV's included.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +28,7 @@ __all__ = [
     "HEADER_DTYPE",
     "IMAGE_FIELD_TYPE",
     "LABEL_FIELD_TYPE",
+    "MAX_PIXELS_PER_BYTE",
     "METADATA_DTYPE",
     "MODE_JPEG",
     "MODE_RAW",
@@ -39,6 +41,7 @@ IMAGE_FIELD_TYPE: Final = 2  # FFCV's RGBImageField
 LABEL_FIELD_TYPE: Final = 1  # FFCV's IntField
 MODE_JPEG: Final = 0
 MODE_RAW: Final = 1
+MAX_PIXELS_PER_BYTE: Final = 512  # of a JPEG: each block of 8 x 8 pixels takes a bit or more of Huffman code
 
 HEADER_DTYPE = np.dtype(
     [
@@ -61,13 +64,14 @@ METADATA_DTYPE = np.dtype(
 )
 CRC32_DTYPE = np.dtype("<u4")
 ALLOCATION_DTYPE = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
+_PIECE: Final = 65_536  # samples that are checked before more are read
 
 
 def validate_beton(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """Checks the whole structure of a `.beton` file and returns its tables.
 
-    Reads the header and the two tables only, no image: time and memory are proportional to the number of samples that
-    the file really has room for.
+    Reads the header and the two tables only, no image: time and memory are proportional to the number of samples
+    before the first one that cannot be.
 
     Returns:
         metadata: `METADATA_DTYPE` (num_samples,), and
@@ -113,40 +117,57 @@ def validate_beton(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         kinds = [(int(field["type_id"]), field["name"].tobytes().rstrip(b"\0")) for field in fields]
         if kinds != [(IMAGE_FIELD_TYPE, b"image"), (LABEL_FIELD_TYPE, b"label")]:
             raise ShardError(f"{path}: its fields are not image (RGBImageField) and label (IntField), in this order")
-        metadata = np.fromfile(file, METADATA_DTYPE, num_samples)
-        file.seek(table_start)
-        table = np.fromfile(file, ALLOCATION_DTYPE, num_samples)
-    if len(metadata) != num_samples or len(table) != num_samples:
-        raise refuse("it became shorter while it was read")
-    if num_samples == 0:
-        return metadata, np.zeros(0, np.uint64)
+
+        def require(ok: np.ndarray, problem: str, samples: np.ndarray | None = None) -> None:
+            if not ok.all():
+                wrong = int(np.flatnonzero(~ok)[0])
+                raise refuse(f"sample {wrong if samples is None else int(samples[wrong])}: {problem}")
+
+        limit, page = np.uint64(table_start), np.uint64(page_size)
+
+        def check_metadata(metadata: np.ndarray, samples: np.ndarray) -> None:
+            require((metadata["mode"] == MODE_JPEG) | (metadata["mode"] == MODE_RAW), "unknown image mode", samples)
+            require((metadata["width"] > 0) & (metadata["height"] > 0), "an image without pixels", samples)
+
+        def check_table(table: np.ndarray, _: np.ndarray) -> None:
+            samples, pointers, sizes = table["sample_id"], table["ptr"], table["size"]
+            require((sizes > 0) & (sizes <= limit), "impossible size", samples)
+            inside = (pointers >= np.uint64(metadata_end)) & (pointers <= limit - sizes)
+            require(inside, "its image lies outside the data region", samples)
+            one_page = pointers // page == (pointers + sizes - np.uint64(1)) // page
+            require(one_page, "its image crosses a page's end", samples)
+
+        def read(dtype: np.dtype, start: int, check: Callable[[np.ndarray, np.ndarray], None]) -> np.ndarray:
+            """A table, in pieces: a sparse file may claim more samples than memory holds, but the first is wrong."""
+            file.seek(start)
+            pieces = [np.zeros(0, dtype)]
+            for first in range(0, num_samples, _PIECE):
+                last = min(first + _PIECE, num_samples)
+                piece = np.fromfile(file, dtype, last - first)
+                if len(piece) != last - first:
+                    raise refuse("it became shorter while it was read")
+                check(piece, np.arange(first, last))
+                pieces.append(piece)
+            return np.concatenate(pieces)
+
+        metadata = read(METADATA_DTYPE, metadata_start, check_metadata)
+        table = read(ALLOCATION_DTYPE, table_start, check_table)
 
     table = table[np.argsort(table["sample_id"], kind="stable")]
     pointers, sizes = table["ptr"], table["size"]
-
-    def require(ok: np.ndarray, problem: str) -> None:
-        if not ok.all():
-            raise refuse(f"sample {int(np.flatnonzero(~ok)[0])}: {problem}")
-
     require(
         table["sample_id"] == np.arange(num_samples, dtype=np.uint64),
         "not exactly one entry in the allocation table",
     )
     require(metadata["data_ptr"] == pointers, "metadata and allocation table point to different places")
-    limit = np.uint64(table_start)
-    require((sizes > 0) & (sizes <= limit), "impossible size")
-    require(
-        (pointers >= np.uint64(metadata_end)) & (pointers <= limit - sizes),
-        "its image lies outside the data region",
-    )
-    page = np.uint64(page_size)
-    require(pointers // page == (pointers + sizes - np.uint64(1)) // page, "its image crosses a page's end")
-    require((metadata["mode"] == MODE_JPEG) | (metadata["mode"] == MODE_RAW), "unknown image mode")
-    require((metadata["width"] > 0) & (metadata["height"] > 0), "an image without pixels")
     pixels = metadata["width"].astype(np.uint64) * metadata["height"]
     require(
         (metadata["mode"] != MODE_RAW) | (sizes == 3 * pixels),
         "a raw image of another size than its pixels need",
+    )
+    require(
+        (metadata["mode"] != MODE_JPEG) | (pixels <= sizes * np.uint64(MAX_PIXELS_PER_BYTE)),
+        "more pixels than its bytes can hold",
     )
     order = np.argsort(pointers, kind="stable")
     overlapping = pointers[order][:-1] + sizes[order][:-1] > pointers[order][1:]

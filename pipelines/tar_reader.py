@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from pipelines.beton_reader import MODE_JPEG
+from pipelines.beton_reader import MAX_PIXELS_PER_BYTE, MODE_JPEG
 from pipelines.errors import ShardError
 
 __all__ = ["BLOCK", "END_BYTES", "SAMPLE_DTYPE", "TarReader", "sample_bytes", "validate_tar"]
@@ -30,6 +30,8 @@ END_BYTES: Final = 2 * BLOCK
 SAMPLE_DTYPE = np.dtype(
     [("offset", "<u8"), ("size", "<u4"), ("height", "<u2"), ("width", "<u2"), ("label", "<i4"), ("crc32", "<u4")]
 )
+
+_PIECE: Final = 65_536  # samples that are checked before more are read
 
 
 def sample_bytes(size: Any) -> Any:
@@ -59,22 +61,33 @@ def validate_tar(path: str | Path) -> np.ndarray:
             raise refuse(table_path, f"{table_size} bytes are no whole number of {SAMPLE_DTYPE.itemsize}-byte records")
         if table_size // SAMPLE_DTYPE.itemsize * sample_bytes(1) + END_BYTES > tar_size:
             raise refuse(table_path, f"lists more samples than the {tar_size:,} bytes of {path.name} can hold")
-        table = np.fromfile(table_path, SAMPLE_DTYPE)
+        file = table_path.open("rb")
     except OSError as error:
         raise ShardError(f"{error.filename or path}: cannot be read ({error.strerror}); copy it again") from None
+    first, end = 0, np.uint64(0)
+    pieces = [np.zeros(0, SAMPLE_DTYPE)]
 
     def require(ok: np.ndarray, problem: str) -> None:
         if not ok.all():
-            raise refuse(table_path, f"sample {int(np.flatnonzero(~ok)[0])}: {problem}")
+            raise refuse(table_path, f"sample {first + int(np.flatnonzero(~ok)[0])}: {problem}")
 
-    require(table["size"] > 0, "an image without bytes")
-    require((table["width"] > 0) & (table["height"] > 0), "an image without pixels")
-    ends = np.cumsum(sample_bytes(table["size"].astype(np.uint64)), dtype=np.uint64)
-    starts = np.concatenate([np.zeros(1, np.uint64), ends[:-1]]) if len(ends) else ends
-    require(table["offset"] == starts + np.uint64(BLOCK), "its image lies elsewhere than the sizes before it say")
-    end = int(ends[-1]) if len(ends) else 0
-    if end + END_BYTES != tar_size:
-        raise refuse(path, f"{tar_size:,} bytes, but its {len(table):,} samples take {end + END_BYTES:,}")
+    with file:
+        while len(piece := np.fromfile(file, SAMPLE_DTYPE, _PIECE)):
+            require(piece["size"] > 0, "an image without bytes")
+            require((piece["width"] > 0) & (piece["height"] > 0), "an image without pixels")
+            pixels = piece["width"].astype(np.uint64) * piece["height"]
+            enough = piece["size"].astype(np.uint64) * np.uint64(MAX_PIXELS_PER_BYTE)
+            require(pixels <= enough, "more pixels than its bytes can hold")
+            sizes = sample_bytes(piece["size"].astype(np.uint64))
+            ends = end + np.cumsum(sizes, dtype=np.uint64)
+            starts = ends - sizes + np.uint64(BLOCK)
+            require(piece["offset"] == starts, "its image lies elsewhere than the sizes before it say")
+            require(ends <= tar_size, "its image lies behind the tar's end")
+            pieces.append(piece)
+            first, end = first + len(piece), ends[-1]
+    table = np.concatenate(pieces)
+    if int(end) + END_BYTES != tar_size:
+        raise refuse(path, f"{tar_size:,} bytes, but its {len(table):,} samples take {int(end) + END_BYTES:,}")
     return table
 
 

@@ -15,7 +15,7 @@ import shutil
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
@@ -174,7 +174,7 @@ def writing(work: Path) -> Iterator[Path]:
         raise UserError(f"{error.filename or work}: cannot be written ({error.strerror}){advice}") from None
     finally:
         for folder in (work, *made[1:]):
-            if folder.is_dir() and not os.listdir(folder):
+            with suppress(OSError):  # not empty, gone already, or another run begins in it
                 folder.rmdir()
 
 

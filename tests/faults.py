@@ -131,7 +131,8 @@ class _Injector:
                 return self._call(call, path, real, (arguments[0], arguments[1][:7], arguments[2]), options)
             if not fault.action.startswith("kill"):
                 number = getattr(errno, fault.action)
-                raise OSError(number, os.strerror(number))
+                names = () if call in ("pwrite", "fsync", "ftruncate") else (path,)
+                raise OSError(number, os.strerror(number), *names)
             if fault.action == "kill half" and call == "pwrite":
                 half = arguments[1][: len(arguments[1]) // 2]
                 self._call(call, path, real, (arguments[0], half, arguments[2]), options)
