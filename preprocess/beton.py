@@ -82,7 +82,7 @@ class BetonWriter:
         os.ftruncate(self._file, self._end)
         write_all(self._file, bytes(METADATA_START), 0)
 
-    def add(self, image: bytes, label: int) -> None:
+    def add(self, image: bytes | memoryview, label: int) -> None:
         """Appends a sample. Raises `UserError` when the image is larger than a page."""
         if len(image) > self.page_size:
             raise UserError(

@@ -19,7 +19,7 @@ from pipelines.layout import QUARANTINE_NAME, Manifest
 from preprocess import jpeg
 from preprocess.convert import UNFINISHED_NAME, Conversion, Image, ImageSource, MakeWriter, convert, refuse_existing
 from preprocess.encode import EXIF_CHOICES, REENCODE_CHOICES, SUBSAMPLINGS, EncodeSettings, codec
-from preprocess.listing import Location
+from preprocess.listing import Location, SplitScan
 from preprocess.parts import Part, convert_part, merge
 from preprocess.ray_parts import run_on_ray
 from preprocess.scan import Scan, add_source_arguments, scan_arguments
@@ -59,9 +59,13 @@ def encoded_images(
         start, end = part.stretch(split.num_images)
         with closing(encode_all(split.locate, start + first, end, settings, num_workers, hang_seconds)) as results:
             for index, result in enumerate(results, start + first):
-                yield Image(int(split.labels[index]), split.relative_path(index), split.locate(index).name, result)
+                yield Image(int(split.labels[index]), result, partial(_names, split, index))
 
     return images
+
+
+def _names(split: SplitScan, index: int) -> tuple[str, str]:
+    return split.relative_path(index), split.locate(index).name
 
 
 def make_parser(name: str, description: str) -> argparse.ArgumentParser:

@@ -69,12 +69,12 @@ class Conversion:
 
 @dataclass(frozen=True)
 class Image:
-    """One image of the source: its label, its name below the source, what an error calls it, and what became of it."""
+    """One image of the source: its label, what became of it, and, when called, its names: below the source, and what an
+    error calls it."""
 
     label: int
-    file: str
-    name: str
     result: Encoded | Bad
+    names: Callable[[], tuple[str, str]]
 
 
 # Yields the images of a split from the given one on.
@@ -89,7 +89,7 @@ class Writer(Protocol):
     def __enter__(self) -> Writer: ...
     def __exit__(self, *error: Any) -> None: ...
     def resume(self, sizes: Iterable[int]) -> None: ...
-    def add(self, image: bytes, label: int) -> None: ...
+    def add(self, image: bytes | memoryview, label: int) -> None: ...
     def sync(self) -> None: ...
     def finish(self, records: Records) -> tuple[ShardFile, ...]: ...
 
@@ -275,12 +275,13 @@ def _run_split(
                 num_kept += result.kept
                 record = (len(result.data), result.crc32, image.label, result.height, result.width, state)
             else:
-                last_reason = f"{image.name}: {result.reason}"
+                file, full_name = image.names()
+                last_reason = f"{full_name}: {result.reason}"
                 if on_bad == "fail":
                     raise UserError(last_reason)
                 num_bad += 1
                 record = (0, 0, image.label, 0, 0, BAD)
-                committer.bad.append({"index": records.count, "file": image.file, "reason": result.reason})
+                committer.bad.append({"index": records.count, "file": file, "reason": result.reason})
             records.append(record)
             committer.tick()
             meter.advance(num_bad)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +38,7 @@ REENCODED, KEPT, BAD = 1, 2, 3  # what became of an image
 RECORD_DTYPE = np.dtype(
     [("size", "<u4"), ("crc32", "<u4"), ("label", "<i4"), ("height", "<u2"), ("width", "<u2"), ("state", "u1")]
 )
+_RECORD: Final = struct.Struct("<IIiHHB")  # the same
 
 
 def read_journal(path: Path) -> tuple[list[dict[str, Any]], int]:
@@ -101,7 +103,7 @@ class Records:
 
     def append(self, record: tuple[int, int, int, int, int, int]) -> None:
         """Adds (size, crc32, label, height, width, state)."""
-        content = np.array(record, RECORD_DTYPE).tobytes()
+        content = _RECORD.pack(*record)
         count, crc32 = self.done
         write_all(self._file, content, count * RECORD_DTYPE.itemsize)
         self.done = (count + 1, zlib.crc32(content, crc32))

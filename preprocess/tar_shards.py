@@ -71,7 +71,7 @@ class TarWriter:
                 path.unlink()
         os.ftruncate(self._file, self._end)
 
-    def add(self, image: bytes, label: int) -> None:
+    def add(self, image: bytes | memoryview, label: int) -> None:
         """Appends a sample. Raises `UserError` when the image is larger than a tar member may be."""
         if len(image) >= 1 << 32:
             raise UserError(f"{len(image):,} bytes once encoded; convert with a smaller --max-side or --quality")
@@ -154,7 +154,7 @@ class TarWriter:
         os.fsync(self._file)
 
 
-def _member(name: str, content: bytes) -> tuple[bytes, bytes, bytes]:
+def _member(name: str, content: bytes | memoryview) -> tuple[bytes, bytes | memoryview, bytes]:
     """A ustar member without owner or time: header, content, padding."""
     header = tarfile.TarInfo(name)
     header.size = len(content)
