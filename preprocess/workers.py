@@ -38,6 +38,7 @@ __all__ = ["HANG_SECONDS", "Bad", "Encoded", "encode_all", "encode_one"]
 HANG_SECONDS: Final = 8.0
 _TASKS: Final = 8  # images that a worker has in hand
 _BUFFERED_BYTES: Final = 1 << 28  # finished images that wait for an earlier one
+_LOOK_SECONDS: Final = 0.25  # between two looks at what a silent worker does
 _SHARED_BYTES: Final = 1 << 24  # of each worker
 # What a decoder's own mistakes end a process with. Other signals come from outside: the system short of memory, a user.
 _CRASHES: Final = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT)
@@ -109,7 +110,8 @@ def encode_all(
 
 
 class _Worker:
-    """A process, the images that it has in hand (the first is the one that it is at), and how long it is silent."""
+    """A process, the images that it has in hand (the first is the one that it is at), and for how long it is silent: `silent`
+    seconds that count, and `waited` seconds of which that is not known yet."""
 
     def __init__(self, settings: EncodeSettings) -> None:
         ours, theirs = socket.socketpair()
@@ -133,7 +135,7 @@ class _Worker:
             self.connection.send((settings, os.getpid()))
         self.tasks: deque[int] = deque()
         self.ready = False
-        self.silent = 0.0
+        self.silent = self.waited = 0.0
         self.slots: deque[_Slot] = deque()  # of the images in the shared memory, in its order
         self.freed = 0
 
@@ -260,7 +262,7 @@ class _Pool:
         for descriptor, _ in events:
             speaking.add(descriptor)
             worker = self.workers[descriptor]
-            worker.silent = 0.0
+            worker.silent = worker.waited = 0.0
             try:
                 if not worker.ready:
                     worker.connection.recv_bytes()
@@ -275,9 +277,13 @@ class _Pool:
         if len(speaking) == len(self.workers):
             return
         for descriptor, worker in list(self.workers.items()):
-            if descriptor in speaking or not worker.ready or not worker.tasks or worker.waits_for_disk():
+            if descriptor in speaking or not worker.ready or not worker.tasks:
                 continue
-            worker.silent += waited
+            worker.waited += waited
+            if worker.waited < _LOOK_SECONDS:
+                continue
+            worker.silent += 0.0 if worker.waits_for_disk() else worker.waited
+            worker.waited = 0.0
             if worker.silent > self.hang_seconds:
                 self._replace(worker, f"the decoder hangs (more than {self.hang_seconds:g} s); replace or remove it")
 
