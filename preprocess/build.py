@@ -17,12 +17,13 @@ from typing import Any, Final
 from pipelines.errors import UserError
 from pipelines.layout import QUARANTINE_NAME, Manifest
 from preprocess import jpeg
-from preprocess.convert import UNFINISHED_NAME, Conversion, Image, ImageSource, MakeWriter, convert, refuse_existing
+from preprocess.convert import Conversion, Image, ImageSource, MakeWriter, convert
 from preprocess.encode import EXIF_CHOICES, REENCODE_CHOICES, SUBSAMPLINGS, EncodeSettings, codec
 from preprocess.listing import Location, SplitScan
 from preprocess.parts import Part, convert_part, merge
 from preprocess.ray_parts import run_on_ray
 from preprocess.scan import Scan, add_source_arguments, scan_arguments
+from preprocess.unfinished import UNFINISHED_NAME, refuse_existing
 from preprocess.workers import HANG_SECONDS, Encoded, encode_all
 
 __all__ = ["build", "encoded_images", "make_parser", "plan_conversion"]

@@ -23,20 +23,17 @@ from pipelines.errors import UserError
 from pipelines.layout import Manifest, ShardFile
 from pipelines.publish import write_all
 from preprocess.convert import (
-    UNFINISHED_NAME,
     Conversion,
     Image,
     ImageSource,
     MakeWriter,
     OnBad,
     convert,
-    open_journal,
     quarantined,
-    refuse_existing,
     run_splits,
-    writing,
 )
 from preprocess.journal import BAD, JOURNAL_NAME, KEPT, Records, read_journal
+from preprocess.unfinished import UNFINISHED_NAME, open_journal, refuse_existing, writing
 from preprocess.workers import Bad, Encoded
 
 __all__ = ["Part", "convert_part", "merge"]

@@ -29,7 +29,7 @@ from pipelines.layout import QUARANTINE_NAME, Manifest, ShardFile, ShardReader, 
 from pipelines.strict_jpeg import DamagedJpegError, decode_jpeg
 from pipelines.tar_reader import SAMPLE_DTYPE
 from preprocess.beton import sha256_of
-from preprocess.convert import UNFINISHED_NAME
+from preprocess.unfinished import UNFINISHED_NAME
 
 __all__ = ["Problem", "main", "verify"]
 

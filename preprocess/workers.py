@@ -110,8 +110,8 @@ def encode_all(
 
 
 class _Worker:
-    """A process, the images that it has in hand (the first is the one that it is at), and for how long it is silent: `silent`
-    seconds that count, and `waited` seconds of which that is not known yet."""
+    """A process, the images that it has in hand (the first is the one that it is at), and how long it is silent:
+    `silent` seconds that count, and `waited` seconds of which that is not known yet."""
 
     def __init__(self, settings: EncodeSettings) -> None:
         ours, theirs = socket.socketpair()
