@@ -1,8 +1,8 @@
 """Command: checks a shard set from end to end and names what is damaged: python preprocess/verify.py SHARDS [--decode]
 
-Structure and labels of every file, then its SHA-256 against the manifest's; where that differs, the CRC-32 of each
-sample says which images have changed. `--decode` also decodes every image. `--quick` stops after the structure. Exit
-status 0 when nothing is wrong, 1 when something is.
+Structure and labels of every file, and the number of images that were left out; then each SHA-256 against the
+manifest's; where that of images differs, the CRC-32 of each sample says which have changed. `--decode` also decodes
+every image. `--quick` stops after the structure. Exit status 0 when nothing is wrong, 1 when something is.
 """
 
 from __future__ import annotations
@@ -176,10 +176,10 @@ def _undecodable(file: ShardFile, first: int, reader: ShardReader, num_workers: 
             yield from (problem for problem in pool.map(check, jpegs[start : start + 4096]) if problem is not None)
 
 
-def _summary(manifest: Manifest, checked: str) -> str:
+def _summary(manifest: Manifest, outcome: str) -> str:
     samples = sum(split.num_samples for split in manifest.splits.values())
     size = sum(file.bytes for split in manifest.splits.values() for file in split.files)
-    return f"{samples:,} samples in {', '.join(sorted(manifest.splits))}, {size:,} bytes: {checked}"
+    return f"{samples:,} samples in {', '.join(sorted(manifest.splits))}, {size:,} bytes: {outcome}"
 
 
 def _main(arguments: argparse.Namespace) -> int:
@@ -188,12 +188,12 @@ def _main(arguments: argparse.Namespace) -> int:
     for problem in verify(arguments.shards, **options, num_workers=arguments.workers):
         found += 1
         print(problem, file=sys.stderr)
-    what = "structure" if arguments.quick else "structure and checksums"
-    what += " and every image's decoding" if arguments.decode else ""
+    checked = "structure" + ", checksums" * (not arguments.quick) + ", decoding of every image" * arguments.decode
     manifest = read_manifest(arguments.shards)
     for note in _notes(arguments.shards, manifest):
         print(f"note: {note}")
-    print(_summary(manifest, f"{found:,} problems" if found else f"{what} are in order"))
+    problems = f"{found:,} problem{'s' * (found > 1)}" if found else f"nothing is wrong ({checked})"
+    print(_summary(manifest, problems))
     return 1 if found else 0
 
 
