@@ -154,7 +154,7 @@ def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
     """Reads and checks `manifest.json` of a shard set, not the files that it names (see `open_split`).
 
     Raises `ShardError` when the directory or the manifest is missing, is not JSON, is of another schema version, has
-    changed by so much as a bit, is incomplete, or names a file outside the directory.
+    changed by so much as a bit, is incomplete, or names a file twice or outside the directory.
     """
     directory = Path(directory)
     path = directory / MANIFEST_NAME
@@ -192,13 +192,19 @@ def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise ShardError(f"{path}: incomplete or damaged ({type(error).__name__}: {error}); convert again") from None
+    seen: set[str] = set()
     for split_name, split in manifest.splits.items():
         if split.format not in FORMATS:
             raise ShardError(f"{path}: split {split_name!r}: format {split.format!r} is none of {', '.join(FORMATS)}")
         if sum(file.num_samples for file in split.files) != split.num_samples:
             raise ShardError(f"{path}: split {split_name!r}: its files' sample counts do not add up; convert again")
+        if split.format == "beton" and len(split.files) != 1:
+            raise ShardError(f"{path}: split {split_name!r}: {len(split.files)} .beton files, but one holds it all")
         for file in split.files:
             for name in (file.name, *file.sidecars):
+                if name in seen:
+                    raise ShardError(f"{path}: file name {name!r} stands there twice; convert again")
+                seen.add(name)
                 if os.path.basename(name) != name or name in ("", ".", "..") or "\0" in name:
                     raise ShardError(f"{path}: file name {name!r} leaves the shard set's directory")
     return manifest
@@ -242,8 +248,6 @@ def open_split(directory: str | os.PathLike[str], split: str) -> tuple[Manifest,
             _check_file(directory, file)
         reader: ShardReader = TarReader([directory / file.name for file in found.files], directory / f"{split}-*.tar")
         return manifest, _checked(reader, found.num_samples, manifest)
-    if len(found.files) != 1:
-        raise ShardError(f"{directory}: split {split!r} has {len(found.files)} .beton files, but one holds it all")
     return manifest, open_file(directory, manifest, found.files[0])
 
 

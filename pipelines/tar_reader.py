@@ -13,6 +13,7 @@ Formats: https://github.com/webdataset/webdataset (the tars), DALI's `wds2idx` (
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Final
 
@@ -53,7 +54,8 @@ def validate_tar(path: str | Path) -> np.ndarray:
         return ShardError(f"{at}: {problem}; the file is damaged or incomplete: copy or convert it again")
 
     try:
-        tar_size = path.stat().st_size
+        with path.open("rb") as tar:
+            tar_size = os.fstat(tar.fileno()).st_size
         table_size = table_path.stat().st_size
         if table_size % SAMPLE_DTYPE.itemsize:
             raise refuse(table_path, f"{table_size} bytes are no whole number of {SAMPLE_DTYPE.itemsize}-byte records")
@@ -61,7 +63,7 @@ def validate_tar(path: str | Path) -> np.ndarray:
             raise refuse(table_path, f"lists more samples than the {tar_size:,} bytes of {path.name} can hold")
         file = table_path.open("rb")
     except OSError as error:
-        raise ShardError(f"{error.filename or path}: cannot be read ({error.strerror})") from None
+        raise ShardError(f"{error.filename or path}: cannot be read ({error.strerror}); copy it again") from None
     first, end = 0, np.uint64(0)
     pieces = [np.zeros(0, SAMPLE_DTYPE)]
 

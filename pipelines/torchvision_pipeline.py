@@ -9,19 +9,18 @@ import gc
 import signal
 from collections.abc import Generator
 from dataclasses import dataclass
-from io import BytesIO
 
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2.functional import horizontal_flip, pil_to_tensor, resized_crop
+from torchvision.transforms.v2.functional import horizontal_flip, resized_crop
 
 from pipelines.beton_reader import MODE_RAW
 from pipelines.contract import Batch, Source
 from pipelines.errors import ShardError
 from pipelines.layout import Manifest, ShardReader
 from pipelines.plan import BatchPlan
+from pipelines.strict_jpeg import DamagedJpegError, decode_jpeg
 
 __all__ = ["TorchvisionLoader", "decode", "make"]
 
@@ -33,11 +32,8 @@ def decode(reader: ShardReader, sample_id: int) -> torch.Tensor:
     if reader.modes[sample_id] == MODE_RAW:
         return torch.from_numpy(encoded.reshape(height, width, 3).copy()).permute(2, 0, 1)
     try:
-        with Image.open(BytesIO(encoded.tobytes()), formats=["JPEG"]) as image:
-            if image.size != (width, height):
-                raise ValueError(f"{image.height} x {image.width} pixels, but the shard says {height} x {width}")
-            return pil_to_tensor(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return torch.from_numpy(decode_jpeg(encoded, height, width)).permute(2, 0, 1)
+    except DamagedJpegError as error:
         raise ShardError(f"{reader.path}: sample {sample_id}: damaged JPEG ({error})") from None
 
 

@@ -47,40 +47,58 @@ def archive_entries(path: Path) -> Iterator[Entry | None]:
 
     Raises:
         UserError: naming the archive and the entry, for an archive that is compressed, damaged or cut off anywhere, or
-            whose images lie in folders of different depth; for any entry that is no plain file (links, devices, sparse
-            files) or whose name leads out of it; and for a class tar without images.
+            whose images lie in folders of different depth; for a class without images; and for any entry that is no
+            plain file (links, devices, sparse files) or whose name leads out of it.
     """
     with path.open("rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         _require_tar(path, file.read(tarfile.BLOCKSIZE))
-        first: tuple[str, tuple[bool, list[str], bool]] | None = None  # an entry, and where all the others must be too
+        first = ""  # image or class tar
+        place: tuple[str, tuple[str, ...]] | None = None  # where it is, and all the others must be
         class_tars: set[str] = set()
-        for entry in _files(_Window(file.fileno(), 0, size), str(path)):
+        folders: set[tuple[str, ...]] = set()
+        with_images: set[str] = set()
+        for entry in _entries(_Window(file.fileno(), 0, size), str(path)):
             parts = _visible_parts(entry)
+            folders.add(tuple(parts if entry.isdir() else parts[:-1]))
+            if entry.isdir():
+                continue
             stem, suffix = os.path.splitext(parts[-1] if parts else "")
             is_class_tar = suffix.lower() == ".tar"
             if not is_class_tar and suffix.lower() not in IMAGE_SUFFIXES:
                 yield None
                 continue
-            place = (is_class_tar, parts[: -1 if is_class_tar else -2], len(parts) == 1)
-            first = first or (entry.name, place)
-            if first[1] != place:
+            above = tuple(parts[:-1] if is_class_tar else parts[:-2])
+            kind = "class tar" if is_class_tar else "image" if len(parts) == 1 else "image in a folder"
+            if place is None:
+                first, place = entry.name, (kind, above)
+            if place != (kind, above):
                 raise UserError(
-                    f"{path}: {first[0]!r} and {entry.name!r} are not in the same place; make one archive for each "
+                    f"{path}: {first!r} and {entry.name!r} are not in the same place; make one archive for each "
                     "split, in which all images are CLASS/FILE, or FILE"
                 )
             if not is_class_tar:
-                yield Entry("".join(parts[-2:-1]), parts[-1], entry.offset_data, entry.size)
+                class_name = "".join(parts[-2:-1])
+                with_images.add(class_name)
+                yield Entry(class_name, parts[-1], entry.offset_data, entry.size)
                 continue
             if stem in class_tars:
                 raise UserError(f"{path}: {entry.name!r} is in it twice; make the archive again with each class once")
             class_tars.add(stem)
             yield from _class_tar(_Window(file.fileno(), entry.offset_data, entry.size), stem, f"{path}: {entry.name}")
+    if place is not None and place[0] == "image in a folder":
+        above = place[1]
+        all_classes = {folder[len(above)] for folder in folders if folder[: len(above)] == above and folder != above}
+        for class_name in sorted(all_classes - with_images):
+            name = "/".join((*above, class_name))
+            raise UserError(f"{path}: {name!r} is a class folder without images; make the archive again without it")
 
 
 def _class_tar(window: _Window, class_name: str, name: str) -> Iterator[Entry | None]:
     num_images = num_others = 0
-    for entry in _files(window, name):
+    for entry in _entries(window, name):
+        if entry.isdir():
+            continue
         parts = _visible_parts(entry)
         if not parts or os.path.splitext(parts[-1])[1].lower() not in IMAGE_SUFFIXES:
             num_others += 1
@@ -114,12 +132,12 @@ class _Window:
         return data
 
 
-def _files(window: _Window, name: str) -> Iterator[tarfile.TarInfo]:
-    """The plain files of an archive, up to its end mark; every entry is checked."""
+def _entries(window: _Window, name: str) -> Iterator[tarfile.TarInfo]:
+    """The plain files and directories of an archive, up to its end mark; every entry is checked."""
     stop = window.position
     try:
         archive = tarfile.TarFile(fileobj=window)  # type: ignore[arg-type]
-        while (entry := archive.next()) is not None:
+        for entry in archive:
             archive.members.clear()  # type: ignore[attr-defined]  # else all of them stay in memory
             _require_harmless(entry, name)
             is_file = entry.type in FILE_TYPES
@@ -129,8 +147,7 @@ def _files(window: _Window, name: str) -> Iterator[tarfile.TarInfo]:
             if end > window.end:
                 raise _cut_off(name, f"{entry.name!r} goes on for {end - window.end:,} bytes after its end")
             stop = end
-            if is_file:
-                yield entry
+            yield entry
         _require_end(window, stop, name)
     except UserError:
         raise

@@ -24,7 +24,7 @@ from pipelines.beton_reader import (
 from pipelines.errors import UserError
 from pipelines.layout import ShardFile
 from pipelines.publish import write_all
-from preprocess.journal import BAD, Records
+from preprocess.journal import BAD, Records, require_bytes
 
 __all__ = ["PAGE_SIZE", "BetonWriter", "sha256_of"]
 
@@ -71,13 +71,18 @@ class BetonWriter:
         os.close(self._file)
 
     def resume(self, sizes: Iterable[int]) -> None:
-        """Keeps the images of these sizes, which an earlier run has written; drops what follows them."""
+        """Keeps the images of these sizes, which an earlier run has written; drops what follows them.
+
+        Raises `UserError` when the file is too short to hold them.
+        """
         for size in sizes:
             self._end = self._place(self._end, size) + size
+        if self._end > self._data_start:
+            require_bytes(self._file, self._end, self.path)
         os.ftruncate(self._file, self._end)
         write_all(self._file, bytes(METADATA_START), 0)
 
-    def add(self, image: bytes, label: int) -> None:
+    def add(self, image: bytes | memoryview, label: int) -> None:
         """Appends a sample. Raises `UserError` when the image is larger than a page."""
         if len(image) > self.page_size:
             raise UserError(

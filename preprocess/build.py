@@ -17,16 +17,20 @@ from typing import Any, Final
 from pipelines.errors import UserError
 from pipelines.layout import QUARANTINE_NAME, Manifest
 from preprocess import jpeg
-from preprocess.convert import UNFINISHED_NAME, Conversion, Image, ImageSource, MakeWriter, convert, refuse_existing
+from preprocess.convert import Conversion, Image, ImageSource, MakeWriter, convert
 from preprocess.encode import EXIF_CHOICES, REENCODE_CHOICES, SUBSAMPLINGS, EncodeSettings, codec
+from preprocess.listing import Location, SplitScan
 from preprocess.parts import Part, convert_part, merge
 from preprocess.ray_parts import run_on_ray
 from preprocess.scan import Scan, add_source_arguments, scan_arguments
-from preprocess.workers import HANG_SECONDS, Encoded, encode_all, encode_one
+from preprocess.unfinished import UNFINISHED_NAME, refuse_existing
+from preprocess.workers import HANG_SECONDS, Encoded, encode_all
 
 __all__ = ["build", "encoded_images", "make_parser", "plan_conversion"]
 
-_NUM_ESTIMATED: Final = 48  # images that are encoded to estimate the space
+_SOURCE_FLAGS: Final = ("source", "train", "val", "val_labels", "synsets")
+_NUM_ESTIMATED: Final = 48
+_CERTAINLY_ENOUGH: Final = 10  # times the originals: shards of them are hardly ever larger
 
 
 def plan_conversion(found: Scan, source: str, settings: EncodeSettings) -> Conversion:
@@ -56,9 +60,13 @@ def encoded_images(
         start, end = part.stretch(split.num_images)
         with closing(encode_all(split.locate, start + first, end, settings, num_workers, hang_seconds)) as results:
             for index, result in enumerate(results, start + first):
-                yield Image(int(split.labels[index]), split.relative_path(index), split.locate(index).name, result)
+                yield Image(int(split.labels[index]), result, partial(_names, split, index))
 
     return images
+
+
+def _names(split: SplitScan, index: int) -> tuple[str, str]:
+    return split.relative_path(index), split.locate(index).name
 
 
 def make_parser(name: str, description: str) -> argparse.ArgumentParser:
@@ -99,13 +107,18 @@ def build(arguments: argparse.Namespace, make_writer: MakeWriter, output: dict[s
     out = Path(arguments.out)
     began = time.monotonic()
     if arguments.merge:
-        given = [flag for flag in ("source", "train", "val") if getattr(arguments, flag) is not None]
+        given = [
+            flag for flag in ("source", "train", "val", "val_labels", "synsets") if getattr(arguments, flag) is not None
+        ]
         if given:
-            raise UserError(f"--{given[0]} with --merge: the parts know their source; leave it out")
+            raise UserError(f"--{given[0].replace('_', '-')} with --merge: the parts know their source; leave it out")
         manifest = merge(make_writer, output, out)
     elif arguments.ray is not None:
         if arguments.ray < 1:
             raise UserError(f"--ray {arguments.ray}: must be at least 1")
+        for flag in (*_SOURCE_FLAGS, "out"):  # a task has another working directory
+            if getattr(arguments, flag) is not None:
+                setattr(arguments, flag, os.path.abspath(getattr(arguments, flag)))
         parts = [Part(number, arguments.ray) for number in range(1, arguments.ray + 1)]
         run_on_ray([partial(build_part, arguments, part) for part in parts], _workers(arguments))
         manifest = merge(make_writer, output, out)
@@ -151,7 +164,7 @@ def _prepare(arguments: argparse.Namespace, part: Part | None) -> tuple[Conversi
         if split.num_ignored:
             print(f"{name}: {split.num_ignored:,} other files and folders are left out")
     if fresh:
-        require_space(found, settings, out, twice=part is not None)
+        require_space(found, settings, workers, out, twice=part is not None)
     source = Path(arguments.source if arguments.source is not None else arguments.train).absolute().name
     images = encoded_images(found, settings, workers, arguments.hang_seconds, part)
     return plan_conversion(found, source, settings), images
@@ -165,29 +178,49 @@ def _workers(arguments: argparse.Namespace) -> int:
     return int(arguments.workers)
 
 
-def require_space(found: Scan, settings: EncodeSettings, out: Path, *, twice: bool) -> None:
-    """Raises `UserError` when the disk has certainly too little room: less than the estimate without three times its
-    standard error. `twice`: for the parts and for what is merged from them."""
+def require_space(found: Scan, settings: EncodeSettings, num_workers: int, out: Path, *, twice: bool) -> None:
+    """Raises `UserError` when the disk has certainly too little room for the shards.
+
+    Certainly: less than the estimate without three times its standard error. The estimate encodes a few images, spread
+    evenly; it is left out where the disk could take the originals several times over.
+
+    Args:
+        found, settings, num_workers: of the conversion.
+        out: where it goes.
+        twice: for the parts and for what is merged from them.
+    """
     total = sum(split.num_images for split in found.splits.values())
-    sizes = []
-    for split in found.splits.values():
-        count = min(split.num_images, max(1, _NUM_ESTIMATED * split.num_images // total))
-        for step in range(count):
-            image = encode_one(split.locate(split.num_images * step // count), settings)
-            if isinstance(image, Encoded):
-                sizes.append(len(image.data))
-    if len(sizes) < 2:
-        return
-    error = statistics.stdev(sizes) / len(sizes) ** 0.5
-    mean = statistics.fmean(sizes)
+    factor = total * (2 if twice else 1)
     folder = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     free = shutil.disk_usage(folder).free
-    needed = total * (2 if twice else 1)
-    if (mean - 3 * error) * needed > free:
+    sample = [
+        split.locate(index * split.num_images // count)
+        for split in found.splits.values()
+        for count in [min(split.num_images, max(1, _NUM_ESTIMATED * split.num_images // total))]
+        for index in range(count)
+    ]
+    originals = [_size(location) for location in sample]
+    if _CERTAINLY_ENOUGH * max(statistics.fmean(originals), 1 << 10) * factor < free:
+        return
+    with closing(encode_all(sample.__getitem__, 0, len(sample), settings, num_workers)) as results:
+        sizes = [len(result.data) for result in results if isinstance(result, Encoded)]
+    if len(sizes) < 2:
+        return
+    mean, error = statistics.fmean(sizes), statistics.stdev(sizes) / len(sizes) ** 0.5
+    if (mean - 3 * error) * factor > free:
         raise UserError(
-            f"{out}: needs about {mean * needed / 1e9:,.1f} GB (estimated from {len(sizes)} of {total:,} images"
+            f"{out}: needs about {mean * factor / 1e9:,.1f} GB (estimated from {len(sizes)} of {total:,} images"
             f"{', parts and merged' if twice else ''}), but its disk has {free / 1e9:,.1f} GB free"
         )
+
+
+def _size(location: Location) -> int:
+    if location.size is not None:
+        return location.size
+    try:
+        return os.path.getsize(location.path)
+    except OSError:  # the conversion will say what is the matter with it
+        return 0
 
 
 def summary(manifest: Manifest, out: Path, seconds: float) -> str:

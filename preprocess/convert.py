@@ -1,13 +1,12 @@
 """The engine of a conversion: images in order -> a writer, so that a run which was killed goes on where it was.
 
-images (encoded, or read back from parts) -> writer (.beton, tars, or one part) -> OUT/.unfinished
-                                    every second: data and records to disk, then a line of the journal
-all files of the set under their final names, the manifest last; OUT/.unfinished goes
+    images (encoded, or read back from parts) -> writer (.beton, tars, or one part) -> OUT/.unfinished
+                                        every second: data and records to disk, then a line of the journal
+    all files of the set under their final names, the manifest last; OUT/.unfinished goes
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -15,7 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
@@ -24,18 +23,15 @@ import numpy as np
 
 from pipelines.errors import UserError
 from pipelines.layout import FORMATS, MANIFEST_NAME, QUARANTINE_NAME, Manifest, ShardFile, Split, parse_split
-from pipelines.publish import exclusive, publish, publish_bytes, sync_directory
-from preprocess.journal import BAD, JOURNAL_NAME, KEPT, REENCODED, Journal, Records, read_journal
+from pipelines.publish import publish, publish_bytes, sync_directory
+from preprocess.journal import BAD, JOURNAL_NAME, KEPT, REENCODED, Journal, Records
 from preprocess.progress import Meter
+from preprocess.unfinished import LOCK_NAME, UNFINISHED_NAME, open_journal, refuse_existing, writing
 from preprocess.workers import Bad, Encoded
 
-__all__ = ["UNFINISHED_NAME", "Conversion", "Image", "Writer", "convert", "run_splits", "writing"]
+__all__ = ["Conversion", "Image", "Writer", "convert", "quarantined", "run_splits"]
 
-UNFINISHED_NAME: Final = ".unfinished"
-LOCK_NAME: Final = "lock"
 COMMIT_SECONDS: Final = 1.0
-_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
-_SUFFIXES: Final = (".beton", ".crc32", ".tar", ".idx", ".samples")
 OnBad = Literal["fail", "skip"]
 
 
@@ -69,12 +65,12 @@ class Conversion:
 
 @dataclass(frozen=True)
 class Image:
-    """One image of the source: its label, its name below the source, what an error calls it, and what became of it."""
+    """One image of the source: its label, what became of it, and, when called, its names: below the source, and what an
+    error calls it."""
 
     label: int
-    file: str
-    name: str
     result: Encoded | Bad
+    names: Callable[[], tuple[str, str]]
 
 
 # Yields the images of a split from the given one on.
@@ -89,7 +85,7 @@ class Writer(Protocol):
     def __enter__(self) -> Writer: ...
     def __exit__(self, *error: Any) -> None: ...
     def resume(self, sizes: Iterable[int]) -> None: ...
-    def add(self, image: bytes, label: int) -> None: ...
+    def add(self, image: bytes | memoryview, label: int) -> None: ...
     def sync(self) -> None: ...
     def finish(self, records: Records) -> tuple[ShardFile, ...]: ...
 
@@ -137,80 +133,6 @@ def convert(
             splits = run_splits(conversion.num_images, images, make_writer, work, journal, on_bad)
             manifest = Manifest(conversion.source, conversion.classes, conversion.encode, splits, conversion.created_by)
             return _publish(manifest, journal, work, out)
-
-
-def refuse_existing(out: Path, splits: Iterable[str] = ()) -> None:
-    """Raises `UserError` when a folder holds a shard set, or files that one with these splits might have."""
-    if (out / MANIFEST_NAME).exists():
-        raise UserError(f"{out}: already holds a shard set; remove it, or choose another --out")
-    if (out / QUARANTINE_NAME).exists():
-        raise UserError(f"{out / QUARANTINE_NAME}: exists already; remove it, or choose another --out")
-    for split in splits:
-        for path in sorted(out.glob(f"{split}*")):
-            if path.suffix in _SUFFIXES:
-                raise UserError(f"{path}: exists already; remove it, or choose another --out")
-
-
-@contextmanager
-def writing(work: Path) -> Iterator[Path]:
-    """Makes a folder for unfinished work, holds its lock, and turns the system's refusals into `UserError`s.
-
-    The folder stays while its journal says that something is done; else it goes, with the folders above it that were
-    made for it.
-    """
-    made = [folder for folder in (work, *work.parents[:3]) if not folder.exists()]
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        with exclusive(work / LOCK_NAME):
-            try:
-                yield work
-            finally:
-                if len(read_journal(work / JOURNAL_NAME)[0]) <= 1:  # the identity alone
-                    for entry in os.scandir(work):
-                        if not entry.is_dir():
-                            os.unlink(entry)
-    except OSError as error:
-        advice = "; free some and repeat the command: it goes on from there" if error.errno in _FULL else ""
-        raise UserError(f"{error.filename or work}: cannot be written ({error.strerror}){advice}") from None
-    finally:
-        for folder in (work, *made[1:]):
-            with suppress(OSError):  # not empty, gone already, or another run begins in it
-                folder.rmdir()
-
-
-def open_journal(work: Path, identity: dict[str, Any]) -> Journal:
-    """The journal of the conversion that is unfinished here, or a new one.
-
-    Raises `UserError` when another conversion is unfinished here.
-    """
-    journal = Journal(work / JOURNAL_NAME)
-    if not journal.entries:
-        journal.append(identity)
-        sync_directory(work)
-    elif journal.entries[0] != json.loads(json.dumps(identity)):
-        journal.close()
-        different = _difference(journal.entries[0], json.loads(json.dumps(identity)))
-        raise UserError(
-            f"{work}: an unfinished conversion with {different} lies here; repeat its command to go on with it, "
-            "or remove that folder to start over"
-        )
-    return journal
-
-
-def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    one, other = ({**entry.get("conversion", {}), **entry} for entry in (old, new))
-    for key, what in (
-        ("source", "another source"),
-        ("num_images", "other images"),
-        ("fingerprints", "other images"),
-        ("classes", "other classes"),
-        ("encode", "other settings"),
-        ("created_by", "another version of the encoder"),
-        ("part", "another part"),
-    ):
-        if one.get(key) != other.get(key):
-            return what
-    return "another kind of output"
 
 
 def quarantined(entries: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -275,12 +197,13 @@ def _run_split(
                 num_kept += result.kept
                 record = (len(result.data), result.crc32, image.label, result.height, result.width, state)
             else:
-                last_reason = f"{image.name}: {result.reason}"
+                file, full_name = image.names()
+                last_reason = f"{full_name}: {result.reason}"
                 if on_bad == "fail":
                     raise UserError(last_reason)
                 num_bad += 1
                 record = (0, 0, image.label, 0, 0, BAD)
-                committer.bad.append({"index": records.count, "file": image.file, "reason": result.reason})
+                committer.bad.append({"index": records.count, "file": file, "reason": result.reason})
             records.append(record)
             committer.tick()
             meter.advance(num_bad)

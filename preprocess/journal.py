@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,13 +21,24 @@ import numpy as np
 from pipelines.errors import UserError
 from pipelines.publish import write_all
 
-__all__ = ["BAD", "JOURNAL_NAME", "KEPT", "RECORD_DTYPE", "REENCODED", "Journal", "Records", "read_journal"]
+__all__ = [
+    "BAD",
+    "JOURNAL_NAME",
+    "KEPT",
+    "RECORD_DTYPE",
+    "REENCODED",
+    "Journal",
+    "Records",
+    "read_journal",
+    "require_bytes",
+]
 
 JOURNAL_NAME: Final = "journal.jsonl"
 REENCODED, KEPT, BAD = 1, 2, 3  # what became of an image
 RECORD_DTYPE = np.dtype(
     [("size", "<u4"), ("crc32", "<u4"), ("label", "<i4"), ("height", "<u2"), ("width", "<u2"), ("state", "u1")]
 )
+_RECORD: Final = struct.Struct("<IIiHHB")  # the same
 
 
 def read_journal(path: Path) -> tuple[list[dict[str, Any]], int]:
@@ -91,7 +103,7 @@ class Records:
 
     def append(self, record: tuple[int, int, int, int, int, int]) -> None:
         """Adds (size, crc32, label, height, width, state)."""
-        content = np.array(record, RECORD_DTYPE).tobytes()
+        content = _RECORD.pack(*record)
         count, crc32 = self.done
         write_all(self._file, content, count * RECORD_DTYPE.itemsize)
         self.done = (count + 1, zlib.crc32(content, crc32))
@@ -108,3 +120,13 @@ class Records:
 
     def close(self) -> None:
         os.close(self._file)
+
+
+def require_bytes(file: int, size: int, path: Path) -> None:
+    """Raises `UserError` when an open file is shorter than the images in it that the journal counts."""
+    found = os.fstat(file).st_size
+    if found < size:
+        raise UserError(
+            f"{path}: {found:,} bytes, but the journal beside it counts images to byte {size:,}; remove {path.parent} "
+            "to start over"
+        )

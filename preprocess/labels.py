@@ -106,28 +106,31 @@ def _places(
         return by_stem.get(name) if suffix.lower() not in IMAGE_SUFFIXES else by_stem.get(stem)
 
     _, file, label = rows[0]
-    if place_of(file) is None and label not in classes and not re.fullmatch("[0-9]+", label):
+    if place_of(file) is None and not {label, label.split()[0]} & classes and not re.fullmatch("[0-9]+", label):
         rows = rows[1:]
-    placed = [(row, place) for row in rows if (place := place_of(row[1])) is not None]
-    strangers = [row for row in rows if place_of(row[1]) is None]
+    strangers = []
+    lines: dict[int, int] = {}  # of each image
+    for number, file, _ in rows:
+        found = place_of(file)
+        if found is None:
+            strangers.append((number, file))
+        elif found in lines:
+            raise UserError(f"{path}: {file!r} is listed twice (lines {lines[found]} and {number}); remove one")
+        else:
+            lines[found] = number
     if strangers:
-        number, file, _ = strangers[0]
+        number, file = strangers[0]
         raise UserError(
             f"{path}: {len(strangers):,} of {len(rows):,} files are not in {root}, first {file!r} (line {number}); "
             "give both the same images"
         )
-    seen: dict[int, int] = {}
-    for (number, file, _), place in placed:
-        if place in seen:
-            raise UserError(f"{path}: {file!r} is listed twice (lines {seen[place]} and {number}); remove one")
-        seen[place] = number
-    missing = sorted(name for place, name in enumerate(names) if place not in seen)
+    missing = sorted(name for place, name in enumerate(names) if place not in lines)
     if missing:
         raise UserError(
             f"{path}: no label for {len(missing):,} of the {len(names):,} images of {root}, first {missing[0]!r}; "
             "add them, or remove the images"
         )
-    return rows, list(seen)
+    return rows, list(lines)
 
 
 def _numbers(path: Path, rows: list[Row], classes: Sequence[str], ids: dict[int, str] | None) -> list[int]:
@@ -139,7 +142,7 @@ def _numbers(path: Path, rows: list[Row], classes: Sequence[str], ids: dict[int,
     not_integers = [index for index, text in enumerate(texts) if not re.fullmatch("[0-9]{1,9}", text)]
     if 2 * len(not_integers) >= len(texts):
         index = next(index for index, text in enumerate(texts) if text not in known)
-        raise _unknown(path, rows[index], rows[index][2], classes)
+        raise _unknown(f"{path}: line {rows[index][0]}", rows[index][2], classes)
     if not_integers:
         number, _, label = rows[not_integers[0]]
         raise UserError(f"{path}: line {number}: {shorten(label, 80)!r} is no integer, as the other labels are")
@@ -171,11 +174,11 @@ def _from_ids(path: Path, rows: list[Row], values: list[int], known: dict[str, i
         if value not in ids:
             raise UserError(f"{path}: line {row[0]}: ID {value} is not among the {len(ids):,} that --synsets names")
         if ids[value] not in known:
-            raise _unknown(path, row, f"{ids[value]} (ID {value})", list(known))
+            raise _unknown(f"{path}: line {row[0]}: ID {value}", ids[value], list(known))
         labels.append(known[ids[value]])
     return labels
 
 
-def _unknown(path: Path, row: Row, name: str, classes: Sequence[str]) -> UserError:
+def _unknown(where: str, name: str, classes: Sequence[str]) -> UserError:
     hint = shorten(nearest(name, classes), 120)
-    return UserError(f"{path}: line {row[0]}: train has no class {shorten(name, 80)!r}; {hint}")
+    return UserError(f"{where}: train has no class {shorten(name, 80)!r}; {hint}")

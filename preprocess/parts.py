@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +23,17 @@ from pipelines.errors import UserError
 from pipelines.layout import Manifest, ShardFile
 from pipelines.publish import write_all
 from preprocess.convert import (
-    UNFINISHED_NAME,
     Conversion,
     Image,
     ImageSource,
     MakeWriter,
     OnBad,
     convert,
-    open_journal,
     quarantined,
-    refuse_existing,
     run_splits,
-    writing,
 )
 from preprocess.journal import BAD, JOURNAL_NAME, KEPT, Records, read_journal
+from preprocess.unfinished import UNFINISHED_NAME, open_journal, refuse_existing, writing
 from preprocess.workers import Bad, Encoded
 
 __all__ = ["Part", "convert_part", "merge"]
@@ -89,7 +87,7 @@ class SpoolWriter:
         self._end = sum(sizes)
         os.ftruncate(self._file, self._end)
 
-    def add(self, image: bytes, label: int) -> None:
+    def add(self, image: bytes | memoryview, label: int) -> None:
         write_all(self._file, image, self._end)
         self._end += len(image)
 
@@ -192,6 +190,10 @@ def _nothing(split: str, first: int) -> Generator[Image, None, None]:
     yield from ()
 
 
+def _names(file: str, name: str) -> tuple[str, str]:
+    return file, name
+
+
 def _parts(unfinished: Path) -> list[Part]:
     found = (re.fullmatch(r"part-(\d+)-of-(\d+)", path.name) for path in unfinished.glob("part-*"))
     return sorted((Part(int(m[1]), int(m[2])) for m in found if m), key=lambda part: (part.count, part.number))
@@ -208,9 +210,9 @@ def _read_part(folder: Path, split: str, first: int) -> Iterator[Image]:
         stack.enter_context(closing(records))
         for piece in records.pieces():
             for size, crc32, label, height, width, state in piece.tolist():
-                name = f"{folder.name}, image {index} of {split}"
                 if index >= first and state == BAD:
-                    yield Image(label, bad[index]["file"], name, Bad(bad[index]["reason"]))
+                    names = partial(_names, bad[index]["file"], f"{folder.name}, image {index} of {split}")
+                    yield Image(label, Bad(bad[index]["reason"]), names)
                 elif index >= first:
                     spool.seek(offset)
                     data = spool.read(size)
@@ -219,6 +221,7 @@ def _read_part(folder: Path, split: str, first: int) -> Iterator[Image]:
                             f"{folder / f'{split}.spool'}: image {index} has changed (CRC-32); remove {folder} and "
                             "convert this part again"
                         )
-                    yield Image(label, "", name, Encoded(data, height, width, state == KEPT, crc32))
+                    names = partial(_names, "", f"{folder.name}, image {index} of {split}")
+                    yield Image(label, Encoded(data, height, width, state == KEPT, crc32), names)
                 offset += size
                 index += 1

@@ -130,7 +130,7 @@ def _train_split(root: Path) -> SplitScan:
     if found.folders == ("",):
         raise UserError(
             f"{root}: {len(found.groups):,} images, but no class folders; sort them into {root}/CLASS/ first "
-            "(ImageNet's val images come flat: a script such as valprep.sh sorts them)"
+            "(ImageNet's val images, which come without: name them with --val, and their labels with --val-labels)"
         )
     return found.by_folder(sorted(found.folders))
 

@@ -16,7 +16,7 @@ from pipelines.layout import ShardFile
 from pipelines.publish import write_all
 from pipelines.tar_reader import BLOCK, END_BYTES, SAMPLE_DTYPE, sample_bytes
 from preprocess.beton import sha256_of
-from preprocess.journal import BAD, Records
+from preprocess.journal import BAD, Records, require_bytes
 
 __all__ = ["SHARD_BYTES", "TarWriter"]
 
@@ -44,30 +44,34 @@ class TarWriter:
         self.split = split
         self.shard_bytes = shard_bytes
         self._shard, self._end, self._num_samples = 0, 0, 0
-        self._file: int | None = None
+        self._file = self._open(0)
         self._lock = threading.Lock()  # between `sync`, in another thread, and going on to the next tar
 
     def __enter__(self) -> TarWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            os.close(self._file)
+        os.close(self._file)
 
     def resume(self, sizes: Iterable[int]) -> None:
-        """Keeps the images of these sizes, which an earlier run has written; drops what follows them."""
+        """Keeps the images of these sizes, which an earlier run has written; drops what follows them.
+
+        Raises `UserError` when a file is missing or too short to hold them.
+        """
         for size in sizes:
-            self._shard, start = self._place(self._shard, self._end, size)
+            shard, start = self._place(self._shard, self._end, size)
+            if shard != self._shard:
+                require_bytes(self._file, self._end + END_BYTES, self._path(self._shard))
+                self._go_on(shard)
             self._end = start + sample_bytes(size)
             self._num_samples += 1
+        require_bytes(self._file, self._end, self._path(self._shard))
         for path in self.directory.glob(f"{self.split}-*.*"):
             if int(path.stem.rpartition("-")[2]) > self._shard:
                 path.unlink()
-        self._open()
-        assert self._file is not None
         os.ftruncate(self._file, self._end)
 
-    def add(self, image: bytes, label: int) -> None:
+    def add(self, image: bytes | memoryview, label: int) -> None:
         """Appends a sample. Raises `UserError` when the image is larger than a tar member may be."""
         if len(image) >= 1 << 32:
             raise UserError(f"{len(image):,} bytes once encoded; convert with a smaller --max-side or --quality")
@@ -75,9 +79,7 @@ class TarWriter:
         if shard != self._shard:
             with self._lock:
                 self._end_tar()
-                self._shard = shard
-                self._open()
-        assert self._file is not None
+                self._go_on(shard)
         key = f"{self._num_samples:09}"
         digits = str(label).encode()
         sample = b"".join((*_member(f"{key}.jpg", image), *_member(f"{key}.cls", digits)))
@@ -88,7 +90,6 @@ class TarWriter:
     def sync(self) -> None:
         """Waits until all that was added is on the disk. May be called from another thread."""
         with self._lock:
-            assert self._file is not None
             os.fsync(self._file)
 
     def finish(self, records: Records) -> tuple[ShardFile, ...]:
@@ -139,18 +140,21 @@ class TarWriter:
     def _path(self, shard: int) -> Path:
         return self.directory / f"{self.split}-{shard:06}.tar"
 
-    def _open(self) -> None:
-        self._file = os.open(self._path(self._shard), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    def _open(self, shard: int) -> int:
+        return os.open(self._path(shard), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+    def _go_on(self, shard: int) -> None:
+        """Turns to another tar; `_file` is open throughout, because Ctrl-C, and then `sync`, may come in between."""
+        old = self._file
+        self._file, self._shard = self._open(shard), shard
+        os.close(old)
 
     def _end_tar(self) -> None:
-        assert self._file is not None
         write_all(self._file, bytes(END_BYTES), self._end)
         os.fsync(self._file)
-        os.close(self._file)
-        self._file = None
 
 
-def _member(name: str, content: bytes) -> tuple[bytes, bytes, bytes]:
+def _member(name: str, content: bytes | memoryview) -> tuple[bytes, bytes | memoryview, bytes]:
     """A ustar member without owner or time: header, content, padding."""
     header = tarfile.TarInfo(name)
     header.size = len(content)

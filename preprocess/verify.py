@@ -14,28 +14,33 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
+from typing import Final
 
 if not __package__:  # run as a file: import from the checkout, and nothing by its bare name from this folder
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent)] + [entry for entry in sys.path if Path(entry).resolve() != here]
 
 import numpy as np
-from PIL import Image
 
 from pipelines.beton_reader import CRC32_DTYPE, MODE_RAW
 from pipelines.errors import ShardError, run_command
 from pipelines.layout import QUARANTINE_NAME, Manifest, ShardFile, ShardReader, open_file, read_manifest
+from pipelines.strict_jpeg import DamagedJpegError, decode_jpeg
 from pipelines.tar_reader import SAMPLE_DTYPE
 from preprocess.beton import sha256_of
+from preprocess.unfinished import UNFINISHED_NAME
 
 __all__ = ["Problem", "main", "verify"]
+
+# What lies beside a file of images: the checksums of the images, the index for DALI.
+SIDECARS: Final = {".beton": (".crc32",), ".tar": (".idx", ".samples")}
+CHANGED: Final = "has changed (SHA-256)"
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that is not as it was written. `sample` is None where it concerns no single image."""
+    """Something that is not as it was written. `sample` counts through the split; None: it is no single image."""
 
     file: str
     sample: int | None
@@ -61,67 +66,109 @@ def verify(
     """
     directory = Path(directory)
     manifest = read_manifest(directory)
+    yield from _quarantine(directory, manifest)
     for split in manifest.splits.values():
+        first = 0
         for file in split.files:
-            try:
-                reader = open_file(directory, manifest, file)
-            except ShardError as error:
-                what = str(error).removeprefix(f"{directory / file.name}: ").removeprefix(f"{directory}{os.sep}")
-                yield Problem(file.name, None, what)
-                continue
+            reader, problems = _open(directory, manifest, file)
+            yield from problems
             if not quick:
-                yield from _contents(directory, file, reader)
-            if decode:
-                yield from _undecodable(file, reader, num_workers)
-    if manifest.quarantine_sha256 is not None and not quick:
-        yield from _changed(directory, QUARANTINE_NAME, manifest.quarantine_sha256)
+                yield from _contents(directory, file, first, reader, {problem.file for problem in problems})
+            if decode and reader is not None:
+                yield from _undecodable(file, first, reader, num_workers)
+            first += file.num_samples
 
 
-def _changed(directory: Path, name: str, sha256: str) -> Iterator[Problem]:
-    """The problem of a file that is to be read as a whole, if it has one."""
+def _notes(directory: Path, manifest: Manifest) -> Iterator[str]:
+    """What lies in a shard set's folder without being part of the set, and may surprise: no problem of the set."""
+    known = {name for split in manifest.splits.values() for file in split.files for name in (file.name, *file.sidecars)}
+    suffixes = {suffix for group in SIDECARS.items() for suffix in (group[0], *group[1])}
+    for name in sorted(os.listdir(directory)):
+        if name == UNFINISHED_NAME:
+            yield f"{name}: left by a conversion that was interrupted; repeat its command, or remove the folder"
+        elif Path(name).suffix in suffixes and name not in known:
+            yield f"{name}: the manifest does not name it"
+
+
+def _quarantine(directory: Path, manifest: Manifest) -> Iterator[Problem]:
+    path = directory / QUARANTINE_NAME
+    if manifest.quarantine_sha256 is not None:
+        if what := _difference(path, manifest.quarantine_sha256):
+            yield Problem(path.name, None, f"{what}; copy it again")
+    elif path.exists() or any(split.num_quarantined for split in manifest.splits.values()):
+        yield Problem(path.name, None, "the manifest has no checksum of it; convert again")
+
+
+def _open(directory: Path, manifest: Manifest, file: ShardFile) -> tuple[ShardReader | None, list[Problem]]:
+    """Checks the structure of a file and of those beside it: (its reader, unless it cannot be read; problems)."""
+    beside = _sidecars(file)
     try:
-        if sha256_of(directory / name) != sha256:
-            yield Problem(name, None, "has changed (SHA-256); copy it again")
-    except OSError as error:
-        yield Problem(name, None, f"cannot be read ({error.strerror}); copy it again")
+        reader = open_file(directory, manifest, file)
+    except ShardError as error:
+        what = str(error)
+        name = next((name for name in (file.name, *beside) if what.startswith(f"{directory / name}: ")), file.name)
+        return None, [Problem(name, None, what.removeprefix(f"{directory / name}: "))]
+    problems = []
+    for name in beside:
+        path = directory / name
+        if name not in file.sidecars:
+            problems.append(Problem(name, None, "the manifest has no checksum of it; convert again"))
+        elif not path.is_file():
+            problems.append(Problem(name, None, "it is not there; copy it here or convert again"))
+        elif path.suffix == ".crc32" and path.stat().st_size != reader.num_samples * CRC32_DTYPE.itemsize:
+            what = f"{path.stat().st_size:,} bytes for {reader.num_samples:,} samples; copy it again"
+            problems.append(Problem(name, None, what))
+    return reader, problems
 
 
-def _contents(directory: Path, file: ShardFile, reader: ShardReader) -> Iterator[Problem]:
-    damaged = set()
+def _sidecars(file: ShardFile) -> list[str]:
+    path = Path(file.name)
+    return [path.with_suffix(suffix).name for suffix in SIDECARS[".beton" if path.suffix == ".beton" else ".tar"]]
+
+
+def _contents(
+    directory: Path, file: ShardFile, first: int, reader: ShardReader | None, damaged: set[str]
+) -> Iterator[Problem]:
+    """Compares SHA-256s, except of what is known to be `damaged`, and, where that of the images differs, CRC-32s."""
     for name, sha256 in file.sidecars.items():
-        for problem in _changed(directory, name, sha256):
+        if name not in damaged and (what := _difference(directory / name, sha256)):
             damaged.add(name)
-            yield problem
-    if sha256_of(directory / file.name) == file.sha256:
-        return
+            yield Problem(name, None, f"{what}; copy it again")
     path = directory / file.name
+    if file.name in damaged or not (what := _difference(path, file.sha256)):
+        return
     table = path.with_suffix(".crc32" if path.suffix == ".beton" else ".samples")
-    if table.name in damaged:
-        yield Problem(file.name, None, "its contents have changed (SHA-256); copy it again")
+    if what != CHANGED or reader is None or table.name in damaged:
+        yield Problem(file.name, None, f"{what}; copy it again")
         return
     checksums = (
         np.fromfile(table, CRC32_DTYPE) if path.suffix == ".beton" else np.fromfile(table, SAMPLE_DTYPE)["crc32"]
     )
-    changed = [i for i in range(reader.num_samples) if zlib.crc32(reader.encoded(i).data) != checksums[i]]
-    for sample in changed:
-        yield Problem(file.name, sample, "its image has changed (CRC-32); copy the file again")
-    if not changed:
+    samples = [i for i in range(reader.num_samples) if zlib.crc32(reader.encoded(i).data) != checksums[i]]
+    for sample in samples:
+        yield Problem(file.name, first + sample, "its image has changed (CRC-32); copy the file again")
+    if not samples:
         yield Problem(
             file.name, None, "has changed outside of the images: header, labels, tables or padding; copy it again"
         )
 
 
-def _undecodable(file: ShardFile, reader: ShardReader, num_workers: int) -> Iterator[Problem]:
+def _difference(path: Path, sha256: str) -> str:
+    """What is wrong with a file's contents, or nothing."""
+    try:
+        return "" if sha256_of(path) == sha256 else CHANGED
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+
+
+def _undecodable(file: ShardFile, first: int, reader: ShardReader, num_workers: int) -> Iterator[Problem]:
     def check(sample: int) -> Problem | None:
         height, width = reader.sizes[sample].tolist()
         try:
-            with Image.open(BytesIO(reader.encoded(sample).tobytes()), formats=["JPEG"]) as image:
-                image.load()
-                if image.size == (width, height):
-                    return None
-                return Problem(file.name, sample, f"is {image.height} x {image.width} pixels, not {height} x {width}")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            return Problem(file.name, sample, f"cannot be decoded ({error})")
+            decode_jpeg(reader.encoded(sample), height, width)
+        except DamagedJpegError as error:
+            return Problem(file.name, first + sample, f"cannot be decoded ({error})")
+        return None
 
     jpegs = np.flatnonzero(reader.modes != MODE_RAW).tolist()
     with ThreadPoolExecutor(num_workers) as pool:
@@ -144,13 +191,16 @@ def _main(arguments: argparse.Namespace) -> int:
     what = "structure" if arguments.quick else "structure and checksums"
     what += " and every image's decoding" if arguments.decode else ""
     manifest = read_manifest(arguments.shards)
+    for note in _notes(arguments.shards, manifest):
+        print(f"note: {note}")
     print(_summary(manifest, f"{found:,} problems" if found else f"{what} are in order"))
     return 1 if found else 0
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="verify", description="Checks a shard set from end to end.")
+    program = Path(sys.argv[0]).stem  # "verify", or "sdpnet verify"
+    parser = argparse.ArgumentParser(prog=program, description="Checks a shard set from end to end.")
     parser.add_argument("shards", type=Path, metavar="SHARDS", help="directory with a manifest.json")
     depth = parser.add_mutually_exclusive_group()
     depth.add_argument("--quick", action="store_true", help="only the structure: no image is read")

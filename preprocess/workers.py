@@ -3,17 +3,22 @@
     Location of each image -> [worker: read, encode, CRC-32] x num_workers -> Encoded | Bad, in the order asked for
 
 A worker is a process of its own because decoders are C code that may crash, hang or take all memory on a hostile file.
+Its images come back through memory that both processes share; what does not fit there comes through the socket that
+also carries locations and answers.
 """
 
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 import zlib
@@ -33,6 +38,8 @@ __all__ = ["HANG_SECONDS", "Bad", "Encoded", "encode_all", "encode_one"]
 HANG_SECONDS: Final = 8.0
 _TASKS: Final = 8  # images that a worker has in hand
 _BUFFERED_BYTES: Final = 1 << 28  # finished images that wait for an earlier one
+_LOOK_SECONDS: Final = 0.25  # between two looks at what a silent worker does
+_SHARED_BYTES: Final = 1 << 24  # of each worker
 # What a decoder's own mistakes end a process with. Other signals come from outside: the system short of memory, a user.
 _CRASHES: Final = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT)
 
@@ -42,7 +49,7 @@ class Encoded:
     """An image as it is stored: a JPEG file's bytes, its size in pixels, whether its coefficients are the original's
     (`kept`), and the CRC-32 of the bytes."""
 
-    data: bytes
+    data: bytes | memoryview
     height: int
     width: int
     kept: bool
@@ -75,7 +82,7 @@ def encode_all(
     num_workers: int,
     hang_seconds: float = HANG_SECONDS,
 ) -> Generator[Encoded | Bad, None, None]:
-    """Encodes the images `first` to `last - 1` and yields them in this order.
+    """Encodes the images `first` to `last - 1` and yields them in this order; their `data` holds until the next one.
 
     At most `_TASKS` images a worker are in hand and about 256 MB wait for an earlier image, whatever the consumer does.
     Close the generator to stop early: no process outlives it.
@@ -103,30 +110,52 @@ def encode_all(
 
 
 class _Worker:
-    """A process, the images that it has in hand (the first is the one that it is at), and how long it is silent."""
+    """A process, the images that it has in hand (the first is the one that it is at), and how long it is silent:
+    `silent` seconds that count, and `waited` seconds of which that is not known yet."""
 
     def __init__(self, settings: EncodeSettings) -> None:
         ours, theirs = socket.socketpair()
-        with theirs:
-            path = [entry or os.getcwd() for entry in sys.path]
-            code = f"import sys; sys.path[:] = {path!r}; from preprocess.workers import _work; _work({theirs.fileno()})"
+        shared = _shared_memory()
+        self.shared = memoryview(mmap.mmap(shared, _SHARED_BYTES))
+        descriptors = [theirs.fileno(), shared]
+        path = [entry or os.getcwd() for entry in sys.path]
+        code = f"import sys; sys.path[:] = {path!r}; from preprocess.workers import _work; _work(*{descriptors})"
+        try:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", code],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
+                pass_fds=descriptors,
             )
+        finally:
+            theirs.close()
+            os.close(shared)
         self.connection = Connection(ours.detach())
         with suppress(BrokenPipeError, ConnectionResetError):  # that it has died is noticed on reading
             self.connection.send((settings, os.getpid()))
         self.tasks: deque[int] = deque()
         self.ready = False
-        self.silent = 0.0
+        self.silent = self.waited = 0.0
+        self.slots: deque[_Slot] = deque()  # of the images in the shared memory, in its order
+        self.freed = 0
 
-    def give(self, index: int, location: Location) -> None:
+    def give(self, tasks: list[tuple[int, Location]]) -> None:
         with suppress(BrokenPipeError, ConnectionResetError):
-            self.connection.send(location)
-        self.tasks.append(index)
+            self.connection.send((self.freed, [location for _, location in tasks]))
+        self.tasks.extend(index for index, _ in tasks)
+
+    def receive(self) -> tuple[Encoded | Bad, _Slot]:
+        """Its next answer. Raises EOFError or OSError when it has died."""
+        message = self.connection.recv_bytes()
+        kind, kept, height, width, size, crc32, end = _ANSWER.unpack_from(message)
+        slot = _Slot(self, end)
+        self.slots.append(slot)
+        if kind == _BAD:
+            return Bad(message[_ANSWER.size :].decode()), slot
+        if kind == _INLINE:
+            return Encoded(message[_ANSWER.size :], height, width, kept, crc32), slot
+        start = (end - size) % _SHARED_BYTES
+        return Encoded(self.shared[start : start + size], height, width, kept, crc32), slot
 
     def waits_for_disk(self) -> bool:
         try:
@@ -142,6 +171,30 @@ class _Worker:
         return self.process.wait()
 
 
+def _shared_memory() -> int:
+    """A descriptor of `_SHARED_BYTES` that lie in memory where the system can, and in no directory."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("images")
+    else:
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    os.ftruncate(descriptor, _SHARED_BYTES)
+    return descriptor
+
+
+class _Slot:
+    """Shared memory up to `end`, counted from the start of all that was ever written there, until it is given back."""
+
+    def __init__(self, worker: _Worker, end: int) -> None:
+        self.worker, self.end, self.free = worker, end, False
+
+    def give_back(self) -> None:
+        self.free = True
+        slots = self.worker.slots
+        while slots and slots[0].free:
+            self.worker.freed = slots.popleft().end
+
+
 class _Pool:
     def __init__(
         self, locate: Callable[[int], Location], settings: EncodeSettings, num_workers: int, hang_seconds: float
@@ -151,7 +204,7 @@ class _Pool:
         self.hang_seconds = hang_seconds
         self.workers: dict[int, _Worker] = {}
         self.poll = select.poll()
-        self.done: dict[int, Encoded | Bad] = {}
+        self.done: dict[int, tuple[Encoded | Bad, _Slot | None]] = {}
         self.buffered = 0
         self.num_workers = num_workers
         self.unassigned: deque[int] = deque()  # what a worker that died had not begun
@@ -165,9 +218,11 @@ class _Pool:
             while index not in self.done:
                 self._assign(index, last)
                 self._receive()
-            result = self.done.pop(index)
+            result, slot = self.done.pop(index)
             self.buffered -= len(result.data) if isinstance(result, Encoded) else 0
             yield result
+            if slot is not None:
+                slot.give_back()
 
     def close(self) -> None:
         for worker in self.workers.values():
@@ -183,16 +238,19 @@ class _Pool:
         """Fills the workers' hands. What is wanted next is always among it; the rest only while the buffer has room."""
         ahead = wanted + 4 * _TASKS * len(self.workers)
         for worker in sorted(self.workers.values(), key=lambda worker: len(worker.tasks)):
-            while len(worker.tasks) < _TASKS:
+            tasks: list[tuple[int, Location]] = []
+            while len(worker.tasks) <= _TASKS // 2 and len(worker.tasks) + len(tasks) < _TASKS:
                 index = self.unassigned[0] if self.unassigned else self.next_task
                 full = self.buffered > _BUFFERED_BYTES or index >= ahead
                 if index >= last or (full and index != wanted):
-                    return
+                    break
                 if self.unassigned:
                     self.unassigned.popleft()
                 else:
                     self.next_task += 1
-                worker.give(index, self.locate(index))
+                tasks.append((index, self.locate(index)))
+            if tasks:
+                worker.give(tasks)
 
     def _receive(self) -> None:
         """Takes what the workers have to say; those that are silent for too long, or have died, are replaced."""
@@ -204,21 +262,28 @@ class _Pool:
         for descriptor, _ in events:
             speaking.add(descriptor)
             worker = self.workers[descriptor]
-            worker.silent = 0.0
+            worker.silent = worker.waited = 0.0
             try:
-                result = worker.connection.recv()
+                if not worker.ready:
+                    worker.connection.recv_bytes()
+                    worker.ready = True
+                    continue
+                result, slot = worker.receive()
             except (EOFError, OSError):
                 self._replace(worker, None)
                 continue
-            if worker.ready:
-                index = worker.tasks.popleft()
-                self.done[index] = result
-                self.buffered += len(result.data) if isinstance(result, Encoded) else 0
-            worker.ready = True
+            self.done[worker.tasks.popleft()] = result, slot
+            self.buffered += len(result.data) if isinstance(result, Encoded) else 0
+        if len(speaking) == len(self.workers):
+            return
         for descriptor, worker in list(self.workers.items()):
-            if descriptor in speaking or not worker.ready or not worker.tasks or worker.waits_for_disk():
+            if descriptor in speaking or not worker.ready or not worker.tasks:
                 continue
-            worker.silent += waited
+            worker.waited += waited
+            if worker.waited < _LOOK_SECONDS:
+                continue
+            worker.silent += 0.0 if worker.waits_for_disk() else worker.waited
+            worker.waited = 0.0
             if worker.silent > self.hang_seconds:
                 self._replace(worker, f"the decoder hangs (more than {self.hang_seconds:g} s); replace or remove it")
 
@@ -241,13 +306,19 @@ class _Pool:
                     "the same command goes on from here"
                 )
             reason = f"the decoder crashes ({name}); replace or remove it"
-        self.done[worker.tasks.popleft()] = Bad(reason)
+        self.done[worker.tasks.popleft()] = Bad(reason), None
         self.unassigned.extend(worker.tasks)
         self.unassigned = deque(sorted(self.unassigned))
         self._start()
 
 
-def _work(descriptor: int) -> None:
+# A worker's answer: kind, kept, height, width, size, CRC-32, and where its shared memory is used up to, counted on
+# through all rounds; behind it the image, if it is inline, or the reason.
+_ANSWER: Final = struct.Struct("<B?HHIIQ")
+_SHARED, _INLINE, _BAD = range(3)
+
+
+def _work(descriptor: int, shared_descriptor: int) -> None:
     """A worker process: takes locations and answers with images until the other side has gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     connection = Connection(descriptor)
@@ -257,7 +328,28 @@ def _work(descriptor: int) -> None:
     if os.getppid() != parent:
         return
     warnings.simplefilter("ignore")
-    connection.send(None)
+    shared = memoryview(mmap.mmap(shared_descriptor, _SHARED_BYTES))
+    used = 0
+    connection.send_bytes(b"ready")
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
-            connection.send(encode_one(connection.recv(), settings))
+            freed, locations = connection.recv()
+            for location in locations:
+                result = encode_one(location, settings)
+                if isinstance(result, Bad):
+                    answer = _ANSWER.pack(_BAD, False, 0, 0, 0, 0, used) + result.reason.encode()
+                    connection.send_bytes(answer)
+                    continue
+                size = len(result.data)
+                start = used
+                if used % _SHARED_BYTES + size > _SHARED_BYTES:  # to the next round's start: an image lies in one piece
+                    start = -(-used // _SHARED_BYTES) * _SHARED_BYTES
+                fits = start + size - freed <= _SHARED_BYTES
+                if fits:
+                    used = start + size
+                    shared[start % _SHARED_BYTES : start % _SHARED_BYTES + size] = result.data
+                facts = (result.kept, result.height, result.width, size, result.crc32, used)
+                if fits:
+                    connection.send_bytes(_ANSWER.pack(_SHARED, *facts))
+                else:
+                    connection.send_bytes(_ANSWER.pack(_INLINE, *facts) + result.data)

@@ -1,11 +1,13 @@
-"""The `sdpnet` command: train, evaluate, predict."""
+"""The `sdpnet` command: train, evaluate, predict; and what looks at shard sets, which are programs of `preprocess`."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import runpy
 import sys
 from pathlib import Path
+from typing import Final
 
 import torch
 from rich.console import Console
@@ -20,6 +22,12 @@ from sdpnet.evaluate import evaluate
 from sdpnet.predict import predict
 
 __all__ = ["main"]
+
+# name -> (module that is run, what it does): their flags are their own, and this package does not import that one.
+PROGRAMS: Final = {
+    "inspect": ("preprocess.report", "show what is in a shard set"),
+    "verify": ("preprocess.verify", "check a shard set from end to end"),
+}
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
@@ -74,6 +82,12 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit status. One of `PROGRAMS` ends with `SystemExit`, as it does by itself."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in PROGRAMS:
+        sys.argv = [f"sdpnet {argv[0]}", *argv[1:]]
+        runpy.run_module(PROGRAMS[argv[0]][0], run_name="__main__")
+        return 0
     parser = argparse.ArgumentParser(prog="sdpnet", description="Trains SdP-Net fast, from shards of images.")
     parser.add_argument("--version", action="version", version=f"sdpnet {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -96,6 +110,9 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     command.add_argument("--model", required=True, type=Path, help="run directory or model.safetensors")
     command.set_defaults(run=_predict)
+
+    for name, (_, purpose) in PROGRAMS.items():  # for `sdpnet --help`
+        commands.add_parser(name, help=purpose)
 
     arguments = parser.parse_args(argv)
     return run_command(lambda: arguments.run(arguments))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +14,9 @@ import pytest
 from conversion import convert_folder
 from faults import Commands, command_line
 from PIL import Image
+
+from preprocess import jpeg
+from preprocess.tar_shards import TarWriter
 
 CLASSES = ("ant", "bee", "cow")
 
@@ -20,6 +27,25 @@ def make_image(seed: int, height: int, width: int) -> np.ndarray:
     coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float64)
     return np.clip(smooth + rng.normal(0, 3, smooth.shape), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def native() -> None:
+    """The native JPEG codec: skips where it cannot be built, and fails where it could be but is not."""
+    if os.environ.get("SDPNET_SKIP_NATIVE"):
+        pytest.skip("SDPNET_SKIP_NATIVE is set")
+    if jpeg.available():
+        return
+    compiler = shutil.which("c++") or shutil.which("g++")
+    headers = "#include <cstdio>\n#include <jpeglib.h>\n"
+    if (
+        compiler is None
+        or subprocess.run(
+            [compiler, "-x", "c++", "-fsyntax-only", "-"], input=headers, text=True, capture_output=True, check=False
+        ).returncode
+    ):
+        pytest.skip(f"not built: {jpeg.HOW_TO_BUILD}")
+    pytest.fail("the native codec is not built though a compiler and libjpeg's headers are here: pip install -e .")
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +74,15 @@ def shard_set(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """`image_folder` converted with the default settings."""
     out = tmp_path_factory.mktemp("shards")
     convert_folder(image_folder, out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def tar_set(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as tars, several in each split."""
+    out = tmp_path_factory.mktemp("tars")
+    manifest = convert_folder(image_folder, out, partial(TarWriter, shard_bytes=60_000))
+    assert all(len(split.files) > 2 for split in manifest.splits.values())
     return out
 
 

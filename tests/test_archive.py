@@ -151,7 +151,7 @@ def test_names_of_any_bytes(tmp_path):
 def test_other_entries_are_counted(tmp_path):
     archive = tmp_path / "t.tar"
     others = [("a/notes.txt", b"x"), ("a/.hidden.jpg", b"x"), (".git/x.jpg", b"x"), ("a/._1.jpg", b"x"), ("list", b"")]
-    archive.write_bytes(tar_of([("a/1.jpg", b"1"), *others], directories=["./", "a", "a/more"]))
+    archive.write_bytes(tar_of([("a/1.jpg", b"1"), *others], directories=["./", "a", "a/more", ".git"]))
     train = scan(archive).splits["train"]
     assert read_all(train) == [("a/1.jpg", 0, b"1")]
     assert train.num_ignored == len(others)
@@ -269,6 +269,9 @@ def test_nothing_to_convert(tmp_path):
         archive.write_bytes(tar_of(files))
         with pytest.raises(UserError, match=r"t\.tar: no class folders with images in it; it needs CLASS/image"):
             scan(archive)
+    for others, directories in (([], ["./x", "./x/b/"]), ([("x/b/notes.txt", b"")], []), ([("x/b/more/1", b"")], [])):
+        message = fails(archive, tar_of([("x/a/1.jpg", b"1"), *others], directories=directories))
+        assert message.startswith(": 'x/b' is a class folder without images; make the archive again")
     message = fails(archive, tar_of([("a.tar", tar_of([("x.txt", b"")]))]))
     assert message.startswith(": a.tar: a class without images (1 other files)")
     archive.write_bytes(tar_of([("1.jpg", b"x")]))

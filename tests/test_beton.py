@@ -117,6 +117,17 @@ def test_a_later_writer_goes_on(tmp_path, kept):
     assert (tmp_path / "a.crc32").read_bytes() == (tmp_path / "whole.crc32").read_bytes()
 
 
+def test_a_file_that_does_not_hold_what_is_counted(tmp_path):
+    """Not filled up with zeros: the images are gone."""
+    for length in (0, 512, 2560 + 299):  # the data begins at byte 2,560
+        (tmp_path / "a.beton").write_bytes(bytes(length))
+        with (
+            BetonWriter(tmp_path, "a", 6, 512) as writer,
+            pytest.raises(UserError, match=rf"a\.beton: {length:,} bytes, but the journal .* to start over$"),
+        ):
+            writer.resume([300])
+
+
 @ffcv_test
 def test_stock_ffcv_reads_what_is_written(tmp_path):
     pytest.importorskip("ffcv", reason=NEED_FFCV)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -140,7 +141,43 @@ def test_mistakes_in_conversion(image_folder: Path, tmp_path: Path, capsys: pyte
     one_line(convert(source), capsys, "dog", "without images")
     (source / "train" / "dog" / "1.JPEG").write_text("no image")
     one_line(convert(source), capsys, "1.JPEG", "not an image")
-    assert not (tmp_path / "shards").exists()
+    assert not (tmp_path / "shards" / "manifest.json").exists()
+
+
+def run(*arguments: object, code: str = "from sdpnet.cli import main; sys.exit(main())") -> tuple[int, str, str]:
+    """Runs the `sdpnet` command in a process of its own: exit status, stdout, stderr."""
+    command = [sys.executable, "-c", f"import sys; {code}", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_verify_is_a_subcommand(shard_set: Path, tmp_path: Path) -> None:
+    status, stdout, stderr = run("verify", "--quick", shard_set)
+    assert (status, stderr) == (0, "") and stdout.startswith("34 samples in train, val")
+    damaged = damaged_set(shard_set, tmp_path, truncate)
+    status, _, stderr = run("verify", damaged)
+    assert status == 1 and stderr.startswith("train.beton: 10,000,000 bytes, not the manifest's")
+    status, _, stderr = run("verify", shard_set, "--fast")
+    assert status == 2 and stderr.startswith("usage: sdpnet verify [-h]") and "unrecognized arguments: --fast" in stderr
+
+
+def test_ctrl_c_in_a_program_of_the_other_package(shard_set: Path) -> None:
+    interrupted = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from preprocess import beton
+beton.sha256_of = lambda path: os.kill(os.getpid(), signal.SIGINT)
+from sdpnet.cli import main
+sys.exit(main())
+"""
+    assert run("verify", shard_set, code=interrupted) == (130, "", "interrupted\n")
+
+
+def test_help_lists_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--help"])
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("    ")]
+    assert caught.value.code == 0 and listed == ["train", "evaluate", "predict", "inspect", "verify"]
 
 
 def test_the_commands_and_flags_of_train_are_few() -> None:

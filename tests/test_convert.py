@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Generator
 from functools import partial
 from pathlib import Path
@@ -263,3 +264,13 @@ def test_sigterm_leaves_what_a_kill_leaves(image_folder, tmp_path):
     assert done.returncode == -signal.SIGTERM
     convert_folder(image_folder, tmp_path / "whole")
     assert os.listdir(tmp_path / "out") == [".unfinished"]
+
+
+@pytest.mark.parametrize("make_writer", WRITERS)
+def test_an_archive_and_its_folder_give_the_same_shards(image_folder, tmp_path, make_writer):
+    for split in ("train", "val"):
+        with tarfile.open(tmp_path / f"{split}.tar", "w") as archive:
+            archive.add(image_folder / split, arcname=split)
+    convert_folder(scan(None, tmp_path / "train.tar", tmp_path / "val.tar"), tmp_path / "tar", make_writer)
+    convert_folder(scan(image_folder), tmp_path / "folder", make_writer)
+    assert contents(tmp_path / "tar") == contents(tmp_path / "folder")

@@ -3,14 +3,27 @@ from __future__ import annotations
 import io
 import itertools
 import struct
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from jpeg_files import pillow_jpeg, replace_segment, segments
+from PIL import Image, ImageOps
 from torchvision.datasets.folder import default_loader
 
 from pipelines.errors import UserError
-from preprocess.encode import EncodeSettings, encode_image
+from preprocess import jpeg as native_jpeg
+from preprocess.encode import EncodedImage, EncodeSettings, codec, encode_image
+
+
+@pytest.fixture(params=["native", "pillow"], autouse=True)
+def codec_in_use(request, monkeypatch):
+    """Every test of this module runs with the native codec, and as where it is not built."""
+    if request.param == "native":
+        request.getfixturevalue("native")
+    else:
+        monkeypatch.setattr(native_jpeg, "available", lambda: False)
+    return request.param
 
 
 def make_image(seed: int, height: int, width: int) -> np.ndarray:
@@ -32,19 +45,6 @@ def file_bytes(image: Image.Image | np.ndarray, format: str = "PNG", **options) 
 
 def decode(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)))
-
-
-def segments(jpeg: bytes) -> tuple[list[tuple[int, bytes]], bytes]:
-    """The marker segments before the scan, as (marker, body), and the entropy-coded rest."""
-    assert jpeg[:2] == b"\xff\xd8"
-    position, found = 2, []
-    while True:
-        prefix, marker, length = struct.unpack(">BBH", jpeg[position : position + 4])
-        assert prefix == 0xFF
-        found.append((marker, jpeg[position + 4 : position + 2 + length]))
-        position += 2 + length
-        if marker == 0xDA:
-            return found, jpeg[position:]
 
 
 @pytest.mark.parametrize(
@@ -201,8 +201,216 @@ def test_longer_than_a_jpeg_may_be():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"max_side": -1}, {"quality": 0}, {"quality": 101}, {"subsampling": "4:1:1"}, {"restart_rows": -1}]
+    "settings",
+    [
+        {"max_side": -1},
+        {"quality": 0},
+        {"quality": 101},
+        {"subsampling": "4:1:1"},
+        {"restart_rows": -1},
+        {"reencode": "sometimes"},
+        {"exif": "auto"},
+    ],
 )
 def test_settings_out_of_range(settings):
     with pytest.raises(UserError, match=next(iter(settings))):
         EncodeSettings(**settings)
+
+
+# ---- kinds of originals
+
+
+def ycck(pixels: np.ndarray) -> bytes:
+    """A YCCK JPEG as Photoshop writes: Adobe's marker says transform 2, values are inverted."""
+    cmyk = pillow_jpeg(pixels, "CMYK", quality=95)
+    adobe = dict(segments(cmyk)[0])[0xEE]
+    assert adobe[:5] == b"Adobe"
+    return replace_segment(cmyk, 0xEE, 0xEE, adobe[:-1] + b"\x02")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pillow_jpeg(make_image(10, 70, 90), "CMYK", quality=95),
+        ycck(make_image(10, 70, 90)),
+        pillow_jpeg(make_image(10, 70, 90), "RGB", keep_rgb=True),
+        pillow_jpeg(make_image(10, 70, 90), "L"),
+        pillow_jpeg(make_image(10, 70, 90), progressive=True),
+        pillow_jpeg(make_image(10, 71, 91), subsampling="4:2:2", restart_marker_blocks=7),
+        pillow_jpeg(make_image(10, 1, 1)),
+        pillow_jpeg(make_image(10, 1, 90), icc_profile=b"x" * 70_000),
+        pillow_jpeg(make_image(10, 70, 90)) + b"trailing bytes",
+        file_bytes(make_image(10, 70, 90), "PNG"),
+        file_bytes(Image.fromarray(make_image(10, 70, 90)).quantize(50), "PNG"),
+        file_bytes(make_image(10, 70, 90), "WEBP", lossless=True),
+    ],
+    ids=["cmyk", "ycck", "rgb", "grey", "progressive", "restarts", "1x1", "icc", "trailing", "png", "palette", "webp"],
+)
+@pytest.mark.parametrize("reencode", ["always", "auto"])
+def test_kinds_are_stored_as_torchvision_sees_them(tmp_path, data, reencode, codec_in_use):
+    if reencode == "auto" and codec_in_use == "pillow":
+        pytest.skip("auto needs the native codec")
+    path = tmp_path / "n01440764_1.JPEG"
+    path.write_bytes(data)
+    encoded = encode_image(path, EncodeSettings(0, 100, "4:4:4", reencode=reencode))
+    expected = np.asarray(default_loader(str(path)), np.int64)
+    assert (encoded.height, encoded.width) == expected.shape[:2]
+    difference = np.abs(np.asarray(Image.open(io.BytesIO(encoded.data)).convert("RGB")) - expected)
+    assert difference.max() <= (0 if encoded.kept else 6)
+    assert difference.mean() < 1
+    markers = {marker for marker, _ in segments(encoded.data)[0]}
+    assert markers <= {0xE0, 0xDB, 0xC0, 0xC4, 0xDD, 0xDA}, "no metadata, and baseline"
+
+
+@pytest.mark.parametrize("cut", [0, 1, 3, 20, 100, 0.2, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize(
+    "whole",
+    [
+        pillow_jpeg(make_image(11, 70, 90)),
+        pillow_jpeg(make_image(11, 70, 90), progressive=True),
+        pillow_jpeg(make_image(11, 70, 90), "CMYK"),
+        file_bytes(make_image(11, 70, 90)),
+    ],
+    ids=["baseline", "progressive", "cmyk", "png"],
+)
+def test_truncated_files_are_refused(whole, cut):
+    data = whole[: int(cut * len(whole)) if isinstance(cut, float) else cut]
+    with pytest.raises(UserError, match=r"image: (empty|not an image|damaged image)") as caught:
+        encode_image(data, EncodeSettings())
+    assert "\n" not in str(caught.value)
+
+
+def png_header(width: int, height: int) -> bytes:
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"")),
+        (b"IEND", b""),
+    ]
+    body = b"".join(struct.pack(">I", len(b)) + n + b + struct.pack(">I", zlib.crc32(n + b)) for n, b in chunks)
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def jpeg_claiming(width: int, height: int) -> bytes:
+    data = jpeg()
+    frame = dict(segments(data)[0])[0xC0]
+    return replace_segment(data, 0xC0, 0xC0, frame[:1] + struct.pack(">HH", height, width) + frame[5:])
+
+
+@pytest.mark.parametrize("data", [png_header(65_500, 65_500), jpeg_claiming(65_500, 65_500)], ids=["png", "jpeg"])
+def test_bombs_are_refused(data):
+    with pytest.raises(UserError, match="image: too large to decode safely"):
+        encode_image(data, EncodeSettings())
+
+
+def with_components(number: int) -> bytes:
+    data = jpeg()
+    frame = dict(segments(data)[0])[0xC0]
+    return replace_segment(data, 0xC0, 0xC0, frame[:5] + bytes([number]) + frame[6 : 6 + 3 * number])
+
+
+@pytest.mark.parametrize(
+    "data", [with_components(2), replace_segment(jpeg(), 0xC0, 0xC3), jpeg_claiming(0, 60), jpeg_claiming(60, 65_501)]
+)
+def test_impossible_jpegs_are_refused(data):
+    with pytest.raises(UserError, match=r"image: (damaged image|not an image)") as caught:
+        encode_image(data, EncodeSettings())
+    assert "\n" not in str(caught.value)
+
+
+def test_native_and_pillow_give_the_same_bytes(monkeypatch, native):
+    files = [
+        file_bytes(make_image(12, 80, 120)),
+        pillow_jpeg(make_image(12, 300, 200), quality=95),
+        pillow_jpeg(make_image(12, 50, 200), "L", progressive=True),
+        ycck(make_image(12, 80, 120)),
+    ]
+    settings = [EncodeSettings(100), EncodeSettings(0, 50, "4:2:2", 0), EncodeSettings(64, 100, "4:4:4", 2)]
+    with monkeypatch.context() as patch:
+        patch.setattr(native_jpeg, "available", lambda: False)
+        expected = [encode_image(data, setting) for data in files for setting in settings]
+        assert "native" not in codec()
+    monkeypatch.setattr(native_jpeg, "available", lambda: True)
+    assert [encode_image(data, setting) for data in files for setting in settings] == expected
+    assert codec().startswith("native codec 1, libjpeg-turbo ")
+
+
+# ---- reencode
+
+
+def test_auto_keeps_what_it_can(native, codec_in_use):
+    settings = EncodeSettings(60, reencode="auto")
+    if codec_in_use == "pillow":
+        for reencode in ("auto", "never"):
+            with pytest.raises(UserError, match=rf"--reencode {reencode} needs the native JPEG codec.* libjpeg-dev"):
+                encode_image(jpeg(), EncodeSettings(reencode=reencode))
+        return
+    kept = encode_image(jpeg(), settings)
+    assert kept.kept
+    assert np.array_equal(decode(kept.data), decode(jpeg()))
+    assert encode_image(jpeg(), EncodeSettings(60, reencode="never")) == kept
+    assert not encode_image(jpeg(), EncodeSettings(60)).kept
+    for other in (jpeg(61), file_bytes(make_image(8, 40, 60)), pillow_jpeg(make_image(8, 40, 60), "CMYK")):
+        always = encode_image(other, EncodeSettings(60))
+        assert encode_image(other, settings) == always == EncodedImage(always.data, always.height, always.width)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (file_bytes(make_image(8, 40, 60)), "a PNG"),
+        (jpeg(40, 501), "501 px but --max-side 500"),
+        (pillow_jpeg(make_image(8, 40, 60), "CMYK"), "CMYK"),
+    ],
+)
+def test_never_names_what_it_cannot_keep(native, codec_in_use, data, reason):
+    if codec_in_use == "pillow":
+        return
+    message = rf"^x\.jpg: cannot be kept as it is \({reason}\); --reencode auto would convert it$"
+    with pytest.raises(UserError, match=message):
+        encode_image(data, EncodeSettings(reencode="never"), "x.jpg")
+    with pytest.raises(UserError, match=r"x\.jpg: not an image"):
+        encode_image(b"no picture", EncodeSettings(reencode="never"), "x.jpg")
+
+
+# ---- EXIF orientation
+
+
+def oriented(orientation: int, format: str, mode: str = "RGB") -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.fromarray(make_image(13, 40, 60)).convert(mode)
+    return file_bytes(image, format, exif=exif, **({"quality": 95} if format == "JPEG" else {}))
+
+
+@pytest.mark.parametrize(("format", "mode"), [("JPEG", "RGB"), ("JPEG", "CMYK"), ("PNG", "RGB"), ("PNG", "P")])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied_when_asked_for(orientation, format, mode):
+    data = oriented(orientation, format, mode)
+    stored = Image.open(io.BytesIO(data))
+    for exif, expected in (("apply", ImageOps.exif_transpose(stored)), ("ignore", stored)):
+        encoded = encode_image(data, EncodeSettings(0, 100, "4:4:4", exif=exif))
+        wanted = np.asarray(expected.convert("RGB"), np.int64)
+        assert (encoded.height, encoded.width) == wanted.shape[:2]
+        assert np.abs(decode(encoded.data) - wanted).max() <= 6
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # from Pillow, when it opens the file
+@pytest.mark.parametrize("body", [b"", b"II*\0", b"garbage" * 9, b"MM\0*\0\0\0\x08\xff\xff\x01\x12"])
+def test_damaged_exif_means_no_orientation(body):
+    data = jpeg()
+    segment = b"Exif\0\0" + body
+    damaged = data[:2] + struct.pack(">HH", 0xFFE1, len(segment) + 2) + segment + data[2:]
+    plain = encode_image(data, EncodeSettings())
+    assert encode_image(damaged, EncodeSettings(exif="apply")) == plain
+    assert encode_image(damaged, EncodeSettings()) == plain
+
+
+def test_what_has_to_be_turned_is_never_kept(native, codec_in_use):
+    if codec_in_use == "pillow":
+        return
+    turned = encode_image(oriented(6, "JPEG"), EncodeSettings(reencode="auto", exif="apply"))
+    assert (turned.height, turned.width, turned.kept) == (60, 40, False)
+    assert encode_image(oriented(1, "JPEG"), EncodeSettings(reencode="auto", exif="apply")).kept
+    assert encode_image(oriented(6, "JPEG"), EncodeSettings(reencode="auto")).kept
+    with pytest.raises(UserError, match=r"EXIF orientation to apply\); --reencode auto"):
+        encode_image(oriented(6, "JPEG"), EncodeSettings(reencode="never", exif="apply"))

@@ -9,6 +9,8 @@ from conversion import write_manifest
 from pipelines import layout
 from pipelines.errors import ShardError
 
+EMPTY = {"num_samples": 0, "bytes": 1024, "sha256": "", "sidecars": {}}
+
 
 def test_manifest_round_trip(shard_set):
     manifest = layout.read_manifest(shard_set)
@@ -27,6 +29,12 @@ def test_manifest_round_trip(shard_set):
         (lambda raw: raw["splits"]["train"].update(format="zip"), "format 'zip' is none of beton, tar"),
         (lambda raw: raw["splits"]["train"]["files"][0].update(name="../train.beton"), "leaves the shard set"),
         (lambda raw: raw["splits"]["train"]["files"][0].update(sidecars={"/etc/x": ""}), "leaves the shard set"),
+        (
+            lambda raw: raw["splits"]["train"]["files"][0].update(sidecars={"val.crc32": ""}),
+            "'val.crc32' stands .* twice",
+        ),
+        (lambda raw: raw["splits"]["train"].update(files=[], num_samples=0), "'train': 0 .beton files, but one"),
+        (lambda raw: raw["splits"]["train"]["files"].append({**EMPTY, "name": "b.beton"}), "'train': 2 .beton files"),
         (lambda raw: raw["splits"]["train"]["files"][0].update(sidecars=["x"]), "incomplete or damaged"),
         (lambda raw: raw["splits"]["train"]["files"][0].update(name="other.beton"), "it is not there"),
         (lambda raw: raw["splits"]["train"]["files"][0].update(bytes=7), "not the manifest's 7"),
@@ -82,3 +90,13 @@ def test_reader_tables_are_plain_arrays(shard_set):
     _, reader = layout.open_split(shard_set, "train")
     assert (reader.labels.dtype, reader.sizes.dtype, reader.modes.dtype) == (np.int64, np.int32, np.uint8)
     assert reader.labels.tolist() == [0] * 8 + [1] * 8 + [2] * 8
+
+
+def test_a_tar_named_twice_is_refused(tar_set, tmp_path):
+    raw = json.loads((tar_set / layout.MANIFEST_NAME).read_text())
+    train = raw["splits"]["train"]
+    train["files"].append(train["files"][0])
+    train["num_samples"] += train["files"][0]["num_samples"]
+    (tmp_path / layout.MANIFEST_NAME).write_text(json.dumps(raw))
+    with pytest.raises(ShardError, match=r"'train-000000\.tar' stands there twice"):
+        layout.read_manifest(tmp_path)

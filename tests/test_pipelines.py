@@ -155,6 +155,40 @@ def test_a_damaged_jpeg_is_an_error_never_another_images_pixels(name: str, shard
         list(load(copy, name, "val").batches())
 
 
+@pytest.mark.parametrize("name", ["torchvision", pipeline("dali")])
+def test_tars_give_the_same_batches(name: str, shard_set: Path, tar_set: Path) -> None:
+    for split in ("train", "val"):
+        for ours, theirs in zip(
+            collect(load(tar_set, name, split)), collect(load(shard_set, name, split)), strict=True
+        ):
+            for field in ("images", "labels", "sample_ids", "valid"):
+                assert torch.equal(getattr(ours, field), getattr(theirs, field)), field
+
+
+@pytest.mark.parametrize("name", ["torchvision", pipeline("dali")])
+def test_a_damaged_jpeg_in_a_tar(name: str, tar_set: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "shards"
+    shutil.copytree(tar_set, copy)
+    _, reader = open_split(copy, "val")
+    image = reader.encoded(4).tobytes()
+    for path in copy.glob("val-*.tar"):
+        path.write_bytes(path.read_bytes().replace(image, bytes(200) + image[200:]))
+    with pytest.raises(ShardError, match=r"val-\*\.tar: .*\b4\b"):
+        list(load(copy, name, "val").batches())
+
+
+@pytest.mark.skipif(not installed("ffcv"), reason="ffcv is not installed")
+def test_ffcv_refuses_tars(tar_set: Path) -> None:
+    with pytest.raises(UserError, match=r"train-\*\.tar: FFCV reads \.beton files only; use another --pipeline$"):
+        load(tar_set, "ffcv")
+
+
+def test_auto_reads_tars_without_ffcv(tar_set: Path) -> None:
+    loader = load(tar_set, "auto", "val")
+    assert type(loader).__name__ == "TorchvisionLoader"
+    assert torch.cat([batch.sample_ids[batch.valid] for batch in loader.batches()]).tolist() == list(range(10))
+
+
 @pytest.mark.skipif(not installed("ffcv"), reason="ffcv is not installed")
 def test_ffcv_leaves_torchs_threads_alone(shard_set: Path) -> None:
     """FFCV sets them to 1 when it is imported, and to its own number when it is used."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 from pathlib import Path
 
@@ -113,10 +114,85 @@ def test_missing_folders(tmp_path):
         scan(tmp_path / "nowhere")
     with pytest.raises(UserError, match="nowhere: no such folder"):
         scan(tmp_path, val=tmp_path / "nowhere")
-    with pytest.raises(UserError, match="file: not a folder"):
+    with pytest.raises(UserError, match="file: not a folder, nor a tar archive"):
         scan(tmp_path / "file")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe: not a folder, nor a tar archive"):
+        scan(tmp_path / "pipe")
     with pytest.raises(UserError, match="--source or --train"):
         scan(None, val=tmp_path / "train")
+
+
+def flat(tmp_path: Path) -> Path:
+    """Val images without class folders, as the official archive has them."""
+    return make(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "val/1.JPEG", "val/2.JPEG", "val/3.JPEG", "val/list.txt")
+
+
+def labelled(split: preprocess.scan.SplitScan) -> list[tuple[str, str]]:
+    return [(split.classes[label], path) for label, path in zip(split.labels, paths(split), strict=True)]
+
+
+def test_val_images_without_class_folders(tmp_path):
+    (flat(tmp_path) / "labels.csv").write_text("1,b\n2,a\n3,b\n")
+    found = scan(tmp_path, val_labels=tmp_path / "labels.csv")
+    val = found.splits["val"]
+    assert labelled(val) == [("a", "2.JPEG"), ("b", "1.JPEG"), ("b", "3.JPEG")]
+    assert val.labels.dtype == np.int32
+    assert val.num_ignored == 1
+    assert val.locate(0).path == str(tmp_path / "val" / "2.JPEG")
+    elsewhere = scan(None, train=tmp_path / "train", val=tmp_path / "val", val_labels=tmp_path / "labels.csv")
+    assert labelled(elsewhere.splits["val"]) == labelled(val)
+
+
+def test_labels_beside_the_val_images(tmp_path):
+    flat(tmp_path)
+    (tmp_path / "val.txt").write_text("1.JPEG 1\n2.JPEG 0\n3.JPEG 1\n")
+    assert labelled(scan(tmp_path).splits["val"]) == [("a", "2.JPEG"), ("b", "1.JPEG"), ("b", "3.JPEG")]
+    rows = "1,a 1 2 3 4\n2,a 1 2 3 4 a 1 2 3 4\n3,b 1 2 3 4\n"
+    (tmp_path / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n" + rows)
+    with pytest.raises(UserError, match=r"val\.txt and LOC_val_solution\.csv beside it may have the labels; choose"):
+        scan(tmp_path)
+    found = scan(tmp_path, val_labels=tmp_path / "LOC_val_solution.csv")
+    assert labelled(found.splits["val"]) == [("a", "1.JPEG"), ("a", "2.JPEG"), ("b", "3.JPEG")]
+    (tmp_path / "val.txt").unlink()
+    assert labelled(scan(tmp_path).splits["val"]) == labelled(found.splits["val"])
+
+
+def test_labels_that_have_nothing_to_label(tmp_path):
+    make(tmp_path, "s/train/a/1.jpg", "s/val/a/2.jpg", "t/a/1.jpg", "s/val.txt", "labels.txt")
+    assert paths(scan(tmp_path / "s").splits["val"]) == ["a/2.jpg"]  # val.txt, empty, is not needed
+    with pytest.raises(UserError, match=r"val: its images are in class folders, .* leave --val-labels out"):
+        scan(tmp_path / "s", val_labels=tmp_path / "labels.txt")
+    with pytest.raises(UserError, match=r"labels\.txt: labels, but there are no val images; name them with --val"):
+        scan(tmp_path / "t", val_labels=tmp_path / "labels.txt")
+
+
+def test_without_labels_the_remedies_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"val: 3 images, but no class folders and no labels; sort them") as c:
+        scan(flat(tmp_path))
+    for remedy in ("--val-labels FILE", "ILSVRC2012_devkit_t12.tar.gz", "LOC_val_solution.csv", "'FILE CLASS'"):
+        assert remedy in str(c.value)
+    with pytest.raises(UserError, match="val: 3 images, but no class folders; sort them into"):
+        scan(None, train=tmp_path / "val")
+
+
+def test_folders_come_before_archives_of_the_same_split(tmp_path):
+    make(tmp_path, "train/a/1.jpg", "val/a/2.jpg", "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
+    assert [paths(split) for split in scan(tmp_path).splits.values()] == [["a/1.jpg"], ["a/2.jpg"]]
+    with pytest.raises(UserError, match=r"x: has ILSVRC2012_img_val\.tar but no train/; name the training images"):
+        scan(make(tmp_path / "x", "ILSVRC2012_img_val.tar", "test/a/1.jpg"))
+
+
+def test_a_full_temporary_folder_is_named(tmp_path, monkeypatch):
+    class Full:
+        def __enter__(self):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def __exit__(self, *_): ...
+
+    monkeypatch.setattr("preprocess.listing.tempfile.TemporaryFile", Full)
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\); set TMPDIR to a folder"):
+        scan(make(tmp_path, "a/1.jpg"))
 
 
 def test_arguments(tmp_path):

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ def misbehave(location, settings, encode_one=workers.encode_one):
     if "exit" in location.name: os._exit(3)
     return encode_one(location, settings)
 workers.encode_one = misbehave
-workers._work(int(sys.argv[1]))
+workers._work(*map(int, sys.argv[1:]))
 """
 
 
@@ -46,9 +47,9 @@ def misbehaving(monkeypatch: pytest.MonkeyPatch) -> None:
     popen = subprocess.Popen
 
     def start(command: list[str], **options):
-        descriptor = str(options["pass_fds"][0])
+        descriptors = map(str, options["pass_fds"])
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        return popen([sys.executable, "-c", MISBEHAVIOUR, descriptor], env=environment, **options)
+        return popen([sys.executable, "-c", MISBEHAVIOUR, *descriptors], env=environment, **options)
 
     monkeypatch.setattr("preprocess.workers.subprocess.Popen", start)
 
@@ -75,14 +76,15 @@ def locations(image_folder: Path, *words: str) -> list[Location]:
 
 def run(places: list[Location], num_workers: int, **options) -> list[Encoded | Bad]:
     with closing(encode_all(places.__getitem__, 0, len(places), SETTINGS, num_workers, **options)) as results:
-        return list(results)
+        return [replace(r, data=bytes(r.data)) if isinstance(r, Encoded) else r for r in results]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 2, 5])
 def test_images_come_in_order_for_any_number_of_workers(image_folder, num_workers):
     before = children()
     split = scan(image_folder).splits["train"]
-    results = list(encode_all(split.locate, 3, 21, SETTINGS, num_workers))
+    with closing(encode_all(split.locate, 3, 21, SETTINGS, num_workers)) as images:
+        results = [replace(image, data=bytes(image.data)) for image in images]
     expected = [encode_image(Path(split.locate(index).path).read_bytes(), SETTINGS) for index in range(3, 21)]
     assert [result.data for result in results] == [image.data for image in expected]
     assert [(result.height, result.width) for result in results] == [(i.height, i.width) for i in expected]

@@ -1,0 +1,71 @@
+"""What the terminal and the page say alike: numbers with their units, and the table of the splits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+
+from preprocess.survey import SplitSurvey, Survey
+
+__all__ = ["counted", "file_size", "left_out", "printable", "split_rows"]
+
+# Control characters, halves of surrogate pairs (file names that are no UTF-8), what XML forbids, and the marks that
+# turn the direction of the text after them.
+UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff\u2028-\u202e\u2066-\u2069]")
+
+
+def printable(value: object) -> str:
+    """The value's text on one line, safe for terminals, HTML and XML: what is not has U+FFFD in its place."""
+    return UNPRINTABLE.sub("\ufffd", str(value))
+
+
+def counted(count: int, one: str, many: str) -> str:
+    """A number with its noun."""
+    return f"{count:,} {one if count == 1 else many}"
+
+
+def file_size(count: float) -> str:
+    """Bytes in decimal units, three digits."""
+    for power, unit in enumerate(("bytes", "kB", "MB", "GB")):
+        if count < 999.5 * 1000**power:
+            return f"{count / 1000**power:.3g} {unit}"
+    return f"{count / 1e12:,.3g} TB"
+
+
+def split_rows(survey: Survey) -> list[tuple[str, list[str]]]:
+    """The table of splits: for each fact its name and its text for each split."""
+
+    def spread(values: np.ndarray, form: str = ",.0f") -> str:
+        if not len(values):
+            return "-"
+        low, middle, high = (format(float(v), form) for v in (values.min(), np.median(values), values.max()))
+        return low if low == high else f"{low} to {high}, median {middle}"
+
+    rows: list[tuple[str, Callable[[SplitSurvey], str]]] = [
+        ("images", lambda s: f"{s.split.num_samples:,}"),
+        ("left out", lambda s: f"{s.split.num_quarantined:,}"),
+        ("classes with images", lambda s: f"{np.count_nonzero(s.class_counts):,} of {len(s.class_counts):,}"),
+        ("images a class", lambda s: spread(s.class_counts)),
+        ("longer side, pixels", lambda s: spread(s.longer)),
+        ("shorter side, pixels", lambda s: spread(s.shorter)),
+        ("width / height", lambda s: spread(s.aspect, ".2f")),
+        ("bytes an image", lambda s: spread(s.nbytes)),
+        ("bytes an image, mean", lambda s: f"{s.nbytes.mean():,.0f}" if len(s.nbytes) else "-"),
+        ("bytes of all images", lambda s: f"{int(s.nbytes.sum()):,}"),
+        ("bytes of the files", lambda s: f"{s.file_bytes:,}"),
+    ]
+    if any(split.split.num_kept for split in survey.splits):
+        rows.insert(1, ("passed through losslessly", lambda s: f"{s.split.num_kept:,}"))
+    return [(label, [cell(split) for split in survey.splits]) for label, cell in rows]
+
+
+def left_out(survey: Survey) -> str:
+    """One sentence on the images of the source that could not be converted."""
+    announced = sum(split.split.num_quarantined for split in survey.splits)
+    listed = sum(group.count for group in survey.quarantine)
+    if announced != listed:
+        return f"{counted(announced, 'image', 'images')} left out, but quarantine.jsonl lists {listed:,}."
+    return f"{counted(listed, 'image', 'images')} of the source left out." if listed else "No image was left out."

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.errors import UserError
+from preprocess.labels import read_labels
+
+CLASSES = ("n01", "n02", "n03", "n04")
+NAMES = ["ILSVRC2012_val_00000003.JPEG", "ILSVRC2012_val_00000001.JPEG", "ILSVRC2012_val_00000002.JPEG"]
+STEMS = [name.removesuffix(".JPEG") for name in NAMES]
+EXPECTED = [2, 0, 3]  # of NAMES
+
+
+def labels_of(tmp_path: Path, text: str, *, name: str = "labels.txt", synsets: str | None = None, **given) -> list[int]:
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    if synsets is not None:
+        (tmp_path / "synsets.txt").write_text(synsets)
+        given["synsets"] = tmp_path / "synsets.txt"
+    arguments = {"names": NAMES, "classes": CLASSES} | given
+    labels = read_labels(path, Path("val"), **arguments)
+    assert labels.dtype == np.int32
+    return labels.tolist()
+
+
+def fails(tmp_path: Path, text: str, **given) -> str:
+    with pytest.raises(UserError) as caught:
+        labels_of(tmp_path, text, **given)
+    message = str(caught.value)
+    assert message.startswith(str(tmp_path)) and "\n" not in message
+    return message
+
+
+def lines(template: str, labels: list[object]) -> str:
+    return "".join(template.format(stem=stem, label=label) + "\n" for stem, label in zip(STEMS, labels, strict=True))
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{stem}.JPEG {label}",
+        "{stem}\t{label}",
+        "val/{stem}.JPEG   {label}",
+        "./data/val/{stem} {label}",
+        "{stem}.jpg,{label}",
+        "val/{stem}.JPEG, {label}",
+        '"{stem}","{label}"',
+    ],
+)
+def test_files_with_class_names_or_places(tmp_path, template, newline):
+    for values in (["n03", "n01", "n04"], EXPECTED):
+        text = lines(template, values).replace("\n", newline)
+        assert labels_of(tmp_path, text) == EXPECTED
+        assert labels_of(tmp_path, text, name="labels.csv") == EXPECTED
+        assert labels_of(tmp_path, "\ufeff" + text.rstrip() + newline * 2) == EXPECTED
+
+
+def test_a_header_line(tmp_path):
+    for header in ("file,label", "ImageId,PredictionString"):
+        assert labels_of(tmp_path, f"{header}\n" + lines("{stem},{label}", EXPECTED)) == EXPECTED
+    assert labels_of(tmp_path, "filename label\n" + lines("{stem} {label}", EXPECTED)) == EXPECTED
+
+
+def test_kaggle(tmp_path):
+    """LOC_val_solution.csv: each box is `wnid x0 y0 x1 y1`, and an image may have several."""
+    text = lines("{stem},{label} 85 1 499 272 {label} 3 4 5 6 ", ["n03", "n01", "n04"])
+    assert labels_of(tmp_path, "ImageId,PredictionString\n" + text, name="LOC_val_solution.csv") == EXPECTED
+    message = fails(tmp_path, text.replace("00000003", "00000009"))
+    assert "1 of 3 files are not in val, first 'ILSVRC2012_val_00000009' (line 1)" in message
+
+
+def test_class_names_alone_are_in_the_order_of_the_images_names(tmp_path):
+    assert labels_of(tmp_path, "n01\nn04\nn03\n") == EXPECTED
+    classes = ("great white, shark", "kit fox", "red fox")
+    assert labels_of(tmp_path, "kit fox\nred fox\ngreat white, shark\n", classes=classes) == [0, 1, 2]
+
+
+def test_class_names_with_spaces_beside_files(tmp_path):
+    classes = ("great white", "kit fox", "red fox")
+    text = lines("{stem} {label}", ["kit fox", "red fox", "great white"])
+    assert labels_of(tmp_path, text, classes=classes) == [1, 2, 0]
+
+
+def test_integers_alone_from_0(tmp_path):
+    assert labels_of(tmp_path, "0\n3\n2\n") == EXPECTED
+
+
+def test_ids_mean_what_the_synsets_say(tmp_path):
+    """ID 1 is n04, 2 is n01, 3 is n03, 4 is n02."""
+    in_order = "n04\nn01\nn03\nn02\n"
+    numbered = "n02 4 kit_fox\nn04 1 dog\nn01 2 cat\nn03 3 cow\n"
+    for synsets in (in_order, numbered):
+        assert labels_of(tmp_path, "2\n1\n3\n", synsets=synsets) == EXPECTED
+        assert labels_of(tmp_path, lines("{stem}.JPEG {label}", [3, 2, 1]), synsets=synsets) == EXPECTED
+    assert labels_of(tmp_path, "4\n4\n4\n", synsets=in_order) == [1, 1, 1]
+    assert "line 2: ID 5 is not among the 4 that --synsets names" in fails(tmp_path, "2\n5\n3\n", synsets=in_order)
+    assert "line 2: ID 0 is not among" in fails(tmp_path, "2\n0\n3\n", synsets=in_order)
+    message = fails(tmp_path, "2\n1\n3\n", synsets=in_order, classes=("n01", "n02", "n03"))
+    assert "line 2: ID 1: train has no class 'n04'; did you mean" in message
+
+
+def test_integers_that_are_class_names(tmp_path):
+    assert labels_of(tmp_path, "10\n2\n1\n", classes=("1", "10", "2")) == [0, 1, 2]
+
+
+def test_integers_that_could_mean_two_things(tmp_path):
+    message = fails(tmp_path, "1\n4\n3\n")
+    assert "labels up to 4 and no 0: ILSVRC2012's IDs" in message and "--synsets" in message
+    assert "labels up to 4 and no 0" in fails(tmp_path, lines("{stem} {label}", [1, 4, 3]))
+    message = fails(tmp_path, "1\n3\n2\n")
+    assert "labels from 1 to 3 for 4 classes may count from 0 or from 1" in message and "--synsets" in message
+    assert "line 2: label 5, but train has 4 classes" in fails(tmp_path, "1\n5\n2\n")
+    assert "line 2: label 4, but train has 4 classes" in fails(tmp_path, "0\n4\n2\n")
+    # With its file beside it, an integer is Caffe's: from 0.
+    assert labels_of(tmp_path, lines("{stem} {label}", [1, 3, 2])) == [1, 3, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "labels.txt: line 1 is empty"),
+        ("n01\n\nn04\nn03\n", "line 2 is empty"),
+        ("n01\nn04\n", "2 labels, but val has 3 images; each needs one"),
+        ("n01\nn04\nn03\nn01\n", "4 labels, but val has 3 images"),
+        ("n01\nn4\nn03\n", r"line 2: train has no class 'n4'; did you mean 'n04'\?"),
+        ("n01\nn04\n3\n", "line 3: train has no class '3'"),
+        ("0\n1\nx\n", "line 3: 'x' is no integer, as the other labels are"),
+        ("0\n1\n-1\n", "line 3: '-1' is no integer"),
+        (lines("{stem} {label}", ["n03", "n01", "wolf"]), "line 3: train has no class 'wolf'; there are n01, n02"),
+        (lines("{stem} {label}", EXPECTED) + "x.jpg 1\n", r"1 of 4 files are not in val, first 'x\.jpg' \(line 4\)"),
+        (lines("{stem} {label}", EXPECTED) + f"{STEMS[1]}.JPEG 0\n", r"00001\.JPEG' is listed twice \(lines 2 and 4\)"),
+        (f"{STEMS[1]} 0\n", "no label for 2 of the 3 images of val, first 'ILSVRC2012_val_00000002.JPEG'"),
+        (f"{STEMS[1]},0\n{STEMS[0]}\n", "line 2 is 'ILSVRC2012_val_00000003', must be FILE,LABEL"),
+        (f"{STEMS[1]} 0\n{STEMS[0]}\n", "line 2 is 'ILSVRC2012_val_00000003', must be FILE LABEL"),
+        (f"{STEMS[1]},0,1\n", "line 1 is '.*', must be FILE,LABEL"),
+        (f"{STEMS[1]},0\n{'x' * 140000},1\n", r"line 2 is '\[...\]', must be FILE,LABEL"),
+        ("file,label\n", "no label for 3 of the 3 images"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, text, message):
+    with pytest.raises(UserError, match=message) as caught:
+        labels_of(tmp_path, text)
+    assert str(caught.value).startswith(f"{tmp_path / 'labels.txt'}: ") and "\n" not in str(caught.value)
+
+
+def test_a_suffix_decides_between_images_of_one_stem(tmp_path):
+    names = ["a.jpg", "a.png", "b.v1.jpg"]
+    assert labels_of(tmp_path, "a.png 0\nb.v1 1\na.jpg 2\n", names=names) == [2, 0, 1]
+    assert "2 of 3 files are not in val, first 'a' (line 1)" in fails(tmp_path, "a 0\na 1\nb.v1.jpg 2\n", names=names)
+
+
+def test_files_that_are_no_labels(tmp_path):
+    path = tmp_path / "labels.txt"
+    for content in (b"\xff\xfe\xff", b"a\0b"):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"labels\.txt: not a text file in UTF-8"):
+            read_labels(path, Path("val"), NAMES, CLASSES)
+    with pytest.raises(UserError, match=r"nowhere: cannot be read \(No such file or directory\)"):
+        read_labels(tmp_path / "nowhere", Path("val"), NAMES, CLASSES)
+    with tarfile.open(tmp_path / "x.tar.gz", "w:gz"):
+        pass
+    with pytest.raises(UserError, match=r"x\.tar\.gz: has no ILSVRC2012_validation_ground_truth\.txt in it"):
+        read_labels(tmp_path / "x.tar.gz", Path("val"), NAMES, CLASSES)
