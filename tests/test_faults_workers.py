@@ -34,7 +34,7 @@ command = importlib.import_module("preprocess." + module)
 WORK = '''
 import os, signal, sys, time
 from preprocess import workers
-marker, deed, descriptor = sys.argv[1:]
+marker, deed, *descriptors = sys.argv[1:]
 def misbehave(location, settings, encode_one=workers.encode_one):
     if location.name.endswith("/5.png"):
         open(marker, "w").close()
@@ -45,11 +45,11 @@ def misbehave(location, settings, encode_one=workers.encode_one):
         workers.encode_image = encode_image
 encode_image = workers.encode_image
 workers.encode_one = misbehave
-workers._work(int(descriptor))
+workers._work(*map(int, descriptors))
 '''
 popen = subprocess.Popen
 def start(line, **options):
-    return popen([sys.executable, "-c", WORK, marker, deed, str(options["pass_fds"][0])], **options)
+    return popen([sys.executable, "-c", WORK, marker, deed, *map(str, options["pass_fds"])], **options)
 subprocess.Popen = start
 sys.exit(command.main(arguments))
 """
