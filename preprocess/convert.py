@@ -1,8 +1,8 @@
 """The engine of a conversion: images in order -> a writer, so that a run which was killed goes on where it was.
 
-    images (encoded, or read back from parts) -> writer (.beton, tars, or one part) -> OUT/.unfinished
-                                        every second: data and records to disk, then a line of the journal
-    all files of the set under their final names, the manifest last; OUT/.unfinished goes
+images (encoded, or read back from parts) -> writer (.beton, tars, or one part) -> OUT/.unfinished
+                                    every second: data and records to disk, then a line of the journal
+all files of the set under their final names, the manifest last; OUT/.unfinished goes
 """
 
 from __future__ import annotations

@@ -110,8 +110,7 @@ def flipped(directory: Path, regions: list[Region], seed: int, times: int) -> It
 def test_a_flipped_bit_of_the_structure(damaged, seed):
     """Headers, tables, padding and the files beside the shards."""
     for place, found in flipped(damaged, structure_of(damaged), seed, 100):
-        # A table beside a tar that does not fit makes the tar unreadable.
-        assert found in ({place[0]}, {place[0].replace(".samples", ".tar")}), place
+        require_named(place[0], found, place)
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -129,7 +128,8 @@ def test_a_flipped_bit_of_an_image_names_the_sample(damaged):
         path = damaged / image[0]
         content = path.read_bytes()
         path.write_bytes(content[: image[2] - 1] + bytes([content[image[2] - 1] ^ 1]) + content[image[2] :])
-        sample = [other for other in images if other[0] == image[0]].index(image)
+        split = image[0].partition("-")[0]
+        sample = [other for other in images if other[0].startswith(split)].index(image)
         assert [(problem.file, problem.sample) for problem in verify(damaged)] == [(image[0], sample)]
         path.write_bytes(content)
 
@@ -152,6 +152,11 @@ def test_truncation_at_random_places(damaged, seed):
     truncated(damaged, {(name, int(rng.integers(sizes[name]))) for name in names})
 
 
+def require_named(name: str, found: set[str], place: object) -> None:
+    """That file is reported; with the table of a tar, which cannot be read without it, the tar may be too."""
+    assert name in found and found <= {name, name.replace(".samples", ".tar")}, place
+
+
 def truncated(directory: Path, places: set[tuple[str, int]]) -> None:
     for name, end in sorted(places):
         content = (directory / name).read_bytes()
@@ -159,4 +164,4 @@ def truncated(directory: Path, places: set[tuple[str, int]]) -> None:
             os.truncate(directory / name, end)
             found = reported(directory)
             (directory / name).write_bytes(content)
-            assert found in ({name}, {name.replace(".samples", ".tar")}), (name, end)
+            require_named(name, found, (name, end))

@@ -97,6 +97,6 @@ def test_a_tar_named_twice_is_refused(tar_set, tmp_path):
     train = raw["splits"]["train"]
     train["files"].append(train["files"][0])
     train["num_samples"] += train["files"][0]["num_samples"]
-    (tmp_path / layout.MANIFEST_NAME).write_text(json.dumps(raw))
+    write_manifest(tmp_path, raw)
     with pytest.raises(ShardError, match=r"'train-000000\.tar' stands there twice"):
         layout.read_manifest(tmp_path)
