@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -135,14 +136,17 @@ class BetonWriter:
                 write_all(checksums.fileno(), content, num_samples * CRC32_DTYPE.itemsize)
                 num_samples += len(piece)
             os.fsync(checksums.fileno())
-        os.fsync(self._file)
         header = np.zeros(1, HEADER_DTYPE)
         header[0] = (BETON_VERSION, 2, self.page_size, num_samples, table_start)
+        with ThreadPoolExecutor(1, thread_name_prefix="fsync") as thread:  # beside the checksum
+            synced = thread.submit(os.fsync, self._file)
+            sha256 = sha256_of(self.path, header.tobytes())
+            synced.result()
         write_all(self._file, header.tobytes(), 0)
         os.fsync(self._file)
         size = table_start + num_samples * ALLOCATION_DTYPE.itemsize
         sidecars = {crc32_path.name: sha256_of(crc32_path)}
-        return (ShardFile(self.path.name, num_samples, size, sha256_of(self.path), sidecars),)
+        return (ShardFile(self.path.name, num_samples, size, sha256, sidecars),)
 
     def _place(self, end: int, size: int) -> int:
         """Where an image goes that follows another one's end: a page is left only when the image does not fit."""
@@ -150,10 +154,11 @@ class BetonWriter:
         return end if end + size <= page_end else page_end
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
+def sha256_of(path: Path, start: bytes = b"") -> str:
+    """SHA-256 of a file, hex, as it will be with this start."""
+    digest = hashlib.sha256(start)
+    with path.open("rb", buffering=0) as file:
+        file.seek(len(start))
         while chunk := file.read(PAGE_SIZE):
             digest.update(chunk)
     return digest.hexdigest()
