@@ -14,6 +14,7 @@ from PIL import Image
 from pipelines.beton_reader import MODE_RAW
 from pipelines.errors import BackendMissingError, ShardError
 from pipelines.plan import MIX_CUTMIX, MIX_NONE, BatchPlan, CropOptions, EraseOptions, MixOptions, Plan
+from pipelines.strict_jpeg import DamagedJpegError, decode_jpeg
 from preprocess.survey import SplitSurvey
 
 __all__ = ["CROP", "ERASE", "IMAGE_SIZE", "MIX", "RECIPE", "ContactSheet", "Tile", "contact_sheet"]
@@ -153,11 +154,8 @@ def _original(directory: Path, split: SplitSurvey, sample: int) -> Image.Image:
     if split.reader.modes[sample] == MODE_RAW:
         return Image.fromarray(encoded.reshape(height, width, 3))
     try:
-        with Image.open(BytesIO(encoded.tobytes()), formats=["JPEG"]) as image:
-            if image.size != (width, height):
-                raise ValueError(f"{image.height} x {image.width} pixels, but the shard says {height} x {width}")
-            return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return Image.fromarray(decode_jpeg(encoded, height, width))
+    except DamagedJpegError as error:
         raise ShardError(f"{directory}: split {split.name!r}: sample {sample}: damaged JPEG ({error})") from None
 
 

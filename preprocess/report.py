@@ -85,7 +85,8 @@ def _print(found: Survey, reading: list[tuple[str, str, str]], html: Path) -> No
 def _parser() -> argparse.ArgumentParser:
     description = "Shows what is in a shard set, in the terminal and as one HTML page."
     epilog = f"The contact sheet is augmented as by the seed recipe (configs/sdpnet_xl.yaml): {RECIPE}."
-    parser = argparse.ArgumentParser(prog="report", description=description, epilog=epilog, allow_abbrev=False)
+    program = Path(sys.argv[0]).stem
+    parser = argparse.ArgumentParser(prog=program, description=description, epilog=epilog, allow_abbrev=False)
     add = parser.add_argument
     add("shards", type=Path, metavar="SHARDS", help="directory with a manifest.json")
     add("--html", metavar="FILE", type=Path, help="the page (default: SHARDS/report.html)")

@@ -3,9 +3,11 @@
 DIR holds images in class folders. They are repeated, as links, to a larger folder, which is converted by turns in one
 run, with the same settings (500 px, quality 90) and as many worker processes:
 
-    ffcv           FFCV's DatasetWriter; only the writing is timed, not the start of Python
-    always, auto   the command `build_ffcv.py --reencode always | auto`, timed as a whole
+    ffcv           FFCV's DatasetWriter
+    always, auto   the command `build_ffcv.py --reencode always | auto`: listing, encoding, writing, checksums
     tars           the command `build_dali.py`, re-encoding
+
+The start of Python and the imports are not counted. Round by round the order is turned around.
 
 --within leaves out images whose longer side is over 500 px. Peak memory is that of a command's processes together
 (shared pages are counted in each).
@@ -16,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -95,16 +98,18 @@ def run(name: str, root: Path, out: Path, workers: int) -> tuple[float, int]:
         script, *flags = COMMANDS[name]
         command = [str(ROOT / "preprocess" / script), "--train", str(root), "--out", str(out), *flags]
         command += ["--workers", str(workers)]
-    began = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT
     )
     memory = peak_memory(process)
-    seconds = time.monotonic() - began
     output = process.communicate()[0]
     if process.returncode:
         raise SystemExit(f"{name} ended with status {process.returncode}")
-    return float(output.split()[-1]) if name == "ffcv" else seconds, memory
+    if name == "ffcv":
+        return float(output), memory
+    took = re.search(r"images in ([\d,.]+) s,", output)
+    assert took is not None, output
+    return float(took[1].replace(",", "")), memory
 
 
 def links(images: Path, root: Path, repeat: int, within: bool) -> int:
