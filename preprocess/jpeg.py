@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 HOW_TO_BUILD: Final = "it needs g++ and libjpeg's headers (Debian: g++ libjpeg-dev), then pip install again"
-INTERFACE: Final = 1  # codec_interface(): another number is a library left by another version of this package
+INTERFACE: Final = 2  # codec_interface(): another number is a library left by another version of this package
 LIBRARY: Final = Path(__file__).parent / "native" / f"jpeg_codec{sysconfig.get_config_var('EXT_SUFFIX')}"
 SAMPLING_FACTORS: Final = {"4:4:4": (1, 1), "4:2:2": (2, 1), "4:2:0": (2, 2)}
 
@@ -102,7 +102,9 @@ def encode(pixels: np.ndarray, max_side: int, quality: int, subsampling: str, re
 
 
 def keep(data: bytes, max_side: int, restart_rows: int) -> Encoded:
-    """Rewrites a JPEG with the same DCT coefficients: baseline, standard Huffman tables, JFIF, no other metadata.
+    """Rewrites a JPEG with the same DCT coefficients: baseline, JFIF, no other metadata.
+
+    The AC Huffman tables of clean baseline JPEGs stay; all other tables are the standard ones.
 
     Args:
         data: the file's bytes.

@@ -10,6 +10,7 @@ import errno
 import io
 import json
 import os
+import pathlib
 import re
 import signal
 import subprocess
@@ -238,6 +239,10 @@ def _convert(request: dict[str, Any], report: int) -> int:
     for call in CALLS[:-1]:
         setattr(os, call, injector.wrap(call, getattr(os, call)))
     io.open = injector.wrap("io.open", io.open)  # what Path.open calls
+    if accessor := getattr(pathlib, "_NormalAccessor", None):  # Python 3.10: pathlib holds the calls itself
+        for call in ("mkdir", "rmdir", "unlink", "replace"):
+            setattr(accessor, call, staticmethod(getattr(os, call)))
+        accessor.open = staticmethod(io.open)
     for writer in (SmallPages, SmallTars):
         for name in ("add", "finish"):
             setattr(writer, name, injector.wrap(name, getattr(writer, name)))

@@ -147,6 +147,25 @@ def test_killed_again_and_again(commands, tiny_folder, tiny_sets, tmp_path, form
     finished(ended, tmp_path / "out", tiny_sets[format])
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("in a line of the journal", "before the journal goes"),
+        ("between the fsyncs of images and records", "between two renames"),
+        ("in the sidecars", "between two splits"),
+        ("after the last rename but the manifest's", "in the tidy-up"),
+        ("in the manifest", "in the manifest"),
+    ],
+)
+@pytest.mark.parametrize("format", FORMATS)
+def test_killed_at_two_named_points(commands, tiny_folder, tiny_sets, tmp_path, format, first, second):
+    arguments = command_line(tiny_folder, tmp_path / "out")
+    for name in (first, second):
+        killed(commands, format, arguments, POINTS[name])
+        require_absent_or_complete(tmp_path / "out", tiny_sets[format])
+    finished(commands.run(format, arguments), tmp_path / "out", tiny_sets[format])
+
+
 @pytest.mark.parametrize("lost", ["records|journal", DATA, "records", "."])
 @pytest.mark.parametrize("moment", range(5))
 @pytest.mark.parametrize("format", FORMATS)

@@ -88,14 +88,33 @@ def test_kept_is_baseline_with_restart_markers_and_nothing_else(all_samplings, s
     assert b"secret" not in kept
 
 
-@pytest.mark.parametrize("options", [{}, {"optimize": True}, {"restart_marker_blocks": 5}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"restart_marker_blocks": 5}], ids=str)
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
 def test_the_fast_way_to_keep_gives_what_libjpeg_gives(subsampling, options):
-    """Bytes before the last marker are harmless, but leave the file to libjpeg's coefficient arrays."""
+    """Bytes before the last marker are harmless, but leave the file to libjpeg's coefficient arrays. Multiples of an MCU:
+    libjpeg fills what an image leaves of its last ones with blocks of its own."""
+    for number in range(1, 60):
+        pixels = make_image(number, 16 * (number % 5 + 1), 16 * (number % 7 + 1))
+        clean = pillow_jpeg(pixels, quality=40 + number, subsampling=subsampling, **options)
+        assert jpeg.keep(clean, 0, 1) == jpeg.keep(clean[:-2] + b"\x00\x00\xff\xd9", 0, 1)
+
+
+@pytest.mark.parametrize("options", [{"optimize": True}, {"optimize": True, "restart_marker_blocks": 5}], ids=str)
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+def test_the_fast_way_keeps_the_ac_tables(subsampling, options):
+    """Optimised ones among them, which libjpeg's way would replace by the standard ones."""
+
+    def ac_tables(jpeg_file: bytes) -> list[bytes]:
+        return sorted(body for marker, body in segments(jpeg_file)[0] if marker == 0xC4 and body[0] >> 4)
+
     for number in range(1, 60):
         pixels = make_image(number, number * 29 % 83 + 1, number)
         clean = pillow_jpeg(pixels, quality=40 + number, subsampling=subsampling, **options)
-        assert jpeg.keep(clean, 0, 1) == jpeg.keep(clean[:-2] + b"\x00\x00\xff\xd9", 0, 1)
+        kept = jpeg.keep(clean, 0, 1).data
+        assert ac_tables(kept) == ac_tables(clean)
+        slow = jpeg.keep(clean[:-2] + b"\x00\x00\xff\xd9", 0, 1).data
+        assert ac_tables(slow) != ac_tables(clean)
+        assert np.array_equal(decoded(kept), decoded(clean)) and np.array_equal(decoded(slow), decoded(clean))
 
 
 def test_a_scan_for_each_component():

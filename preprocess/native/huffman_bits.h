@@ -46,6 +46,43 @@ struct Decoder {  // of one Huffman table
   }
 };
 
+constexpr int MAX_AC_BITS = 10;  // of a coefficient: 8-bit samples give no larger ones
+
+// Finds the end of a block's AC coefficients without their values, several symbols in one look-up.
+struct AcTable {
+  Decoder decoder;
+  uint16_t steps[1 << LOOKUP_BITS];  // of the whole symbols in these bits: bits | coefficients << 4 | the block ends << 15
+  uint8_t bits[17], values[256];     // of the table that this was built from: most files have the same
+  bool built = false;
+
+  bool build(const JHUFF_TBL *table) {
+    if (table == nullptr) return false;
+    if (built && !std::memcmp(bits, table->bits, sizeof bits) && !std::memcmp(values, table->huffval, sizeof values))
+      return true;
+    built = false;
+    std::memcpy(bits, table->bits, sizeof bits);
+    std::memcpy(values, table->huffval, sizeof values);
+    if (!decoder.build(table, 255)) return false;
+    decoder.symbols = values;
+    for (uint32_t window = 0; window < 1 << LOOKUP_BITS; ++window) {
+      uint32_t used = 0, coefficients = 0, ends = 0;
+      while (ends == 0) {
+        const uint32_t entry = decoder.lookup[(window << used) & ((1 << LOOKUP_BITS) - 1)];
+        const uint32_t symbol = entry & 255, size = symbol & 15, length = (entry >> 8) + size;
+        if (entry == 0 || used + length > LOOKUP_BITS || size > MAX_AC_BITS || (size == 0 && symbol != 0)) break;
+        used += length;
+        if (symbol == 0)
+          ends = 1;
+        else
+          coefficients += (symbol >> 4) + 1;
+      }
+      steps[window] = static_cast<uint16_t>(used | coefficients << 4 | ends << 15);
+    }
+    built = true;
+    return true;
+  }
+};
+
 struct Encoder {  // of one Huffman table
   uint32_t entries[256];  // of each symbol: code << 8 | length
 
@@ -106,8 +143,38 @@ struct Reader {
     bits <<= n;
     count -= n;
   }
+  // Bits taken since `start`.
+  size_t taken(const uint8_t *start) const { return 8 * static_cast<size_t>(next - start) - static_cast<size_t>(count); }
   // Bits not yet taken; below zero when too many were.
   ptrdiff_t left() const { return 8 * (end - next) + count; }
+
+  // Passes over the AC coefficients of a block. False where a code is not one, or irregular.
+  bool skip_coefficients(const AcTable &table) {
+    uint32_t k = 1;
+    for (;;) {
+      refill();
+      for (int i = 0; i < 3; ++i) {  // 2 x 11 bits and one code of 16 with 10 bits more are there
+        const uint32_t step = table.steps[bits >> (64 - LOOKUP_BITS)];
+        const uint32_t next_k = k + (step >> 4 & 255), ends = step >> 15;
+        if (step != 0 && next_k + ends <= DCTSIZE2) {
+          skip(static_cast<int>(step & 15));
+          k = next_k;
+          if (ends != 0 || k == DCTSIZE2) return true;
+          continue;
+        }
+        const uint32_t entry = peek(table.decoder);
+        if (entry == 0) return false;
+        skip(static_cast<int>(entry >> 8));
+        const uint32_t symbol = entry & 255, size = symbol & 15;
+        if (symbol == 0) return true;
+        k += (symbol >> 4) + 1;
+        if (size == 0 ? symbol != 0xF0 || k >= DCTSIZE2 : k > DCTSIZE2 || size > MAX_AC_BITS) return false;
+        skip(static_cast<int>(size));
+        if (k == DCTSIZE2) return true;
+        break;
+      }
+    }
+  }
 
   // The next symbol, not yet skipped, as length << 8 | symbol; 0 for a code that does not exist.
   uint32_t peek(const Decoder &table) const {
@@ -129,7 +196,7 @@ struct Writer {
   uint64_t bits = 0;  // the last `count` are not yet in a byte
   int count = 0;      // below 8
 
-  void put(uint32_t value, int length) {  // 1 to 32 bits
+  void put(uint64_t value, int length) {  // 1 to 56 bits
     bits = bits << length | value;
     count += length;
     const uint64_t bytes = __builtin_bswap64(bits << (64 - count));
@@ -137,7 +204,16 @@ struct Writer {
     next += count >> 3;
     count &= 7;
   }
-  void put(uint32_t entry) { put(entry >> 8, static_cast<int>(entry & 255)); }
+  // Of the bytes from `source` on, the bits from `from` up to `to`. 8 bytes more can be read.
+  void copy(const uint8_t *source, size_t from, size_t to) {
+    while (from < to) {
+      uint64_t bytes;
+      std::memcpy(&bytes, source + (from >> 3), 8);
+      const int length = to - from < 56 ? static_cast<int>(to - from) : 56;
+      put(__builtin_bswap64(bytes) << (from & 7) >> (64 - length), length);
+      from += static_cast<size_t>(length);
+    }
+  }
   void end_of_interval() {  // fills the last byte with ones
     if (count != 0) put((1u << (8 - count)) - 1, 8 - count);
   }
