@@ -26,11 +26,7 @@ NEED_FFCV = "FFCV is not installed (it is an optional backend)"
 
 
 def blobs(*sizes: int) -> list[EncodedImage]:
-<<<<<<< HEAD
     return [EncodedImage(bytes([index % 256]) * size, 10 + index % 10, 20) for index, size in enumerate(sizes)]
-=======
-    return [EncodedImage(bytes([index % 256]) * size, 10 + index % 16, 20) for index, size in enumerate(sizes)]
->>>>>>> wip-faults
 
 
 def write(path: Path, images: list[EncodedImage], page_size: int = PAGE_SIZE) -> str:

@@ -331,7 +331,7 @@ def test_native_and_pillow_give_the_same_bytes(monkeypatch, native):
         assert "native" not in codec()
     monkeypatch.setattr(native_jpeg, "available", lambda: True)
     assert [encode_image(data, setting) for data in files for setting in settings] == expected
-    assert codec().startswith("native codec 1, libjpeg-turbo ")
+    assert codec().startswith(f"native codec {native_jpeg.INTERFACE}, libjpeg-turbo ")
 
 
 # ---- reencode

@@ -91,8 +91,8 @@ def test_kept_is_baseline_with_restart_markers_and_nothing_else(all_samplings, s
 @pytest.mark.parametrize("options", [{}, {"restart_marker_blocks": 5}], ids=str)
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
 def test_the_fast_way_to_keep_gives_what_libjpeg_gives(subsampling, options):
-    """Bytes before the last marker are harmless, but leave the file to libjpeg's coefficient arrays. Multiples of an MCU:
-    libjpeg fills what an image leaves of its last ones with blocks of its own."""
+    """Bytes before the last marker are harmless, but leave the file to libjpeg's coefficient arrays. Whole MCUs: libjpeg
+    fills what an image leaves of its last ones with blocks of its own."""
     for number in range(1, 60):
         pixels = make_image(number, 16 * (number % 5 + 1), 16 * (number % 7 + 1))
         clean = pillow_jpeg(pixels, quality=40 + number, subsampling=subsampling, **options)
@@ -339,7 +339,7 @@ def test_mutated_files_never_crash_and_never_give_other_pixels():
 
 
 def test_a_library_of_another_version_is_not_used(monkeypatch):
-    assert jpeg.version().startswith("native codec 1, libjpeg-turbo ")
+    assert jpeg.version().startswith(f"native codec {jpeg.INTERFACE}, libjpeg-turbo ")
     try:
         for name, value in (("INTERFACE", -1), ("LIBRARY", ROOT / "missing.so")):
             with monkeypatch.context() as patch:
