@@ -91,7 +91,7 @@ def test_kept_is_baseline_with_restart_markers_and_nothing_else(all_samplings, s
 @pytest.mark.parametrize("options", [{}, {"restart_marker_blocks": 5}], ids=str)
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
 def test_the_fast_way_to_keep_gives_what_libjpeg_gives(subsampling, options):
-    """Bytes before the last marker are harmless, but leave the file to libjpeg's coefficient arrays. Whole MCUs: libjpeg
+    """Bytes before the last marker are harmless, but leave the file to libjpeg's coefficient arrays. Whole MCUs: it
     fills what an image leaves of its last ones with blocks of its own."""
     for number in range(1, 60):
         pixels = make_image(number, 16 * (number % 5 + 1), 16 * (number % 7 + 1))
