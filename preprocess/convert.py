@@ -200,7 +200,7 @@ def _run_split(
                 file, full_name = image.names()
                 last_reason = f"{full_name}: {result.reason}"
                 if on_bad == "fail":
-                    raise UserError(last_reason)
+                    raise UserError(f"{last_reason} (--on-bad skip would leave it out)")
                 num_bad += 1
                 record = (0, 0, image.label, 0, 0, BAD)
                 committer.bad.append({"index": records.count, "file": file, "reason": result.reason})
