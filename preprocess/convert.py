@@ -184,7 +184,6 @@ def _run_split(
         committer = stack.enter_context(_Committer(name, writer, records, journal))
         source = stack.enter_context(closing(images(name, records.count)))
         meter = stack.enter_context(Meter(name, records.count, count))
-        last_reason = ""
         for image in source:
             result = image.result
             if isinstance(result, Encoded):
@@ -198,9 +197,8 @@ def _run_split(
                 record = (len(result.data), result.crc32, image.label, result.height, result.width, state)
             else:
                 file, full_name = image.names()
-                last_reason = f"{full_name}: {result.reason}"
                 if on_bad == "fail":
-                    raise UserError(f"{last_reason} (--on-bad skip would leave it out)")
+                    raise UserError(f"{full_name}: {result.reason} (--on-bad skip would leave it out)")
                 num_bad += 1
                 record = (0, 0, image.label, 0, 0, BAD)
                 committer.bad.append({"index": records.count, "file": file, "reason": result.reason})
@@ -209,7 +207,9 @@ def _run_split(
             meter.advance(num_bad)
         committer.commit()
         if num_bad == count and writer.format in FORMATS:
-            raise UserError(f"{name}: none of its {num_bad:,} images can be converted; the last: {last_reason}")
+            last = [bad for split, bad in quarantined(journal.entries) if split == name][-1]
+            reason = f"{last['file']}: {last['reason']}"
+            raise UserError(f"{name}: none of its {num_bad:,} images can be converted; the last: {reason}")
         meter.note("waiting for the disk, checksum")
         files = writer.finish(records)
         sync_directory(work)

@@ -213,6 +213,14 @@ def test_a_bad_image_stops_the_run_and_skipping_it_goes_on(image_folder, tmp_pat
     assert manifest.splits["train"].num_quarantined == 2
 
 
+def test_a_split_of_bad_images_only_says_why_again_and_again(tmp_path):
+    (tmp_path / "in" / "train" / "ant").mkdir(parents=True)
+    (tmp_path / "in" / "train" / "ant" / "1.jpg").write_text("no image")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"none of its 1 images .* the last: ant/1\.jpg: not an image"):
+            convert_folder(tmp_path / "in", tmp_path / "out", on_bad="skip")
+
+
 def test_an_image_that_the_format_cannot_hold_is_bad(image_folder, tmp_path):
     small_pages = partial(BetonWriter, page_size=4096)
     with pytest.raises(UserError, match=r"once encoded, but a page of a \.beton file holds 4,096"):
