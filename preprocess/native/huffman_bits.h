@@ -46,12 +46,15 @@ struct Decoder {  // of one Huffman table
   }
 };
 
+constexpr int STEP_BITS = 12;
 constexpr int MAX_AC_BITS = 10;  // of a coefficient: 8-bit samples give no larger ones
 
 // Finds the end of a block's AC coefficients without their values, several symbols in one look-up.
 struct AcTable {
   Decoder decoder;
-  uint16_t steps[1 << LOOKUP_BITS];  // of the whole symbols in these bits: bits | coefficients << 4 | the block ends << 15
+  // For windows of 0, 1, ... STEP_BITS bits, one level behind the other: what the whole symbols in them are together,
+  // as bits | coefficients << 4 | the block ends << 15.
+  uint16_t levels[2 << STEP_BITS];
   uint8_t bits[17], values[256];     // of the table that this was built from: most files have the same
   bool built = false;
 
@@ -64,22 +67,32 @@ struct AcTable {
     std::memcpy(values, table->huffval, sizeof values);
     if (!decoder.build(table, 255)) return false;
     decoder.symbols = values;
-    for (uint32_t window = 0; window < 1 << LOOKUP_BITS; ++window) {
-      uint32_t used = 0, coefficients = 0, ends = 0;
-      while (ends == 0) {
-        const uint32_t entry = decoder.lookup[(window << used) & ((1 << LOOKUP_BITS) - 1)];
-        const uint32_t symbol = entry & 255, size = symbol & 15, length = (entry >> 8) + size;
-        if (entry == 0 || used + length > LOOKUP_BITS || size > MAX_AC_BITS || (size == 0 && symbol != 0)) break;
-        used += length;
-        if (symbol == 0)
-          ends = 1;
-        else
-          coefficients += (symbol >> 4) + 1;
-      }
-      steps[window] = static_cast<uint16_t>(used | coefficients << 4 | ends << 15);
-    }
+    for (uint32_t width = 0; width <= STEP_BITS; ++width) build_level(width);
     built = true;
     return true;
+  }
+
+  // A window is a symbol and a narrower window behind it: their steps add up.
+  void build_level(uint32_t width) {
+    uint16_t *level = levels + (size_t{1} << width);
+    std::memset(level, 0, sizeof *level << width);
+    uint32_t code = 0;
+    const uint8_t *symbol = values;
+    for (uint32_t length = 1; length <= width && length <= 16; ++length, code <<= 1)
+      for (int i = 0; i < bits[length]; ++i, ++symbol, ++code) {
+        uint16_t *to = level + (size_t{code} << (width - length));
+        const uint32_t size = *symbol & 15, used = length + size;
+        if (*symbol == 0) {
+          for (uint16_t *end = to + (size_t{1} << (width - length)); to < end; ++to)
+            *to = static_cast<uint16_t>(length | 1 << 15);
+        } else if (size != 0 && size <= MAX_AC_BITS && used <= width) {
+          const uint16_t step = static_cast<uint16_t>(used | ((*symbol >> 4) + 1u) << 4);
+          const size_t count = size_t{1} << (width - used);
+          const uint16_t *behind = levels + count;
+          for (uint32_t value = 0; value < 1u << size; ++value, to += count)
+            for (size_t k = 0; k < count; ++k) to[k] = static_cast<uint16_t>(behind[k] + step);
+        }
+      }
   }
 };
 
@@ -154,7 +167,7 @@ struct Reader {
     for (;;) {
       refill();
       for (int i = 0; i < 3; ++i) {  // 2 x 11 bits and one code of 16 with 10 bits more are there
-        const uint32_t step = table.steps[bits >> (64 - LOOKUP_BITS)];
+        const uint32_t step = table.levels[(1 << STEP_BITS) + (bits >> (64 - STEP_BITS))];
         const uint32_t next_k = k + (step >> 4 & 255), ends = step >> 15;
         if (step != 0 && next_k + ends <= DCTSIZE2) {
           skip(static_cast<int>(step & 15));
