@@ -16,6 +16,7 @@ from conftest import make_image
 from conversion import convert_folder
 from faults import ROOT
 from PIL import Image
+from processes import children_of
 
 from pipelines.layout import open_split
 from preprocess.beton import BetonWriter
@@ -136,19 +137,6 @@ def wait_for(path: Path) -> None:
     while not path.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     assert path.exists()
-
-
-def children_of(process: int) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[1]) == process:
-                found.append(int(entry.name))
-    return found
 
 
 @pytest.mark.parametrize(("format", "on_bad"), [("beton", "fail"), ("tar", "skip")])

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from processes import children_of, running
 
 from pipelines.errors import UserError
 from preprocess import workers
@@ -55,17 +56,7 @@ def misbehaving(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def children() -> set[int]:
-    """Processes of this one that still run."""
-    found = set()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[1]) == os.getpid() and fields[0] != "Z":
-                found.add(int(entry.name))
-    return found
+    return children_of(os.getpid())
 
 
 def locations(image_folder: Path, *words: str) -> list[Location]:
@@ -219,10 +210,3 @@ def test_workers_end_with_a_parent_that_is_killed(image_folder):
     while any(running(process) for process in found) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(running(process) for process in found)
-
-
-def running(process: str) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False

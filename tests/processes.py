@@ -1,0 +1,28 @@
+"""Which processes run, from Linux's /proc."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+__all__ = ["children_of", "running"]
+
+
+def _stat(process: int | str) -> list[str] | None:
+    """State, parent and so on; None when there is no such process."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+
+
+def running(process: int | str) -> bool:
+    """Whether it is there and has not ended."""
+    fields = _stat(process)
+    return fields is not None and fields[0] != "Z"
+
+
+def children_of(process: int) -> set[int]:
+    """Those of its children that have not ended."""
+    stats = {int(name): _stat(name) for name in os.listdir("/proc") if name.isdigit()}
+    return {pid for pid, fields in stats.items() if fields and int(fields[1]) == process and fields[0] != "Z"}
