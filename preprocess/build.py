@@ -107,9 +107,7 @@ def build(arguments: argparse.Namespace, make_writer: MakeWriter, output: dict[s
     out = Path(arguments.out)
     began = time.monotonic()
     if arguments.merge:
-        given = [
-            flag for flag in ("source", "train", "val", "val_labels", "synsets") if getattr(arguments, flag) is not None
-        ]
+        given = [flag for flag in _SOURCE_FLAGS if getattr(arguments, flag) is not None]
         if given:
             raise UserError(f"--{given[0].replace('_', '-')} with --merge: the parts know their source; leave it out")
         manifest = merge(make_writer, output, out)

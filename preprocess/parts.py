@@ -32,7 +32,7 @@ from preprocess.convert import (
     quarantined,
     run_splits,
 )
-from preprocess.journal import BAD, JOURNAL_NAME, KEPT, Records, read_journal
+from preprocess.journal import BAD, JOURNAL_NAME, KEPT, Records, read_journal, require_bytes
 from preprocess.unfinished import UNFINISHED_NAME, open_journal, refuse_existing, writing
 from preprocess.workers import Bad, Encoded
 
@@ -74,8 +74,9 @@ class SpoolWriter:
     format = "part"
 
     def __init__(self, directory: Path, split: str, num_images: int) -> None:
+        self.path = directory / f"{split}.spool"
         self._end = 0
-        self._file = os.open(directory / f"{split}.spool", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
     def __enter__(self) -> SpoolWriter:
         return self
@@ -85,6 +86,7 @@ class SpoolWriter:
 
     def resume(self, sizes: Iterable[int]) -> None:
         self._end = sum(sizes)
+        require_bytes(self._file, self._end, self.path)
         os.ftruncate(self._file, self._end)
 
     def add(self, image: bytes | memoryview, label: int) -> None:

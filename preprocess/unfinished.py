@@ -68,12 +68,13 @@ def open_journal(work: Path, identity: dict[str, Any]) -> Journal:
     Raises `UserError` when another conversion is unfinished here.
     """
     journal = Journal(work / JOURNAL_NAME)
+    identity = json.loads(json.dumps(identity))  # as it is read again
     if not journal.entries:
         journal.append(identity)
         sync_directory(work)
-    elif journal.entries[0] != json.loads(json.dumps(identity)):
+    elif journal.entries[0] != identity:
         journal.close()
-        different = _difference(journal.entries[0], json.loads(json.dumps(identity)))
+        different = _difference(journal.entries[0], identity)
         raise UserError(
             f"{work}: an unfinished conversion with {different} lies here; repeat its command to go on with it, "
             "or remove that folder to start over"

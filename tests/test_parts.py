@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from functools import partial
@@ -90,6 +91,24 @@ def test_an_interrupted_part_goes_on(image_folder, tmp_path, monkeypatch):
     run_part(image_folder, tmp_path / "out", 2, 2)
     run_merge(tmp_path / "out", BetonWriter)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_part_that_lost_images_does_not_go_on(image_folder, tmp_path):
+    found, part = scan(image_folder), Part(1, 2)
+    conversion = plan_conversion(found, image_folder.name, EncodeSettings())
+
+    def images(split: str, first: int):
+        for index, image in enumerate(encoded_images(found, EncodeSettings(), 0, part=part)(split, first)):
+            if index == 4:
+                raise Stop
+            yield image
+
+    with pytest.raises(Stop):
+        convert_part(conversion, images, part, tmp_path)
+    spool = tmp_path / ".unfinished" / "part-1-of-2" / "train.spool"
+    os.truncate(spool, spool.stat().st_size - 1)
+    with pytest.raises(UserError, match=r"train\.spool: .* bytes, but the journal beside it counts images to byte"):
+        run_part(image_folder, tmp_path, 1, 2)
 
 
 def test_merging_says_what_is_amiss(image_folder, tmp_path):
