@@ -39,6 +39,7 @@ __all__ = [
     "open_split",
     "parse_split",
     "read_manifest",
+    "sha256_of",
 ]
 
 SCHEMA_VERSION: Final = 2
@@ -282,3 +283,13 @@ def _checked(reader: ShardReader, num_samples: int, manifest: Manifest) -> Shard
             f"{reader.path}: sample {bad}: label {reader.labels[bad]}, but there are {manifest.num_classes} classes"
         )
     return reader
+
+
+def sha256_of(path: Path, start: bytes = b"") -> str:
+    """SHA-256 of a file, hex, as it will be with this start."""
+    digest = hashlib.sha256(start)
+    with path.open("rb", buffering=0) as file:
+        file.seek(len(start))
+        while chunk := file.read(1 << 23):
+            digest.update(chunk)
+    return digest.hexdigest()

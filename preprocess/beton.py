@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,11 +22,11 @@ from pipelines.beton_reader import (
     MODE_JPEG,
 )
 from pipelines.errors import UserError
-from pipelines.layout import ShardFile
+from pipelines.layout import ShardFile, sha256_of
 from pipelines.publish import write_all
 from preprocess.journal import BAD, Records, require_bytes
 
-__all__ = ["PAGE_SIZE", "BetonWriter", "sha256_of"]
+__all__ = ["PAGE_SIZE", "BetonWriter"]
 
 PAGE_SIZE: Final = 1 << 23  # FFCV's default
 METADATA_START: Final = HEADER_DTYPE.itemsize + 2 * FIELD_DTYPE.itemsize
@@ -152,13 +151,3 @@ class BetonWriter:
         """Where an image goes that follows another one's end: a page is left only when the image does not fit."""
         page_end = -(-(end + 1) // self.page_size) * self.page_size
         return end if end + size <= page_end else page_end
-
-
-def sha256_of(path: Path, start: bytes = b"") -> str:
-    """SHA-256 of a file, hex, as it will be with this start."""
-    digest = hashlib.sha256(start)
-    with path.open("rb", buffering=0) as file:
-        file.seek(len(start))
-        while chunk := file.read(PAGE_SIZE):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -12,10 +12,9 @@ from typing import Final
 import numpy as np
 
 from pipelines.errors import UserError
-from pipelines.layout import ShardFile
+from pipelines.layout import ShardFile, sha256_of
 from pipelines.publish import write_all
 from pipelines.tar_reader import BLOCK, END_BYTES, SAMPLE_DTYPE, sample_bytes
-from preprocess.beton import sha256_of
 from preprocess.journal import BAD, Records, require_bytes
 
 __all__ = ["SHARD_BYTES", "TarWriter"]

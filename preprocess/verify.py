@@ -25,10 +25,9 @@ import numpy as np
 
 from pipelines.beton_reader import CRC32_DTYPE, MODE_RAW
 from pipelines.errors import ShardError, run_command
-from pipelines.layout import QUARANTINE_NAME, Manifest, ShardFile, ShardReader, open_file, read_manifest
+from pipelines.layout import QUARANTINE_NAME, Manifest, ShardFile, ShardReader, open_file, read_manifest, sha256_of
 from pipelines.strict_jpeg import DamagedJpegError, decode_jpeg
 from pipelines.tar_reader import SAMPLE_DTYPE
-from preprocess.beton import sha256_of
 from preprocess.unfinished import UNFINISHED_NAME
 
 __all__ = ["Problem", "main", "verify"]

@@ -165,8 +165,8 @@ def test_ctrl_c_in_a_program_of_the_other_package(shard_set: Path) -> None:
     interrupted = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from preprocess import beton
-beton.sha256_of = lambda path: os.kill(os.getpid(), signal.SIGINT)
+from pipelines import layout
+layout.sha256_of = lambda path: os.kill(os.getpid(), signal.SIGINT)
 from sdpnet.cli import main
 sys.exit(main())
 """
