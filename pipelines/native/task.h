@@ -1,0 +1,34 @@
+// What the crop decoder is asked for, and how it answers.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace crop {
+
+enum Status : int { OK = 0, DAMAGED = 1, UNSUPPORTED = 2, TOO_LARGE = 3, NO_MEMORY = 4 };
+
+struct Message {  // empty, or part of a sentence
+  char text[200];
+};
+
+// One stored image and the box of it that is wanted: inside the image and not empty, the caller has made sure.
+struct Task {
+  const uint8_t *data;
+  size_t size;
+  uint32_t image_height, image_width;  // as the shard says: a JPEG of another size is damaged
+  uint32_t top, left, height, width;
+  bool raw;   // `data` is RGB, uint8 (image_height, image_width, 3), not a JPEG file
+  bool flip;  // mirror left-right after the resize
+};
+
+// Decoded pixels and the box of them that is to be resized, which is inside them. Fractions come from DCT scaling.
+struct Pixels {
+  const uint8_t *rgb;  // uint8 (height, width, 3), rows `stride` bytes apart
+  size_t stride;
+  uint32_t height, width;
+  double top, left, box_height, box_width;
+};
+
+}  // namespace crop
