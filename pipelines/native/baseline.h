@@ -42,7 +42,8 @@ struct Frame {
 };
 
 struct BaselineScratch {  // one per thread
-  uint16_t quantizers[4][huffman::BLOCK];  // zigzag order
+  bool avx2 = simd::avx2();
+  uint16_t quantizers[4][huffman::BLOCK];  // natural order
   huffman::Spec dc_specs[2], ac_specs[2];
   huffman::DcTable dc[2];
   huffman::AcTable ac[2];
@@ -66,7 +67,8 @@ inline bool read_quantizers(Segment segment, BaselineScratch &scratch, uint32_t 
   while (segment.left() >= 65) {
     const uint32_t id = segment.byte();
     if (id > 3) return false;  // also 16-bit ones
-    for (uint16_t &value : scratch.quantizers[id]) value = static_cast<uint16_t>(segment.byte());
+    for (size_t k = 0; k < huffman::BLOCK; ++k)
+      scratch.quantizers[id][huffman::NATURAL[k]] = static_cast<uint16_t>(segment.byte());
     defined |= 1u << id;
   }
   return segment.left() == 0;
@@ -226,13 +228,15 @@ struct Scan {
 };
 
 // One MCU without its values, but for the predictions.
-ALWAYS_INLINE bool skip_mcu(huffman::Reader &reader, Frame &frame, BaselineScratch &scratch) {
+ALWAYS_INLINE bool skip_mcu(huffman::Reader &all_read, Frame &frame, BaselineScratch &scratch) {
+  huffman::Reader reader = all_read;  // a copy stays in registers
   for (uint32_t i = 0; i < frame.num_components; ++i) {
     Component &component = frame.components[i];
     for (uint32_t block = 0; block < component.across * component.down; ++block)
       if (!reader.dc(scratch.dc[component.dc], component.prediction) || !reader.skip_ac(scratch.ac[component.ac]))
         return false;
   }
+  all_read = reader;
   return reader.left() >= 0;
 }
 
@@ -243,11 +247,11 @@ ALWAYS_INLINE void clear(int16_t *block) {
 }
 
 // One MCU's wanted blocks.
-ALWAYS_INLINE bool read_mcu(huffman::Reader &reader, Frame &frame, BaselineScratch &scratch, uint32_t row,
+ALWAYS_INLINE bool read_mcu(huffman::Reader &all_read, Frame &frame, BaselineScratch &scratch, uint32_t row,
                             uint32_t column) {
+  huffman::Reader reader = all_read;
   for (uint32_t i = 0; i < frame.num_components; ++i) {
     Component &component = frame.components[i];
-    const uint16_t *quantizers = scratch.quantizers[component.quantizers];
     const huffman::DcTable &dc = scratch.dc[component.dc];
     const huffman::AcTable &ac = scratch.ac[component.ac];
     for (uint32_t v = 0; v < component.down; ++v)
@@ -262,17 +266,18 @@ ALWAYS_INLINE bool read_mcu(huffman::Reader &reader, Frame &frame, BaselineScrat
         const size_t at = size_t{v} * component.columns() + (x - component.first_column);
         int16_t *block = component.coefficients + huffman::BLOCK * at;
         clear(block);
-        const int last = reader.ac(ac, quantizers, block);
+        const int last = reader.ac(ac, block);
         if (last < 0) return false;
-        block[0] = static_cast<int16_t>(component.prediction * quantizers[0]);
+        block[0] = static_cast<int16_t>(component.prediction);
         component.only_dc[at] = last == 0;
       }
   }
+  all_read = reader;
   return reader.left() >= 0;
 }
 
 template <bool HAS_AVX2>
-ALWAYS_INLINE void transform_row(Component &component, uint32_t mcu_row) {
+ALWAYS_INLINE void transform_row(const Component &component, const uint16_t *quantizers, uint32_t mcu_row) {
   const uint32_t columns = component.columns();
   for (uint32_t v = 0; v < component.down; ++v) {
     const uint32_t y = mcu_row * component.down + v;
@@ -284,7 +289,7 @@ ALWAYS_INLINE void transform_row(Component &component, uint32_t mcu_row) {
     for (uint32_t x = 0; x < columns; ++x) {
       const int16_t *block = blocks + huffman::BLOCK * size_t{x};
       if (only_dc[x]) {
-        idct::fill(to + 8 * x, component.stride, idct::only_dc(block[0]));
+        idct::fill(to + 8 * x, component.stride, idct::only_dc(block[0], quantizers[0]));
         continue;
       }
 #if defined(__x86_64__)
@@ -292,19 +297,19 @@ ALWAYS_INLINE void transform_row(Component &component, uint32_t mcu_row) {
         if (waiting == columns) {
           waiting = x;
         } else {
-          idct::two_blocks_avx2(blocks + huffman::BLOCK * size_t{waiting}, block, to + 8 * waiting, to + 8 * x,
-                                component.stride);
+          idct::two_blocks_avx2(blocks + huffman::BLOCK * size_t{waiting}, block, quantizers, to + 8 * waiting,
+                                to + 8 * x, component.stride);
           waiting = columns;
         }
         continue;
       }
 #endif
-      idct::block_plain(block, to + 8 * x, component.stride);
+      idct::block_plain(block, quantizers, to + 8 * x, component.stride);
     }
 #if defined(__x86_64__)
     if (HAS_AVX2 && waiting != columns)
       idct::two_blocks_avx2(blocks + huffman::BLOCK * size_t{waiting}, blocks + huffman::BLOCK * size_t{waiting},
-                            to + 8 * waiting, to + 8 * waiting, component.stride);
+                            quantizers, to + 8 * waiting, to + 8 * waiting, component.stride);
 #endif
   }
 }
@@ -341,7 +346,10 @@ ALWAYS_INLINE bool decode_blocks(Frame &frame, BaselineScratch &scratch, uint32_
       if (!enter() || !skip_mcu(scan.reader, frame, scratch)) return false;
     for (uint32_t mcu = first_mcu; mcu < end_mcu; ++mcu, ++at)
       if (!enter() || !read_mcu(scan.reader, frame, scratch, row, mcu)) return false;
-    for (uint32_t i = 0; i < frame.num_components; ++i) transform_row<HAS_AVX2>(frame.components[i], row);
+    for (uint32_t i = 0; i < frame.num_components; ++i) {
+      const Component &component = frame.components[i];
+      transform_row<HAS_AVX2>(component, scratch.quantizers[component.quantizers], row);
+    }
   }
   return true;
 }
@@ -438,7 +446,6 @@ inline void choose_blocks(const Frame &frame, const Box &box, Component &compone
 
 template <bool HAS_AVX2>
 ALWAYS_INLINE bool decode_box(Frame &frame, BaselineScratch &scratch, const Box &box, Pixels &pixels) {
-  const Component &luma = frame.components[0];
   uint32_t first_mcu = UINT32_MAX, end_mcu = 0, first_row = UINT32_MAX, end_row = 0;
   size_t num_samples = MARGIN, num_blocks = 0;
   for (uint32_t i = 0; i < frame.num_components; ++i) {
@@ -476,7 +483,6 @@ ALWAYS_INLINE bool decode_box(Frame &frame, BaselineScratch &scratch, const Box 
   }
   if (!decode_blocks<HAS_AVX2>(frame, scratch, first_mcu, end_mcu, first_row, end_row)) return false;
   uint8_t *rows = scratch.upsampled.data;
-  (void)luma;
   convert<HAS_AVX2>(frame, box, reinterpret_cast<uint16_t *>(rows), rows + 2 * row_bytes, rows + 3 * row_bytes,
                     scratch.pixels.data, stride);
   pixels = Pixels{scratch.pixels.data, stride, box.height, box.width, 0, 0, static_cast<double>(box.height),
@@ -503,7 +509,7 @@ inline bool decode_baseline(const Task &task, BaselineScratch &scratch, Pixels &
   if (frame.height != task.image_height || frame.width != task.image_width) return false;
   const Box box{task.top, task.left, task.height, task.width};
 #if defined(__x86_64__)
-  if (simd::avx2()) return decode_box_avx2(frame, scratch, box, pixels);
+  if (scratch.avx2) return decode_box_avx2(frame, scratch, box, pixels);
 #endif
   return decode_box_plain(frame, scratch, box, pixels);
 }

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstdio>
 
+#include "baseline.h"
 #include "libjpeg_region.h"
 #include "resize.h"
 #include "task.h"
@@ -12,6 +13,7 @@
 namespace crop {
 
 struct Workspace {  // one per thread, reused for every image
+  BaselineScratch baseline;
   LibjpegScratch libjpeg;
   ResizeScratch resize;
 };
@@ -30,7 +32,7 @@ inline Status decode_crop(Workspace &workspace, const Task &task, uint8_t *outpu
     }
     pixels = Pixels{task.data + task.top * stride + 3 * size_t{task.left}, stride, task.height, task.width, 0, 0,
                     static_cast<double>(task.height), static_cast<double>(task.width)};
-  } else {
+  } else if (!decode_baseline(task, workspace.baseline, pixels)) {
     const Status status = decode_region(task, out_height, out_width, workspace.libjpeg, pixels, message);
     if (status != OK) return status;
   }

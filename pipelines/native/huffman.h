@@ -85,8 +85,45 @@ struct Codes {
   }
 };
 
+// Two symbols of AC coefficients in one look-up, for windows of LOOKUP_BITS bits: bits taken | (advance - 1) << 4 |
+// second advance << 8 | second value << 16 | value << 24. The second advance is 0, and the second value the first,
+// where there is only one symbol; the end of the block is past every coefficient. Bits taken are 0 where it needs Codes.
+struct Pairs {
+  uint32_t lookup[1 << LOOKUP_BITS];
+
+  static constexpr uint32_t END_OF_BLOCK = 128;
+
+  static bool is_small(uint32_t entry) {
+    const int32_t value = static_cast<int32_t>(entry) >> 16;
+    return entry != 0 && (entry & Codes::WIDE) == 0 && value >= -128 && value <= 127;
+  }
+
+  void build(const Codes &codes) {
+    constexpr uint32_t ALL = 1 << LOOKUP_BITS;
+    for (uint32_t window = 0; window < ALL; ++window) {
+      const uint32_t first = codes.lookup[window];
+      lookup[window] = 0;
+      if (!is_small(first)) continue;
+      const uint32_t value = first >> 16 & 255, advance = first >> 8 & 255;
+      uint32_t bits = first & 255, next_advance = 0, next_value = value;
+      if (advance == Codes::END_OF_BLOCK) {  // as a coefficient of 0 and the rest of the way
+        lookup[window] = bits | (END_OF_BLOCK - 1) << 8;
+        continue;
+      }
+      const uint32_t second = codes.lookup[window << bits & (ALL - 1)];
+      if (is_small(second) && bits + (second & 255) <= LOOKUP_BITS) {
+        bits += second & 255;
+        next_advance = second >> 8 & 255;
+        next_value = second >> 16 & 255;
+      }
+      lookup[window] = bits | (advance - 1) << 4 | next_advance << 8 | next_value << 16 | value << 24;
+    }
+  }
+};
+
 // Both ways to read the AC coefficients of a block: with their values, and past them, several symbols in one look-up.
 struct AcTable {
+  Pairs pairs;
   Codes codes;
   // For windows of 0, 1, ... STEP_BITS bits, one level behind the other: what the whole symbols in them are together,
   // as bits | coefficients << 4 | the block ends << 15.
@@ -98,7 +135,9 @@ struct AcTable {
     if (built && spec == wanted) return true;
     spec = wanted;
     steps_built = false;
-    return built = codes.build(spec, true);
+    built = codes.build(spec, true);
+    if (built) pairs.build(codes);
+    return built;
   }
 
   void build_steps() {
@@ -143,11 +182,19 @@ struct DcTable {
   }
 };
 
-// Where coefficient k of the zigzag order goes.
-constexpr uint8_t NATURAL[BLOCK] = {
-    0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,  12, 19, 26, 33, 40, 48,
-    41, 34, 27, 20, 13, 6,  7,  14, 21, 28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23,
-    30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63};
+// Where coefficient k of the zigzag order goes. A zero behind the end of the block, or what is damaged, goes to the last.
+struct Natural {
+  uint8_t order[2 * BLOCK + Pairs::END_OF_BLOCK] = {
+      0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,  12, 19, 26, 33, 40, 48,
+      41, 34, 27, 20, 13, 6,  7,  14, 21, 28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23,
+      30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63};
+
+  constexpr Natural() {
+    for (size_t k = BLOCK; k < sizeof order; ++k) order[k] = BLOCK - 1;
+  }
+  constexpr uint8_t operator[](size_t k) const { return order[k]; }
+};
+constexpr Natural NATURAL;
 
 // Copies the bytes from `next` to the next marker without the zeros that are stuffed behind each 0xFF. Returns the end
 // of the copy, and leaves `next` at the marker; nullptr if there is no marker before `end`.
@@ -189,10 +236,11 @@ struct Reader {
   // Bits not yet taken; below zero when too many were.
   ptrdiff_t left() const { return 8 * (end - next) + count; }
 
-  // A code too long for the look-up, or none: its symbol and length as length << 8 | symbol; 0 for none.
-  __attribute__((noinline)) uint32_t long_code(const Codes &table) const {
+  // A code too long for the look-up: its symbol and length as length << 8 | symbol; 0 for none.
+  uint32_t long_code(const Codes &table) const {
     const uint32_t code = static_cast<uint32_t>(bits >> 48);
-    for (int length = 1; length <= 16; ++length)
+    if (code < table.end[LOOKUP_BITS]) return 0;  // a shorter one, whose symbol is irregular
+    for (int length = LOOKUP_BITS + 1; length <= 16; ++length)
       if (code < table.end[length]) {
         const uint32_t index = (code >> (16 - length)) + static_cast<uint32_t>(table.offset[length]);
         return static_cast<uint32_t>(length) << 8 | table.symbols[index & 255];
@@ -222,42 +270,53 @@ struct Reader {
     return true;
   }
 
-  // The AC coefficients of a block of zeros, each times its quantizer (zigzag order), in natural order. Returns the
-  // zigzag index of the last one, 0 if there is none, or -1 where a code is not one, or irregular.
-  ALWAYS_INLINE int ac(const AcTable &table, const uint16_t *quantizers, int16_t *block) {
-    uint32_t k = 0, last = 0;
-    const auto put = [&](int value) { block[NATURAL[k]] = static_cast<int16_t>(value * quantizers[k]); };
+  // The AC coefficients of a block of zeros, in natural order. Returns the zigzag index of the last one, 0 if there is
+  // none, or -1 where a code is not one, or irregular.
+  ALWAYS_INLINE int ac(const AcTable &table, int16_t *block) {
+    uint32_t k = 0;
     for (;;) {
       refill();
-      uint32_t entry = 0;
-      for (int i = 0; i < 4; ++i) {  // 4 windows of 11 bits, or 3 of them and a value of 10
-        entry = table.codes.lookup[bits >> (64 - LOOKUP_BITS)];
-        if (entry & Codes::WIDE || entry == 0) break;
-        skip(static_cast<int>(entry & 0x7F));
-        last = k;
+      uint32_t entry;
+      for (int i = 0; i < 4; ++i) {  // windows of 11 bits
+        entry = table.pairs.lookup[bits >> (64 - LOOKUP_BITS)];
+        if ((entry & 15) == 0) break;
+        const uint64_t window = bits;
+        skip(static_cast<int>(entry & 15));
+        k += (entry >> 4 & 15) + 1;
+        block[NATURAL[k]] = static_cast<int8_t>(entry >> 24);
         k += entry >> 8 & 255;
+        block[NATURAL[k]] = static_cast<int8_t>(entry >> 16);
         if (k >= BLOCK - 1) {
-          if (k >= Codes::END_OF_BLOCK) return static_cast<int>(last);
-          if (k >= BLOCK) return -1;
-          put(static_cast<int32_t>(entry) >> 16);
-          return BLOCK - 1;
+          const uint32_t next_advance = entry >> 8 & 255;
+          if (k - next_advance == BLOCK - 1 && next_advance != Pairs::END_OF_BLOCK - 1) {
+            // The block ended with the first symbol: the second is not of this table.
+            const uint32_t first = table.codes.lookup[window >> (64 - LOOKUP_BITS)];
+            bits = window << (first & 0x7F);
+            count += static_cast<int>(entry & 15) - static_cast<int>(first & 0x7F);
+            block[BLOCK - 1] = static_cast<int8_t>(entry >> 24);
+            return BLOCK - 1;
+          }
+          if (k >= Pairs::END_OF_BLOCK) k -= Pairs::END_OF_BLOCK;
+          return k < BLOCK ? static_cast<int>(k) : -1;
         }
-        put(static_cast<int32_t>(entry) >> 16);
       }
-      if (entry & Codes::WIDE) {
+      if ((entry & 15) != 0) continue;
+      refill();
+      entry = table.codes.lookup[bits >> (64 - LOOKUP_BITS)];
+      if (entry != 0) {
         skip(static_cast<int>(entry & 0x7F));
         k += entry >> 8 & 255;
         if (k >= BLOCK) return -1;
-        put(take_value(entry >> 16));
-      } else if (entry == 0) {
-        refill();
+        const int value = static_cast<int32_t>(entry) >> 16;
+        block[NATURAL[k]] = static_cast<int16_t>(entry & Codes::WIDE ? take_value(entry >> 16) : value);
+      } else {
         const uint32_t code = long_code(table.codes), symbol = code & 255, size = symbol & 15;
         if (code == 0 || size > MAX_AC_BITS || (size == 0 && symbol != 0 && symbol != 0xF0)) return -1;
         skip(static_cast<int>(code >> 8));
         if (symbol == 0) return static_cast<int>(k);
         k += (symbol >> 4) + 1;
         if (k >= BLOCK) return -1;
-        if (size != 0) put(take_value(size));
+        if (size != 0) block[NATURAL[k]] = static_cast<int16_t>(take_value(size));
       }
       if (k == BLOCK - 1) return BLOCK - 1;
     }
@@ -277,15 +336,21 @@ struct Reader {
           if (ends != 0 || k == BLOCK) return true;
           continue;
         }
-        const uint32_t code = long_code(table.codes);
-        if (code == 0) return false;
-        skip(static_cast<int>(code >> 8));
-        const uint32_t symbol = code & 255, size = symbol & 15;
-        if (symbol == 0) return true;
-        k += (symbol >> 4) + 1;
-        if (size == 0 ? symbol != 0xF0 || k >= BLOCK : k > BLOCK || size > MAX_AC_BITS) return false;
-        skip(static_cast<int>(size));
-        if (k == BLOCK) return true;
+        const uint32_t entry = table.codes.lookup[bits >> (64 - LOOKUP_BITS)];
+        uint32_t symbol_bits, advance;
+        if (entry != 0) {
+          symbol_bits = (entry & 0x7F) + (entry & Codes::WIDE ? entry >> 16 : 0);
+          advance = entry >> 8 & 255;
+        } else {
+          const uint32_t code = long_code(table.codes), symbol = code & 255, size = symbol & 15;
+          if (code == 0 || size > MAX_AC_BITS || (size == 0 && symbol != 0 && symbol != 0xF0)) return false;
+          symbol_bits = (code >> 8) + size;
+          advance = Codes::advance_of(symbol);
+        }
+        skip(static_cast<int>(symbol_bits));
+        if (advance == Codes::END_OF_BLOCK) return true;
+        k += advance;
+        if (k >= BLOCK) return k == BLOCK;
         break;
       }
     }

@@ -17,10 +17,10 @@ constexpr int F_0_298 = 2446, F_0_390 = 3196, F_0_541 = 4433, F_0_765 = 6270, F_
 inline uint8_t clamp(int32_t value) { return static_cast<uint8_t>(value < 0 ? 0 : value > 255 ? 255 : value); }
 
 // in: every `stride`th of 8 values
-template <int SHIFT, typename In, typename Out>
-inline void one_dimension(const In *in, size_t stride, Out out) {
+template <int SHIFT, typename Out>
+inline void one_dimension(const int16_t *in, size_t stride, Out out) {
   constexpr int64_t ROUND = int64_t{1} << (SHIFT - 1);
-  const auto at = [&](int i) { return static_cast<int64_t>(in[i * stride]); };  // 64 bits: damage overflows no less
+  const auto at = [&](size_t i) { return static_cast<int64_t>(in[i * stride]); };
   const int64_t z = (at(2) + at(6)) * F_0_541;
   const int64_t even2 = z - at(6) * F_1_847, even3 = z + at(2) * F_0_765;
   const int64_t even0 = (at(0) + at(4)) * 8192, even1 = (at(0) - at(4)) * 8192;
@@ -38,18 +38,21 @@ inline int16_t saturate(int64_t value) {
   return static_cast<int16_t>(value < -32768 ? -32768 : value > 32767 ? 32767 : value);
 }
 
-// coefficients: dequantized, int16 (8, 8); pixels: rows `stride` apart
-inline void block_plain(const int16_t *coefficients, uint8_t *pixels, size_t stride) {
-  int16_t columns[64];
+// coefficients and quantizers (8, 8); pixels: rows `stride` apart
+inline void block_plain(const int16_t *coefficients, const uint16_t *quantizers, uint8_t *pixels, size_t stride) {
+  int16_t columns[64], products[64];
+  for (int i = 0; i < 64; ++i) products[i] = static_cast<int16_t>(coefficients[i] * quantizers[i]);
   for (size_t x = 0; x < 8; ++x)
-    one_dimension<11>(coefficients + x, 8, [&](int y, int64_t value) { columns[8 * y + x] = saturate(value); });
+    one_dimension<11>(products + x, 8, [&](int y, int64_t value) { columns[8 * y + x] = saturate(value); });
   for (size_t y = 0; y < 8; ++y)
     one_dimension<18>(columns + 8 * y, 1, [&](int x, int64_t value) {
       pixels[y * stride + x] = clamp(static_cast<int32_t>(saturate(value)) + 128);
     });
 }
 
-inline uint8_t only_dc(int16_t dc) { return clamp(((dc + 4) >> 3) + 128); }
+inline uint8_t only_dc(int16_t coefficient, uint16_t quantizer) {
+  return clamp(((static_cast<int16_t>(coefficient * quantizer) + 4) >> 3) + 128);
+}
 
 inline void fill(uint8_t *pixels, size_t stride, uint8_t value) {
   for (size_t y = 0; y < 8; ++y) std::memset(pixels + y * stride, value, 8);
@@ -121,13 +124,16 @@ AVX2 void transpose_avx2(__m256i *v) {
 }
 
 // Two blocks, to two places.
-__attribute__((target("avx2"))) inline void two_blocks_avx2(const int16_t *first, const int16_t *second, uint8_t *to_first,
+__attribute__((target("avx2"))) inline void two_blocks_avx2(const int16_t *first, const int16_t *second,
+                                                            const uint16_t *quantizers, uint8_t *to_first,
                                                             uint8_t *to_second, size_t stride) {
   __m256i v[8];
   for (int i = 0; i < 8; ++i) {
     const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i *>(first + 8 * i));
     const __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i *>(second + 8 * i));
-    v[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
+    const __m256i quantizer =
+        _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i *>(quantizers + 8 * i)));
+    v[i] = _mm256_mullo_epi16(_mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1), quantizer);
   }
   one_dimension_avx2<11>(v);
   transpose_avx2(v);

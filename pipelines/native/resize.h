@@ -15,6 +15,7 @@
 namespace crop {
 
 struct ResizeScratch {  // one per thread
+  bool avx2 = simd::avx2();
   Memory row_taps, row_weights, column_taps, column_weights, spread_weights, sums, last_row;
 };
 
@@ -209,7 +210,7 @@ inline bool resize(const Pixels &source, uint8_t *output, uint32_t height, uint3
   int16_t *sums = reinterpret_cast<int16_t *>(scratch.sums.data);
   std::memset(sums + n, 0, beyond * sizeof *sums);
 #if defined(__x86_64__)
-  if (simd::avx2()) {
+  if (scratch.avx2) {
     if (!scratch.spread_weights.reserve(size_t{width} * columns.count * 8)) return false;
     resize_avx2(source, rows, columns, sums, reinterpret_cast<__m256i *>(scratch.spread_weights.data),
                 scratch.last_row.data, output, height, width);
