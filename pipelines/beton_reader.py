@@ -199,10 +199,17 @@ class BetonReader:
 
     def encoded(self, sample_id: int) -> np.ndarray:
         """The bytes of one sample's image as a read-only uint8 view: a JPEG file, or raw (height, width, 3) pixels."""
+        start = self._starts[sample_id]
+        return self._mapped()[start : start + self.nbytes[sample_id]]
+
+    def addresses(self, sample_ids: np.ndarray) -> np.ndarray:
+        """Where the bytes of these samples' images lie in memory while the reader lives: uint64 (n,)."""
+        return self._starts[sample_ids].astype(np.uint64) + np.uint64(self._mapped().ctypes.data)
+
+    def _mapped(self) -> np.ndarray:
         if self._map is None:
             self._map = np.memmap(self.path, np.uint8, mode="r")
-        start = self._starts[sample_id]
-        return self._map[start : start + self.nbytes[sample_id]]
+        return self._map
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_map": None}  # a worker process maps the file itself

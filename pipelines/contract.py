@@ -11,13 +11,14 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from collections.abc import Generator
-from dataclasses import dataclass, field
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 import torch
 
+from pipelines import native_decoder
 from pipelines.errors import BackendMissingError, UserError, require
 from pipelines.layout import Manifest, ShardReader, open_split
 from pipelines.plan import BatchPlan, CropOptions, EraseOptions, MixOptions, Order, Plan
@@ -36,8 +37,9 @@ __all__ = [
     "make_plan",
 ]
 
-# name -> (module, what must be importable, how to get it)
+# name -> (module, what must be importable, how to get it); `native` needs its library instead
 PIPELINES: Final[dict[str, tuple[str, str, str]]] = {
+    "native": ("pipelines.native_pipeline", "", native_decoder.HOW_TO_BUILD),
     "torchvision": ("pipelines.torchvision_pipeline", "torchvision", "pip install torchvision"),
     "ffcv": ("pipelines.ffcv_pipeline", "ffcv", "./dev setup --retry (or: pip install 'sdpnet[ffcv]')"),
     "dali": ("pipelines.dali_pipeline", "nvidia.dali", "./dev setup --retry (or: pip install 'sdpnet[dali]')"),
@@ -62,17 +64,22 @@ class DataOptions:
     """Section `data` of a config: where the shards are and how they are read.
 
     `path` is a shard set; `batch_size_per_gpu` counts one micro-batch of one process; `num_workers` 0 means one a core;
-    `centre_fraction` is the share of the shorter side that evaluation keeps (224 / 256 by custom).
+    `centre_fraction` is the share of the shorter side that evaluation keeps (224 / 256 by custom). An image that cannot
+    be decoded is an error, or with `on_error` "mask" (native only) a black one that contributes neither loss nor score,
+    though batch norms see it. `read_ahead_batches` (native only; 0: off) says how many batches before its decoding a
+    batch is asked for from the disk.
     """
 
     path: str = ""
-    pipeline: Literal["auto", "torchvision", "ffcv", "dali", "synthetic"] = "auto"
+    pipeline: Literal["auto", "native", "torchvision", "ffcv", "dali", "synthetic"] = "auto"
     train_split: str = "train"
     val_split: str = "val"
     image_size: int = 224
     batch_size_per_gpu: int = 256
     num_workers: int = 0
     prefetch_batches: int = 3
+    read_ahead_batches: int = 4
+    on_error: Literal["raise", "mask"] = "raise"
     order: Order = "random"
     centre_fraction: float = 0.875
     crop: CropOptions = field(default_factory=CropOptions)
@@ -82,6 +89,8 @@ class DataOptions:
         require(self.batch_size_per_gpu >= 1, "data.batch_size_per_gpu", self.batch_size_per_gpu, "at least 1")
         require(self.num_workers >= 0, "data.num_workers", self.num_workers, "0 (one a core) or more")
         require(self.prefetch_batches >= 1, "data.prefetch_batches", self.prefetch_batches, "at least 1")
+        require(self.read_ahead_batches >= 0, "data.read_ahead_batches", self.read_ahead_batches, "0 (off) or more")
+        require(self.on_error in ("raise", "mask"), "data.on_error", self.on_error, "raise or mask")
         require(self.order != "sequential", "data.order", self.order, "random or blocks (evaluation is sequential)")
         require(0 < self.centre_fraction <= 1, "data.centre_fraction", self.centre_fraction, "in (0, 1]")
         scale, ratio = self.crop.scale, self.crop.ratio
@@ -138,7 +147,7 @@ class Batch:
         images: uint8 (B, image_size, image_size, 3), RGB, values 0 to 255. Valid until the next batch is asked for.
         labels: int64 (B,).
         sample_ids: int64 (B,).
-        valid: bool (B,); False marks padding, which is never scored.
+        valid: bool (B,); False marks what is neither scored nor trained on: padding, and samples that were masked.
         plan: this process's part of the plan, for the device stage.
     """
 
@@ -159,6 +168,12 @@ class Source:
     device: torch.device
     threads: int
     prefetch_batches: int
+    read_ahead_batches: int = 0
+    on_error: Literal["raise", "mask"] = "raise"
+
+    def resized(self, image_size: int) -> Source:
+        """The same for another image size."""
+        return replace(self, plan=self.plan.resized(image_size))
 
     def batch_plan(self, epoch: int, index: int) -> BatchPlan:
         return self.plan.batch(epoch, index).shard(self.shard.rank, self.shard.world_size)
@@ -186,6 +201,11 @@ class Loader(Protocol):
 
     source: Source
     manifest: Manifest
+
+    @property
+    def masked(self) -> Sequence[int]:
+        """The samples that the newest iterator has yielded without pixels (`DataOptions.on_error`)."""
+        ...
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -236,14 +256,16 @@ def make_plan(
 
 
 def choose_pipeline(device: torch.device, shard_format: str) -> str:
-    """What `auto` stands for: dali on a GPU, else ffcv (it reads .beton files only), else torchvision; the first that
-    is installed."""
-    order = ["dali"] if device.type == "cuda" else []
+    """What `auto` stands for: native, else dali on a GPU, else ffcv (it reads .beton files only), else torchvision; the
+    first that is installed."""
+    order = ["native", "dali"] if device.type == "cuda" else ["native"]
     order += ["ffcv"] if shard_format == "beton" else []
     return next((name for name in order if _installed(name)), "torchvision")
 
 
 def _installed(name: str) -> bool:
+    if name == "native":
+        return native_decoder.available()
     try:
         return importlib.util.find_spec(PIPELINES[name][1]) is not None
     except ModuleNotFoundError:  # the parent package of a dotted name is absent
@@ -262,7 +284,7 @@ def make_loader(
         ShardError: what is on disk is not a valid shard set.
         BackendMissingError: the pipeline's library cannot be imported; the message has the cause, the command that
             mends it, and the pipelines that would work. An explicit choice never falls back.
-        UserError: the batch size does not fit the split.
+        UserError: the batch size does not fit the split; another pipeline than `native` is to mask.
     """
     data = config.data
     if data.pipeline not in ("auto", *PIPELINES):
@@ -274,15 +296,21 @@ def make_loader(
     if reader.num_samples == 0:
         raise UserError(f"{reader.path}: the split has no samples")
     plan = make_plan(config, reader.sizes, train=split == "train", world_size=shard.world_size)
-    source = Source(reader, plan, shard, device, data.threads, data.prefetch_batches)
     auto = data.pipeline == "auto"
     pipeline = choose_pipeline(device, manifest.splits[name].format) if auto else data.pipeline
+    if data.on_error == "mask" and pipeline != "native":
+        raise UserError(f"data.on_error = 'mask': pipeline {pipeline!r} cannot mask, only --pipeline native can")
+    source = Source(
+        reader, plan, shard, device, data.threads, data.prefetch_batches, data.read_ahead_batches, data.on_error
+    )
     return _backend(pipeline)(source, manifest)
 
 
 def _backend(name: str) -> Any:
     module, _, remedy = PIPELINES[name]
     try:
+        if name == "native":
+            native_decoder.load()
         return importlib.import_module(module).make
     except (ImportError, OSError) as error:  # OSError: a shared library that the package needs is missing
         working = [other for other in PIPELINES if other != name and _installed(other)]

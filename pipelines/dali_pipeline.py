@@ -26,6 +26,8 @@ __all__ = ["DaliLoader", "make"]
 class DaliLoader:
     """See `pipelines.contract.Loader`."""
 
+    masked: tuple[int, ...] = ()
+
     def __init__(self, source: Source, manifest: Manifest) -> None:
         if (source.reader.modes == MODE_RAW).any():
             raise UserError(

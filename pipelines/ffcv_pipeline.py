@@ -120,6 +120,8 @@ class _GivenOrder(TraversalOrder):
 class FfcvLoader:
     """See `pipelines.contract.Loader`. Compiles for several seconds when it is made."""
 
+    masked: tuple[int, ...] = ()
+
     def __init__(self, source: Source, manifest: Manifest) -> None:
         if not isinstance(source.reader, BetonReader):
             raise UserError(f"{source.reader.path}: FFCV reads .beton files only; use another --pipeline")

@@ -150,6 +150,10 @@ class ShardReader(Protocol):
         """The bytes of one sample's image as a read-only uint8 view: a JPEG file, or raw (height, width, 3) pixels."""
         ...
 
+    def addresses(self, sample_ids: np.ndarray) -> np.ndarray:
+        """Where the bytes of these samples' images lie in memory while the reader lives: uint64 (n,)."""
+        ...
+
 
 def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
     """Reads and checks `manifest.json` of a shard set, not the files that it names (see `open_split`).

@@ -8,6 +8,7 @@ the pipeline that executes it or on the number of ranks, and any batch of any ep
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, fields, replace
 from typing import Final, Literal
 
@@ -78,7 +79,8 @@ class BatchPlan:
 
     Attributes:
         sample_ids: int64 (B,).
-        valid: bool (B,). False marks padding: a repeated sample that must not be scored.
+        valid: bool (B,). False marks what must be neither scored nor trained on: padding (a repeated sample), and
+            samples that could not be decoded.
         crop_boxes: int32 (B, 4) in source pixels, inside the image.
         flips: bool (B,): mirror left-right after the crop.
         erase_boxes: int32 (B, 4) in output pixels; height 0 means none.
@@ -110,9 +112,20 @@ class BatchPlan:
         partners = part["mix_partners"] - start
         inside = (partners >= 0) & (partners < size)
         part["mix_partners"] = np.where(inside, partners, np.arange(size))
-        part["mix_kinds"] = np.where(inside, part["mix_kinds"], np.uint8(MIX_NONE))
-        part["mix_lambdas"] = np.where(inside, part["mix_lambdas"], np.float32(1))
-        return BatchPlan(**part)
+        return BatchPlan(**part)._mixed_only_where(inside)
+
+    def mask(self, samples: np.ndarray) -> BatchPlan:
+        """The plan when these samples of the batch (bool (B,)) have no pixels: they are not valid, and no other sample
+        is mixed with one of them."""
+        plan = replace(self, valid=self.valid & ~samples)
+        return plan._mixed_only_where(~(samples | samples[self.mix_partners]))
+
+    def _mixed_only_where(self, keep: np.ndarray) -> BatchPlan:
+        return replace(
+            self,
+            mix_kinds=np.where(keep, self.mix_kinds, np.uint8(MIX_NONE)),
+            mix_lambdas=np.where(keep, self.mix_lambdas, np.float32(1)),
+        )
 
 
 class Plan:
@@ -161,6 +174,12 @@ class Plan:
         self.block_size = block_size
         self.window_blocks = window_blocks
         self._cached_order: tuple[int, Permutation, np.ndarray | None] | None = None
+
+    def resized(self, image_size: int) -> Plan:
+        """The same plan for images of another size: all draws stay, boxes in output pixels follow."""
+        plan = copy.copy(self)
+        plan.image_size = image_size
+        return plan
 
     def __len__(self) -> int:
         """Batches in an epoch."""

@@ -15,6 +15,8 @@ __all__ = ["SyntheticLoader", "make"]
 class SyntheticLoader:
     """See `pipelines.contract.Loader`. Labels, sample ids and plan are the real ones; the pixels mean nothing."""
 
+    masked: tuple[int, ...] = ()
+
     def __init__(self, source: Source, manifest: Manifest) -> None:
         self.source = source
         self.manifest = manifest

@@ -117,10 +117,19 @@ class TarReader:
         if not 0 <= sample_id < self.num_samples:
             raise IndexError(sample_id)
         file = int(np.searchsorted(self._first, sample_id, "right")) - 1
+        start = self._starts[sample_id]
+        return self._mapped(file)[start : start + self.nbytes[sample_id]]
+
+    def addresses(self, sample_ids: np.ndarray) -> np.ndarray:
+        """Where the bytes of these samples' images lie in memory while the reader lives: uint64 (n,)."""
+        files, which = np.unique(np.searchsorted(self._first, sample_ids, "right") - 1, return_inverse=True)
+        bases = np.array([self._mapped(file).ctypes.data for file in files.tolist()], np.uint64)
+        return self._starts[sample_ids].astype(np.uint64) + bases[which]
+
+    def _mapped(self, file: int) -> np.ndarray:
         if file not in self._maps:
             self._maps[file] = np.memmap(self._files[file], np.uint8, mode="r")
-        start = self._starts[sample_id]
-        return self._maps[file][start : start + self.nbytes[sample_id]]
+        return self._maps[file]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_maps": {}}  # a worker process maps the files itself

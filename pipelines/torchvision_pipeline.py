@@ -82,6 +82,8 @@ def _start_worker(worker_id: int) -> None:
 class TorchvisionLoader:
     """See `pipelines.contract.Loader`. With one thread it decodes in the calling process."""
 
+    masked: tuple[int, ...] = ()
+
     def __init__(self, source: Source, manifest: Manifest) -> None:
         self.source = source
         self.manifest = manifest

@@ -12,7 +12,7 @@ from torch import nn
 from pipelines.contract import ShardOptions
 from pipelines.errors import UserError
 
-__all__ = ["Processes", "amp_dtype", "any_process", "join", "leave", "same_weights", "sum_over_processes"]
+__all__ = ["Processes", "amp_dtype", "any_process", "join", "leave", "same_weights", "sum_over_processes", "total"]
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,14 @@ def leave() -> None:
 
 def any_process(flag: bool, processes: Processes) -> bool:
     """Whether `flag` is set in any process; every process must call it, and all get the same answer."""
+    return total(int(flag), processes) > 0
+
+
+def total(count: int, processes: Processes) -> int:
+    """The sum of `count` over all processes; every process must call it, and all get the same answer."""
     if processes.world_size == 1:
-        return flag
-    return bool(sum_over_processes(torch.tensor([float(flag)], dtype=torch.float64), processes).item())
+        return count
+    return round(sum_over_processes(torch.tensor([float(count)], dtype=torch.float64), processes).item())
 
 
 def sum_over_processes(values: torch.Tensor, processes: Processes) -> torch.Tensor:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from pipelines.augment import DeviceStage
 from pipelines.contract import Loader
+from pipelines.errors import UserError
 from sdpnet.distributed import Processes, sum_over_processes
 
 __all__ = ["Scores", "evaluate"]
@@ -18,7 +19,7 @@ __all__ = ["Scores", "evaluate"]
 
 @dataclass(frozen=True)
 class Scores:
-    """Exact results over `num_samples` images: fractions in [0, 1] and the mean cross entropy."""
+    """Exact results over the `num_samples` valid images: fractions in [0, 1] and the mean cross entropy."""
 
     top1: float
     top5: float
@@ -36,9 +37,12 @@ def evaluate(
     processes: Processes,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Scores | None:
-    """Scores `model` on all batches of an evaluation loader; padding is masked.
+    """Scores `model` on all batches of an evaluation loader, but for samples that are not valid.
 
     Returns None when `interrupted` came true between two batches. The model is left in eval mode.
+
+    Raises:
+        UserError: no sample could be decoded.
     """
     model.eval()
     # top-1 hits, top-5 hits, summed loss, samples: float64 is exact for the counts
@@ -58,4 +62,6 @@ def evaluate(
             if interrupted():
                 return None
     top1, top5, loss, count = sum_over_processes(totals, processes).tolist()
+    if count == 0:
+        raise UserError(f"{loader.source.reader.path}: none of its images could be decoded; copy or convert it again")
     return Scores(top1 / count, top5 / count, loss / count, round(count))

@@ -13,7 +13,7 @@ def soft_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Ten
 
     Args:
         logits: float (B, num_classes).
-        targets: float32 (B, num_classes), each row a distribution.
+        targets: float32 (B, num_classes), each row a distribution, or zero: that sample adds nothing.
 
     Returns:
         float32, a scalar.

@@ -112,6 +112,14 @@ class Reporter:
             f"top-5 {metrics['top5']:.2%}  validation loss {metrics['val_loss']:.4f}  ({num_samples:,} images)"
         )
 
+    def masked(self, epoch: int, split: str, count: int) -> None:
+        """Says how many images of an epoch were masked (`DataOptions.on_error`), if any."""
+        if count:
+            self.say(
+                f"epoch {epoch + 1}: {count:,} images of split {split!r} could not be decoded and were masked; "
+                "sdpnet verify names them"
+            )
+
     def _write(self, metrics: dict[str, Any]) -> None:
         if self._is_main:
             with self._path.open("a", encoding="utf-8") as file:

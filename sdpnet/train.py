@@ -26,7 +26,7 @@ from sdpnet.checkpoint import (
     write_atomically,
 )
 from sdpnet.config import Config, dump_config, load_config
-from sdpnet.distributed import Processes, amp_dtype, any_process, join, leave, same_weights
+from sdpnet.distributed import Processes, amp_dtype, any_process, join, leave, same_weights, total
 from sdpnet.evaluate import evaluate
 from sdpnet.interrupt import stop_signals
 from sdpnet.loss import soft_cross_entropy
@@ -180,11 +180,13 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> i
                         break
                     if config.train.checkpoint_interval and cursor.step % config.train.checkpoint_interval == 0:
                         save()
+            reporter.masked(cursor.epoch, config.data.train_split, total(len(train_loader.masked), processes))
             finished = cursor.step_in_epoch == steps_per_epoch and not stopped()
             last = cursor.epoch + 1 == config.train.epochs
             if finished and (last or (cursor.epoch + 1) % config.train.eval_interval == 0):
                 same_weights(model, processes)
                 scores = evaluate(model, val_loader, val_stage, processes, stopped)
+                reporter.masked(cursor.epoch, config.data.val_split, total(len(val_loader.masked), processes))
                 if scores is None:
                     finished = False
                 else:

@@ -41,7 +41,9 @@ def test_a_missing_backend_says_cause_remedy_and_what_works(
 
 
 def test_auto_takes_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose_pipeline(CPU, "beton") in ("ffcv", "torchvision")
+    assert choose_pipeline(CPU, "beton") in ("native", "ffcv", "torchvision")
+    monkeypatch.setattr("pipelines.contract._installed", lambda name: name in ("native", "dali", "ffcv"))
+    assert choose_pipeline(CPU, "beton") == choose_pipeline(torch.device("cuda"), "tar") == "native"
     monkeypatch.setattr("pipelines.contract._installed", lambda name: name in ("dali", "ffcv"))
     assert choose_pipeline(CPU, "beton") == "ffcv"
     assert choose_pipeline(CPU, "tar") == "torchvision"  # FFCV reads .beton files only
@@ -50,7 +52,7 @@ def test_auto_takes_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_pipeline(CPU, "beton") == "torchvision"  # DALI on a CPU is no faster
     monkeypatch.setattr("pipelines.contract._installed", lambda name: False)
     assert choose_pipeline(torch.device("cuda"), "beton") == "torchvision"
-    assert set(PIPELINES) == {"torchvision", "ffcv", "dali", "synthetic"}
+    assert set(PIPELINES) == {"native", "torchvision", "ffcv", "dali", "synthetic"}
 
 
 @pytest.mark.parametrize(

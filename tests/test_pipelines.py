@@ -18,16 +18,24 @@ from conversion import write_manifest
 from ffcv_writer import write_with_ffcv
 from PIL import Image
 
+from pipelines import native_decoder
 from pipelines.contract import Batch, Loader, ShardOptions, make_loader
 from pipelines.errors import ShardError, UserError
 from pipelines.layout import open_split
 from sdpnet.config import Config, load_config
 
 CPU = torch.device("cpu")
-TOLERANCE = {"torchvision": 0.0, "dali": 0.5, "ffcv": 4.0}  # mean absolute difference to the reference, levels of 255
+TOLERANCE = {
+    "native": 1.0,
+    "torchvision": 0.0,
+    "dali": 0.5,
+    "ffcv": 4.0,
+}  # mean absolute difference to the reference, levels of 255
 
 
 def installed(name: str) -> bool:
+    if name == "native":
+        return native_decoder.available()
     module = {"dali": "nvidia.dali", "ffcv": "ffcv"}.get(name, name)
     try:
         return importlib.util.find_spec(module) is not None
@@ -78,7 +86,7 @@ def test_reference_equals_pillow(shard_set: Path, reference: dict[str, list[Batc
                 assert np.abs(image.numpy() - expected).mean() < 0.5
 
 
-@pytest.mark.parametrize("name", [pipeline("dali"), pipeline("ffcv")])
+@pytest.mark.parametrize("name", [pipeline("native"), pipeline("dali"), pipeline("ffcv")])
 def test_agrees_with_the_reference(name: str, shard_set: Path, reference: dict[str, list[Batch]]) -> None:
     for split, expected in reference.items():
         loader = load(shard_set, name, split)
@@ -104,7 +112,9 @@ def test_agrees_with_the_reference(name: str, shard_set: Path, reference: dict[s
         assert collect(loader, start=len(loader)) == []
 
 
-@pytest.mark.parametrize(("name", "workers"), [("torchvision", 1), ("torchvision", 3), pipeline("dali", 1)])
+@pytest.mark.parametrize(
+    ("name", "workers"), [pipeline("native", 1), ("torchvision", 1), ("torchvision", 3), pipeline("dali", 1)]
+)
 def test_batches_are_the_same_for_any_number_of_workers(name: str, workers: int, shard_set: Path) -> None:
     for one, two in zip(
         collect(load(shard_set, name, num_workers=workers)), collect(load(shard_set, name)), strict=True
@@ -112,7 +122,7 @@ def test_batches_are_the_same_for_any_number_of_workers(name: str, workers: int,
         assert torch.equal(one.images, two.images) and torch.equal(one.sample_ids, two.sample_ids)
 
 
-@pytest.mark.parametrize("name", ["torchvision", pipeline("dali")])
+@pytest.mark.parametrize("name", [pipeline("native"), "torchvision", pipeline("dali")])
 def test_ranks_together_read_what_one_process_reads(name: str, shard_set: Path) -> None:
     whole = collect(load(shard_set, name))
     parts = [collect(load(shard_set, name, shard=ShardOptions(rank, 2), batch_size_per_gpu=2)) for rank in range(2)]
@@ -123,7 +133,7 @@ def test_ranks_together_read_what_one_process_reads(name: str, shard_set: Path) 
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-@pytest.mark.parametrize("name", ["torchvision", pipeline("dali"), pipeline("ffcv"), "synthetic"])
+@pytest.mark.parametrize("name", [pipeline("native"), "torchvision", pipeline("dali"), pipeline("ffcv"), "synthetic"])
 def test_evaluation_yields_each_sample_once_and_an_early_exit_leaves_nothing(
     name: str, batch_size: int, shard_set: Path
 ) -> None:
@@ -140,7 +150,7 @@ def test_evaluation_yields_each_sample_once_and_an_early_exit_leaves_nothing(
     loader.close()
 
 
-@pytest.mark.parametrize("name", ["torchvision", pipeline("dali"), pipeline("ffcv")])
+@pytest.mark.parametrize("name", [pipeline("native"), "torchvision", pipeline("dali"), pipeline("ffcv")])
 def test_a_damaged_jpeg_is_an_error_never_another_images_pixels(name: str, shard_set: Path, tmp_path: Path) -> None:
     copy = tmp_path / "shards"
     shutil.copytree(shard_set, copy)
@@ -155,7 +165,7 @@ def test_a_damaged_jpeg_is_an_error_never_another_images_pixels(name: str, shard
         list(load(copy, name, "val").batches())
 
 
-@pytest.mark.parametrize("name", ["torchvision", pipeline("dali")])
+@pytest.mark.parametrize("name", [pipeline("native"), "torchvision", pipeline("dali")])
 def test_tars_give_the_same_batches(name: str, shard_set: Path, tar_set: Path) -> None:
     for split in ("train", "val"):
         for ours, theirs in zip(
@@ -165,7 +175,7 @@ def test_tars_give_the_same_batches(name: str, shard_set: Path, tar_set: Path) -
                 assert torch.equal(getattr(ours, field), getattr(theirs, field)), field
 
 
-@pytest.mark.parametrize("name", ["torchvision", pipeline("dali")])
+@pytest.mark.parametrize("name", [pipeline("native"), "torchvision", pipeline("dali")])
 def test_a_damaged_jpeg_in_a_tar(name: str, tar_set: Path, tmp_path: Path) -> None:
     copy = tmp_path / "shards"
     shutil.copytree(tar_set, copy)
@@ -183,7 +193,8 @@ def test_ffcv_refuses_tars(tar_set: Path) -> None:
         load(tar_set, "ffcv")
 
 
-def test_auto_reads_tars_without_ffcv(tar_set: Path) -> None:
+def test_auto_reads_tars_without_ffcv(tar_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_decoder, "available", lambda: False)
     loader = load(tar_set, "auto", "val")
     assert type(loader).__name__ == "TorchvisionLoader"
     assert torch.cat([batch.sample_ids[batch.valid] for batch in loader.batches()]).tolist() == list(range(10))

@@ -30,7 +30,8 @@ class DeviceStage:
         self._scale: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def __call__(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns images (B, 3, H, W), channels_last, and targets float32 (B, num_classes)."""
+        """Returns images (B, 3, H, W), channels_last, and targets float32 (B, num_classes), in training zero for the
+        samples that are not valid."""
         device, plan = batch.images.device, batch.plan
 
         def send(array: np.ndarray) -> torch.Tensor:
@@ -49,6 +50,8 @@ class DeviceStage:
                 send(plan.mix_lambdas),
                 send(plan.mix_boxes),
             )
+        if self.train:
+            targets = targets * batch.valid.view(-1, 1)  # zero targets: no loss, no gradient
         return images.to(self.dtype, memory_format=torch.channels_last), targets
 
     def _normalize(self, images: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,184 @@
+// The crop decoder's interface: batches of stored images -> crops, resized, in threads that it owns.
+//
+//   decoder_create -> decoder_submit -> decoder_wait ... -> decoder_release -> decoder_destroy
+//
+// Every function may be called from any thread and never prints. After fork() a child must not use its parent's decoder:
+// there its threads do not exist. decoder_destroy and decoder_release then do nothing, the others refuse.
+
+#include <unistd.h>
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "decode_crop.h"
+#include "read_ahead.h"
+#include "thread_pool.h"
+
+namespace {
+
+enum Answer : int { DONE = 0, NOT_YET = 1, BAD_SAMPLE = 2, SHORT_OF_MEMORY = 3, OTHER_PROCESS = 4 };
+
+// One batch. What the pointers lead to is read by decoder_submit only, but for the images and the three outputs, which
+// must stay until the job is released.
+struct Batch {
+  uint64_t count;
+  const uint64_t *addresses;  // (count,): where each stored image lies
+  const int64_t *sizes;       // (count,): its bytes
+  const int32_t *image_sizes;  // (count, 2): height, width
+  const int32_t *boxes;        // (count, 4): top, left, height, width in source pixels
+  const uint8_t *raw;          // (count,): 1 for pixels, 0 for a JPEG file
+  const uint8_t *flips;        // (count,)
+  uint32_t out_height, out_width;
+  uint8_t *output;          // (count, out_height, out_width, 3): zero where the status is not OK
+  int32_t *statuses;        // (count,): crop::Status
+  crop::Message *messages;  // (count,): written where the status is not OK
+};
+
+struct Decoder {
+  explicit Decoder(uint32_t threads)
+      : owner(getpid()), workspaces(new crop::Workspace[threads]), decoding(threads) {}
+
+  const pid_t owner;
+  const std::unique_ptr<crop::Workspace[]> workspaces;  // one a thread
+  crop::ThreadPool decoding;
+  std::unique_ptr<crop::ThreadPool> reading;  // one thread, once read-ahead is asked for
+};
+
+class DecodeJob : public crop::ThreadPool::Job {
+ public:
+  DecodeJob(Decoder &decoder, const Batch &batch, std::vector<crop::Task> tasks)
+      : Job(tasks.size()), decoder_(decoder), batch_(batch), tasks_(std::move(tasks)) {}
+
+  void run(size_t item, size_t thread) noexcept override {
+    const size_t bytes = size_t{3} * batch_.out_height * batch_.out_width;
+    uint8_t *output = batch_.output + item * bytes;
+    crop::Message message{};
+    crop::Status status = crop::NO_MEMORY;
+    try {
+      status = crop::decode_crop(decoder_.workspaces[thread], tasks_[item], output, batch_.out_height,
+                                 batch_.out_width, message);
+    } catch (const std::bad_alloc &) {
+    }
+    batch_.statuses[item] = status;
+    if (status == crop::OK) return;
+    std::memset(output, 0, bytes);
+    batch_.messages[item] = message;
+  }
+
+ private:
+  Decoder &decoder_;
+  const Batch batch_;
+  const std::vector<crop::Task> tasks_;
+};
+
+// False when the sample's box is not inside its image.
+bool make_task(const Batch &batch, size_t item, crop::Task &task) {
+  const int32_t *size = batch.image_sizes + 2 * item, *box = batch.boxes + 4 * item;
+  for (int side = 0; side < 2; ++side) {
+    const int32_t start = box[side], length = box[2 + side];
+    if (start < 0 || length < 1 || start > size[side] - length) return false;  // all are 0 or more: no overflow
+  }
+  if (batch.sizes[item] < 1) return false;
+  const auto number = [](int32_t value) { return static_cast<uint32_t>(value); };
+  task = crop::Task{reinterpret_cast<const uint8_t *>(static_cast<uintptr_t>(batch.addresses[item])),
+                    static_cast<size_t>(batch.sizes[item]),
+                    number(size[0]),
+                    number(size[1]),
+                    number(box[0]),
+                    number(box[1]),
+                    number(box[2]),
+                    number(box[3]),
+                    batch.raw[item] != 0,
+                    batch.flips[item] != 0};
+  return true;
+}
+
+}  // namespace
+
+extern "C" {
+
+// Changes with any function or struct here: the caller refuses a library of another number.
+int decoder_interface(void) { return 1; }
+
+// Null when the system has no memory or threads left.
+void *decoder_create(uint32_t threads) {
+  try {
+    return new Decoder(threads);
+  } catch (const std::bad_alloc &) {
+  } catch (const std::system_error &) {
+  }
+  return nullptr;
+}
+
+// Cancels all jobs, waits for the samples under way, ends the threads and deletes all, jobs too.
+void decoder_destroy(void *handle) {
+  Decoder *decoder = static_cast<Decoder *>(handle);
+  if (decoder->owner == getpid()) delete decoder;
+}
+
+// *job becomes what decoder_wait and decoder_release take; after BAD_SAMPLE, *bad the first sample whose box is not inside
+// its image.
+int decoder_submit(void *handle, const Batch *batch, void **job, uint64_t *bad) {
+  Decoder &decoder = *static_cast<Decoder *>(handle);
+  if (decoder.owner != getpid()) return OTHER_PROCESS;
+  try {
+    std::vector<crop::Task> tasks(batch->count);
+    for (size_t item = 0; item < tasks.size(); ++item) {
+      if (make_task(*batch, item, tasks[item])) continue;
+      *bad = item;
+      return BAD_SAMPLE;
+    }
+    auto made = std::make_unique<DecodeJob>(decoder, *batch, std::move(tasks));
+    void *submitted = made.get();
+    decoder.decoding.submit(std::move(made));
+    *job = submitted;
+    return DONE;
+  } catch (const std::bad_alloc &) {
+    return SHORT_OF_MEMORY;
+  }
+}
+
+// DONE, or NOT_YET after timeout_ms.
+int decoder_wait(void *handle, void *job, uint32_t timeout_ms) {
+  Decoder &decoder = *static_cast<Decoder *>(handle);
+  if (decoder.owner != getpid()) return OTHER_PROCESS;
+  return decoder.decoding.wait(static_cast<DecodeJob *>(job), std::chrono::milliseconds(timeout_ms)) ? DONE : NOT_YET;
+}
+
+// Cancels what has not begun, waits for the samples under way and deletes the job: *job becomes null.
+void decoder_release(void *handle, void **job) {
+  Decoder &decoder = *static_cast<Decoder *>(handle);
+  if (decoder.owner == getpid()) decoder.decoding.release(static_cast<DecodeJob *>(*job));
+  *job = nullptr;
+}
+
+// Asks the system to read these parts of mapped files; another thread does the asking.
+int decoder_read_ahead(void *handle, uint64_t count, const uint64_t *addresses, const int64_t *sizes) {
+  Decoder &decoder = *static_cast<Decoder *>(handle);
+  if (decoder.owner != getpid()) return OTHER_PROCESS;
+  try {
+    if (!decoder.reading) decoder.reading = std::make_unique<crop::ThreadPool>(1);
+    std::vector<crop::Range> ranges(count);
+    for (size_t item = 0; item < ranges.size(); ++item) {
+      const uintptr_t begin = static_cast<uintptr_t>(addresses[item]);
+      ranges[item] = crop::Range{begin, begin + static_cast<uintptr_t>(sizes[item])};
+    }
+    auto job = std::make_unique<crop::ReadAheadJob>(crop::ReadAheadJob::pieces(std::move(ranges)));
+    crop::ReadAheadJob *submitted = job.get();
+    decoder.reading->submit(std::move(job));
+    decoder.reading->release_when_done(submitted);
+    return DONE;
+  } catch (const std::bad_alloc &) {
+  } catch (const std::system_error &) {
+  }
+  return SHORT_OF_MEMORY;
+}
+
+}  // extern "C"

@@ -1,0 +1,53 @@
+// Asks the system to bring parts of mapped files into memory before they are needed.
+
+#pragma once
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "thread_pool.h"
+
+namespace crop {
+
+struct Range {  // of addresses
+  uintptr_t begin, end;
+};
+
+// Item k asks for the k-th piece. Reading across a gap costs a slow disk no more than the seek over it.
+class ReadAheadJob : public ThreadPool::Job {
+ public:
+  static constexpr uintptr_t LARGEST_GAP = 512 * 1024;
+  static constexpr uintptr_t PIECE = 128 * 1024;  // what one call reads at most: a disk's read_ahead_kb
+
+  explicit ReadAheadJob(std::vector<Range> pieces) : Job(pieces.size()), pieces_(std::move(pieces)) {}
+
+  void run(size_t item, size_t) noexcept override {
+    const Range &piece = pieces_[item];
+    madvise(reinterpret_cast<void *>(piece.begin), piece.end - piece.begin, MADV_WILLNEED);  // a hint: may fail
+  }
+
+  // The ranges in order of address, whole pages, near ones joined, long ones cut.
+  static std::vector<Range> pieces(std::vector<Range> ranges) {
+    const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+    std::sort(ranges.begin(), ranges.end(), [](const Range &a, const Range &b) { return a.begin < b.begin; });
+    std::vector<Range> cut;
+    for (size_t first = 0; first < ranges.size();) {
+      Range joined = ranges[first];
+      while (++first < ranges.size() && ranges[first].begin <= joined.end + LARGEST_GAP)
+        joined.end = std::max(joined.end, ranges[first].end);
+      for (uintptr_t begin = joined.begin / page * page; begin < joined.end; begin += PIECE)
+        cut.push_back(Range{begin, std::min(begin + PIECE, joined.end)});
+    }
+    return cut;
+  }
+
+ private:
+  const std::vector<Range> pieces_;
+};
+
+}  // namespace crop

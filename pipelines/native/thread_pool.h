@@ -1,0 +1,144 @@
+// A fixed set of threads that work through queued jobs item by item, the oldest job first.
+
+#pragma once
+
+#include <signal.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstddef>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace crop {
+
+// Threads without items left in one job go on with the next at once, while others still finish the first.
+class ThreadPool {
+ public:
+  class Job {
+   public:
+    explicit Job(size_t count) : count_(count) {}
+    virtual ~Job() = default;
+    virtual void run(size_t item, size_t thread) noexcept = 0;
+
+   private:
+    friend class ThreadPool;
+    const size_t count_;
+    std::atomic<size_t> next_{0};
+    size_t inside_ = 0;  // threads that are in it
+    bool queued_ = true;
+    bool released_ = false;
+  };
+
+  // Throws std::system_error when the system has no more threads.
+  explicit ThreadPool(size_t threads) {
+    // The process's signals go to its other threads; what a thread's own fault raises must stay deliverable.
+    sigset_t blocked, before;
+    sigfillset(&blocked);
+    for (const int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT}) sigdelset(&blocked, fault);
+    pthread_sigmask(SIG_BLOCK, &blocked, &before);
+    try {
+      threads_.reserve(threads);
+      for (size_t thread = 0; thread < threads; ++thread) threads_.emplace_back([this, thread] { work(thread); });
+    } catch (...) {
+      pthread_sigmask(SIG_SETMASK, &before, nullptr);
+      stop();
+      throw;
+    }
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  }
+
+  // Cancels all jobs and waits for the items under way.
+  ~ThreadPool() { stop(); }
+
+  ThreadPool(const ThreadPool &) = delete;
+  ThreadPool &operator=(const ThreadPool &) = delete;
+
+  // Throws std::bad_alloc, and then keeps nothing.
+  void submit(std::unique_ptr<Job> job) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    jobs_.reserve(jobs_.size() + 1);
+    queue_.push_back(job.get());
+    jobs_.push_back(std::move(job));
+    wake_.notify_all();
+  }
+
+  // Whether all items of the job are done, after waiting for that no longer than this.
+  bool wait(const Job *job, std::chrono::milliseconds timeout) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    return left_.wait_for(lock, timeout, [job] { return !job->queued_ && job->inside_ == 0; });
+  }
+
+  // Cancels the job, waits for its items under way and deletes it.
+  void release(Job *job) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    unqueue(job);
+    left_.wait(lock, [job] { return job->inside_ == 0; });
+    erase(job);
+  }
+
+  // Deletes the job as soon as it is done.
+  void release_when_done(Job *job) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    job->released_ = true;
+    if (!job->queued_ && job->inside_ == 0) erase(job);
+  }
+
+ private:
+  void work(size_t thread) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    for (;;) {
+      wake_.wait(lock, [this] { return stopping_ || !queue_.empty(); });
+      if (stopping_) return;
+      Job *job = queue_.front();
+      ++job->inside_;
+      lock.unlock();
+      for (size_t item; (item = job->next_.fetch_add(1, std::memory_order_relaxed)) < job->count_;)
+        job->run(item, thread);
+      lock.lock();
+      unqueue(job);
+      if (--job->inside_ != 0) continue;
+      if (job->released_) {
+        erase(job);
+      } else {
+        left_.notify_all();
+      }
+    }
+  }
+
+  void unqueue(Job *job) {
+    job->next_.store(job->count_, std::memory_order_relaxed);
+    if (!job->queued_) return;
+    job->queued_ = false;
+    queue_.erase(std::find(queue_.begin(), queue_.end(), job));
+  }
+
+  void erase(Job *job) {
+    jobs_.erase(std::find_if(jobs_.begin(), jobs_.end(), [job](const auto &other) { return other.get() == job; }));
+  }
+
+  void stop() {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      stopping_ = true;
+      for (const auto &job : jobs_) job->next_.store(job->count_, std::memory_order_relaxed);
+      wake_.notify_all();
+    }
+    for (std::thread &thread : threads_) thread.join();
+  }
+
+  std::mutex mutex_;
+  std::condition_variable wake_;  // there is a job, or the end
+  std::condition_variable left_;  // the last thread has left a job
+  std::deque<Job *> queue_;       // those with items that no thread has taken
+  std::vector<std::unique_ptr<Job>> jobs_;
+  bool stopping_ = false;
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace crop
