@@ -142,7 +142,7 @@ def check_reduced_box(
 ) -> None:
     """`whole`: the reduced image."""
     top, left, height, width = box
-    found = region.decode(data, size, box, (height // reduction, width // reduction))
+    found = region.decode(data, size, box, (height // (2 * reduction), width // (2 * reduction)))
     assert isinstance(found, Region), found
     first_row, first_column = top // reduction, left // reduction
     last_row, last_column = -(-(top + height) // reduction), -(-(left + width) // reduction)
@@ -195,7 +195,7 @@ def test_any_box(region, data, file):
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_every_row_and_column_of_a_reduced_box(region, sampling, reduction):
     data = region.write(make_image(1, 75, 100), sampling)
-    whole, side = reduced(data, reduction), 2 * reduction + 1
+    whole, side = reduced(data, reduction), 3 * reduction + 1
     for first in range(75 - side + 1):
         check_reduced_box(region, data, (75, 100), whole, reduction, (first, 0, side, 100))
         check_reduced_box(region, data, (75, 100), whole, reduction, (0, first, 75, side))
@@ -206,10 +206,28 @@ def test_every_row_and_column_of_a_reduced_box(region, sampling, reduction):
 @given(st.data(), files(), st.sampled_from([2, 4, 8]))
 def test_any_reduced_box(region, data, file, reduction):
     encoded, size = region.write(*file), file[0].shape[:2]
-    assume(min(size) >= reduction)
+    assume(min(size) >= 2 * reduction)
     whole = reduced(encoded, reduction)
     for _ in range(5):
-        check_reduced_box(region, encoded, size, whole, reduction, data.draw(boxes(*size, smallest=reduction)))
+        check_reduced_box(region, encoded, size, whole, reduction, data.draw(boxes(*size, smallest=2 * reduction)))
+
+
+@pytest.mark.parametrize("reduction", [2, 4, 8])
+def test_a_reduced_box_resizes_to_nearly_the_same(region, reduction):
+    """And not at all below four times the output's size."""
+    out = 128 // reduction
+    size, box = (290, 310), (17, 33, 2 * reduction * out + 9, 2 * reduction * out + 4)
+    data = pillow_jpeg(make_image(reduction, *size), quality=90)
+    results = []
+    for asked in ((out, out), (box[2], box[3])):
+        found = region.decode(data, size, box, asked)
+        top, left, height, width = found.box
+        bounds = (left, top, left + width, top + height)
+        image = Image.fromarray(found.pixels).resize((out, out), Image.Resampling.BILINEAR, box=bounds)
+        results.append(np.asarray(image, np.float64))
+    assert 0 < np.abs(results[0] - results[1]).mean() < 1
+    for asked in ((box[2] // 4 + 1, 1), (1, box[3] // 4 + 1)):
+        assert region.decode(data, size, box, asked).box == (0, 0, box[2], box[3])
 
 
 @pytest.mark.parametrize("kept", range(1, 10))

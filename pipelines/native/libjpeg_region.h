@@ -34,10 +34,13 @@ struct LibjpegScratch {  // one per thread
   }
 };
 
-// 1, 2, 4 or 8: how much smaller the image is decoded, such that the box is still no smaller than the output.
+// 1, 2, 4 or 8: how much smaller the image is decoded, such that the box is still at least twice as large as the output.
+// The output then differs by 0.6 of 255 levels on average from that of the unreduced box (500 ImageNet images); where the
+// box may become as small as the output, by 1.8, and between 1.5 and 2 times as large, by 1.0.
 inline uint32_t reduction_of(const Task &task, uint32_t out_height, uint32_t out_width) {
   uint32_t reduction = DCTSIZE;
-  while (reduction > 1 && (task.height / reduction < out_height || task.width / reduction < out_width)) reduction /= 2;
+  while (reduction > 1 && (task.height / (2 * reduction) < out_height || task.width / (2 * reduction) < out_width))
+    reduction /= 2;
   return reduction;
 }
 
@@ -64,8 +67,8 @@ inline bool columns_can_be_cropped(const jpeg_decompress_struct &in, uint32_t re
 
 inline uint32_t divided_up(uint32_t value, uint32_t divisor) { return value / divisor + (value % divisor != 0); }
 
-// The pixels of a task's box, which stay in `scratch` until its next use. Where the box is at least twice as large as
-// the output, the image is decoded at 1/2, 1/4 or 1/8 of its size.
+// The pixels of a task's box, which stay in `scratch` until its next use. Where the box is at least four times as large
+// as the output, the image is decoded at 1/2, 1/4 or 1/8 of its size.
 inline Status decode_region(const Task &task, uint32_t out_height, uint32_t out_width, LibjpegScratch &scratch,
                             Pixels &pixels, Message &message) {
   static_assert(sizeof message.text >= JMSG_LENGTH_MAX);
