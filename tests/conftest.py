@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conversion import convert_folder
+from crop_library import CropLibrary, build_shim
 from faults import Commands, command_line
 from PIL import Image
 
@@ -117,3 +118,8 @@ def tiny_sets(commands: Commands, tiny_folder: Path, tmp_path_factory: pytest.Te
         ended = commands.run(format, command_line(tiny_folder, sets[format]))
         assert ended.status == 0, ended.stderr
     return sets
+
+
+@pytest.fixture(scope="session")
+def crop_library(tmp_path_factory: pytest.TempPathFactory) -> CropLibrary:
+    return CropLibrary(build_shim("crop_shim", tmp_path_factory.mktemp("crop")))

@@ -22,6 +22,8 @@ struct ResizeScratch {  // one per thread
 constexpr int FRACTION_BITS = 7;  // of a weighted sum of rows
 constexpr int ROW_BITS = 15, COLUMN_BITS = 14;
 constexpr uint32_t STRIP = 32;  // elements that are weighted at a time
+// Each of so few products may be rounded by itself: the sum is off by 1/16 of a level at most, and within 16 bits.
+constexpr uint32_t FEW_ROWS = 16;
 
 // How `length` inputs make outputs: output i is the sum of `count` of them from first[i] on, each times its weight.
 struct Taps {
@@ -68,20 +70,25 @@ inline bool make_taps(Memory &firsts, Memory &weights, double start, double box,
   return true;
 }
 
-// The triangle of an output may end before its weights do, and none are read behind the last input.
-inline uint32_t used(const Taps &taps, uint32_t output, uint32_t length) {
-  const uint32_t there = length - taps.first[output];
-  return there < taps.count ? there : taps.count;
+// How many weights an output needs: never an input behind the last.
+inline uint32_t used(const Taps &taps, uint32_t output) {
+  const int16_t *weights = taps.weights + size_t{output} * taps.count;
+  uint32_t count = taps.count;
+  while (count > 1 && weights[count - 1] == 0) --count;
+  return count;
 }
 
 // sums (n): rows from `rows` on, `stride` apart, each times its weight
 ALWAYS_INLINE void weigh_rows(const uint8_t *rows, size_t stride, const int16_t *weights, uint32_t count, int16_t *sums,
                               size_t n) {
+  constexpr int EXCESS = ROW_BITS - FRACTION_BITS;
   for (size_t i = 0; i < n; ++i) {
     int32_t sum = 0;
-    for (uint32_t k = 0; k < count; ++k)
-      sum += ((rows[k * stride + i] << FRACTION_BITS) * weights[k] + (1 << 14)) >> 15;
-    sums[i] = static_cast<int16_t>(sum);
+    for (uint32_t k = 0; k < count; ++k) {
+      const int32_t product = rows[k * stride + i] * weights[k];
+      sum += count <= FEW_ROWS ? (product + (1 << (EXCESS - 1))) >> EXCESS : product;
+    }
+    sums[i] = static_cast<int16_t>(count <= FEW_ROWS ? sum : (sum + (1 << (EXCESS - 1))) >> EXCESS);
   }
 }
 
@@ -172,9 +179,8 @@ __attribute__((target("avx2"), noinline)) inline void resize_avx2(const Pixels &
   for (uint32_t y = 0; y < height; ++y, output += 3 * size_t{width}) {
     const uint8_t *from = source.rgb + rows.first[y] * source.stride;
     const int16_t *weights = rows.weights + size_t{y} * rows.count;
-    uint32_t count = used(rows, y, source.height);
-    while (count > 1 && weights[count - 1] == 0) --count;
-    if (n >= STRIP) {
+    uint32_t count = used(rows, y);
+    if (n >= STRIP && count <= FEW_ROWS) {
       weigh_rows_avx2(from, source.stride, weights, count, sums, n);
     } else {
       weigh_rows(from, source.stride, weights, count, sums, n);
@@ -219,7 +225,7 @@ inline bool resize(const Pixels &source, uint8_t *output, uint32_t height, uint3
 #endif
   for (uint32_t y = 0; y < height; ++y) {
     weigh_rows(source.rgb + rows.first[y] * source.stride, source.stride, rows.weights + size_t{y} * rows.count,
-               used(rows, y, source.height), sums, n);
+               used(rows, y), sums, n);
     weigh_columns(sums, columns, output + 3 * size_t{width} * y, width);
   }
   return true;
