@@ -33,7 +33,7 @@ int region_decode(const uint8_t *data, size_t size, uint32_t image_height, uint3
   return status;
 }
 
-// factors: horizontal and vertical sampling factor of each component. Returns the number of bytes, 0 if libjpeg refuses.
+// factors: horizontal and vertical, of each component. Returns the number of bytes, 0 if libjpeg refuses.
 size_t region_write(const uint8_t *pixels, uint32_t height, uint32_t width, const int *factors, J_COLOR_SPACE colours,
                     bool progressive, uint32_t restart_interval, uint8_t *data, size_t capacity) {
   libjpeg::Errors errors;
