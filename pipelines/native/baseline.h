@@ -13,6 +13,7 @@
 #include "colour.h"
 #include "huffman.h"
 #include "idct.h"
+#include "libjpeg_errors.h"
 #include "memory.h"
 #include "simd.h"
 #include "task.h"
@@ -97,6 +98,7 @@ inline bool read_frame(Segment segment, Frame &frame, uint32_t *ids) {
   frame.num_components = segment.byte();
   if (frame.num_components != 1 && frame.num_components != 3) return false;
   if (segment.left() != 3 * size_t{frame.num_components} || frame.height == 0 || frame.width == 0) return false;
+  if (uint64_t{frame.height} * frame.width > libjpeg::MAX_PIXELS) return false;
   for (uint32_t i = 0; i < frame.num_components; ++i) {
     Component &component = frame.components[i];
     ids[i] = segment.byte();
