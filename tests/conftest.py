@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conversion import convert_folder
-from crop_library import CropLibrary, build_shim
+from decoder_parts import CropLibrary, RegionLibrary, build_shim
 from faults import Commands, command_line
 from PIL import Image
 
@@ -123,3 +123,8 @@ def tiny_sets(commands: Commands, tiny_folder: Path, tmp_path_factory: pytest.Te
 @pytest.fixture(scope="session")
 def crop_library(tmp_path_factory: pytest.TempPathFactory) -> CropLibrary:
     return CropLibrary(build_shim("crop_shim", tmp_path_factory.mktemp("crop")))
+
+
+@pytest.fixture(scope="session")
+def region(tmp_path_factory: pytest.TempPathFactory) -> RegionLibrary:
+    return RegionLibrary(build_shim("region_shim", tmp_path_factory.mktemp("region")))

@@ -2,115 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
 import io
 import re
-import shutil
-import subprocess
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
+from decoder_parts import SAMPLINGS, Refusal, Region, RegionLibrary, boxes, files
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from jpeg_files import decoded, make_image, pillow_jpeg, planes_in_scans, replace_segment, segments
 from PIL import Image, JpegImagePlugin
 
-HERE = Path(__file__).resolve().parent
 DAMAGED, UNSUPPORTED, TOO_LARGE = 1, 2, 3
-GREY, RGB, YCBCR = 1, 2, 3  # J_COLOR_SPACE
-SAMPLINGS = {  # of the three components: horizontal and vertical factors
-    "4:4:4": (1, 1, 1, 1, 1, 1),
-    "4:2:2": (2, 1, 1, 1, 1, 1),
-    "4:2:0": (2, 2, 1, 1, 1, 1),
-    "4:4:0": (1, 2, 1, 1, 1, 1),
-    "4:1:1": (4, 1, 1, 1, 1, 1),
-    "4:1:0": (4, 2, 1, 1, 1, 1),
-    "1x4": (1, 4, 1, 1, 1, 1),
-    "2x4": (2, 4, 1, 1, 1, 1),
-    "3x1": (3, 1, 1, 1, 1, 1),
-    "1x3": (1, 3, 1, 1, 1, 1),
-    "3x2": (3, 2, 1, 1, 1, 1),
-    "all 2x1": (2, 1, 2, 1, 2, 1),
-    "2x2 2x1 1x2": (2, 2, 2, 1, 1, 2),
-    "more chroma": (1, 1, 2, 2, 2, 2),
-}
-BOX = ctypes.c_uint32 * 4
-
-
-class _Region(ctypes.Structure):
-    _fields_ = (
-        ("height", ctypes.c_uint32),
-        ("width", ctypes.c_uint32),
-        ("box", ctypes.c_double * 4),
-        ("message", ctypes.c_char * 200),
-    )
-
-
-class Region(NamedTuple):
-    pixels: np.ndarray  # uint8 (height, width, 3)
-    box: tuple[float, ...]  # top, left, height, width in them
-
-
-class Refusal(NamedTuple):
-    status: int
-    message: str
-
-
-class Library:
-    """`region_shim.cpp`."""
-
-    def __init__(self, path: Path) -> None:
-        self.library = ctypes.CDLL(str(path))
-        self.library.region_decode.argtypes = (
-            *(ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint32, ctypes.c_uint32),
-            *(BOX, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_void_p, ctypes.POINTER(_Region)),
-        )
-        self.library.region_write.argtypes = (
-            *(ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_int * 6, ctypes.c_int),
-            *(ctypes.c_bool, ctypes.c_uint32, ctypes.c_void_p, ctypes.c_size_t),
-        )
-        self.library.region_write.restype = ctypes.c_size_t
-
-    def decode(
-        self, data: bytes, size: tuple[int, int], box: tuple[int, int, int, int], out: tuple[int, int] | None = None
-    ) -> Region | Refusal:
-        """`out`: what the box is to be resized to, by default its own size."""
-        out = out or (box[2], box[3])
-        pixels = np.full((box[2] * box[3] * 3,), 77, np.uint8)
-        region = _Region()
-        arguments = (data, len(data), *size, BOX(*box), *out, pixels.ctypes.data, ctypes.byref(region))
-        status = self.library.region_decode(*arguments)
-        if status:
-            return Refusal(status, region.message.decode())
-        assert region.message == b""
-        shape = (region.height, region.width, 3)
-        return Region(pixels[: np.prod(shape)].reshape(shape), tuple(region.box))
-
-    def write(
-        self, pixels: np.ndarray, sampling: str, colours: int = YCBCR, progressive: bool = False, restarts: int = 0
-    ) -> bytes:
-        factors = (ctypes.c_int * 6)(*SAMPLINGS[sampling])
-        height, width = pixels.shape[:2]
-        room = ctypes.create_string_buffer(10_000 + 20 * pixels.size)
-        arguments = (pixels.ctypes.data, height, width, factors, colours, progressive, restarts, room, len(room))
-        size = self.library.region_write(*arguments)
-        assert 0 < size < len(room)
-        return room.raw[:size]
-
-
-@pytest.fixture(scope="session")
-def region(tmp_path_factory) -> Library:
-    compiler = shutil.which("g++")
-    headers = "#include <cstdio>\n#include <jpeglib.h>\n"
-    check = [compiler or "false", "-x", "c++", "-fsyntax-only", "-"]
-    if subprocess.run(check, input=headers, text=True, capture_output=True, check=False).returncode:
-        pytest.skip("needs g++ and libjpeg's headers (Debian: g++ libjpeg-dev)")
-    path = tmp_path_factory.mktemp("region") / "region.so"
-    flags = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Wconversion", "-Werror", "-shared", "-fPIC"]
-    subprocess.run([compiler, *flags, HERE / "region_shim.cpp", "-o", path, "-ljpeg"], check=True)
-    return Library(path)
 
 
 def reduced(data: bytes, reduction: int) -> np.ndarray:
@@ -124,7 +27,7 @@ def reduced(data: bytes, reduction: int) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def check_box(region: Library, data: bytes, whole: np.ndarray, box: tuple[int, int, int, int]) -> None:
+def check_box(region: RegionLibrary, data: bytes, whole: np.ndarray, box: tuple[int, int, int, int]) -> None:
     top, left, height, width = box
     found = region.decode(data, whole.shape[:2], box)
     assert isinstance(found, Region), found
@@ -133,7 +36,7 @@ def check_box(region: Library, data: bytes, whole: np.ndarray, box: tuple[int, i
 
 
 def check_reduced_box(
-    region: Library,
+    region: RegionLibrary,
     data: bytes,
     size: tuple[int, int],
     whole: np.ndarray,
@@ -149,21 +52,6 @@ def check_reduced_box(
     assert np.array_equal(found.pixels, whole[first_row:last_row, first_column:last_column])
     expected = (top / reduction - first_row, left / reduction - first_column, height / reduction, width / reduction)
     assert found.box == expected
-
-
-@st.composite
-def boxes(draw, height: int, width: int, smallest: int = 1) -> tuple[int, int, int, int]:
-    top, left = draw(st.integers(0, height - smallest)), draw(st.integers(0, width - smallest))
-    return top, left, draw(st.integers(smallest, height - top)), draw(st.integers(smallest, width - left))
-
-
-@st.composite
-def files(draw) -> tuple[np.ndarray, str, int, bool, int]:
-    """Arguments of Library.write."""
-    pixels = make_image(draw(st.integers(0, 99)), draw(st.integers(1, 130)), draw(st.integers(1, 130)))
-    colours = draw(st.sampled_from([YCBCR, YCBCR, RGB, GREY]))
-    restarts = draw(st.sampled_from([0, 0, 1, 2, 3, 7, 100]))
-    return pixels, draw(st.sampled_from(sorted(SAMPLINGS))), colours, draw(st.booleans()), restarts
 
 
 @pytest.mark.parametrize("progressive", [False, True])

@@ -7,7 +7,7 @@ import ctypes
 import numpy as np
 import pytest
 import torch
-from crop_library import CropLibrary
+from decoder_parts import CropLibrary
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jpeg_files import make_image
