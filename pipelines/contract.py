@@ -35,6 +35,7 @@ __all__ = [
     "choose_pipeline",
     "make_loader",
     "make_plan",
+    "why_missing",
 ]
 
 # name -> (module, what must be importable, how to get it); `native` needs its library instead
@@ -319,3 +320,12 @@ def _backend(name: str) -> Any:
             f"pipeline {name!r} cannot be used here: {cause}; to mend it: {remedy}; "
             f"these would work: {', '.join(working)}"
         ) from error
+
+
+def why_missing(name: str) -> str | None:
+    """None when a pipeline can be used here; else the line that says why not and what to do. Imports its library."""
+    try:
+        _backend(name)
+    except BackendMissingError as error:
+        return str(error)
+    return None

@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 HOW_TO_BUILD: Final = "it needs g++ and libjpeg's headers (Debian: g++ libjpeg-dev), then pip install again"
-INTERFACE: Final = 2  # codec_interface(): another number is a library left by another version of this package
+INTERFACE: Final = 3  # codec_interface(): another number is a library left by another version of this package
 LIBRARY: Final = Path(__file__).parent / "native" / f"jpeg_codec{sysconfig.get_config_var('EXT_SUFFIX')}"
 SAMPLING_FACTORS: Final = {"4:4:4": (1, 1), "4:2:2": (2, 1), "4:2:0": (2, 2)}
 
@@ -62,8 +62,8 @@ class _Result(ctypes.Structure):
     )
 
 
-# The library's Status. 4 is keep's: longer than max_side.
-_DAMAGED, _UNSUPPORTED, _TOO_LARGE, _TOO_LONG, _NO_MEMORY = range(1, 6)
+# The library's Status. 5 is keep's: longer than max_side.
+_DAMAGED, _UNSUPPORTED, _TOO_LARGE, _NO_MEMORY, _TOO_LONG = range(1, 6)
 
 
 def available() -> bool:

@@ -1,4 +1,4 @@
-"""The `sdpnet` command: train, evaluate, predict; and what looks at shard sets, which are programs of `preprocess`."""
+"""The `sdpnet` command: train, evaluate, predict, doctor; and programs of the other packages."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ from sdpnet.predict import predict
 
 __all__ = ["main"]
 
-# name -> (module that is run, what it does): their flags are their own, and this package does not import that one.
+# name -> (module that is run, what it does): their flags are their own, and this package imports nothing of preprocess.
 PROGRAMS: Final = {
     "inspect": ("preprocess.report", "show what is in a shard set"),
     "verify": ("preprocess.verify", "check a shard set from end to end"),
+    "bench": ("pipelines.bench", "time the pipelines on a shard set"),
 }
 
 

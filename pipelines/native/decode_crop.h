@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstdio>
 
+#include "baseline.h"
 #include "libjpeg_region.h"
 #include "resize.h"
 #include "task.h"
@@ -12,9 +13,14 @@
 namespace crop {
 
 struct Workspace {  // one per thread, reused for every image
+  BaselineScratch baseline;
   LibjpegScratch libjpeg;
   ResizeScratch resize;
 };
+
+// From here on libjpeg-turbo, which can decode at a fraction of the size, is faster than our decoder, which cannot: 224
+// pixels out of 3,000 take 15 % less time with it, out of 1,500 they take 22 % more.
+constexpr uint32_t MIN_REDUCTION = 4;
 
 // output: uint8 (out_height, out_width, 3), written only when the status is OK.
 inline Status decode_crop(Workspace &workspace, const Task &task, uint8_t *output, uint32_t out_height,
@@ -30,7 +36,8 @@ inline Status decode_crop(Workspace &workspace, const Task &task, uint8_t *outpu
     }
     pixels = Pixels{task.data + task.top * stride + 3 * size_t{task.left}, stride, task.height, task.width, 0, 0,
                     static_cast<double>(task.height), static_cast<double>(task.width)};
-  } else {
+  } else if (reduction_of(task, out_height, out_width) >= MIN_REDUCTION ||
+             !decode_baseline(task, workspace.baseline, pixels)) {
     const Status status = decode_region(task, out_height, out_width, workspace.libjpeg, pixels, message);
     if (status != OK) return status;
   }

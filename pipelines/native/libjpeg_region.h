@@ -1,13 +1,17 @@
 // Decodes a region of any JPEG that libjpeg-turbo reads.
+//
+// Without a reduction the pixels are those of libjpeg-turbo's decode of the whole frame (integer DCT, fancy upsampling).
+// What follows the region in a sequential file is not read: damage there goes unseen.
 
 #pragma once
 
-#include <csetjmp>
+#include <cstdint>
 #include <cstdio>  // jpeglib.h needs FILE
 #include <cstdlib>
 
 #include <jpeglib.h>
 
+#include "libjpeg_errors.h"
 #include "task.h"
 
 namespace crop {
@@ -15,60 +19,116 @@ namespace crop {
 struct LibjpegScratch {  // one per thread
   uint8_t *rows = nullptr;
   size_t capacity = 0;
+
+  LibjpegScratch() = default;
+  LibjpegScratch(const LibjpegScratch &) = delete;
+  LibjpegScratch &operator=(const LibjpegScratch &) = delete;
   ~LibjpegScratch() { std::free(rows); }
+
+  bool hold(size_t wanted) {
+    if (wanted <= capacity) return true;
+    std::free(rows);
+    rows = static_cast<uint8_t *>(std::malloc(wanted));
+    capacity = rows == nullptr ? 0 : wanted;
+    return rows != nullptr;
+  }
 };
 
-// The pixels of a task's box, which stay in `scratch` until its next use.
-inline Status decode_region(const Task &task, uint32_t, uint32_t, LibjpegScratch &scratch, Pixels &pixels,
-                            Message &message) {
-  struct Errors {
-    jpeg_error_mgr base;
-    std::jmp_buf jump;
-    Message *message;
-  } errors;
-  jpeg_decompress_struct in;
-  in.err = jpeg_std_error(&errors.base);
-  errors.message = &message;
-  errors.base.error_exit = [](j_common_ptr info) {
-    Errors *errors = reinterpret_cast<Errors *>(info->err);
-    char text[JMSG_LENGTH_MAX];
-    errors->base.format_message(info, text);
-    std::snprintf(errors->message->text, sizeof errors->message->text, "%s", text);
-    std::longjmp(errors->jump, 1);
-  };
-  errors.base.emit_message = [](j_common_ptr info, int level) {
-    if (level < 0) info->err->error_exit(info);
-  };
-  jpeg_create_decompress(&in);
-  if (setjmp(errors.jump)) {
-    jpeg_destroy_decompress(&in);
-    return DAMAGED;
+// 1, 2, 4 or 8: how much smaller the image is decoded, such that the box is still at least twice as large as the output.
+// The output then differs by 0.6 of 255 levels on average from that of the unreduced box (500 ImageNet images); where the
+// box may become as small as the output, by 1.8, and between 1.5 and 2 times as large, by 1.0.
+inline uint32_t reduction_of(const Task &task, uint32_t out_height, uint32_t out_width) {
+  uint32_t reduction = DCTSIZE;
+  while (reduction > 1 && (task.height / (2 * reduction) < out_height || task.width / (2 * reduction) < out_width))
+    reduction /= 2;
+  return reduction;
+}
+
+// libjpeg smooths over the block borders of a progressive image whose last scans are missing.
+inline bool is_smoothed(const jpeg_decompress_struct &in) {
+  if (!in.progressive_mode) return false;
+  for (int i = 0; i < in.num_components; ++i)
+    for (int k = 0; k < DCTSIZE2; ++k)
+      if (in.coef_bits[i][k] != 0) return true;
+  return false;
+}
+
+// Before libjpeg-turbo 3.0, jpeg_crop_scanline takes the width of a component wrongly that the inverse DCT reduces less
+// than the others, and whose size still differs then: with sampling factors like 4x2.
+inline bool columns_can_be_cropped(const jpeg_decompress_struct &in, uint32_t reduction) {
+  if (reduction == 1) return true;
+  for (int i = 0; i < in.num_components; ++i) {
+    const jpeg_component_info &component = in.comp_info[i];
+    if (in.max_h_samp_factor > 2 * component.h_samp_factor) return false;
+    if (in.max_v_samp_factor > 2 * component.v_samp_factor) return false;
   }
-  jpeg_mem_src(&in, task.data, static_cast<unsigned long>(task.size));
-  jpeg_read_header(&in, TRUE);
-  if (in.image_height != task.image_height || in.image_width != task.image_width) {
-    std::snprintf(message.text, sizeof message.text, "%u x %u pixels, but the shard says %u x %u", in.image_height,
-                  in.image_width, task.image_height, task.image_width);
-    jpeg_destroy_decompress(&in);
-    return DAMAGED;
-  }
-  in.out_color_space = JCS_RGB;
-  jpeg_start_decompress(&in);
-  const size_t stride = size_t{3} * in.output_width, wanted = stride * in.output_height;
-  if (wanted > scratch.capacity) {
-    std::free(scratch.rows);
-    scratch.rows = static_cast<uint8_t *>(std::malloc(wanted));
-    scratch.capacity = wanted;
-  }
-  while (in.output_scanline < in.output_height) {
-    uint8_t *row = scratch.rows + stride * in.output_scanline;
-    jpeg_read_scanlines(&in, &row, 1);
-  }
-  jpeg_finish_decompress(&in);
+  return true;
+}
+
+inline uint32_t divided_up(uint32_t value, uint32_t divisor) { return value / divisor + (value % divisor != 0); }
+
+// The pixels of a task's box, which stay in `scratch` until its next use. Where the box is at least four times as large
+// as the output, the image is decoded at 1/2, 1/4 or 1/8 of its size.
+inline Status decode_region(const Task &task, uint32_t out_height, uint32_t out_width, LibjpegScratch &scratch,
+                            Pixels &pixels, Message &message) {
+  static_assert(sizeof message.text >= JMSG_LENGTH_MAX);
+  libjpeg::Errors errors;
+  // Made anew for each image: a used one would lend its tables to a file that lacks them.
+  jpeg_decompress_struct in{};
+  in.err = libjpeg::prepare(errors, message.text);
+  const Status status = libjpeg::run(errors, [&] {
+    libjpeg::read_header(in, errors, task.data, task.size);
+    if (in.image_height != task.image_height || in.image_width != task.image_width) {
+      std::snprintf(message.text, sizeof message.text, "%u x %u pixels, but the shard says %u x %u", in.image_height,
+                    in.image_width, task.image_height, task.image_width);
+      libjpeg::fail(errors, DAMAGED);
+    }
+    const uint32_t reduction = reduction_of(task, out_height, out_width);
+    in.out_color_space = JCS_RGB;
+    in.scale_num = 1;
+    in.scale_denom = reduction;
+    jpeg_start_decompress(&in);
+    libjpeg::check_scans(in, errors);
+
+    const uint32_t top = task.top / reduction, bottom = divided_up(task.top + task.height, reduction);
+    const uint32_t left = task.left / reduction, right = divided_up(task.left + task.width, reduction);
+    JDIMENSION first_row = 0, first_column = 0;
+    if (!is_smoothed(in)) {
+      const uint32_t block = DCTSIZE / reduction;
+      const uint32_t mcu_height = block * static_cast<uint32_t>(in.max_v_samp_factor);
+      const uint32_t mcu_width = block * static_cast<uint32_t>(in.max_h_samp_factor);
+      if (columns_can_be_cropped(in, reduction)) {
+        // Fancy upsampling makes other pixels of the first and the last column of what is decoded.
+        const uint32_t context = left > 0;
+        const uint64_t end = (static_cast<uint64_t>(right) / mcu_width + 1) * mcu_width;
+        first_column = (left - context) / mcu_width * mcu_width;
+        JDIMENSION width = static_cast<JDIMENSION>(end < in.output_width ? end : in.output_width) - first_column;
+        jpeg_crop_scanline(&in, &first_column, &width);
+      }
+      // Other rows than an MCU row's first are skipped wrongly before libjpeg-turbo 3.1.
+      first_row = top / mcu_height * mcu_height;
+      jpeg_skip_scanlines(&in, first_row);
+    }
+    const size_t stride = size_t{3} * in.output_width;
+    if (!scratch.hold(stride * (bottom - first_row))) libjpeg::fail_with(errors, NO_MEMORY, "out of memory");
+    while (in.output_scanline < bottom) {
+      uint8_t *rows[8];
+      uint32_t count = 0;
+      for (uint32_t row = in.output_scanline; row < bottom && count < 8; ++row, ++count)
+        rows[count] = scratch.rows + stride * (row - first_row);
+      jpeg_read_scanlines(&in, rows, count);
+    }
+    pixels.rgb = scratch.rows + (top - first_row) * stride + 3 * size_t{left - first_column};
+    pixels.stride = stride;
+    pixels.height = bottom - top;
+    pixels.width = right - left;
+    pixels.top = static_cast<double>(task.top) / reduction - top;
+    pixels.left = static_cast<double>(task.left) / reduction - left;
+    pixels.box_height = static_cast<double>(task.height) / reduction;
+    pixels.box_width = static_cast<double>(task.width) / reduction;
+  });
   jpeg_destroy_decompress(&in);
-  pixels = Pixels{scratch.rows + task.top * stride + 3 * size_t{task.left}, stride, task.height, task.width, 0, 0,
-                  static_cast<double>(task.height), static_cast<double>(task.width)};
-  return OK;
+  return status;
 }
 
 }  // namespace crop

@@ -88,8 +88,8 @@ struct Sink {
 
   void finish() {
     jpeg_finish_compress(&codec.out);
-    codec.result().height = height;
-    codec.result().width = width;
+    codec.result.height = height;
+    codec.result.width = width;
   }
 };
 
@@ -144,7 +144,7 @@ void check_coefficients(Codec &codec, jvirt_barray_ptr *coefficients) {
 
 extern "C" {
 
-int codec_interface() { return 2; }
+int codec_interface() { return 3; }
 
 const char *codec_turbo_version() { return TEXT(LIBJPEG_TURBO_VERSION); }
 
@@ -153,10 +153,10 @@ int codec_reencode(const uint8_t *data, size_t size, int max_side, int quality, 
   Codec codec(result);
   return codec.run([&] {
     jpeg_decompress_struct &in = codec.in;
-    read_header(codec, data, size);
+    codec.read_header(data, size);
     in.out_color_space = JCS_RGB;
     jpeg_start_decompress(&in);
-    check_scans(codec);
+    libjpeg::check_scans(in, codec.errors);
     Sink sink{codec, in.image_width, 0, 0, false, {}, {}};
     sink.start(in.image_height, Options{max_side, quality, h_samp, v_samp, restart_rows});
     const size_t stride = 3 * static_cast<size_t>(in.output_width);
@@ -193,7 +193,7 @@ int codec_keep(const uint8_t *data, size_t size, int max_side, int restart_rows,
   return codec.run([&] {
     jpeg_decompress_struct &in = codec.in;
     jpeg_compress_struct &out = codec.out;
-    read_header(codec, data, size);
+    codec.read_header(data, size);
     const uint32_t longest = in.image_height > in.image_width ? in.image_height : in.image_width;
     if (max_side != 0 && longest > static_cast<uint32_t>(max_side)) codec.refuse(TOO_LONG, "too long");
     if (!sampling_is_common(in)) codec.refuse(UNSUPPORTED, "unusual chroma sampling");
@@ -205,7 +205,7 @@ int codec_keep(const uint8_t *data, size_t size, int max_side, int restart_rows,
       if (codec.destination.size != 0) return;
     }
     jvirt_barray_ptr *coefficients = jpeg_read_coefficients(&in);
-    check_scans(codec);
+    libjpeg::check_scans(in, codec.errors);
     check_coefficients(codec, coefficients);
     keep_parameters(codec, restart_rows);  // quantization tables may have come later
     jpeg_write_coefficients(&out, coefficients);

@@ -1,0 +1,341 @@
+"""Times pipelines by turns, on the same shards, cores and crops: `python pipelines/bench.py --data SHARDS`.
+
+Each contestant lives in a process of its own that is pinned to the cores and has as many threads or workers as there
+are cores. One at a time delivers batches for a round while all others are idle; from round to round the order is turned
+around, and the first round does not count. A round's clock runs while the pipeline is full: no start and no end is in
+it. Nothing is done with a batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import shlex
+import signal
+import statistics
+import sys
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.bench_peers import PEERS
+from pipelines.bench_process import BenchProcess, ContestantError
+from pipelines.bench_stream import BenchConfig
+from pipelines.bench_worker import Job, Round, Started
+from pipelines.ceilings import CEILINGS
+from pipelines.contract import PIPELINES, make_plan
+from pipelines.errors import UserError, nearest, require, run_command
+from pipelines.layout import ShardReader, open_split
+from pipelines.machine import commit, cpu_name, driver, installed_versions, usable_cores
+from pipelines.publish import publish_bytes
+
+__all__ = ["Entry", "Race", "main", "run_race"]
+
+CONTESTANTS: Final = (*PIPELINES, *PEERS, *CEILINGS)
+REFERENCE: Final = "ffcv"
+LOADED: Final = 0.05  # share of the cores' time spent elsewhere from which on figures do not count
+
+
+@dataclass
+class Entry:
+    """One contestant's part in a race: what it did, or in `reason` why it did nothing."""
+
+    contestant: str
+    reason: str = ""
+    started: Started | None = None
+    num_batches: int = 0
+    rounds: list[Round] = field(default_factory=list)
+
+    @property
+    def rates(self) -> list[float]:
+        return [round_.rate for round_ in self.rounds]
+
+
+@dataclass(frozen=True)
+class Race:
+    """All contestants at one image size on the same cores."""
+
+    image_size: int
+    cores: tuple[int, ...]
+    entries: list[Entry]
+
+    @property
+    def running(self) -> list[Entry]:
+        return [entry for entry in self.entries if not entry.reason]
+
+    @property
+    def reference(self) -> Entry | None:
+        """What the ratios are to: FFCV where it runs, else the first that runs."""
+        running = self.running
+        return next((entry for entry in running if entry.contestant == REFERENCE), running[0] if running else None)
+
+    def ratios(self, entry: Entry) -> list[float]:
+        """`entry`'s rate by the reference's, round by round."""
+        assert self.reference is not None
+        return [mine / theirs for mine, theirs in zip(entry.rates, self.reference.rates, strict=True)]
+
+    def strays(self) -> list[str]:
+        """Contestants that follow the plan and delivered other samples than the first of them."""
+        planned = [entry for entry in self.running if entry.rounds and entry.rounds[0].checksums]
+        expected = max((entry.rounds[0].checksums for entry in planned), key=len, default=())
+        return [e.contestant for e in planned if any(r.checksums != expected[: len(r.checksums)] for r in e.rounds)]
+
+    @property
+    def foreign(self) -> float | None:
+        """The median share of the cores' time, over all rounds, that went elsewhere; None where Linux does not say."""
+        shares = [r.foreign for entry in self.running for r in entry.rounds if r.foreign is not None]
+        return statistics.median(shares) if shares else None
+
+
+def run_race(jobs: list[Job], rounds: int, *, seconds: float, num_batches: int, say: Any = lambda text: None) -> Race:
+    """Runs the rounds of one table. `num_batches` a round, or with 0 as many as take about `seconds`."""
+    race = Race(jobs[0].image_size, jobs[0].cores, [Entry(job.contestant) for job in jobs])
+    with ExitStack() as stack:
+        processes = {}
+        for job, entry in zip(jobs, race.entries, strict=True):
+            say(f"{entry.contestant}: starting")
+            process = processes[entry.contestant] = stack.enter_context(BenchProcess(job))
+            try:
+                entry.started = process.start()
+                entry.num_batches = num_batches or process.calibrate(seconds)
+            except ContestantError as error:
+                entry.reason = str(error)
+        for number in range(rounds + 1):
+            for entry in race.running if number % 2 else reversed(race.running):
+                say(f"{entry.contestant}: {f'round {number} of {rounds}' if number else 'warm-up'}")
+                try:
+                    measured = processes[entry.contestant].round(entry.num_batches)
+                except ContestantError as error:
+                    entry.reason = str(error)
+                    continue
+                if number:
+                    entry.rounds.append(measured)
+    return race
+
+
+def _touch(reader: ShardReader, job: Job) -> None:
+    """Reads the samples of the first batches, so that no contestant finds the file colder than the next."""
+    plan = make_plan(BenchConfig(job), reader.sizes, train=job.mode == "train", world_size=1)
+    for index in range(min(len(plan), 8)):
+        for sample in plan.batch_ids(0, index)[0].tolist():
+            reader.encoded(sample).max()
+
+
+def _table(race: Race) -> Table:
+    cores, reference = len(race.cores), race.reference
+    title = f"{race.image_size} px, {cores} core{'s' if cores > 1 else ''}"
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.add_column("")
+    columns = ["images/s", "min..max", "per core", f"x {reference.contestant}" if reference else "x"]
+    for heading in (*columns, "first batch", "memory"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for entry in race.entries:
+        if entry.reason:
+            table.add_row(entry.contestant, "-")
+            continue
+        assert entry.started is not None
+        median = statistics.median(entry.rates)
+        peak = max(round_.peak_bytes for round_ in entry.rounds)
+        ceiling = entry.contestant in CEILINGS
+        table.add_row(
+            entry.contestant,
+            f"{median:,.0f}",
+            f"{min(entry.rates):,.0f}..{max(entry.rates):,.0f}",
+            f"{median / cores:,.0f}",
+            f"{statistics.median(race.ratios(entry)):.2f}",
+            "" if ceiling else f"{entry.started.first_batch_seconds:.2f} s",
+            "" if ceiling else f"{peak / 1e6:,.0f} MB",
+        )
+    return table
+
+
+def _notes(race: Race) -> list[str]:
+    """What the table cannot say, a line each."""
+    lines = [f"{entry.contestant}: {entry.reason}" for entry in race.entries if entry.reason]
+    for entry in race.running:
+        if entry.started is not None and entry.started.crops == "own":
+            lines.append(f"{entry.contestant}: own crops of the same distribution, in an order of its own")
+        if entry.contestant in CEILINGS:
+            lines.append(f"{entry.contestant}: a ceiling, {CEILINGS[entry.contestant]}")
+    lines += [f"{name}: delivered other samples than the others" for name in race.strays()]
+    if race.foreign is not None and race.foreign > LOADED:
+        lines.append(f"{race.foreign:.0%} of these cores' time went to other processes: these figures do not count")
+    return lines
+
+
+def _report(races: list[Race], arguments: argparse.Namespace) -> dict[str, Any]:
+    """The record, as those in records/."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return {
+        "date": now.date().isoformat(),
+        "what": "Pipelines timed by turns on the same shards, cores and crops",
+        "commit": commit(),
+        "commands": [f"python pipelines/bench.py {shlex.join(arguments.argv)}"],
+        "hardware": {
+            "cpu": cpu_name(),
+            "cores": len(usable_cores()),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "driver": driver(),
+        },
+        "versions": installed_versions(),
+        "note": "Rates are images/s of each round, their spread min..max; ratios are taken within rounds. First batch: "
+        "seconds from making the loader in a fresh process, imports apart, file in memory. Peak memory: VmHWM of the "
+        "process and its workers added up, so shared pages and mapped files count in each. Foreign: the share of the "
+        "cores' time that other processes and virtual machines took.",
+        "mode": arguments.mode,
+        "split": arguments.split,
+        "device": arguments.device,
+        "batch_size": arguments.batch_size,
+        "rounds": arguments.rounds,
+        "races": [
+            {
+                "image_size": race.image_size,
+                "cores": list(race.cores),
+                "foreign": race.foreign,
+                "same_samples": not race.strays(),
+                "ratio_to": race.reference.contestant if race.reference else None,
+                "results": [_result(race, entry) for entry in race.entries],
+            }
+            for race in races
+        ],
+    }
+
+
+def _result(race: Race, entry: Entry) -> dict[str, Any]:
+    if entry.reason:
+        return {"contestant": entry.contestant, "not_measured": entry.reason}
+    assert entry.started is not None
+    rates, ratios = entry.rates, race.ratios(entry)
+    return {
+        "contestant": entry.contestant,
+        **asdict(entry.started),
+        "num_batches": entry.num_batches,
+        "images_per_second": [round(rate, 1) for rate in rates],
+        "median": round(statistics.median(rates), 1),
+        "min": round(min(rates), 1),
+        "max": round(max(rates), 1),
+        "median_per_core": round(statistics.median(rates) / len(race.cores), 1),
+        "ratios": [round(ratio, 3) for ratio in ratios],
+        "median_ratio": round(statistics.median(ratios), 3),
+        "peak_bytes": max(round_.peak_bytes for round_ in entry.rounds),
+        "foreign": [round_.foreign for round_ in entry.rounds],
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    description = "Times pipelines by turns, on the same shards, cores and crops."
+    epilog = (
+        f"Pipelines: {', '.join(PIPELINES)}. Other projects' loaders, with crops of their own: {', '.join(PEERS)}. "
+        f"Single steps alone: {', '.join(f'{name} ({what})' for name, what in CEILINGS.items())}."
+    )
+    program = Path(sys.argv[0]).stem
+    parser = argparse.ArgumentParser(prog=program, description=description, epilog=epilog, allow_abbrev=False)
+    add = parser.add_argument
+    add("--data", metavar="SHARDS", required=True, help="shard set")
+    default = ",".join(name for name in PIPELINES if name != "synthetic")
+    add("--pipelines", metavar="NAMES", default=default, help="comma-separated (default: %(default)s)")
+    add("--ceilings", action="store_true", help=f"also synthetic, {', '.join(CEILINGS)}")
+    add("--cores", metavar="N", default=str(len(usable_cores())), help="how many, or a list (default: %(default)s)")
+    add("--image-size", metavar="N", default="224", help="pixels a side, or a list (default: %(default)s)")
+    add("--mode", choices=["train", "eval"], default="train", help="random or central crops (default: %(default)s)")
+    add("--split", help="default: train, or val with --mode eval")
+    add("--batch-size", metavar="N", type=int, default=256, help="default: %(default)s")
+    add("--rounds", metavar="N", type=int, default=5, help="that count (default: %(default)s)")
+    add("--seconds", metavar="S", type=float, default=2.0, help="a round, about (default: %(default)s)")
+    add("--batches", metavar="N", type=int, default=0, help="a round, instead of --seconds")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: %(default)s")
+    add("--json", metavar="FILE", type=Path, help="also write the figures here")
+    return parser
+
+
+def _numbers(flag: str, text: str, low: int, high: int) -> list[int]:
+    numbers = [int(word) if word.strip().isdecimal() else 0 for word in text.split(",")]
+    require(all(low <= number <= high for number in numbers), flag, text, f"whole numbers from {low} to {high}")
+    return numbers
+
+
+def _names(text: str, ceilings: bool) -> list[str]:
+    names = [*text.split(","), *(("synthetic", *CEILINGS) if ceilings else ())]
+    for name in names:
+        if name not in CONTESTANTS:
+            raise UserError(f"--pipelines {text}: no {name!r}: {nearest(name, CONTESTANTS)}")
+    return list(dict.fromkeys(names))
+
+
+def _main(arguments: argparse.Namespace) -> int:
+    names = _names(arguments.pipelines, arguments.ceilings)
+    usable = usable_cores()
+    all_cores = _numbers("--cores", arguments.cores, 1, len(usable))
+    sizes = _numbers("--image-size", arguments.image_size, 8, 4096)
+    require(arguments.batch_size >= 1, "--batch-size", arguments.batch_size, "at least 1")
+    require(arguments.rounds >= 1, "--rounds", arguments.rounds, "at least 1")
+    require(0.01 <= arguments.seconds <= 600, "--seconds", arguments.seconds, "from 0.01 to 600")
+    require(arguments.batches >= 0, "--batches", arguments.batches, "at least 1")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: this torch sees no CUDA device; sdpnet doctor says why")
+    if arguments.device == "auto":
+        arguments.device = "cuda" if torch.cuda.is_available() else "cpu"
+    mode: Literal["train", "eval"] = arguments.mode
+    arguments.split = arguments.split or ("train" if mode == "train" else "val")
+    _, reader = open_split(arguments.data, arguments.split)
+    if reader.num_samples == 0:
+        raise UserError(f"{reader.path}: the split has no samples")
+    if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
+        raise UserError(f"--json {arguments.json}: its directory is not there")
+
+    console, progress = Console(highlight=False), Console(stderr=True, highlight=False)
+    races = []
+    length = f"{arguments.batches} batches" if arguments.batches else f"{arguments.seconds:g} s"
+    console.print(
+        f"{arguments.data}, {arguments.split}: {mode} crops, batches of {arguments.batch_size} on {arguments.device}; "
+        f"medians of {arguments.rounds} x {length}; memory is the peak, workers and mapped files included\n",
+        markup=False,
+    )
+    try:
+        for image_size in sizes:
+            for count in all_cores:
+                cores = tuple(usable[:count])
+                job = ("", arguments.data, arguments.split, mode, image_size, arguments.batch_size, cores)
+                jobs = [Job(name, *job[1:], arguments.device) for name in names]
+                _touch(reader, jobs[0])
+                with progress.status("") as status:
+                    where = f"{image_size} px, {count} core{'s' if count > 1 else ''}: "
+                    race = run_race(
+                        jobs,
+                        arguments.rounds,
+                        seconds=arguments.seconds,
+                        num_batches=arguments.batches,
+                        say=lambda text, where=where, status=status: status.update(where + text),
+                    )
+                races.append(race)
+                console.print(_table(race))
+                for line in _notes(race):
+                    console.print(line, markup=False, soft_wrap=True)
+                console.print()
+    finally:
+        if arguments.json is not None and races:
+            publish_bytes(arguments.json, (json.dumps(_report(races, arguments), indent=1) + "\n").encode())
+    return 0 if any(race.running for race in races) else 1
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit status: 1 when nothing could be measured."""
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = _parser().parse_args(argv)
+    arguments.argv = argv
+    signal.signal(signal.SIGTERM, _terminate)  # so that the contestants end as well
+    return run_command(lambda: _main(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

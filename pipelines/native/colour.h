@@ -1,0 +1,128 @@
+// libjpeg's "fancy" upsampling of chroma and its conversion of YCbCr to RGB, to the bit, row by row.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "simd.h"
+
+namespace colour {
+
+// sums (n + 2): a row of chroma between two rows, from one sample before the first on: 3 * near + far
+ALWAYS_INLINE void mix_rows(const uint8_t *near, const uint8_t *far, uint16_t *sums, size_t n) {
+  for (size_t i = 0; i < n + 2; ++i) sums[i] = static_cast<uint16_t>(3 * near[i] + far[i]);
+}
+
+ALWAYS_INLINE void put_two(uint8_t *output, uint32_t first, uint32_t second) {
+  const uint16_t both = static_cast<uint16_t>(first | second << 8);
+  std::memcpy(output, &both, sizeof both);
+}
+
+// Two samples of each: 3/4 of it and 1/4 of its neighbour. Both take n + 2 samples, the first before the row.
+ALWAYS_INLINE void widen_sums(const uint16_t *sums, uint8_t *output, size_t n) {
+  for (size_t i = 0; i < n; ++i) {
+    const uint16_t here = static_cast<uint16_t>(3 * sums[i + 1]);
+    const uint16_t first = static_cast<uint16_t>(here + sums[i] + 8), second = static_cast<uint16_t>(here + sums[i + 2] + 7);
+    put_two(output + 2 * i, first >> 4, second >> 4);
+  }
+}
+ALWAYS_INLINE void widen_samples(const uint8_t *row, uint8_t *output, size_t n) {
+  for (size_t i = 0; i < n; ++i) {
+    const uint16_t here = static_cast<uint16_t>(3 * row[i + 1]);
+    const uint16_t first = static_cast<uint16_t>(here + row[i] + 1), second = static_cast<uint16_t>(here + row[i + 2] + 2);
+    put_two(output + 2 * i, first >> 2, second >> 2);
+  }
+}
+ALWAYS_INLINE void repeat_samples(const uint8_t *row, uint8_t *output, size_t n) {
+  for (size_t i = 0; i < n; ++i) put_two(output + 2 * i, row[i + 1], row[i + 1]);
+}
+// upper: of the two rows that lie in the near one's place
+ALWAYS_INLINE void mix_samples(const uint8_t *near, const uint8_t *far, bool upper, uint8_t *output, size_t n) {
+  const uint32_t bias = upper ? 1 : 2;
+  for (size_t i = 0; i < n; ++i) output[i] = static_cast<uint8_t>((3u * near[i + 1] + far[i + 1] + bias) >> 2);
+}
+
+inline uint8_t clamp(int32_t value) { return static_cast<uint8_t>(value < 0 ? 0 : value > 255 ? 255 : value); }
+
+// rgb (n, 3)
+ALWAYS_INLINE void to_rgb(const uint8_t *y, const uint8_t *cb, const uint8_t *cr, uint8_t *rgb, size_t n) {
+  for (size_t i = 0; i < n; ++i, rgb += 3) {
+    const int32_t u = cb[i] - 128, v = cr[i] - 128;
+    rgb[0] = clamp(y[i] + ((91881 * v + 32768) >> 16));
+    rgb[1] = clamp(y[i] + ((-22554 * u - 46802 * v + 32768) >> 16));
+    rgb[2] = clamp(y[i] + ((116130 * u + 32768) >> 16));
+  }
+}
+
+inline void grey_to_rgb(const uint8_t *y, uint8_t *rgb, size_t n) {
+  for (size_t i = 0; i < n; ++i, rgb += 3) rgb[0] = rgb[1] = rgb[2] = y[i];
+}
+
+#if defined(__x86_64__)
+// 16 bits each, 16 pixels: what chroma adds to luma.
+struct Added {
+  __m256i r, g, b;
+};
+AVX2 Added added_avx2(__m256i cb, __m256i cr) {
+  const __m256i middle = _mm256_set1_epi16(128), one = _mm256_set1_epi16(1), half = _mm256_set1_epi32(1 << 15);
+  const __m256i u = _mm256_sub_epi16(cb, middle), v = _mm256_sub_epi16(cr, middle);
+  const __m256i u2 = _mm256_add_epi16(u, u), v2 = _mm256_add_epi16(v, v);
+  // 1.402 = 1 + 26345 / 2^16 and 1.772 = 2 - 14942 / 2^16; the products are rounded by (2 * product + 1) / 2.
+  const __m256i r = _mm256_srai_epi16(_mm256_add_epi16(_mm256_mulhi_epi16(v2, _mm256_set1_epi16(26345)), one), 1);
+  const __m256i b = _mm256_srai_epi16(_mm256_add_epi16(_mm256_mulhi_epi16(u2, _mm256_set1_epi16(-14942)), one), 1);
+  // -46802 = 18734 - 2^16
+  const __m256i weights = _mm256_set1_epi32((18734 << 16) | (-22554 & 0xFFFF));
+  const __m256i low = _mm256_madd_epi16(_mm256_unpacklo_epi16(u, v), weights);
+  const __m256i high = _mm256_madd_epi16(_mm256_unpackhi_epi16(u, v), weights);
+  const __m256i g = _mm256_packs_epi32(_mm256_srai_epi32(_mm256_add_epi32(low, half), 16),
+                                       _mm256_srai_epi32(_mm256_add_epi32(high, half), 16));
+  return Added{_mm256_add_epi16(v, r), _mm256_sub_epi16(g, v), _mm256_add_epi16(u2, b)};
+}
+
+// Which byte of a channel goes to each byte of the three 16 that 16 interleaved pixels take; negative for none.
+struct Interleaving {
+  alignas(16) int8_t from[3][3][16] = {};  // part, channel
+
+  constexpr Interleaving() {
+    for (int part = 0; part < 3; ++part)
+      for (int channel = 0; channel < 3; ++channel)
+        for (int i = 0; i < 16; ++i) {
+          const int at = 16 * part + i;
+          from[part][channel][i] = static_cast<int8_t>(at % 3 == channel ? at / 3 : -128);
+        }
+  }
+};
+constexpr Interleaving INTERLEAVING;
+
+AVX2 __m256i spread(__m256i channel, int part, int which) {
+  const __m128i from = _mm_load_si128(reinterpret_cast<const __m128i *>(INTERLEAVING.from[part][which]));
+  return _mm256_shuffle_epi8(channel, _mm256_broadcastsi128_si256(from));
+}
+
+// May write up to 31 pixels too many, and read as many.
+__attribute__((target("avx2"))) inline void to_rgb_avx2(const uint8_t *y, const uint8_t *cb, const uint8_t *cr,
+                                                        uint8_t *rgb, size_t n) {
+  const __m256i zero = _mm256_setzero_si256();
+  for (size_t i = 0; i < n; i += 32, rgb += 96) {
+    const __m256i luma = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(y + i));
+    const __m256i blue = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(cb + i));
+    const __m256i red = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(cr + i));
+    const Added low = added_avx2(_mm256_unpacklo_epi8(blue, zero), _mm256_unpacklo_epi8(red, zero));
+    const Added high = added_avx2(_mm256_unpackhi_epi8(blue, zero), _mm256_unpackhi_epi8(red, zero));
+    const __m256i y_low = _mm256_unpacklo_epi8(luma, zero), y_high = _mm256_unpackhi_epi8(luma, zero);
+    const __m256i r = _mm256_packus_epi16(_mm256_add_epi16(y_low, low.r), _mm256_add_epi16(y_high, high.r));
+    const __m256i g = _mm256_packus_epi16(_mm256_add_epi16(y_low, low.g), _mm256_add_epi16(y_high, high.g));
+    const __m256i b = _mm256_packus_epi16(_mm256_add_epi16(y_low, low.b), _mm256_add_epi16(y_high, high.b));
+    for (int part = 0; part < 3; ++part) {
+      const __m256i bytes =
+          _mm256_or_si256(spread(r, part, 0), _mm256_or_si256(spread(g, part, 1), spread(b, part, 2)));
+      _mm_storeu_si128(reinterpret_cast<__m128i *>(rgb + 16 * part), _mm256_castsi256_si128(bytes));
+      _mm_storeu_si128(reinterpret_cast<__m128i *>(rgb + 48 + 16 * part), _mm256_extracti128_si256(bytes, 1));
+    }
+  }
+}
+#endif
+
+}  // namespace colour
