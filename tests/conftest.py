@@ -16,6 +16,7 @@ from decoder_parts import CropLibrary, RegionLibrary, build_shim
 from faults import Commands, command_line
 from PIL import Image
 
+from pipelines import native_decoder
 from preprocess import jpeg
 from preprocess.tar_shards import TarWriter
 
@@ -32,10 +33,10 @@ def make_image(seed: int, height: int, width: int) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def native() -> None:
-    """The native JPEG codec: skips where it cannot be built, and fails where it could be but is not."""
+    """The native libraries: skips where they cannot be built, and fails where they could be but are not."""
     if os.environ.get("SDPNET_SKIP_NATIVE"):
         pytest.skip("SDPNET_SKIP_NATIVE is set")
-    if jpeg.available():
+    if jpeg.available() and native_decoder.available():
         return
     compiler = shutil.which("c++") or shutil.which("g++")
     headers = "#include <cstdio>\n#include <jpeglib.h>\n"
@@ -46,7 +47,7 @@ def native() -> None:
         ).returncode
     ):
         pytest.skip(f"not built: {jpeg.HOW_TO_BUILD}")
-    pytest.fail("the native codec is not built though a compiler and libjpeg's headers are here: pip install -e .")
+    pytest.fail("a native library is not built though a compiler and libjpeg's headers are here: pip install -e .")
 
 
 @pytest.fixture(scope="session")

@@ -147,7 +147,8 @@ def test_stopped_right_after_an_evaluation(
 
 
 @pytest.mark.parametrize(
-    "pipeline", [pytest.param(p, marks=pytest.mark.skipif(not installed(p), reason=p)) for p in ("dali", "ffcv")]
+    "pipeline",
+    [pytest.param(p, marks=pytest.mark.skipif(not installed(p), reason=p)) for p in ("native", "dali", "ffcv")],
 )
 def test_resume_is_exact_on_the_other_pipelines(
     pipeline: str, shard_set: Path, tmp_path: Path, interrupt: Callable[[int], None]
@@ -197,12 +198,15 @@ def start(command: list[str], **options: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
 
 
-def test_ctrl_c_from_a_terminal(shard_set: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "pipeline",
+    ["torchvision", pytest.param("native", marks=pytest.mark.skipif(not installed("native"), reason="native"))],
+)
+def test_ctrl_c_from_a_terminal(pipeline: str, shard_set: Path, tmp_path: Path) -> None:
     """The whole process group gets SIGINT, decoding workers too; none is left and nothing but our lines is printed."""
     settings = ["train.epochs=1000", "optim.warmup_epochs=0", "data.num_workers=2"]
-    process = start(
-        [sys.executable, "-m", "sdpnet.train", *arguments(shard_set, tmp_path, *settings)], start_new_session=True
-    )
+    command = arguments(shard_set, tmp_path, *settings, pipeline=pipeline)
+    process = start([sys.executable, "-m", "sdpnet.train", *command], start_new_session=True)
     assert process.stdout is not None
     lines = []
     for line in process.stdout:

@@ -43,7 +43,7 @@ struct Batch {
 
 struct Decoder {
   explicit Decoder(uint32_t threads)
-      : owner(getpid()), workspaces(new crop::Workspace[threads]), decoding(threads) {}
+      : owner(getpid()), workspaces(new crop::Workspace[threads]), decoding(threads, "crop-decoder") {}
 
   const pid_t owner;
   const std::unique_ptr<crop::Workspace[]> workspaces;  // one a thread
@@ -164,7 +164,7 @@ int decoder_read_ahead(void *handle, uint64_t count, const uint64_t *addresses, 
   Decoder &decoder = *static_cast<Decoder *>(handle);
   if (decoder.owner != getpid()) return OTHER_PROCESS;
   try {
-    if (!decoder.reading) decoder.reading = std::make_unique<crop::ThreadPool>(1);
+    if (!decoder.reading) decoder.reading = std::make_unique<crop::ThreadPool>(1, "read-ahead");
     std::vector<crop::Range> ranges(count);
     for (size_t item = 0; item < ranges.size(); ++item) {
       const uintptr_t begin = static_cast<uintptr_t>(addresses[item]);

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <pthread.h>
 #include <signal.h>
 
 #include <algorithm>
@@ -35,8 +36,8 @@ class ThreadPool {
     bool released_ = false;
   };
 
-  // Throws std::system_error when the system has no more threads.
-  explicit ThreadPool(size_t threads) {
+  // `name`: of each thread, at most 15 characters. Throws std::system_error when the system has no more threads.
+  ThreadPool(size_t threads, const char *name) {
     // The process's signals go to its other threads; what a thread's own fault raises must stay deliverable.
     sigset_t blocked, before;
     sigfillset(&blocked);
@@ -44,7 +45,10 @@ class ThreadPool {
     pthread_sigmask(SIG_BLOCK, &blocked, &before);
     try {
       threads_.reserve(threads);
-      for (size_t thread = 0; thread < threads; ++thread) threads_.emplace_back([this, thread] { work(thread); });
+      for (size_t thread = 0; thread < threads; ++thread) {
+        threads_.emplace_back([this, thread] { work(thread); });
+        pthread_setname_np(threads_.back().native_handle(), name);
+      }
     } catch (...) {
       pthread_sigmask(SIG_SETMASK, &before, nullptr);
       stop();
