@@ -26,13 +26,13 @@ from rich.table import Table
 
 from pipelines.bench_peers import PEERS
 from pipelines.bench_process import BenchProcess, ContestantError
-from pipelines.bench_stream import BenchConfig
 from pipelines.bench_worker import Job, Round, Started
 from pipelines.ceilings import CEILINGS
-from pipelines.contract import PIPELINES, make_plan
+from pipelines.contract import PIPELINES
 from pipelines.errors import UserError, nearest, require, run_command
 from pipelines.layout import ShardReader, open_split
 from pipelines.machine import commit, cpu_name, driver, installed_versions, usable_cores
+from pipelines.plan import Order, Plan
 from pipelines.publish import publish_bytes
 
 __all__ = ["Entry", "Race", "main", "run_race"]
@@ -119,9 +119,10 @@ def run_race(jobs: list[Job], rounds: int, *, seconds: float, num_batches: int, 
     return race
 
 
-def _touch(reader: ShardReader, job: Job) -> None:
+def _touch(reader: ShardReader, batch_size: int, *, train: bool) -> None:
     """Reads the samples of the first batches, so that no contestant finds the file colder than the next."""
-    plan = make_plan(BenchConfig(job), reader.sizes, train=job.mode == "train", world_size=1)
+    order: Order = "random" if train else "sequential"
+    plan = Plan(seed=0, sizes=reader.sizes, batch_size=batch_size, image_size=1, order=order)
     for index in range(min(len(plan), 8)):
         for sample in plan.batch_ids(0, index)[0].tolist():
             reader.encoded(sample).max()
@@ -130,10 +131,11 @@ def _touch(reader: ShardReader, job: Job) -> None:
 def _table(race: Race) -> Table:
     cores, reference = len(race.cores), race.reference
     title = f"{race.image_size} px, {cores} core{'s' if cores > 1 else ''}"
+    if reference is not None:
+        title += f"; ratio to {reference.contestant}"
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     table.add_column("")
-    columns = ["images/s", "min..max", "per core", f"x {reference.contestant}" if reference else "x"]
-    for heading in (*columns, "first batch", "memory"):
+    for heading in ("images/s", "min..max", "per core", "ratio", "first batch", "memory"):
         table.add_column(heading, justify="right", no_wrap=True)
     for entry in race.entries:
         if entry.reason:
@@ -286,10 +288,13 @@ def _main(arguments: argparse.Namespace) -> int:
     _, reader = open_split(arguments.data, arguments.split)
     if reader.num_samples == 0:
         raise UserError(f"{reader.path}: the split has no samples")
+    most = f"at most {reader.num_samples}, the samples of the split"
+    require(arguments.batch_size <= reader.num_samples, "--batch-size", arguments.batch_size, most)
     if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
         raise UserError(f"--json {arguments.json}: its directory is not there")
 
     console, progress = Console(highlight=False), Console(stderr=True, highlight=False)
+    _touch(reader, arguments.batch_size, train=mode == "train")
     races = []
     length = f"{arguments.batches} batches" if arguments.batches else f"{arguments.seconds:g} s"
     console.print(
@@ -303,7 +308,6 @@ def _main(arguments: argparse.Namespace) -> int:
                 cores = tuple(usable[:count])
                 job = ("", arguments.data, arguments.split, mode, image_size, arguments.batch_size, cores)
                 jobs = [Job(name, *job[1:], arguments.device) for name in names]
-                _touch(reader, jobs[0])
                 with progress.status("") as status:
                     where = f"{image_size} px, {count} core{'s' if count > 1 else ''}: "
                     race = run_race(
