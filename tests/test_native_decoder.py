@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import io
 import mmap
@@ -10,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -91,16 +92,24 @@ def decoded(samples: Samples, threads: int) -> np.ndarray:
 
 def our_threads() -> list[Path]:
     """Those of decoders in this process; one that has been joined stays visible for a moment."""
-    tasks = Path("/proc/self/task").iterdir()
-    return [task for task in tasks if (task / "comm").read_text() in ("crop-decoder\n", "read-ahead\n")]
+    found = []
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # it has just gone
+            if (task / "comm").read_text() in ("crop-decoder\n", "read-ahead\n"):
+                found.append(task)
+    return found
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    for _ in range(500):
+        if condition():
+            return True
+        time.sleep(0.01)
+    return False
 
 
 def assert_no_thread_is_left() -> None:
-    for _ in range(100):
-        if not our_threads():
-            return
-        time.sleep(0.01)
-    pytest.fail(f"{len(our_threads())} threads are left")
+    assert eventually(lambda: not our_threads())
 
 
 def test_crops_and_flips_equal_pillows() -> None:
@@ -225,16 +234,16 @@ def test_signals_go_to_the_main_thread() -> None:
     assert_no_thread_is_left()
     decoder = Decoder(2)
 
-    def blocked(task: Path, number: int) -> int:
+    def blocked(task: Path) -> list[bool]:
         line = next(line for line in (task / "status").read_text().splitlines() if line.startswith("SigBlk:"))
-        return int(line.split()[1], 16) >> (number - 1) & 1
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGSEGV)  # the last must reach the fault handler
+        return [int(line.split()[1], 16) >> (number - 1) & 1 == 1 for number in numbers]
 
     decoder.read_ahead(np.zeros(1, np.uint64), np.ones(1, np.int64))
     assert len(our_threads()) == 3
-    for task in our_threads():
-        assert blocked(task, signal.SIGINT) and blocked(task, signal.SIGTERM)
-        assert not blocked(task, signal.SIGSEGV), "must reach the fault handler"
-    assert not blocked(Path("/proc/self"), signal.SIGINT)
+    # A thread that has not begun yet blocks all.
+    assert eventually(lambda: all(blocked(task) == [True, True, False] for task in our_threads()))
+    assert blocked(Path("/proc/self")) == [False, False, False]
     decoder.close()
 
 
@@ -341,10 +350,6 @@ def test_read_ahead_brings_what_was_asked_into_memory(decoder: Decoder, tmp_path
         wanted = np.zeros(len(resident(mapped)), bool)
         for start, length in zip(starts.tolist(), sizes.tolist(), strict=True):
             wanted[start // mmap.PAGESIZE : (start + length - 1) // mmap.PAGESIZE + 1] = True
-        for _ in range(200):
-            if resident(mapped)[wanted].all():
-                break
-            time.sleep(0.05)
-        there = resident(mapped)
-        assert there[wanted].all() and there.mean() < 0.5
+        assert eventually(lambda: bool(resident(mapped)[wanted].all()))
+        assert resident(mapped).mean() < 0.5
     decoder.read_ahead(np.array([8, 1 << 60], np.uint64), np.array([1 << 20, 5], np.int64))  # nobody's: harmless
