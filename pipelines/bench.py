@@ -233,7 +233,7 @@ def _result(race: Race, entry: Entry) -> dict[str, Any]:
 def _parser() -> argparse.ArgumentParser:
     description = "Times pipelines by turns, on the same shards, cores and crops."
     epilog = (
-        f"Pipelines: {', '.join(PIPELINES)}. Other projects' loaders, with crops of their own: {', '.join(PEERS)}. "
+        f"Pipelines: {', '.join(PIPELINES)}. Other projects' loaders: {', '.join(PEERS)}. "
         f"Single steps alone: {', '.join(f'{name} ({what})' for name, what in CEILINGS.items())}."
     )
     program = Path(sys.argv[0]).stem

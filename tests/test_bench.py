@@ -194,6 +194,30 @@ def test_peers_take_their_own_crops(name: str, tar_set: Path) -> None:
         process.start()
 
 
+@pytest.mark.slow
+def test_spdl_follows_the_plan(shard_set: Path) -> None:
+    pytest.importorskip("spdl.io")
+    with BenchProcess(job("spdl", shard_set)) as process:
+        try:
+            process.start()
+        except ContestantError as error:
+            if "libspdl" in str(error):
+                pytest.skip(str(error))
+            raise
+        measured = process.round(4)
+    expected = plan_ids(shard_set, "train", WARM_UP + 4)[WARM_UP:]
+    assert measured.checksums == tuple(zlib.crc32(np.array(batch, np.int64).tobytes()) for batch in expected)
+
+
+def test_a_peer_that_is_not_installed(shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "timm").mkdir()
+    (tmp_path / "timm" / "__init__.py").write_text("raise ModuleNotFoundError('timm')")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
+    with BenchProcess(job("timm", shard_set)) as process, pytest.raises(ContestantError) as caught:
+        process.start()
+    assert str(caught.value) == "timm is not installed: pip install timm"
+
+
 def test_webdataset_reads_no_beton(shard_set: Path) -> None:
     pytest.importorskip("webdataset")
     with BenchProcess(job("webdataset", shard_set)) as process, pytest.raises(ContestantError, match="tars only"):
@@ -239,7 +263,7 @@ def test_ceilings_that_are_not_built(shard_set: Path, tmp_path: Path, monkeypatc
 def test_mistakes_end_in_one_line(
     arguments: list[str], words: list[str], shard_set: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status, out, err = bench_main(capsys, "--data", shard_set, *SMALL[:2], *arguments)
+    status, out, err = bench_main(capsys, "--data", shard_set, *SMALL, *arguments)
     (line,) = [line for line in err.splitlines() if line]
     assert status == 2 and out == "" and line.startswith("error: ") and all(word in line for word in words), line
 
