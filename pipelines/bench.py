@@ -15,8 +15,7 @@ import shlex
 import signal
 import statistics
 import sys
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -25,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.bench_peers import PEERS
-from pipelines.bench_process import BenchProcess, ContestantError
-from pipelines.bench_worker import Job, Round, Started
+from pipelines.bench_race import Entry, Race, run_race
+from pipelines.bench_worker import Job
 from pipelines.ceilings import CEILINGS
 from pipelines.contract import PIPELINES
 from pipelines.errors import UserError, nearest, require, run_command
@@ -34,89 +33,12 @@ from pipelines.layout import ShardReader, open_split
 from pipelines.machine import commit, cpu_name, driver, installed_versions, usable_cores
 from pipelines.plan import Order, Plan
 from pipelines.publish import publish_bytes
+from pipelines.status_line import StatusLine
 
-__all__ = ["Entry", "Race", "main", "run_race"]
+__all__ = ["main"]
 
 CONTESTANTS: Final = (*PIPELINES, *PEERS, *CEILINGS)
-REFERENCE: Final = "ffcv"
 LOADED: Final = 0.05  # share of the cores' time spent elsewhere from which on figures do not count
-
-
-@dataclass
-class Entry:
-    """One contestant's part in a race: what it did, or in `reason` why it did nothing."""
-
-    contestant: str
-    reason: str = ""
-    started: Started | None = None
-    num_batches: int = 0
-    rounds: list[Round] = field(default_factory=list)
-
-    @property
-    def rates(self) -> list[float]:
-        return [round_.rate for round_ in self.rounds]
-
-
-@dataclass(frozen=True)
-class Race:
-    """All contestants at one image size on the same cores."""
-
-    image_size: int
-    cores: tuple[int, ...]
-    entries: list[Entry]
-
-    @property
-    def running(self) -> list[Entry]:
-        return [entry for entry in self.entries if not entry.reason]
-
-    @property
-    def reference(self) -> Entry | None:
-        """What the ratios are to: FFCV where it runs, else the first that runs."""
-        running = self.running
-        return next((entry for entry in running if entry.contestant == REFERENCE), running[0] if running else None)
-
-    def ratios(self, entry: Entry) -> list[float]:
-        """`entry`'s rate by the reference's, round by round."""
-        assert self.reference is not None
-        return [mine / theirs for mine, theirs in zip(entry.rates, self.reference.rates, strict=True)]
-
-    def strays(self) -> list[str]:
-        """Contestants that follow the plan and delivered other samples than the first of them."""
-        planned = [entry for entry in self.running if entry.rounds and entry.rounds[0].checksums]
-        expected = max((entry.rounds[0].checksums for entry in planned), key=len, default=())
-        return [e.contestant for e in planned if any(r.checksums != expected[: len(r.checksums)] for r in e.rounds)]
-
-    @property
-    def foreign(self) -> float | None:
-        """The median share of the cores' time, over all rounds, that went elsewhere; None where Linux does not say."""
-        shares = [r.foreign for entry in self.running for r in entry.rounds if r.foreign is not None]
-        return statistics.median(shares) if shares else None
-
-
-def run_race(jobs: list[Job], rounds: int, *, seconds: float, num_batches: int, say: Any = lambda text: None) -> Race:
-    """Runs the rounds of one table. `num_batches` a round, or with 0 as many as take about `seconds`."""
-    race = Race(jobs[0].image_size, jobs[0].cores, [Entry(job.contestant) for job in jobs])
-    with ExitStack() as stack:
-        processes = {}
-        for job, entry in zip(jobs, race.entries, strict=True):
-            say(f"{entry.contestant}: starting")
-            process = processes[entry.contestant] = stack.enter_context(BenchProcess(job))
-            try:
-                entry.started = process.start()
-                entry.num_batches = num_batches or process.calibrate(seconds)
-            except ContestantError as error:
-                entry.reason = str(error)
-        for number in range(rounds + 1):
-            for entry in race.running if number % 2 else reversed(race.running):
-                say(f"{entry.contestant}: {f'round {number} of {rounds}' if number else 'warm-up'}")
-                try:
-                    measured = processes[entry.contestant].round(entry.num_batches)
-                except ContestantError as error:
-                    entry.reason = str(error)
-                    continue
-                if number:
-                    entry.rounds.append(measured)
-    return race
 
 
 def _touch(reader: ShardReader, batch_size: int, *, train: bool) -> None:
@@ -233,7 +155,7 @@ def _result(race: Race, entry: Entry) -> dict[str, Any]:
 def _parser() -> argparse.ArgumentParser:
     description = "Times pipelines by turns, on the same shards, cores and crops."
     epilog = (
-        f"Pipelines: {', '.join(PIPELINES)}. Other projects' loaders, with crops of their own: {', '.join(PEERS)}. "
+        f"Pipelines: {', '.join(PIPELINES)}. Other projects' loaders: {', '.join(PEERS)}. "
         f"Single steps alone: {', '.join(f'{name} ({what})' for name, what in CEILINGS.items())}."
     )
     program = Path(sys.argv[0]).stem
@@ -284,6 +206,7 @@ def _main(arguments: argparse.Namespace) -> int:
     if arguments.device == "auto":
         arguments.device = "cuda" if torch.cuda.is_available() else "cpu"
     mode: Literal["train", "eval"] = arguments.mode
+    batch_size: int = arguments.batch_size
     arguments.split = arguments.split or ("train" if mode == "train" else "val")
     _, reader = open_split(arguments.data, arguments.split)
     if reader.num_samples == 0:
@@ -293,29 +216,25 @@ def _main(arguments: argparse.Namespace) -> int:
     if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
         raise UserError(f"--json {arguments.json}: its directory is not there")
 
-    console, progress = Console(highlight=False), Console(stderr=True, highlight=False)
-    _touch(reader, arguments.batch_size, train=mode == "train")
+    console = Console(highlight=False)
+    _touch(reader, batch_size, train=mode == "train")
     races = []
     length = f"{arguments.batches} batches" if arguments.batches else f"{arguments.seconds:g} s"
     console.print(
         f"{arguments.data}, {arguments.split}: {mode} crops, batches of {arguments.batch_size} on {arguments.device}; "
         f"medians of {arguments.rounds} x {length}; memory is the peak, workers and mapped files included\n",
         markup=False,
+        soft_wrap=True,
     )
     try:
         for image_size in sizes:
             for count in all_cores:
                 cores = tuple(usable[:count])
-                job = ("", arguments.data, arguments.split, mode, image_size, arguments.batch_size, cores)
-                jobs = [Job(name, *job[1:], arguments.device) for name in names]
-                with progress.status("") as status:
-                    where = f"{image_size} px, {count} core{'s' if count > 1 else ''}: "
+                job = Job("", arguments.data, arguments.split, mode, image_size, batch_size, cores, arguments.device)
+                jobs = [replace(job, contestant=name) for name in names]
+                with StatusLine() as say:
                     race = run_race(
-                        jobs,
-                        arguments.rounds,
-                        seconds=arguments.seconds,
-                        num_batches=arguments.batches,
-                        say=lambda text, where=where, status=status: status.update(where + text),
+                        jobs, arguments.rounds, seconds=arguments.seconds, num_batches=arguments.batches, say=say
                     )
                 races.append(race)
                 console.print(_table(race))

@@ -1,26 +1,28 @@
-"""Other projects' loaders for the benchmark, set up as their users do, with random resized crops of their own.
+"""Other projects' loaders for the benchmark, set up as their users do; all give uint8 batches on the CPU.
 
-No plan reaches into them, so they deliver other samples and boxes, drawn from the same distribution, and their rows say
-so. All give uint8 batches; Pillow decodes whole frames in `DataLoader` workers, or in the process itself on one core.
+No plan reaches into `webdataset` and `timm`: they deliver other samples and boxes, drawn from the same distribution,
+and their rows say so. Pillow decodes for them in `DataLoader` workers, or on one core in the process itself.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from io import BytesIO
 from typing import Any, Final
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from pipelines.bench_worker import Job
+from pipelines.bench_stream import BenchConfig, RepeatedPlan
+from pipelines.bench_worker import Job, Stream
+from pipelines.contract import make_plan
 from pipelines.errors import BackendMissingError, UserError
 from pipelines.layout import ShardReader, open_split
 
-__all__ = ["PEERS", "PeerStream", "open_peer"]
+__all__ = ["PEERS", "PeerStream", "SpdlStream", "open_peer"]
 
 
 class PeerStream:
@@ -46,10 +48,16 @@ def _workers(job: Job) -> int:
     return len(job.cores) if len(job.cores) > 1 else 0
 
 
+def _train_only(job: Job) -> None:
+    if job.mode != "train":
+        raise UserError(f"{job.contestant} is measured with --mode train only")
+
+
 def _webdataset(job: Job) -> PeerStream:
     import webdataset
     from torchvision.transforms import v2
 
+    _train_only(job)
     manifest, _ = open_split(job.data, job.split)
     split = manifest.splits[job.split]
     if split.format != "tar":
@@ -88,6 +96,7 @@ class _Images(Dataset[tuple[Any, int]]):
 def _timm(job: Job) -> PeerStream:
     from timm.data import create_loader
 
+    _train_only(job)
     loader = create_loader(
         _Images(open_split(job.data, job.split)[1]),  # what timm wants of a dataset is `transform`
         input_size=(3, job.image_size, job.image_size),
@@ -103,22 +112,68 @@ def _timm(job: Job) -> PeerStream:
     return PeerStream(loader.loader)  # without the prefetcher around it, which normalises
 
 
+class SpdlStream:
+    """SPDL: FFmpeg decodes. It takes a filter for each image, so that the plan decides here too."""
+
+    crops = "plan"
+
+    def __init__(self, job: Job) -> None:
+        from spdl import io
+
+        _, self._reader = open_split(job.data, job.split)
+        io.demux_image(self._reader.encoded(0).tobytes())  # in the pipeline, a missing FFmpeg would not be the reason
+        config = BenchConfig(job)
+        self._plan = make_plan(config, self._reader.sizes, train=job.mode == "train", world_size=1)
+        self._threads, self._ahead = len(job.cores), config.data.prefetch_batches
+
+    def batches(self, count: int) -> Generator[tuple[int, np.ndarray], None, None]:
+        from spdl import io
+        from spdl.pipeline import PipelineBuilder
+
+        plan = RepeatedPlan(self._plan, count + self._ahead + 3)
+        side = plan.image_size
+
+        def samples() -> Iterator[tuple[int, list[int], bool]]:
+            for index in range(len(plan)):
+                batch = plan.batch(0, index)
+                yield from zip(batch.sample_ids.tolist(), batch.crop_boxes.tolist(), batch.flips.tolist(), strict=True)
+
+        def decode(task: tuple[int, list[int], bool]) -> tuple[int, Any]:
+            sample, (top, left, height, width), flip = task
+            resize = f"crop={width}:{height}:{left}:{top}:exact=1,scale={side}:{side}:flags=bilinear"
+            filters = f"{resize}{',hflip' if flip else ''},format=pix_fmts=rgb24"
+            packets = io.demux_image(self._reader.encoded(sample).tobytes())
+            return sample, io.decode_packets(packets, filter_desc=filters)
+
+        def stack(decoded: list[tuple[int, Any]]) -> tuple[np.ndarray, np.ndarray]:
+            pixels = io.to_numpy(io.convert_frames([frame for _, frame in decoded]))
+            return np.array([sample for sample, _ in decoded]), pixels
+
+        builder = PipelineBuilder().add_source(samples())
+        builder = builder.pipe(decode, concurrency=self._threads, output_order="input").aggregate(plan.batch_size)
+        pipeline = builder.pipe(stack).add_sink(self._ahead).build(num_threads=self._threads, max_failures=0)
+        with pipeline.auto_stop():
+            for ids, images in pipeline.get_iterator():
+                yield len(images), ids
+
+
 # name -> (the function that opens it, what must be importable)
-PEERS: Final[dict[str, tuple[Callable[[Job], PeerStream], str]]] = {
+PEERS: Final[dict[str, tuple[Callable[[Job], Stream], str]]] = {
     "webdataset": (_webdataset, "webdataset"),
-    "timm": (_timm, "timm"),
+    "timm": (_timm, "timm.data"),
+    "spdl": (SpdlStream, "spdl.io"),
 }
 
 
-def open_peer(name: str) -> Callable[[Job], PeerStream]:
-    open_it, package = PEERS[name]
-    if importlib.util.find_spec(package) is None:
-        raise BackendMissingError(f"{package} is not installed: pip install {package}")
-    importlib.import_module(package)  # before the clock of the first batch starts
+def open_peer(name: str) -> Callable[[Job], Stream]:
+    """Imports a peer and returns the function that opens it. Raises `BackendMissingError`."""
+    open_it, module = PEERS[name]
+    try:
+        importlib.import_module(module)  # before the clock of the first batch starts
+    except ModuleNotFoundError:
+        raise BackendMissingError(f"{name} is not installed: pip install {name}") from None
 
-    def opened(job: Job) -> PeerStream:
-        if job.mode != "train":
-            raise UserError(f"{name} is measured with --mode train only")
+    def opened(job: Job) -> Stream:
         if job.device != "cpu":
             raise UserError(f"{name} is measured with --device cpu only")
         return open_it(job)

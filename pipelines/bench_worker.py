@@ -111,8 +111,12 @@ def main() -> None:
 def _one_line(error: Exception) -> str:
     from pipelines.errors import UserError
 
+    while inner := getattr(error, "exceptions", None):  # of an ExceptionGroup
+        error = inner[0]
     text = " ".join(str(error).split())
-    return text if isinstance(error, UserError) and text else f"{type(error).__name__}: {text}"
+    if isinstance(error, UserError):
+        return text
+    return f"{type(error).__name__}: {text if len(text) < 300 else text[:300] + '...'}"
 
 
 class _Worker:

@@ -21,6 +21,7 @@ from pipelines.bench_process import ContestantError
 from pipelines.contract import PIPELINES, choose_pipeline, why_missing
 from pipelines.layout import open_split
 from pipelines.machine import cgroup_cores, cpu_name, driver, installed_versions, usable_cores
+from pipelines.status_line import StatusLine
 from sdpnet import __version__
 from sdpnet.config import Config, load_config
 from sdpnet.rates import copy_rate, decode_round, reading_rates, step_rate
@@ -285,8 +286,8 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config)
     if arguments.data:
         open_split(arguments.data, arguments.split)
-    with Console(stderr=True).status("") as status:
-        facts = _examine(arguments, config, status.update)
+    with StatusLine() as say:
+        facts = _examine(arguments, config, say)
     if arguments.json:
         json.dump(facts, sys.stdout, indent=1)
         print()

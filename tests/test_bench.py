@@ -22,6 +22,7 @@ from test_pipelines import config_for, installed
 
 from pipelines import bench, ceilings
 from pipelines.bench_process import BenchProcess, ContestantError
+from pipelines.bench_race import Entry, Race, run_race
 from pipelines.bench_stream import RepeatedPlan
 from pipelines.bench_worker import WARM_UP, Job, Round, Started
 from pipelines.contract import AugmentOptions, ShardOptions, make_loader
@@ -59,7 +60,7 @@ def _signals() -> Any:
 
 def test_all_pipelines_deliver_the_samples_of_the_plan(shard_set: Path) -> None:
     names = ["torchvision", *(name for name in ("ffcv", "dali") if installed(name)), "synthetic"]
-    race = bench.run_race([job(name, shard_set) for name in names], 2, seconds=0, num_batches=7)
+    race = run_race([job(name, shard_set) for name in names], 2, seconds=0, num_batches=7)
     ids = plan_ids(shard_set, "train", WARM_UP + 7)  # 24 samples are 4 batches of 5: it starts again within a round
     expected = tuple(zlib.crc32(np.array(batch, np.int64).tobytes()) for batch in ids[WARM_UP:])
     assert [entry.reason for entry in race.entries] == [""] * len(names)
@@ -117,21 +118,21 @@ def test_the_table_and_the_record(tar_set: Path, tmp_path: Path, capsys: pytest.
 
 
 def test_ratios_are_taken_within_rounds() -> None:
-    def entry(name: str, *seconds: float) -> bench.Entry:
+    def entry(name: str, *seconds: float) -> Entry:
         rounds = [Round(120, each, (), 1, None) for each in seconds]
-        return bench.Entry(name, started=Started(1, 1, "plan"), num_batches=1, rounds=rounds)
+        return Entry(name, started=Started(1, 1, "plan"), num_batches=1, rounds=rounds)
 
-    race = bench.Race(224, (0, 1), [entry("dali", 2, 4), entry("ffcv", 4, 2), bench.Entry("native", "not built")])
+    race = Race(224, (0, 1), [entry("dali", 2, 4), entry("ffcv", 4, 2), Entry("native", "not built")])
     assert race.ratios(race.entries[0]) == [2.0, 0.5]
     assert [running.contestant for running in race.running] == ["dali", "ffcv"] and race.foreign is None
 
 
 def test_other_samples_are_seen() -> None:
-    def entry(name: str, *checksums: int) -> bench.Entry:
-        return bench.Entry(name, rounds=[Round(1, 1.0, checksums, 1, None)])
+    def entry(name: str, *checksums: int) -> Entry:
+        return Entry(name, rounds=[Round(1, 1.0, checksums, 1, None)])
 
     entries = [entry("a", 1, 2), entry("b", 1, 2, 3), entry("c", 1, 3), entry("own order")]
-    assert bench.Race(224, (0,), entries).strays() == ["c"]
+    assert Race(224, (0,), entries).strays() == ["c"]
 
 
 def broken_ffcv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
@@ -175,7 +176,7 @@ def test_a_damaged_image_is_a_row(shard_set: Path, tmp_path: Path) -> None:
     data[start : start + 200] = bytes(200)
     (copy / "train.beton").write_bytes(data)
     names = ["torchvision", *(["decode"] if ceilings.available() else [])]
-    race = bench.run_race([job(name, copy, batch_size=24) for name in names], 1, seconds=0, num_batches=2)
+    race = run_race([job(name, copy, batch_size=24) for name in names], 1, seconds=0, num_batches=2)
     assert "train.beton: sample 3: damaged JPEG" in race.entries[0].reason
     if len(names) > 1:
         assert race.entries[1].reason.endswith("train.beton: the first 24 samples of the plan: 1 cannot be decoded")
@@ -192,6 +193,30 @@ def test_peers_take_their_own_crops(name: str, tar_set: Path) -> None:
     assert measured.num_images == 15 and measured.checksums == ()
     with BenchProcess(job(name, tar_set, mode="eval")) as process, pytest.raises(ContestantError, match="train only"):
         process.start()
+
+
+@pytest.mark.slow
+def test_spdl_follows_the_plan(shard_set: Path) -> None:
+    pytest.importorskip("spdl.io")
+    with BenchProcess(job("spdl", shard_set)) as process:
+        try:
+            process.start()
+        except ContestantError as error:
+            if "libspdl" in str(error):
+                pytest.skip(str(error))
+            raise
+        measured = process.round(4)
+    expected = plan_ids(shard_set, "train", WARM_UP + 4)[WARM_UP:]
+    assert measured.checksums == tuple(zlib.crc32(np.array(batch, np.int64).tobytes()) for batch in expected)
+
+
+def test_a_peer_that_is_not_installed(shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "timm").mkdir()
+    (tmp_path / "timm" / "__init__.py").write_text("raise ModuleNotFoundError('timm')")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
+    with BenchProcess(job("timm", shard_set)) as process, pytest.raises(ContestantError) as caught:
+        process.start()
+    assert str(caught.value) == "timm is not installed: pip install timm"
 
 
 def test_webdataset_reads_no_beton(shard_set: Path) -> None:
@@ -239,7 +264,7 @@ def test_ceilings_that_are_not_built(shard_set: Path, tmp_path: Path, monkeypatc
 def test_mistakes_end_in_one_line(
     arguments: list[str], words: list[str], shard_set: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status, out, err = bench_main(capsys, "--data", shard_set, *SMALL[:2], *arguments)
+    status, out, err = bench_main(capsys, "--data", shard_set, *SMALL, *arguments)
     (line,) = [line for line in err.splitlines() if line]
     assert status == 2 and out == "" and line.startswith("error: ") and all(word in line for word in words), line
 
