@@ -86,7 +86,7 @@ def _notes(race: Race) -> list[str]:
         if entry.started is not None and entry.started.crops == "own":
             lines.append(f"{entry.contestant}: own crops of the same distribution, in an order of its own")
         if entry.contestant in CEILINGS:
-            lines.append(f"{entry.contestant}: a ceiling, {CEILINGS[entry.contestant]}")
+            lines.append(f"{entry.contestant}: one step alone, {CEILINGS[entry.contestant]}")
     lines += [f"{name}: delivered other samples than the others" for name in race.strays()]
     if race.foreign is not None and race.foreign > LOADED:
         lines.append(f"{race.foreign:.0%} of these cores' time went to other processes: these figures do not count")

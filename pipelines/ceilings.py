@@ -1,4 +1,4 @@
-"""Single steps of a decoder alone, in C++ (`native/ceilings.h`): rates that no decoder built of them exceeds.
+"""Single steps of a decoder alone, in C++ (`native/ceilings.h`): no decoder that takes them is faster.
 
 The library is optional, as it serves measurements only: ask `available()` first.
 """
@@ -28,7 +28,7 @@ __all__ = ["CEILINGS", "HOW_TO_BUILD", "CeilingStream", "available", "open_ceili
 CEILINGS: Final = {
     "decode": "whole frames, libjpeg-turbo",
     "huffman": "the Huffman decoder alone, libjpeg-turbo",
-    "resize": "planned crops of decoded images",
+    "resize": "our resize of the planned crops",
 }
 HOW_TO_BUILD: Final = "it needs g++ and libjpeg's headers (Debian: g++ libjpeg-dev), then pip install again"
 INTERFACE: Final = 1
