@@ -10,351 +10,20 @@
 #include <cstdint>
 #include <cstring>
 
+#include "baseline_frame.h"
+#include "baseline_scan.h"
 #include "colour.h"
-#include "huffman.h"
-#include "idct.h"
-#include "libjpeg_errors.h"
 #include "memory.h"
 #include "simd.h"
 #include "task.h"
 
 namespace crop {
 
-struct Component {
-  uint32_t across, down;    // blocks in an MCU
-  uint32_t height, width;   // samples in the image
-  uint8_t quantizers, dc, ac;  // numbers of its tables
-  int prediction;
-  // The blocks that are wanted, in the image's grid of them; and where their samples go.
-  uint32_t first_column, end_column, first_row, end_row;
-  uint8_t *samples;  // of the first wanted block; rows `stride` apart
-  size_t stride;
-  int16_t *coefficients;  // of one MCU row's wanted blocks: (down, end_column - first_column, 64)
-  uint8_t *only_dc;       // of each of those blocks: whether it has no AC coefficients
-
-  uint32_t columns() const { return end_column - first_column; }
-};
-
-struct Frame {
-  uint32_t height = 0, width = 0, num_components = 0;
-  Component components[3];
-  uint32_t mcus = 0, mcu_rows = 0, restart_interval = 0;
-  const uint8_t *scan = nullptr, *end = nullptr;
-};
-
 struct BaselineScratch {  // one per thread
   bool avx2 = simd::avx2();
-  uint16_t quantizers[4][huffman::BLOCK];  // natural order
-  huffman::Spec dc_specs[2], ac_specs[2];
-  huffman::DcTable dc[2];
-  huffman::AcTable ac[2];
+  Tables tables;
   Memory unstuffed, coefficients, flags, planes, upsampled, pixels;
 };
-
-// ---- the header
-
-struct Segment {
-  const uint8_t *next, *end;
-
-  size_t left() const { return static_cast<size_t>(end - next); }
-  uint32_t byte() { return *next++; }
-  uint32_t word() {
-    next += 2;
-    return static_cast<uint32_t>(next[-2]) << 8 | next[-1];
-  }
-};
-
-inline bool read_quantizers(Segment segment, BaselineScratch &scratch, uint32_t &defined) {
-  while (segment.left() >= 65) {
-    const uint32_t id = segment.byte();
-    if (id > 3) return false;  // also 16-bit ones
-    for (size_t k = 0; k < huffman::BLOCK; ++k)
-      scratch.quantizers[id][huffman::NATURAL[k]] = static_cast<uint16_t>(segment.byte());
-    defined |= 1u << id;
-  }
-  return segment.left() == 0;
-}
-
-inline bool read_huffman_tables(Segment segment, BaselineScratch &scratch, uint32_t &defined) {
-  while (segment.left() >= 17) {
-    const uint32_t id = segment.byte();
-    if ((id & ~0x11u) != 0) return false;
-    huffman::Spec &spec = (id & 0x10 ? scratch.ac_specs : scratch.dc_specs)[id & 1];
-    spec = huffman::Spec{};
-    size_t count = 0;
-    for (int length = 1; length <= 16; ++length) count += spec.bits[length] = static_cast<uint8_t>(segment.byte());
-    if (count > 256 || count > segment.left()) return false;
-    std::memcpy(spec.symbols, segment.next, count);
-    segment.next += count;
-    defined |= 1u << (id & 0x10 ? 2 + (id & 1) : id & 1);
-  }
-  return segment.left() == 0;
-}
-
-inline bool read_frame(Segment segment, Frame &frame, uint32_t *ids) {
-  if (segment.left() < 6 || segment.byte() != 8) return false;
-  frame.height = segment.word();
-  frame.width = segment.word();
-  frame.num_components = segment.byte();
-  if (frame.num_components != 1 && frame.num_components != 3) return false;
-  if (segment.left() != 3 * size_t{frame.num_components} || frame.height == 0 || frame.width == 0) return false;
-  if (uint64_t{frame.height} * frame.width > libjpeg::MAX_PIXELS) return false;
-  for (uint32_t i = 0; i < frame.num_components; ++i) {
-    Component &component = frame.components[i];
-    ids[i] = segment.byte();
-    const uint32_t sampling = segment.byte(), table = segment.byte();
-    if (table > 3) return false;
-    component.quantizers = static_cast<uint8_t>(table);
-    component.across = sampling >> 4;
-    component.down = sampling & 15;
-  }
-  Component &luma = frame.components[0];
-  if (frame.num_components == 1) luma.across = luma.down = 1;  // a scan of one component is not interleaved
-  if (luma.across < 1 || luma.across > 2 || luma.down < 1 || luma.down > 2) return false;
-  for (uint32_t i = 1; i < frame.num_components; ++i)
-    if (frame.components[i].across != 1 || frame.components[i].down != 1) return false;
-  frame.mcus = (frame.width + 8 * luma.across - 1) / (8 * luma.across);
-  frame.mcu_rows = (frame.height + 8 * luma.down - 1) / (8 * luma.down);
-  for (uint32_t i = 0; i < frame.num_components; ++i) {
-    Component &component = frame.components[i];
-    component.height = i == 0 ? frame.height : (frame.height + luma.down - 1) / luma.down;
-    component.width = i == 0 ? frame.width : (frame.width + luma.across - 1) / luma.across;
-  }
-  return true;
-}
-
-inline bool read_scan(Segment segment, Frame &frame, const uint32_t *ids) {
-  if (segment.left() != 4 + 2 * size_t{frame.num_components} || segment.byte() != frame.num_components) return false;
-  for (uint32_t i = 0; i < frame.num_components; ++i) {
-    if (segment.byte() != ids[i]) return false;
-    const uint32_t tables = segment.byte();
-    if ((tables & ~0x11u) != 0) return false;
-    frame.components[i].dc = static_cast<uint8_t>(tables >> 4);
-    frame.components[i].ac = static_cast<uint8_t>(tables & 15);
-  }
-  return segment.byte() == 0 && segment.byte() == 63 && segment.byte() == 0;
-}
-
-// Up to the scan's first byte.
-inline bool read_header(const uint8_t *data, size_t size, Frame &frame, BaselineScratch &scratch) {
-  Segment file{data, data + size};
-  if (file.left() < 4 || file.word() != 0xFFD8) return false;
-  uint32_t quantizers = 0, tables = 0, ids[3] = {};
-  bool jfif = false;
-  for (;;) {
-    if (file.left() < 4) return false;
-    const uint32_t marker = file.word(), length = file.word();
-    if (length < 2 || length - 2 > file.left()) return false;
-    const Segment segment{file.next, file.next + (length - 2)};
-    file.next = segment.end;
-    if (marker == 0xFFDB) {
-      if (!read_quantizers(segment, scratch, quantizers)) return false;
-    } else if (marker == 0xFFC4) {
-      if (!read_huffman_tables(segment, scratch, tables)) return false;
-    } else if (marker == 0xFFC0) {
-      if (frame.num_components != 0 || !read_frame(segment, frame, ids)) return false;
-    } else if (marker == 0xFFDD) {
-      if (segment.left() != 2) return false;
-      frame.restart_interval = static_cast<uint32_t>(segment.next[0]) << 8 | segment.next[1];
-    } else if (marker == 0xFFDA) {
-      if (frame.num_components == 0 || !read_scan(segment, frame, ids)) return false;
-      break;
-    } else if (marker == 0xFFE0) {
-      jfif |= segment.left() >= 14 && !std::memcmp(segment.next, "JFIF", 5);
-    } else if (marker == 0xFFEE || ((marker & 0xFFF0) != 0xFFE0 && marker != 0xFFFE)) {
-      return false;  // Adobe's colours, or what has no place in a baseline file
-    }
-  }
-  if (frame.num_components == 3 && !jfif && (ids[0] != 1 || ids[1] != 2 || ids[2] != 3)) return false;
-  for (uint32_t i = 0; i < frame.num_components; ++i) {
-    const Component &component = frame.components[i];
-    if ((quantizers >> component.quantizers & 1) == 0) return false;
-    if ((tables >> component.dc & 1) == 0 || (tables >> (2 + component.ac) & 1) == 0) return false;
-    if (!scratch.dc[component.dc].build(scratch.dc_specs[component.dc])) return false;
-    if (!scratch.ac[component.ac].build(scratch.ac_specs[component.ac])) return false;
-  }
-  frame.scan = file.next;
-  frame.end = file.end;
-  return true;
-}
-
-// ---- the scan
-
-// The entropy-coded segments between restart markers, one at a time.
-struct Scan {
-  const Frame &frame;
-  Memory &memory;
-  const uint8_t *next;    // the first byte of the next interval
-  uint32_t interval = 0;  // number of the next interval
-  huffman::Reader reader;
-
-  Scan(const Frame &of, Memory &unstuffed) : frame(of), memory(unstuffed), next(of.scan) {}
-
-  bool marker_of(uint32_t number) const { return next[1] == 0xD0 + (number & 7); }
-
-  // Passes over whole intervals up to this one.
-  bool jump(uint32_t to) {
-    while (interval < to) {
-      next = static_cast<const uint8_t *>(std::memchr(next, 0xFF, static_cast<size_t>(frame.end - next)));
-      if (next == nullptr || frame.end - next < 2) return false;
-      if (next[1] != 0 && !marker_of(interval++)) return false;
-      next += 2;
-    }
-    return true;
-  }
-
-  // Leaves `next` at the marker behind it.
-  bool open() {
-    uint8_t *end = huffman::unstuff(memory.data, next, frame.end);
-    if (end == nullptr) return false;
-    std::memset(end, 0, huffman::READ_AHEAD);
-    reader = huffman::Reader{memory.data, end};
-    return true;
-  }
-
-  // Between two markers there must be whole bytes of codes and nothing else.
-  bool close() {
-    if (reader.left() < 0 || reader.left() >= 8) return false;
-    if (++interval == number_of_intervals()) return next[1] == 0xD9;
-    if (!marker_of(interval - 1)) return false;
-    next += 2;
-    return true;
-  }
-
-  uint32_t number_of_intervals() const {
-    const uint64_t mcus = uint64_t{frame.mcus} * frame.mcu_rows;
-    return frame.restart_interval == 0
-               ? 1
-               : static_cast<uint32_t>((mcus + frame.restart_interval - 1) / frame.restart_interval);
-  }
-};
-
-// One MCU without its values, but for the predictions.
-ALWAYS_INLINE bool skip_mcu(huffman::Reader &all_read, Frame &frame, BaselineScratch &scratch) {
-  huffman::Reader reader = all_read;  // a copy stays in registers
-  for (uint32_t i = 0; i < frame.num_components; ++i) {
-    Component &component = frame.components[i];
-    for (uint32_t block = 0; block < component.across * component.down; ++block)
-      if (!reader.dc(scratch.dc[component.dc], component.prediction) || !reader.skip_ac(scratch.ac[component.ac]))
-        return false;
-  }
-  all_read = reader;
-  return reader.left() >= 0;
-}
-
-// Not memset, which GCC makes a slow string instruction of.
-ALWAYS_INLINE void clear(int16_t *block) {
-  typedef int16_t Row __attribute__((vector_size(16), may_alias));
-  for (int i = 0; i < 8; ++i) reinterpret_cast<Row *>(block)[i] = Row{};
-}
-
-// One MCU's wanted blocks.
-ALWAYS_INLINE bool read_mcu(huffman::Reader &all_read, Frame &frame, BaselineScratch &scratch, uint32_t row,
-                            uint32_t column) {
-  huffman::Reader reader = all_read;
-  for (uint32_t i = 0; i < frame.num_components; ++i) {
-    Component &component = frame.components[i];
-    const huffman::DcTable &dc = scratch.dc[component.dc];
-    const huffman::AcTable &ac = scratch.ac[component.ac];
-    for (uint32_t v = 0; v < component.down; ++v)
-      for (uint32_t h = 0; h < component.across; ++h) {
-        if (!reader.dc(dc, component.prediction)) return false;
-        const uint32_t y = row * component.down + v, x = column * component.across + h;
-        if (y < component.first_row || y >= component.end_row || x < component.first_column ||
-            x >= component.end_column) {
-          if (!reader.skip_ac(ac)) return false;
-          continue;
-        }
-        const size_t at = size_t{v} * component.columns() + (x - component.first_column);
-        int16_t *block = component.coefficients + huffman::BLOCK * at;
-        clear(block);
-        const int last = reader.ac(ac, block);
-        if (last < 0) return false;
-        block[0] = static_cast<int16_t>(component.prediction);
-        component.only_dc[at] = last == 0;
-      }
-  }
-  all_read = reader;
-  return reader.left() >= 0;
-}
-
-template <bool HAS_AVX2>
-ALWAYS_INLINE void transform_row(const Component &component, const uint16_t *quantizers, uint32_t mcu_row) {
-  const uint32_t columns = component.columns();
-  for (uint32_t v = 0; v < component.down; ++v) {
-    const uint32_t y = mcu_row * component.down + v;
-    if (y < component.first_row || y >= component.end_row) continue;
-    uint8_t *to = component.samples + 8 * component.stride * (y - component.first_row);
-    const int16_t *blocks = component.coefficients + huffman::BLOCK * size_t{v} * columns;
-    const uint8_t *only_dc = component.only_dc + size_t{v} * columns;
-    uint32_t waiting = columns;  // a block whose partner has not come
-    for (uint32_t x = 0; x < columns; ++x) {
-      const int16_t *block = blocks + huffman::BLOCK * size_t{x};
-      if (only_dc[x]) {
-        idct::fill(to + 8 * x, component.stride, idct::only_dc(block[0], quantizers[0]));
-        continue;
-      }
-#if defined(__x86_64__)
-      if (HAS_AVX2) {
-        if (waiting == columns) {
-          waiting = x;
-        } else {
-          idct::two_blocks_avx2(blocks + huffman::BLOCK * size_t{waiting}, block, quantizers, to + 8 * waiting,
-                                to + 8 * x, component.stride);
-          waiting = columns;
-        }
-        continue;
-      }
-#endif
-      idct::block_plain(block, quantizers, to + 8 * x, component.stride);
-    }
-#if defined(__x86_64__)
-    if (HAS_AVX2 && waiting != columns)
-      idct::two_blocks_avx2(blocks + huffman::BLOCK * size_t{waiting}, blocks + huffman::BLOCK * size_t{waiting},
-                            quantizers, to + 8 * waiting, to + 8 * waiting, component.stride);
-#endif
-  }
-}
-
-// All wanted blocks to samples.
-template <bool HAS_AVX2>
-ALWAYS_INLINE bool decode_blocks(Frame &frame, BaselineScratch &scratch, uint32_t first_mcu, uint32_t end_mcu,
-                                 uint32_t first_row, uint32_t end_row) {
-  Scan scan(frame, scratch.unstuffed);
-  const uint32_t interval = frame.restart_interval;
-  uint64_t at = 0;  // the MCU that the reader is at
-  bool opened = false;
-  // Before each MCU: another interval begins where one does.
-  const auto enter = [&] {
-    if (opened && (interval == 0 || at % interval != 0)) return true;
-    if (opened && !scan.close()) return false;
-    for (uint32_t i = 0; i < frame.num_components; ++i) frame.components[i].prediction = 0;
-    return opened = scan.open();
-  };
-  for (uint32_t row = first_row; row < end_row; ++row) {
-    const uint64_t wanted = uint64_t{row} * frame.mcus + first_mcu;
-    if (interval != 0 && wanted / interval > at / interval) {
-      const uint32_t target = static_cast<uint32_t>(wanted / interval);
-      if (opened) {  // `next` is at the marker behind the interval that was left
-        if (!scan.marker_of(scan.interval)) return false;
-        scan.next += 2;
-        ++scan.interval;
-      }
-      if (!scan.jump(target)) return false;
-      at = uint64_t{target} * interval;
-      opened = false;
-    }
-    for (; at < wanted; ++at)
-      if (!enter() || !skip_mcu(scan.reader, frame, scratch)) return false;
-    for (uint32_t mcu = first_mcu; mcu < end_mcu; ++mcu, ++at)
-      if (!enter() || !read_mcu(scan.reader, frame, scratch, row, mcu)) return false;
-    for (uint32_t i = 0; i < frame.num_components; ++i) {
-      const Component &component = frame.components[i];
-      transform_row<HAS_AVX2>(component, scratch.quantizers[component.quantizers], row);
-    }
-  }
-  return true;
-}
 
 // ---- samples to pixels
 
@@ -481,9 +150,10 @@ ALWAYS_INLINE bool decode_box(Frame &frame, BaselineScratch &scratch, const Box 
     samples += component.stride * 8 * (component.end_row - component.first_row);
     coefficients += size_t{component.down} * component.columns() * huffman::BLOCK;
     flags += size_t{component.down} * component.columns();
-    scratch.ac[component.ac].build_steps();
+    scratch.tables.ac[component.ac].build_steps();
   }
-  if (!decode_blocks<HAS_AVX2>(frame, scratch, first_mcu, end_mcu, first_row, end_row)) return false;
+  if (!decode_blocks<HAS_AVX2>(frame, scratch.tables, scratch.unstuffed, first_mcu, end_mcu, first_row, end_row))
+    return false;
   uint8_t *rows = scratch.upsampled.data;
   convert<HAS_AVX2>(frame, box, reinterpret_cast<uint16_t *>(rows), rows + 2 * row_bytes, rows + 3 * row_bytes,
                     scratch.pixels.data, stride);
@@ -507,7 +177,7 @@ __attribute__((noinline)) inline bool decode_box_plain(Frame &frame, BaselineScr
 // The pixels of a task's box, which stay in `scratch` until its next use. False where libjpeg has to look.
 inline bool decode_baseline(const Task &task, BaselineScratch &scratch, Pixels &pixels) {
   Frame frame;
-  if (!read_header(task.data, task.size, frame, scratch)) return false;
+  if (!read_header(task.data, task.size, frame, scratch.tables)) return false;
   if (frame.height != task.image_height || frame.width != task.image_width) return false;
   const Box box{task.top, task.left, task.height, task.width};
 #if defined(__x86_64__)

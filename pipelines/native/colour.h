@@ -24,14 +24,16 @@ ALWAYS_INLINE void put_two(uint8_t *output, uint32_t first, uint32_t second) {
 ALWAYS_INLINE void widen_sums(const uint16_t *sums, uint8_t *output, size_t n) {
   for (size_t i = 0; i < n; ++i) {
     const uint16_t here = static_cast<uint16_t>(3 * sums[i + 1]);
-    const uint16_t first = static_cast<uint16_t>(here + sums[i] + 8), second = static_cast<uint16_t>(here + sums[i + 2] + 7);
+    const uint16_t first = static_cast<uint16_t>(here + sums[i] + 8);
+    const uint16_t second = static_cast<uint16_t>(here + sums[i + 2] + 7);
     put_two(output + 2 * i, first >> 4, second >> 4);
   }
 }
 ALWAYS_INLINE void widen_samples(const uint8_t *row, uint8_t *output, size_t n) {
   for (size_t i = 0; i < n; ++i) {
     const uint16_t here = static_cast<uint16_t>(3 * row[i + 1]);
-    const uint16_t first = static_cast<uint16_t>(here + row[i] + 1), second = static_cast<uint16_t>(here + row[i + 2] + 2);
+    const uint16_t first = static_cast<uint16_t>(here + row[i] + 1);
+    const uint16_t second = static_cast<uint16_t>(here + row[i + 2] + 2);
     put_two(output + 2 * i, first >> 2, second >> 2);
   }
 }
