@@ -203,6 +203,16 @@ def test_a_released_job_is_not_begun_any_more() -> None:
     decoder.close()
 
 
+def test_a_job_released_under_way_is_not_finished(decoder: Decoder) -> None:
+    output = blank(3000)
+    job = long_job(decoder, output)
+    assert eventually(lambda: bool((output[0] == 0).all()))
+    job.release()
+    done = (output == 0).all((1, 2, 3))
+    assert done[0] and not done[-1]
+    assert ((output == 77).all((1, 2, 3)) | done).all(), "each sample is whole or untouched"
+
+
 def test_closing_with_jobs_under_way_leaves_no_thread() -> None:
     assert_no_thread_is_left()
     decoder = Decoder(3)
