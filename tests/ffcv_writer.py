@@ -17,20 +17,21 @@ import numpy as np
 __all__ = ["write_with_ffcv"]
 
 
-def write_with_ffcv(path: Path, samples: Sequence[tuple[np.ndarray, int]], write_mode: str) -> None:
-    """Writes (uint8 (H, W, 3), label) samples to `path`; `write_mode` is "jpg" or "raw"."""
-    command = [sys.executable, __file__, str(path), write_mode]
-    subprocess.run(command, input=pickle.dumps(list(samples)), check=True, timeout=120, stderr=subprocess.DEVNULL)
+def write_with_ffcv(files: dict[Path, str], samples: Sequence[tuple[np.ndarray, int]]) -> None:
+    """Writes (uint8 (H, W, 3), label) samples to each of `files`, whose values are the write modes: "jpg" or "raw"."""
+    work = pickle.dumps(([(str(path), mode) for path, mode in files.items()], list(samples)))
+    subprocess.run([sys.executable, __file__], input=work, check=True, timeout=120, stderr=subprocess.DEVNULL)
 
 
-def main(path: str, write_mode: str) -> None:
+def main() -> None:
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
 
-    samples = pickle.load(sys.stdin.buffer)
-    fields = {"image": RGBImageField(write_mode=write_mode, jpeg_quality=95), "label": IntField()}
-    DatasetWriter(path, fields, num_workers=2).from_indexed_dataset(samples, chunksize=4)
+    files, samples = pickle.load(sys.stdin.buffer)
+    for path, write_mode in files:
+        fields = {"image": RGBImageField(write_mode=write_mode, jpeg_quality=95), "label": IntField()}
+        DatasetWriter(path, fields, num_workers=2).from_indexed_dataset(samples, chunksize=4)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

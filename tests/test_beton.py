@@ -184,7 +184,7 @@ def array(index: int) -> tuple[np.ndarray, int]:
 def test_reads_what_stock_ffcv_writes(tmp_path, write_mode, mode):
     pytest.importorskip("ffcv", reason=NEED_FFCV)
     path = tmp_path / "ffcv.beton"
-    write_with_ffcv(path, [array(index) for index in range(30)], write_mode)
+    write_with_ffcv({path: write_mode}, [array(index) for index in range(30)])
     reader = BetonReader(path)
     assert reader.num_samples == 30
     assert set(reader.modes) == {mode}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -16,10 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conversion import write_manifest
-from ffcv_writer import write_with_ffcv
 from test_native_decoder import assert_no_thread_is_left, our_threads
-from test_pipelines import CPU, collect, config_for, installed, load
+from test_pipelines import CPU, collect, config_for, load
 
 from pipelines import native_decoder
 from pipelines.augment import DeviceStage
@@ -97,25 +94,6 @@ def test_both_formats_give_the_same_bytes(
     shard_set: Path, tar_set: Path, native_loader: Callable[..., NativeLoader]
 ) -> None:
     assert same(collect(native_loader(shard_set)), collect(native_loader(tar_set)))
-
-
-@pytest.mark.skipif(not installed("ffcv"), reason="ffcv is not installed")
-def test_raw_pixels_in_a_file_of_ffcvs(
-    shard_set: Path, tmp_path: Path, native_loader: Callable[..., NativeLoader]
-) -> None:
-    copy = tmp_path / "shards"
-    shutil.copytree(shard_set, copy)
-    samples = [(np.random.default_rng(i).integers(0, 256, (90 + i, 70, 3), dtype=np.uint8), i % 3) for i in range(6)]
-    write_with_ffcv(copy / "val.beton", samples, "raw")
-    manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["splits"]["val"]["num_samples"] = 6
-    manifest["splits"]["val"]["files"][0].update(num_samples=6, bytes=(copy / "val.beton").stat().st_size)
-    write_manifest(copy, manifest)
-    for ours, theirs in zip(
-        collect(native_loader(copy, "val")), collect(load(copy, "torchvision", "val")), strict=True
-    ):
-        assert torch.equal(ours.labels, theirs.labels)
-        assert (ours.images.int() - theirs.images.int()).abs().max() <= 1
 
 
 def test_another_image_size_from_the_next_iterator_on(

@@ -221,7 +221,7 @@ def test_raw_pixels_are_refused_by_dali_only(shard_set: Path, tmp_path: Path) ->
     images = [np.random.default_rng(i).integers(0, 256, (20 + i, 30, 3), dtype=np.uint8) for i in range(6)]
     copy = tmp_path / "shards"
     shutil.copytree(shard_set, copy)
-    write_with_ffcv(copy / "val.beton", [(image, i % 3) for i, image in enumerate(images)], "raw")
+    write_with_ffcv({copy / "val.beton": "raw"}, [(image, i % 3) for i, image in enumerate(images)])
     _rewrite_manifest(copy, 6)
     batches = collect(load(copy, "torchvision", "val"))
     assert [int(i) for batch in batches for i in batch.labels[batch.valid]] == [0, 1, 2, 0, 1, 2]
