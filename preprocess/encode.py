@@ -1,6 +1,7 @@
 """Turns any image file into the JPEG that is stored.
 
     re-encoded: the file's bytes -> decode -> RGB -> area averaging down to max_side -> baseline JPEG
+                a JPEG's DCT coefficients -> rounded to the new quality's quantizers, where it keeps its size
     kept:       a JPEG's coefficients -> the same coefficients as a baseline JPEG
 
 By default with a restart marker at each MCU row, so that a decoder can start at the first row of a crop. JPEGs go
@@ -59,9 +60,11 @@ class EncodeSettings:
         quality: libjpeg's, 1 to 100.
         subsampling: of the chroma planes, "4:4:4", "4:2:2" or "4:2:0".
         restart_rows: MCU rows between restart markers; 0 writes none.
-        reencode: "always"; "auto" keeps the DCT coefficients of a JPEG within `max_side` as they are, if it is of
-            a kind that every reader of shards knows (8 bits, greyscale or YCbCr, common chroma samplings);
-            "never" refuses what cannot be kept. Quality and subsampling do not apply to what is kept.
+        reencode: "always", where a JPEG within `max_side` becomes what decoding and encoding would make of it, but
+            for the rounding of pixels in between (`preprocess.jpeg.reencode`); "auto" keeps the DCT coefficients of
+            a JPEG within `max_side` as they are, if it is of a kind that every reader of shards knows (8 bits,
+            greyscale or YCbCr, common chroma samplings); "never" refuses what cannot be kept. Quality and
+            subsampling do not apply to what is kept.
         exif: "ignore" stores the pixels as the file does, whatever its EXIF orientation says. That is the custom
             for ImageNet: torchvision's ImageFolder does so, and published accuracies are measured that way.
             "apply" turns them upright; what has to be turned is re-encoded.

@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 HOW_TO_BUILD: Final = "it needs g++ and libjpeg's headers (Debian: g++ libjpeg-dev), then pip install again"
-INTERFACE: Final = 2  # codec_interface(): another number is a library left by another version of this package
+INTERFACE: Final = 3  # codec_interface(): another number is a library left by another version of this package
 LIBRARY: Final = Path(__file__).parent / "native" / f"jpeg_codec{sysconfig.get_config_var('EXT_SUFFIX')}"
 SAMPLING_FACTORS: Final = {"4:4:4": (1, 1), "4:2:2": (2, 1), "4:2:0": (2, 2)}
 
@@ -77,10 +77,15 @@ def version() -> str:
 
 
 def reencode(data: bytes, max_side: int, quality: int, subsampling: str, restart_rows: int) -> Encoded:
-    """Decodes an 8-bit greyscale or YCbCr JPEG, reduces it as `preprocess.area` does, and compresses it.
+    """Re-encodes an 8-bit greyscale or YCbCr JPEG. The parameters are those of `EncodeSettings`.
 
-    The pixels are those of Pillow's decoder, and the bytes those of Pillow's encoder, where the two
-    libjpeg-turbos agree. The parameters are those of `EncodeSettings`.
+    Where it is reduced: decoded, averaged as `preprocess.area` does, and compressed. The pixels are those of
+    Pillow's decoder, and the bytes those of Pillow's encoder, where the two libjpeg-turbos agree.
+
+    Where a clean baseline JPEG keeps its size, and its chroma sampling is the wanted one or 4:4:4 to become 4:2:0 or
+    greyscale: the same but for the rounding and clamping of pixels, which there are none of. Each DCT coefficient is
+    divided by its quantizer of this `quality` (libjpeg's `jpeg_set_quality`) and rounded to the nearest integer; to
+    halve chroma, the coefficients become those of the averages of 2 x 2 samples. No more is lost than with pixels.
 
     Raises:
         DamagedError: image data is lost or the file is truncated. Bytes after the image, extraneous bytes before
@@ -104,7 +109,8 @@ def encode(pixels: np.ndarray, max_side: int, quality: int, subsampling: str, re
 def keep(data: bytes, max_side: int, restart_rows: int) -> Encoded:
     """Rewrites a JPEG with the same DCT coefficients: baseline, JFIF, no other metadata.
 
-    The AC Huffman tables of clean baseline JPEGs stay; all other tables are the standard ones.
+    The Huffman tables of clean baseline JPEGs stay, with codes added for what DC differences at a restart may
+    need; those of others become the standard ones.
 
     Args:
         data: the file's bytes.

@@ -64,7 +64,7 @@ struct Codes {
         uint32_t *to = lookup + (size_t{code} << (LOOKUP_BITS - length));
         const uint32_t advance = (ac ? advance_of(symbol) : 1) << 8;
         if (size > static_cast<uint32_t>(ac ? MAX_AC_BITS : MAX_DC_BITS) || (ac && size == 0 && symbol != 0 && symbol != 0xF0)) continue;
-        if (length + size > LOOKUP_BITS) {
+        if (length + size > LOOKUP_BITS || !ac) {  // DC differences are large where AC coefficients are: no guessing
           fill(to, size << 16 | advance | WIDE | length, size_t{1} << (LOOKUP_BITS - length));
         } else if (size == 0) {
           fill(to, advance | length, size_t{1} << (LOOKUP_BITS - length));
@@ -89,10 +89,12 @@ struct Codes {
 struct AcTable {
   Codes codes;
   // For windows of 0, 1, ... STEP_BITS bits, one level behind the other: what the whole symbols in them are together,
-  // as bits | coefficients << 4 | the block ends << 15.
+  // as bits | coefficients << 4, with END_OF_STEPS more of them where the block ends. 0: not even one symbol.
   uint16_t levels[2 << STEP_BITS];
   Spec spec;  // most files have the same
   bool built = false, steps_built = false;
+
+  static constexpr uint32_t END_OF_STEPS = 1 << 11;
 
   bool build(const Spec &wanted) {
     if (built && spec == wanted) return true;
@@ -119,7 +121,7 @@ struct AcTable {
         const uint32_t size = *symbol & 15, used = length + size;
         if (*symbol == 0) {
           for (uint16_t *end = to + (size_t{1} << (width - length)); to < end; ++to)
-            *to = static_cast<uint16_t>(length | 1 << 15);
+            *to = static_cast<uint16_t>(length | END_OF_STEPS << 4);
         } else if (size != 0 && size <= MAX_AC_BITS && used <= width) {
           const uint16_t step = static_cast<uint16_t>(used | ((*symbol >> 4) + 1u) << 4);
           const size_t count = size_t{1} << (width - used);
@@ -190,7 +192,8 @@ struct Reader {
   ptrdiff_t left() const { return 8 * (end - next) + count; }
 
   // A code too long for the look-up, or none: its symbol and length as length << 8 | symbol; 0 for none.
-  __attribute__((noinline)) uint32_t long_code(const Codes &table) const {
+  // Not a member of the reader's state: its address would keep that out of registers.
+  __attribute__((noinline)) static uint32_t long_code(const Codes &table, uint64_t bits) {
     const uint32_t code = static_cast<uint32_t>(bits >> 48);
     for (int length = 1; length <= 16; ++length)
       if (code < table.end[length]) {
@@ -210,30 +213,40 @@ struct Reader {
   ALWAYS_INLINE bool dc(const DcTable &table, int &prediction) {
     refill();
     const uint32_t entry = table.codes.lookup[bits >> (64 - LOOKUP_BITS)];
-    if (entry != 0) {
-      skip(static_cast<int>(entry & 0x7F));
-      prediction += entry & Codes::WIDE ? take_value(entry >> 16) : static_cast<int32_t>(entry) >> 16;
-      return true;
+    uint32_t size = entry >> 16;
+    if (__builtin_expect(entry == 0, 0)) {
+      const uint32_t code = long_code(table.codes, bits);
+      size = code & 255;
+      if (code == 0 || size > MAX_DC_BITS) return false;
+      skip(static_cast<int>(code >> 8));
+    } else {
+      skip(static_cast<int>(entry & 63));
     }
-    const uint32_t code = long_code(table.codes), size = code & 255;
-    if (code == 0 || size > MAX_DC_BITS) return false;
-    skip(static_cast<int>(code >> 8));
-    if (size != 0) prediction += take_value(size);
+    // As value_of, and 0 for no bits.
+    const int value = static_cast<int>(bits >> 1 >> (63 - size)), negative = ~static_cast<int>(bits >> 63) + 1;
+    skip(static_cast<int>(size));
+    prediction += value + (~negative & (1 - (1 << size)));
     return true;
   }
 
   // The AC coefficients of a block of zeros, each times its quantizer (zigzag order), in natural order. Returns the
   // zigzag index of the last one, 0 if there is none, or -1 where a code is not one, or irregular.
   ALWAYS_INLINE int ac(const AcTable &table, const uint16_t *quantizers, int16_t *block) {
+    return ac(table, [&](uint32_t k, int value) { block[NATURAL[k]] = static_cast<int16_t>(value * quantizers[k]); });
+  }
+
+  // The same with `store(k, value)` for each coefficient, zeros among them.
+  template <typename Store>
+  ALWAYS_INLINE int ac(const AcTable &table, Store store) {
     uint32_t k = 0, last = 0;
-    const auto put = [&](int value) { block[NATURAL[k]] = static_cast<int16_t>(value * quantizers[k]); };
+    const auto put = [&](int value) { store(k, value); };
     for (;;) {
       refill();
       uint32_t entry = 0;
       for (int i = 0; i < 4; ++i) {  // 4 windows of 11 bits, or 3 of them and a value of 10
         entry = table.codes.lookup[bits >> (64 - LOOKUP_BITS)];
         if (entry & Codes::WIDE || entry == 0) break;
-        skip(static_cast<int>(entry & 0x7F));
+        skip(static_cast<int>(entry & 63));
         last = k;
         k += entry >> 8 & 255;
         if (k >= BLOCK - 1) {
@@ -245,13 +258,13 @@ struct Reader {
         put(static_cast<int32_t>(entry) >> 16);
       }
       if (entry & Codes::WIDE) {
-        skip(static_cast<int>(entry & 0x7F));
+        skip(static_cast<int>(entry & 63));
         k += entry >> 8 & 255;
         if (k >= BLOCK) return -1;
         put(take_value(entry >> 16));
       } else if (entry == 0) {
         refill();
-        const uint32_t code = long_code(table.codes), symbol = code & 255, size = symbol & 15;
+        const uint32_t code = long_code(table.codes, bits), symbol = code & 255, size = symbol & 15;
         if (code == 0 || size > MAX_AC_BITS || (size == 0 && symbol != 0 && symbol != 0xF0)) return -1;
         skip(static_cast<int>(code >> 8));
         if (symbol == 0) return static_cast<int>(k);
@@ -266,28 +279,35 @@ struct Reader {
   // Passes over the AC coefficients of a block. False where a code is not one, or irregular.
   ALWAYS_INLINE bool skip_ac(const AcTable &table) {
     uint32_t k = 1;
+    const uint16_t *steps = table.levels + (1 << STEP_BITS);
+    __asm__("" : "+r"(steps));  // else its address is computed again for each look-up
     for (;;) {
       refill();
-      for (int i = 0; i < 3; ++i) {  // 2 x 12 bits and one code of 16 with 10 bits more are there
-        const uint32_t step = table.levels[(1 << STEP_BITS) + (bits >> (64 - STEP_BITS))];
-        const uint32_t next_k = k + (step >> 4 & 255), ends = step >> 15;
-        if (step != 0 && next_k + ends <= BLOCK) {
+      bool rare = false;
+      for (int i = 0; i < 4; ++i) {  // windows of 12 bits
+        const uint32_t step = steps[bits >> (64 - STEP_BITS)];
+        const uint32_t next_k = k + (step >> 4);
+        if (next_k >= BLOCK || step == 0) {
+          rare = true;
+          const bool ends = next_k >= AcTable::END_OF_STEPS;
+          if ((next_k & (AcTable::END_OF_STEPS - 1)) + ends > BLOCK || step == 0) break;
           skip(static_cast<int>(step & 15));
-          k = next_k;
-          if (ends != 0 || k == BLOCK) return true;
-          continue;
+          return true;
         }
-        const uint32_t code = long_code(table.codes);
-        if (code == 0) return false;
-        skip(static_cast<int>(code >> 8));
-        const uint32_t symbol = code & 255, size = symbol & 15;
-        if (symbol == 0) return true;
-        k += (symbol >> 4) + 1;
-        if (size == 0 ? symbol != 0xF0 || k >= BLOCK : k > BLOCK || size > MAX_AC_BITS) return false;
-        skip(static_cast<int>(size));
-        if (k == BLOCK) return true;
-        break;
+        skip(static_cast<int>(step & 15));
+        k = next_k;
       }
+      if (!rare) continue;
+      refill();
+      const uint32_t code = long_code(table.codes, bits);
+      if (code == 0) return false;
+      skip(static_cast<int>(code >> 8));
+      const uint32_t symbol = code & 255, size = symbol & 15;
+      if (symbol == 0) return true;
+      k += (symbol >> 4) + 1;
+      if (size == 0 ? symbol != 0xF0 || k >= BLOCK : k > BLOCK || size > MAX_AC_BITS) return false;
+      skip(static_cast<int>(size));
+      if (k == BLOCK) return true;
     }
   }
 };
