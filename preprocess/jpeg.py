@@ -6,12 +6,13 @@ It is built when the package is installed and may be missing: ask `available()` 
 from __future__ import annotations
 
 import ctypes
-import sysconfig
+import os
 from functools import cache
-from pathlib import Path
-from typing import Final, NamedTuple
+from importlib.machinery import EXTENSION_SUFFIXES
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = [
     "HOW_TO_BUILD",
@@ -28,7 +29,7 @@ __all__ = [
 
 HOW_TO_BUILD: Final = "it needs g++ and libjpeg's headers (Debian: g++ libjpeg-dev), then pip install again"
 INTERFACE: Final = 3  # codec_interface(): another number is a library left by another version of this package
-LIBRARY: Final = Path(__file__).parent / "native" / f"jpeg_codec{sysconfig.get_config_var('EXT_SUFFIX')}"
+LIBRARY: Final = os.path.join(os.path.dirname(__file__), "native", f"jpeg_codec{EXTENSION_SUFFIXES[0]}")
 SAMPLING_FACTORS: Final = {"4:4:4": (1, 1), "4:2:2": (2, 1), "4:2:0": (2, 2)}
 
 
@@ -99,6 +100,8 @@ def reencode(data: bytes, max_side: int, quality: int, subsampling: str, restart
 def encode(pixels: np.ndarray, max_side: int, quality: int, subsampling: str, restart_rows: int) -> Encoded:
     """Reduces uint8 RGB (height, width, 3) as `reencode` does, and compresses it."""
     height, width, channels = pixels.shape
+    import numpy as np  # which most worker processes never need
+
     if pixels.dtype != np.uint8 or channels != 3:
         raise ValueError(f"pixels are {pixels.dtype} {pixels.shape}, must be uint8 (height, width, 3)")
     pixels = np.ascontiguousarray(pixels)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jpeg_files import decoded, make_image, markers, pillow_jpeg, planes_in_scans, replace_segment, segments
 from PIL import Image
 
-from preprocess import encode, jpeg
+from preprocess import jpeg, pillow
 from preprocess.area import average, fit
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,7 +34,7 @@ def by_pillow(pixels: np.ndarray, max_side: int, quality: int, subsampling: str,
     new_width, new_height = fit(width, height, max_side)
     if (new_width, new_height) != (width, height):
         pixels = average(pixels, new_height, new_width)
-    return encode._save(Image.fromarray(pixels), encode.EncodeSettings(max_side, quality, subsampling, restart_rows))
+    return pillow.save(Image.fromarray(pixels), quality, subsampling, restart_rows)
 
 
 def frame(data: bytes) -> bytes:

@@ -299,6 +299,14 @@ struct Reader {
       }
       if (!rare) continue;
       refill();
+      const uint32_t entry = table.codes.lookup[bits >> (64 - LOOKUP_BITS)];
+      if (entry & Codes::WIDE) {  // a large value, nearly always
+        k += entry >> 8 & 255;
+        if (k > BLOCK) return false;
+        skip(static_cast<int>((entry & 63) + (entry >> 16)));
+        if (k == BLOCK) return true;
+        continue;
+      }
       const uint32_t code = long_code(table.codes, bits);
       if (code == 0) return false;
       skip(static_cast<int>(code >> 8));
