@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from pipelines.errors import UserError
@@ -28,9 +29,14 @@ class Location:
     def read(self) -> bytes:
         """The image file's bytes. Raises `UserError` when they cannot be read, or are no longer all there."""
         try:
-            with open(self.path, "rb") as file:
-                file.seek(self.offset)
-                data = file.read(-1 if self.size is None else self.size)
+            file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                size = os.fstat(file).st_size - self.offset if self.size is None else self.size
+                data = os.pread(file, max(size, 0), self.offset)
+                while len(data) < size and (more := os.pread(file, size - len(data), self.offset + len(data))):
+                    data += more
+            finally:
+                os.close(file)
         except OSError as error:
             raise UserError(f"{self.name}: cannot be read ({error.strerror})") from None
         if self.size is not None and len(data) < self.size:

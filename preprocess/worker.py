@@ -13,7 +13,6 @@ import pickle
 import signal
 import struct
 import warnings
-import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -62,7 +61,7 @@ def encode_one(location: Location, settings: EncodeSettings) -> Encoded | Bad:
         return Bad(str(error).removeprefix(f"{location.name}: "))
     except Exception as error:  # a mistake of ours or of a library must not cost the other images
         return Bad(f"cannot be converted ({type(error).__name__}: {' '.join(str(error).split())})")
-    return Encoded(image.data, image.height, image.width, image.kept, zlib.crc32(image.data))
+    return Encoded(image.data, image.height, image.width, image.kept, jpeg.crc32(image.data))
 
 
 class _Connection:

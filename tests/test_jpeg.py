@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -367,6 +368,12 @@ def test_every_processor_gives_the_same_bytes(tmp_path, monkeypatch):
         assert jpeg.available() and results() == expected
     finally:
         jpeg._library.cache_clear()
+
+
+def test_crc32_is_zlibs():
+    content = np.random.default_rng(1).bytes(5000)
+    for size in [*range(300), 1023, 1024, 1025, 4999]:
+        assert jpeg.crc32(content[:size]) == zlib.crc32(content[:size]), size
 
 
 def test_several_threads_do_not_disturb_each_other():

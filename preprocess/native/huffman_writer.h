@@ -117,15 +117,28 @@ struct Writer {
     put(dc.entries[0]);
     put(ac.all.entries[0]);
   }
-  // Of the bytes from `source` on, the bits from `from` up to `to`. 8 bytes more can be read.
+  // Of the bytes from `source` on, the bits from `from` up to `to`. 16 bytes more can be read.
   ALWAYS_INLINE void copy(const uint8_t *source, size_t from, size_t to) {
-    while (from < to) {
-      uint64_t bytes;
-      std::memcpy(&bytes, source + (from >> 3), 8);
-      const int length = to - from < 56 ? static_cast<int>(to - from) : 56;
-      put(__builtin_bswap64(bytes) << (from & 7) >> (64 - length), length);
-      from += static_cast<size_t>(length);
+    const uint8_t *at = source + (from >> 3);
+    const int shift = static_cast<int>(from & 7);
+    size_t left = to - from;
+    for (; left >= 64; left -= 64, at += 8, next += 8) {  // `count` stays
+      const uint64_t word = load(at) << shift | uint64_t{at[8]} >> (8 - shift);
+      const uint64_t bytes = __builtin_bswap64(bits << 1 << (63 - count) | word >> count);
+      std::memcpy(next, &bytes, 8);
+      bits = word;
     }
+    if (left > 56) {
+      put(load(at) << shift >> 32, 32);
+      at += 4;
+      left -= 32;
+    }
+    if (left != 0) put(load(at) << shift >> (64 - left), static_cast<int>(left));
+  }
+  static ALWAYS_INLINE uint64_t load(const uint8_t *from) {
+    uint64_t bytes;
+    std::memcpy(&bytes, from, 8);
+    return __builtin_bswap64(bytes);
   }
   void end_of_interval() {  // fills the last byte with ones
     if (count != 0) put((1u << (8 - count)) - 1, 8 - count);

@@ -13,6 +13,7 @@
 #include <cstdlib>
 
 #include "area_average.h"
+#include "crc32.h"
 #include "libjpeg_session.h"
 #include "requantize.h"
 #include "rewrite_baseline.h"
@@ -153,6 +154,11 @@ void check_coefficients(Codec &codec, jvirt_barray_ptr *coefficients) {
 extern "C" {
 
 int codec_interface() { return 3; }
+
+// Whether codec_crc32 may be called.
+int codec_has_crc32() { return crc32::available(); }
+
+uint32_t codec_crc32(const uint8_t *data, size_t size) { return crc32::of(data, size); }
 
 const char *codec_turbo_version() { return TEXT(LIBJPEG_TURBO_VERSION); }
 
