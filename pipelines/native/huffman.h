@@ -88,13 +88,14 @@ struct Codes {
 // Both ways to read the AC coefficients of a block: with their values, and past them, several symbols in one look-up.
 struct AcTable {
   Codes codes;
-  // For windows of 0, 1, ... STEP_BITS bits, one level behind the other: what the whole symbols in them are together,
-  // as bits | coefficients << 4, with END_OF_STEPS more of them where the block ends. 0: not even one symbol.
+  // For windows of 0, 1, ... STEP_BITS bits, one level behind the other: what the symbols whose codes are in them are
+  // together, the value of the last one included, as bits | coefficients << 5, with END_OF_STEPS more of them where the
+  // block ends. 0: not even one code.
   uint16_t levels[2 << STEP_BITS];
   Spec spec;  // most files have the same
   bool built = false, steps_built = false;
 
-  static constexpr uint32_t END_OF_STEPS = 1 << 11;
+  static constexpr uint32_t END_OF_STEPS = 1 << 10;
 
   bool build(const Spec &wanted) {
     if (built && spec == wanted) return true;
@@ -121,9 +122,13 @@ struct AcTable {
         const uint32_t size = *symbol & 15, used = length + size;
         if (*symbol == 0) {
           for (uint16_t *end = to + (size_t{1} << (width - length)); to < end; ++to)
-            *to = static_cast<uint16_t>(length | END_OF_STEPS << 4);
-        } else if (size != 0 && size <= MAX_AC_BITS && used <= width) {
-          const uint16_t step = static_cast<uint16_t>(used | ((*symbol >> 4) + 1u) << 4);
+            *to = static_cast<uint16_t>(length | END_OF_STEPS << 5);
+        } else if (size != 0 && size <= MAX_AC_BITS) {
+          const uint16_t step = static_cast<uint16_t>(used | ((*symbol >> 4) + 1u) << 5);
+          if (used > width) {
+            for (uint16_t *end = to + (size_t{1} << (width - length)); to < end; ++to) *to = step;
+            continue;
+          }
           const size_t count = size_t{1} << (width - used);
           const uint16_t *behind = levels + count;
           for (uint32_t value = 0; value < 1u << size; ++value, to += count)
@@ -284,29 +289,20 @@ struct Reader {
     for (;;) {
       refill();
       bool rare = false;
-      for (int i = 0; i < 4; ++i) {  // windows of 12 bits
-        const uint32_t step = steps[bits >> (64 - STEP_BITS)];
-        const uint32_t next_k = k + (step >> 4);
+      for (int i = 0; i < 2; ++i) {  // windows of 12 bits, and values of up to 10
+        const uint32_t step = steps[bits >> (64 - STEP_BITS)], next_k = k + (step >> 5);
         if (next_k >= BLOCK || step == 0) {
           rare = true;
           const bool ends = next_k >= AcTable::END_OF_STEPS;
           if ((next_k & (AcTable::END_OF_STEPS - 1)) + ends > BLOCK || step == 0) break;
-          skip(static_cast<int>(step & 15));
+          skip(static_cast<int>(step & 31));
           return true;
         }
-        skip(static_cast<int>(step & 15));
+        skip(static_cast<int>(step & 31));
         k = next_k;
       }
       if (!rare) continue;
       refill();
-      const uint32_t entry = table.codes.lookup[bits >> (64 - LOOKUP_BITS)];
-      if (entry & Codes::WIDE) {  // a large value, nearly always
-        k += entry >> 8 & 255;
-        if (k > BLOCK) return false;
-        skip(static_cast<int>((entry & 63) + (entry >> 16)));
-        if (k == BLOCK) return true;
-        continue;
-      }
       const uint32_t code = long_code(table.codes, bits);
       if (code == 0) return false;
       skip(static_cast<int>(code >> 8));
