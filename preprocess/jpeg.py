@@ -96,7 +96,7 @@ def reencode(data: bytes, max_side: int, quality: int, subsampling: str, restart
     Where a clean baseline JPEG keeps its size, and its chroma sampling is the wanted one or 4:4:4 to become 4:2:0 or
     greyscale: the same but for the rounding and clamping of pixels, which there are none of. Each DCT coefficient is
     divided by its quantizer of this `quality` (libjpeg's `jpeg_set_quality`) and rounded to the nearest integer; to
-    halve chroma, the coefficients become those of the averages of 2 x 2 samples. No more is lost than with pixels.
+    halve chroma, the coefficients become those of the averages of 2 x 2 samples. On average no more is lost so.
 
     Raises:
         DamagedError: image data is lost or the file is truncated. Bytes after the image, extraneous bytes before
