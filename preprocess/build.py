@@ -19,7 +19,8 @@ from pipelines.layout import QUARANTINE_NAME, Manifest
 from preprocess import jpeg
 from preprocess.convert import Conversion, Image, ImageSource, MakeWriter, convert
 from preprocess.encode import EXIF_CHOICES, REENCODE_CHOICES, SUBSAMPLINGS, EncodeSettings, codec
-from preprocess.listing import Location, SplitScan
+from preprocess.listing import SplitScan
+from preprocess.location import Location
 from preprocess.parts import Part, convert_part, merge
 from preprocess.ray_parts import run_on_ray
 from preprocess.scan import Scan, add_source_arguments, scan_arguments

@@ -1,26 +1,22 @@
 """Turns any image file into the JPEG that is stored.
 
     re-encoded: the file's bytes -> decode -> RGB -> area averaging down to max_side -> baseline JPEG
+                a JPEG's DCT coefficients -> rounded to the new quality's quantizers, where it keeps its size
     kept:       a JPEG's coefficients -> the same coefficients as a baseline JPEG
 
 By default with a restart marker at each MCU row, so that a decoder can start at the first row of a crop. JPEGs go
-through the native codec (`preprocess.jpeg`) where it is built; Pillow decodes all else, and everything without it.
+through the native codec (`preprocess.jpeg`) where it is built; Pillow, imported when first needed, decodes all else,
+and everything without it.
 """
 
 from __future__ import annotations
 
-import io
 import os
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError, features
-from PIL import __version__ as pillow_version
-
 from pipelines.errors import UserError
 from preprocess import jpeg
-from preprocess.area import average, fit
 
 __all__ = [
     "EXIF_CHOICES",
@@ -32,22 +28,11 @@ __all__ = [
     "encode_image",
 ]
 
-# What Pillow may try, whatever the suffix says. Other formats start programs (EPS: Ghostscript).
-FORMATS: Final = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "PPM", "GIF")
 JPEG_START: Final = b"\xff\xd8\xff"
 JPEG_MAX_SIDE: Final = 65_500  # libjpeg's JPEG_MAX_DIMENSION; a .beton would hold 65,535
 SUBSAMPLINGS: Final = ("4:4:4", "4:2:2", "4:2:0")
 REENCODE_CHOICES: Final = ("auto", "always", "never")
 EXIF_CHOICES: Final = ("ignore", "apply")
-TURNS: Final = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 @dataclass(frozen=True)
@@ -59,9 +44,11 @@ class EncodeSettings:
         quality: libjpeg's, 1 to 100.
         subsampling: of the chroma planes, "4:4:4", "4:2:2" or "4:2:0".
         restart_rows: MCU rows between restart markers; 0 writes none.
-        reencode: "always"; "auto" keeps the DCT coefficients of a JPEG within `max_side` as they are, if it is of
-            a kind that every reader of shards knows (8 bits, greyscale or YCbCr, common chroma samplings);
-            "never" refuses what cannot be kept. Quality and subsampling do not apply to what is kept.
+        reencode: "always", where a JPEG within `max_side` becomes what decoding and encoding would make of it, but
+            for the rounding of pixels in between (`preprocess.jpeg.reencode`); "auto" keeps the DCT coefficients of
+            a JPEG within `max_side` as they are, if it is of a kind that every reader of shards knows (8 bits,
+            greyscale or YCbCr, common chroma samplings); "never" refuses what cannot be kept. Quality and
+            subsampling do not apply to what is kept.
         exif: "ignore" stores the pixels as the file does, whatever its EXIF orientation says. That is the custom
             for ImageNet: torchvision's ImageFolder does so, and published accuracies are measured that way.
             "apply" turns them upright; what has to be turned is re-encoded.
@@ -140,30 +127,28 @@ def encode_image(
         return _encode(data, settings, name)
     except UserError:
         raise
-    except UnidentifiedImageError:
-        message = f"{name}: not an image (none of {', '.join(FORMATS)}); replace or remove it"
-        raise UserError(message) from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning, jpeg.TooLargeError) as error:
+    except jpeg.TooLargeError as error:
         raise UserError(f"{name}: too large to decode safely ({error}); reduce or remove it") from None
     except Exception as error:  # Pillow's readers raise almost any type on damaged files
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{name}: damaged image ({reason}); copy it again, replace or remove it") from error
+        from preprocess import pillow
+
+        raise UserError(f"{name}: {pillow.reason(error)}") from error
 
 
 def codec() -> str:
     """The libraries that decide the encoded bytes, with their versions."""
-    turbo = features.version("libjpeg_turbo") or "none"
-    pillow = f"Pillow {pillow_version} with libjpeg-turbo {turbo}"
-    return f"{jpeg.version()}, {pillow}" if jpeg.available() else pillow
+    from preprocess import pillow
+
+    return f"{jpeg.version()}, {pillow.version()}" if jpeg.available() else pillow.version()
 
 
 def _encode(data: bytes, settings: EncodeSettings, name: str) -> EncodedImage:
     is_jpeg = data.startswith(JPEG_START)
-    upright = settings.exif == "ignore" or _turn(_open(data)) is None
+    upright = settings.exif == "ignore" or _is_upright(data)
     if settings.reencode != "always":
         try:
             if not is_jpeg:
-                raise jpeg.UnsupportedError(f"a {_open(data).format}")
+                raise jpeg.UnsupportedError(f"a {_format(data)}")
             if not upright:
                 raise jpeg.UnsupportedError("EXIF orientation to apply")
             return EncodedImage(*jpeg.keep(data, settings.max_side, settings.restart_rows), kept=True)
@@ -177,65 +162,30 @@ def _encode(data: bytes, settings: EncodeSettings, name: str) -> EncodedImage:
             return EncodedImage(*jpeg.reencode(data, *options))
         except jpeg.UnsupportedError:
             pass  # Pillow knows more colours
-    image = _decode(data, settings, name)
+    return _encode_pixels(data, settings, name)
+
+
+def _encode_pixels(data: bytes, settings: EncodeSettings, name: str) -> EncodedImage:
+    from preprocess import pillow
+    from preprocess.area import fit
+
+    image = pillow.decode(data, settings.exif, name)
     width, height = fit(image.width, image.height, settings.max_side)
     if max(width, height) > JPEG_MAX_SIDE:
         raise UserError(f"{name}: {width} x {height} pixels, but a JPEG has at most {JPEG_MAX_SIDE}; set --max-side")
+    options = (settings.quality, settings.subsampling, settings.restart_rows)
     if jpeg.available():
-        return EncodedImage(*jpeg.encode(np.asarray(image), *options))
-    if (width, height) != image.size:
-        image = Image.fromarray(average(np.asarray(image), height, width))
-    return EncodedImage(_save(image, settings), height, width)
+        return EncodedImage(*jpeg.encode(pillow.pixels_of(image), settings.max_side, *options))
+    return EncodedImage(pillow.save(pillow.reduce(image, height, width), *options), height, width)
 
 
-def _open(data: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(data), formats=FORMATS)
+def _is_upright(data: bytes) -> bool:
+    from preprocess import pillow
+
+    return pillow.turn_of(pillow.open_image(data)) is None
 
 
-def _decode(data: bytes, settings: EncodeSettings, name: str) -> Image.Image:
-    """The image as mode RGB, fully loaded."""
-    image = _open(data)
-    image.load()
-    turn = _turn(image) if settings.exif == "apply" else None
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        image = _from_16_bits(image, name)
-    elif image.mode == "F":
-        raise UserError(f"{name}: floating-point pixels of unknown range; convert it to 8 or 16 bits")
-    image.info.clear()  # else Pillow keeps the comment, and warns about a palette's transparency
-    image = image if image.mode == "RGB" else image.convert("RGB")
-    return image if turn is None else image.transpose(turn)
+def _format(data: bytes) -> str | None:
+    from preprocess import pillow
 
-
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What makes the image upright according to its EXIF orientation. Unreadable EXIF data says nothing."""
-    try:
-        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # damaged EXIF data raises almost any type
-        return None
-
-
-def _from_16_bits(image: Image.Image, name: str) -> Image.Image:
-    # Pillow gives 16-bit PGM and some TIFF files as mode I (int32), 16-bit PNG as I;16.
-    grey = np.asarray(image).astype(np.int64)
-    if grey.min() < 0 or grey.max() > 65_535:
-        raise UserError(f"{name}: greyscale values beyond 16 bits; convert it to 8 or 16 bits")
-    return Image.fromarray(((grey * 255 + 32_767) // 65_535).astype(np.uint8))
-
-
-def _save(image: Image.Image, settings: EncodeSettings) -> bytes:
-    """The image as a baseline JPEG with libjpeg's standard Huffman tables."""
-    # Pillow releases the GIL while it encodes into a file descriptor, and holds it for BytesIO: about 1 ms an
-    # image, which would limit many workers.
-    memory = os.memfd_create("encode") if hasattr(os, "memfd_create") else None
-    with io.BytesIO() if memory is None else open(memory, "w+b", buffering=0) as file:
-        image.save(
-            file,
-            "JPEG",
-            quality=settings.quality,
-            subsampling=settings.subsampling,
-            restart_marker_rows=settings.restart_rows,
-            optimize=False,
-            progressive=False,
-        )
-        file.seek(0)
-        return file.read()
+    return pillow.open_image(data).format

@@ -6,12 +6,14 @@ It is built when the package is installed and may be missing: ask `available()` 
 from __future__ import annotations
 
 import ctypes
-import sysconfig
+import os
+import zlib
 from functools import cache
-from pathlib import Path
-from typing import Final, NamedTuple
+from importlib.machinery import EXTENSION_SUFFIXES
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = [
     "HOW_TO_BUILD",
@@ -20,6 +22,7 @@ __all__ = [
     "TooLargeError",
     "UnsupportedError",
     "available",
+    "crc32",
     "encode",
     "keep",
     "reencode",
@@ -27,8 +30,8 @@ __all__ = [
 ]
 
 HOW_TO_BUILD: Final = "it needs g++ and libjpeg's headers (Debian: g++ libjpeg-dev), then pip install again"
-INTERFACE: Final = 3  # codec_interface(): another number is a library left by another version of this package
-LIBRARY: Final = Path(__file__).parent / "native" / f"jpeg_codec{sysconfig.get_config_var('EXT_SUFFIX')}"
+INTERFACE: Final = 4  # codec_interface(): another number is a library left by another version of this package
+LIBRARY: Final = os.path.join(os.path.dirname(__file__), "native", f"jpeg_codec{EXTENSION_SUFFIXES[0]}")
 SAMPLING_FACTORS: Final = {"4:4:4": (1, 1), "4:2:2": (2, 1), "4:2:0": (2, 2)}
 
 
@@ -76,11 +79,24 @@ def version() -> str:
     return f"native codec {INTERFACE}, libjpeg-turbo {_loaded().codec_turbo_version().decode()}"
 
 
-def reencode(data: bytes, max_side: int, quality: int, subsampling: str, restart_rows: int) -> Encoded:
-    """Decodes an 8-bit greyscale or YCbCr JPEG, reduces it as `preprocess.area` does, and compresses it.
+def crc32(data: bytes) -> int:
+    """zlib's, faster where the processor can multiply without carries."""
+    library = _library()
+    return (
+        zlib.crc32(data) if library is None or not library.codec_has_crc32() else library.codec_crc32(data, len(data))
+    )
 
-    The pixels are those of Pillow's decoder, and the bytes those of Pillow's encoder, where the two
-    libjpeg-turbos agree. The parameters are those of `EncodeSettings`.
+
+def reencode(data: bytes, max_side: int, quality: int, subsampling: str, restart_rows: int) -> Encoded:
+    """Re-encodes an 8-bit greyscale or YCbCr JPEG. The parameters are those of `EncodeSettings`.
+
+    Where it is reduced: decoded, averaged as `preprocess.area` does, and compressed. The pixels are those of
+    Pillow's decoder, and the bytes those of Pillow's encoder, where the two libjpeg-turbos agree.
+
+    Where a clean baseline JPEG keeps its size, and its chroma sampling is the wanted one or 4:4:4 to become 4:2:0 or
+    greyscale: the same but for the rounding and clamping of pixels, which there are none of. Each DCT coefficient is
+    divided by its quantizer of this `quality` (libjpeg's `jpeg_set_quality`) and rounded to the nearest integer; to
+    halve chroma, the coefficients become those of the averages of 2 x 2 samples. On average no more is lost so.
 
     Raises:
         DamagedError: image data is lost or the file is truncated. Bytes after the image, extraneous bytes before
@@ -94,6 +110,8 @@ def reencode(data: bytes, max_side: int, quality: int, subsampling: str, restart
 def encode(pixels: np.ndarray, max_side: int, quality: int, subsampling: str, restart_rows: int) -> Encoded:
     """Reduces uint8 RGB (height, width, 3) as `reencode` does, and compresses it."""
     height, width, channels = pixels.shape
+    import numpy as np  # which most worker processes never need
+
     if pixels.dtype != np.uint8 or channels != 3:
         raise ValueError(f"pixels are {pixels.dtype} {pixels.shape}, must be uint8 (height, width, 3)")
     pixels = np.ascontiguousarray(pixels)
@@ -104,7 +122,8 @@ def encode(pixels: np.ndarray, max_side: int, quality: int, subsampling: str, re
 def keep(data: bytes, max_side: int, restart_rows: int) -> Encoded:
     """Rewrites a JPEG with the same DCT coefficients: baseline, JFIF, no other metadata.
 
-    The AC Huffman tables of clean baseline JPEGs stay; all other tables are the standard ones.
+    The Huffman tables of clean baseline JPEGs stay, with codes added for what DC differences at a restart may
+    need; those of others become the standard ones.
 
     Args:
         data: the file's bytes.
@@ -148,6 +167,7 @@ def _library() -> ctypes.CDLL | None:
     except (OSError, AttributeError):
         return None
     size, unsigned, integer, result = ctypes.c_size_t, ctypes.c_uint32, ctypes.c_int, ctypes.POINTER(_Result)
+    library.codec_crc32.argtypes, library.codec_crc32.restype = (ctypes.c_char_p, size), unsigned
     library.codec_turbo_version.restype = ctypes.c_char_p
     library.codec_reencode.argtypes = (ctypes.c_char_p, size, *[integer] * 5, result)
     library.codec_encode.argtypes = (ctypes.c_void_p, unsigned, unsigned, *[integer] * 5, result)

@@ -17,42 +17,12 @@ from typing import IO, Final, NamedTuple
 import numpy as np
 
 from pipelines.errors import UserError
+from preprocess.location import Location
 
-__all__ = ["IMAGE_SUFFIXES", "Entry", "Gathered", "Location", "SplitScan", "gather"]
+__all__ = ["IMAGE_SUFFIXES", "Entry", "Gathered", "SplitScan", "gather"]
 
 # torchvision.datasets.folder.IMG_EXTENSIONS
 IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
-
-
-@dataclass(frozen=True)
-class Location:
-    """Where one image's bytes lie.
-
-    Attributes:
-        name: what an error calls the image.
-        path: the file that holds it.
-        offset: its first byte in that file.
-        size: in bytes; None: up to the file's end.
-    """
-
-    name: str
-    path: str
-    offset: int = 0
-    size: int | None = None
-
-    def read(self) -> bytes:
-        """The image file's bytes. Raises `UserError` when they cannot be read, or are no longer all there."""
-        try:
-            with open(self.path, "rb") as file:
-                file.seek(self.offset)
-                data = file.read(-1 if self.size is None else self.size)
-        except OSError as error:
-            raise UserError(f"{self.name}: cannot be read ({error.strerror})") from None
-        if self.size is not None and len(data) < self.size:
-            raise UserError(
-                f"{self.name}: only {len(data):,} of its {self.size:,} bytes are left; copy {self.path} again"
-            )
-        return data
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,8 @@ from typing import Final
 from pipelines.errors import UserError
 from preprocess.archive import archive_entries
 from preprocess.labels import read_labels
-from preprocess.listing import IMAGE_SUFFIXES, Entry, Gathered, Location, SplitScan, gather
+from preprocess.listing import IMAGE_SUFFIXES, Entry, Gathered, SplitScan, gather
+from preprocess.location import Location
 from preprocess.synsets import DEVKIT_NAME, GROUND_TRUTH_NAME
 
 __all__ = ["IMAGE_SUFFIXES", "Location", "Scan", "SplitScan", "add_source_arguments", "scan", "scan_arguments"]

@@ -9,69 +9,36 @@ also carries locations and answers.
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import select
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
 import time
-import warnings
-import zlib
 from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import suppress
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Final
 
 from pipelines.errors import UserError
-from preprocess.encode import EncodeSettings, encode_image
-from preprocess.listing import Location
+from preprocess.encode import EncodeSettings
+from preprocess.location import Location
+from preprocess.worker import ANSWER, BAD, INLINE, SHARED_BYTES, Bad, Encoded, encode_one
 
 __all__ = ["HANG_SECONDS", "Bad", "Encoded", "encode_all", "encode_one"]
 
 HANG_SECONDS: Final = 8.0
+_ROOT: Final = Path(__file__).resolve().parent.parent
 _TASKS: Final = 8  # images that a worker has in hand
 _BUFFERED_BYTES: Final = 1 << 28  # finished images that wait for an earlier one
 _LOOK_SECONDS: Final = 0.25  # between two looks at what a silent worker does
-_SHARED_BYTES: Final = 1 << 24  # of each worker
 # What a decoder's own mistakes end a process with. Other signals come from outside: the system short of memory, a user.
 _CRASHES: Final = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT)
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """An image as it is stored: a JPEG file's bytes, its size in pixels, whether its coefficients are the original's
-    (`kept`), and the CRC-32 of the bytes."""
-
-    data: bytes | memoryview
-    height: int
-    width: int
-    kept: bool
-    crc32: int
-
-
-@dataclass(frozen=True)
-class Bad:
-    """An image that cannot be stored, and why: part of a sentence, without the image's name."""
-
-    reason: str
-
-
-def encode_one(location: Location, settings: EncodeSettings) -> Encoded | Bad:
-    """Reads and encodes one image; whatever goes wrong is the image's reason."""
-    try:
-        image = encode_image(location.read(), settings, location.name)
-    except UserError as error:
-        return Bad(str(error).removeprefix(f"{location.name}: "))
-    except Exception as error:  # a mistake of ours or of a library must not cost the other images
-        return Bad(f"cannot be converted ({type(error).__name__}: {' '.join(str(error).split())})")
-    return Encoded(image.data, image.height, image.width, image.kept, zlib.crc32(image.data))
 
 
 def encode_all(
@@ -116,13 +83,13 @@ class _Worker:
     def __init__(self, settings: EncodeSettings) -> None:
         ours, theirs = socket.socketpair()
         shared = _shared_memory()
-        self.shared = memoryview(mmap.mmap(shared, _SHARED_BYTES))
+        self.shared = memoryview(mmap.mmap(shared, SHARED_BYTES))
         descriptors = [theirs.fileno(), shared]
-        path = [entry or os.getcwd() for entry in sys.path]
-        code = f"import sys; sys.path[:] = {path!r}; from preprocess.workers import _work; _work(*{descriptors})"
+        path = [*(entry or os.getcwd() for entry in sys.path), str(_ROOT)]
+        code = f"import sys; sys.path[:] = {path!r}; from preprocess.worker import work; work(*{descriptors})"
         try:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", code],
+                [sys.executable, "-S", "-c", code],  # the path is all that site would do
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=descriptors,
@@ -147,14 +114,14 @@ class _Worker:
     def receive(self) -> tuple[Encoded | Bad, _Slot]:
         """Its next answer. Raises EOFError or OSError when it has died."""
         message = self.connection.recv_bytes()
-        kind, kept, height, width, size, crc32, end = _ANSWER.unpack_from(message)
+        kind, kept, height, width, size, crc32, end = ANSWER.unpack_from(message)
         slot = _Slot(self, end)
         self.slots.append(slot)
-        if kind == _BAD:
-            return Bad(message[_ANSWER.size :].decode()), slot
-        if kind == _INLINE:
-            return Encoded(message[_ANSWER.size :], height, width, kept, crc32), slot
-        start = (end - size) % _SHARED_BYTES
+        if kind == BAD:
+            return Bad(message[ANSWER.size :].decode()), slot
+        if kind == INLINE:
+            return Encoded(message[ANSWER.size :], height, width, kept, crc32), slot
+        start = (end - size) % SHARED_BYTES
         return Encoded(self.shared[start : start + size], height, width, kept, crc32), slot
 
     def waits_for_disk(self) -> bool:
@@ -172,13 +139,13 @@ class _Worker:
 
 
 def _shared_memory() -> int:
-    """A descriptor of `_SHARED_BYTES` that lie in memory where the system can, and in no directory."""
+    """A descriptor of `SHARED_BYTES` that lie in memory where the system can, and in no directory."""
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("images")
     else:
         with tempfile.TemporaryFile() as file:
             descriptor = os.dup(file.fileno())
-    os.ftruncate(descriptor, _SHARED_BYTES)
+    os.ftruncate(descriptor, SHARED_BYTES)
     return descriptor
 
 
@@ -310,46 +277,3 @@ class _Pool:
         self.unassigned.extend(worker.tasks)
         self.unassigned = deque(sorted(self.unassigned))
         self._start()
-
-
-# A worker's answer: kind, kept, height, width, size, CRC-32, and where its shared memory is used up to, counted on
-# through all rounds; behind it the image, if it is inline, or the reason.
-_ANSWER: Final = struct.Struct("<B?HHIIQ")
-_SHARED, _INLINE, _BAD = range(3)
-
-
-def _work(descriptor: int, shared_descriptor: int) -> None:
-    """A worker process: takes locations and answers with images until the other side has gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    connection = Connection(descriptor)
-    settings, parent = connection.recv()
-    with suppress(OSError, AttributeError):  # Linux: a worker that hangs does not outlive a parent that is killed
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    if os.getppid() != parent:
-        return
-    warnings.simplefilter("ignore")
-    shared = memoryview(mmap.mmap(shared_descriptor, _SHARED_BYTES))
-    used = 0
-    connection.send_bytes(b"ready")
-    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        while True:
-            freed, locations = connection.recv()
-            for location in locations:
-                result = encode_one(location, settings)
-                if isinstance(result, Bad):
-                    answer = _ANSWER.pack(_BAD, False, 0, 0, 0, 0, used) + result.reason.encode()
-                    connection.send_bytes(answer)
-                    continue
-                size = len(result.data)
-                start = used
-                if used % _SHARED_BYTES + size > _SHARED_BYTES:  # to the next round's start: an image lies in one piece
-                    start = -(-used // _SHARED_BYTES) * _SHARED_BYTES
-                fits = start + size - freed <= _SHARED_BYTES
-                if fits:
-                    used = start + size
-                    shared[start % _SHARED_BYTES : start % _SHARED_BYTES + size] = result.data
-                facts = (result.kept, result.height, result.width, size, result.crc32, used)
-                if fits:
-                    connection.send_bytes(_ANSWER.pack(_SHARED, *facts))
-                else:
-                    connection.send_bytes(_ANSWER.pack(_INLINE, *facts) + result.data)

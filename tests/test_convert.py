@@ -71,7 +71,7 @@ def test_what_was_interrupted_goes_on(image_folder, tmp_path, monkeypatch, capsy
     convert_until(found, tmp_path / "out", make_writer, at, error, monkeypatch)
     assert os.listdir(tmp_path / "out") == [".unfinished"]
     read = []
-    monkeypatch.setattr("preprocess.workers.encode_image", lambda *a: read.append(a[2]) or encode_image(*a))
+    monkeypatch.setattr("preprocess.worker.encode_image", lambda *a: read.append(a[2]) or encode_image(*a))
     capsys.readouterr()
     convert_folder(found, tmp_path / "out", make_writer)
     assert len(read) == 34 - at  # nothing is done twice

@@ -34,19 +34,19 @@ module, marker, deed, *arguments = sys.argv[1:]
 command = importlib.import_module("preprocess." + module)
 WORK = '''
 import os, signal, sys, time
-from preprocess import workers
+from preprocess import worker
 marker, deed, *descriptors = sys.argv[1:]
-def misbehave(location, settings, encode_one=workers.encode_one):
+def misbehave(location, settings, encode_one=worker.encode_one):
     if location.name.endswith("/5.png"):
         open(marker, "w").close()
         exec(deed)
     try:
         return encode_one(location, settings)
     finally:
-        workers.encode_image = encode_image
-encode_image = workers.encode_image
-workers.encode_one = misbehave
-workers._work(*map(int, descriptors))
+        worker.encode_image = encode_image
+encode_image = worker.encode_image
+worker.encode_one = misbehave
+worker.work(*map(int, descriptors))
 '''
 popen = subprocess.Popen
 def start(line, **options):
@@ -60,7 +60,7 @@ BAD = {
     "waits": (HANG, "the decoder hangs (more than 0.5 s)"),
     "spins": ("while True: pass", "the decoder hangs (more than 0.5 s)"),
     "is stopped": ("os.kill(os.getpid(), signal.SIGSTOP)", "the decoder hangs (more than 0.5 s)"),
-    "raises": ("workers.encode_image = lambda *_: 1 / 0", "cannot be converted (ZeroDivisionError: division by zero)"),
+    "raises": ("worker.encode_image = lambda *_: 1 / 0", "cannot be converted (ZeroDivisionError: division by zero)"),
 }
 ENDED = {
     "is killed": ("os.kill(os.getpid(), signal.SIGKILL)", "ended by SIGKILL (out of memory?)"),

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jpeg_files import decoded, make_image, markers, pillow_jpeg, planes_in_scans, replace_segment, segments
 from PIL import Image
 
-from preprocess import encode, jpeg
+from preprocess import jpeg, pillow
 from preprocess.area import average, fit
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,8 +35,7 @@ def by_pillow(pixels: np.ndarray, max_side: int, quality: int, subsampling: str,
     new_width, new_height = fit(width, height, max_side)
     if (new_width, new_height) != (width, height):
         pixels = average(pixels, new_height, new_width)
-    settings = encode.EncodeSettings(max_side, quality, subsampling, restart_rows)
-    return encode._save(Image.fromarray(pixels), settings)
+    return pillow.save(Image.fromarray(pixels), quality, subsampling, restart_rows)
 
 
 def frame(data: bytes) -> bytes:
@@ -157,17 +160,83 @@ def test_encode_takes_any_strides_and_only_rgb_bytes():
             jpeg.encode(wrong, *options)
 
 
+KINDS = [{}, {"progressive": True}, {"subsampling": "4:4:4"}, {"subsampling": "4:2:2"}, {"restart_marker_rows": 1}]
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-@pytest.mark.parametrize(
-    "options", [{}, {"progressive": True}, {"subsampling": "4:4:4"}, {"subsampling": "4:2:2"}], ids=str
-)
-def test_reencode_gives_pillows_bytes(mode, options):
-    if mode == "L" and "subsampling" in options:
-        options = {"restart_marker_rows": 1}
+@pytest.mark.parametrize("options", KINDS, ids=str)
+def test_reencode_gives_pillows_bytes_where_it_decodes_pixels(mode, options):
+    """Reduced images, and those that are not baseline or whose sampling changes."""
+    if mode == "L":
+        options = {name: value for name, value in options.items() if name != "subsampling"}
     for number in range(1, 60):
-        data = pillow_jpeg(make_image(number, number * 17 % 90 + 1, 2 * number), mode, quality=95, **options)
-        settings = (0 if number % 2 else 40, 90, "4:2:0", 1)
-        assert jpeg.reencode(data, *settings).data == by_pillow(decoded(data), *settings), (number, settings)
+        height, width = number * 17 % 90 + 1, 2 * number
+        data = pillow_jpeg(make_image(number, height, width), mode, quality=95, **options)
+        max_sides = [max(height, width) * 2 // 3]
+        if "progressive" in options or options.get("subsampling") == "4:2:2":
+            max_sides.append(0)
+        for max_side in max_sides:
+            wanted = (max_side, 90, "4:2:0", 1)
+            assert jpeg.reencode(data, *wanted).data == by_pillow(decoded(data), *wanted), (number, wanted)
+
+
+def error(pixels: np.ndarray, original: np.ndarray) -> float:
+    """Mean square, in levels."""
+    return float(np.mean((pixels.astype(np.float64) - original) ** 2))
+
+
+def errors_and_sizes(file: bytes, *options: object) -> tuple[float, float, int, int]:
+    """What `reencode` loses, and what decoding and encoding with Pillow does; the bytes of both."""
+    original, ours, pillows = decoded(file), jpeg.reencode(file, *options), by_pillow(decoded(file), *options)
+    assert frame(ours.data) == frame(pillows) and markers(ours.data) == markers(pillows)
+    assert (ours.height, ours.width) == original.shape[:2]
+    return (error(decoded(ours.data), original), error(decoded(pillows), original), len(ours.data), len(pillows))
+
+
+KINDS_KEPT_IN_BLOCKS = [("RGB", "4:4:4", "4:2:0"), ("RGB", "4:2:0", "4:2:0"), ("RGB", "4:4:4", "4:4:4")]
+KINDS_KEPT_IN_BLOCKS += [("RGB", "4:2:2", "4:2:2"), ("L", "4:2:0", "4:2:0"), ("L", "4:2:0", "4:4:4")]
+
+
+@pytest.mark.parametrize(("mode", "source", "subsampling"), KINDS_KEPT_IN_BLOCKS)
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_without_pixels_little_more_is_lost_than_with_them(mode, source, subsampling, data):
+    """Over sizes, qualities and restart intervals. Few pixels: what the blocks hold beyond the image weighs most."""
+    height, width, seed = (data.draw(st.integers(1, most)) for most in (150, 150, 1 << 30))
+    restarts = data.draw(st.sampled_from(["restart_marker_rows", "restart_marker_blocks"]))
+    sampling = {"subsampling": source} if mode == "RGB" else {}
+    quality, target_quality, restart_rows = (data.draw(st.integers(*ends)) for ends in ((30, 100), (30, 100), (0, 3)))
+    pixels = make_image(seed, height, width)
+    file = pillow_jpeg(pixels, mode, quality=quality, **sampling, **{restarts: data.draw(st.integers(0, 5))})
+    ours, pillows, *_ = errors_and_sizes(file, 0, target_quality, subsampling, restart_rows)
+    assert ours <= 1.1 * pillows + (0.1 if min(height, width) > 48 else 8)
+
+
+@pytest.mark.parametrize(("mode", "source", "subsampling"), KINDS_KEPT_IN_BLOCKS)
+def test_without_pixels_nothing_is_lost_on_average(mode, source, subsampling):
+    """PSNR not lower by more than 0.02 dB, bytes not more by 1.5 %. Grain without colour, as in photographs: that of
+    chroma would be smoothed away as it is upsampled."""
+    sampling = {"subsampling": source} if mode == "RGB" else {}
+    found = []
+    for number in range(30):
+        height, width = 150 + 7 * number, 330 - 9 * number
+        coarse = np.random.default_rng(number).integers(40, 216, (5, 5, 3), dtype=np.uint8)
+        smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), np.float64)
+        pixels = smooth + np.random.default_rng(number).normal(0, 9, (height, width, 1))
+        file = pillow_jpeg(np.clip(pixels, 0, 255).astype(np.uint8), mode, quality=70 + number, **sampling)
+        found.append(errors_and_sizes(file, 0, 90, subsampling, 1))
+    ours, pillows, our_bytes, pillows_bytes = np.transpose(found)
+    assert np.mean(10 * np.log10(np.maximum(ours, 0.01) / pillows)) < 0.02
+    assert np.sum(our_bytes) < 1.015 * np.sum(pillows_bytes)
+
+
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+def test_what_is_encoded_like_that_already_stays_as_it_is(subsampling):
+    """To the byte: Pillow's file has the same header, and fills the last blocks alike."""
+    for number in range(1, 70):
+        pixels, quality = make_image(number, number, number * 37 % 70 + 1), 30 + number
+        data = pillow_jpeg(pixels, quality=quality, subsampling=subsampling, restart_marker_rows=number % 3)
+        assert jpeg.reencode(data, 0, quality, subsampling, number % 3).data == data, pixels.shape
 
 
 def keep(data: bytes) -> jpeg.Encoded:
@@ -247,7 +316,11 @@ def test_lost_data_is_damage_and_harmless_oddities_are_not(function):
         replace_segment(PICTURE, 0xE0, 0xE0, b"JFIF\0\x07\x07" + bytes(7)),
         PICTURE[:2] + b"\xff\xe2\x00\x13ICC_PROFILE\0\x01\x01abc" + PICTURE[2:],
     ]:
-        assert function(harmless) == expected
+        found = function(harmless)
+        assert found[1:] == expected[1:]
+        # Bytes before the last marker leave the file to libjpeg.
+        assert found.data == expected.data or function is reencode
+        assert error(decoded(found.data), decoded(expected.data)) < 10
 
 
 def test_progressive_without_its_last_scans_is_not_kept():
@@ -266,6 +339,41 @@ def test_bombs_are_refused_before_decoding(function):
     bomb = with_frame(lambda body: body.__setitem__(slice(1, 5), bytes.fromhex("ffdcffdc")))
     with pytest.raises(jpeg.TooLargeError, match="4290250000 pixels, the limit is 178956970"):
         function(bomb)
+
+
+def test_every_processor_gives_the_same_bytes(tmp_path, monkeypatch):
+    """The codec as it runs where there is no AVX2."""
+    compiler = shutil.which("c++") or shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no compiler")
+    library = tmp_path / "codec.so"
+    flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-D__builtin_cpu_supports(feature)=0"]
+    source = ROOT / "preprocess" / "native" / "jpeg_codec.cpp"
+    subprocess.run([compiler, *flags, "-o", str(library), str(source), "-ljpeg"], check=True)
+    files = [
+        pillow_jpeg(
+            make_image(n, 40 + 5 * n, 200 - 7 * n), "L" if n == 5 else "RGB", quality=50 + 2 * n, subsampling=n % 3
+        )
+        for n in range(24)
+    ]
+
+    def results() -> list[jpeg.Encoded]:
+        options = [(0, 90, "4:2:0", 1), (0, 100, "4:4:4", 0), (70, 90, "4:2:0", 1)]
+        return [jpeg.reencode(file, *each) for file in files for each in options] + [keep(file) for file in files]
+
+    expected = results()
+    try:
+        monkeypatch.setattr(jpeg, "LIBRARY", library)
+        jpeg._library.cache_clear()
+        assert jpeg.available() and results() == expected
+    finally:
+        jpeg._library.cache_clear()
+
+
+def test_crc32_is_zlibs():
+    content = np.random.default_rng(1).bytes(5000)
+    for size in [*range(300), 1023, 1024, 1025, 4999]:
+        assert jpeg.crc32(content[:size]) == zlib.crc32(content[:size]), size
 
 
 def test_several_threads_do_not_disturb_each_other():
@@ -291,7 +399,8 @@ from preprocess import jpeg
 
 calls = {{
     "keep": lambda data: jpeg.keep(data, 0, 1),
-    "reencode": lambda data: jpeg.reencode(data, 40, 90, "4:2:0", 1),
+    "reduce": lambda data: jpeg.reencode(data, 40, 90, "4:2:0", 1),
+    "requantize": lambda data: jpeg.reencode(data, 0, 90, "4:2:0", 1),
 }}
 
 def outcome(name, data):
@@ -335,7 +444,7 @@ def test_mutated_files_never_crash_and_never_give_other_pixels():
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stderr == ""
-    assert 100 < int(done.stdout) < 6000
+    assert 100 < int(done.stdout) < 9000
 
 
 def test_a_library_of_another_version_is_not_used(monkeypatch):

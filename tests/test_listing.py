@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from pipelines.errors import UserError
-from preprocess.listing import Entry, Gathered, Location, gather
+from preprocess.listing import Entry, Gathered, gather
+from preprocess.location import Location
 
 CLASSES = ("a", "b", "c")
 

@@ -65,7 +65,7 @@ def test_bad_images_of_all_parts_are_listed_once(image_folder, tmp_path):
 
 def test_a_finished_part_is_not_done_again(image_folder, tmp_path, monkeypatch):
     run_part(image_folder, tmp_path, 2, 3)
-    monkeypatch.setattr("preprocess.workers.encode_image", None)
+    monkeypatch.setattr("preprocess.worker.encode_image", None)
     assert run_part(image_folder, tmp_path, 2, 3) == 11
     run = tmp_path / ".unfinished" / "part-2-of-3"
     assert {path.name for path in run.iterdir()} >= {"train.spool", "val.spool", "journal.jsonl"}

@@ -17,7 +17,7 @@ from processes import children_of, running
 from pipelines.errors import UserError
 from preprocess import workers
 from preprocess.encode import EncodeSettings, encode_image
-from preprocess.listing import Location
+from preprocess.location import Location
 from preprocess.scan import scan
 from preprocess.workers import Bad, Encoded, encode_all
 
@@ -26,8 +26,8 @@ SETTINGS = EncodeSettings(max_side=64)
 # What a test's worker processes do at an image whose name contains the word, in the place of encoding it.
 MISBEHAVIOUR = """
 import os, signal, sys, time
-from preprocess import workers
-def misbehave(location, settings, encode_one=workers.encode_one):
+from preprocess import worker
+def misbehave(location, settings, encode_one=worker.encode_one):
     if "hang" in location.name: time.sleep(1000)
     if "spin" in location.name:
         while True: pass
@@ -37,8 +37,8 @@ def misbehave(location, settings, encode_one=workers.encode_one):
     if "kill" in location.name: os.kill(os.getpid(), signal.SIGKILL)
     if "exit" in location.name: os._exit(3)
     return encode_one(location, settings)
-workers.encode_one = misbehave
-workers._work(*map(int, sys.argv[1:]))
+worker.encode_one = misbehave
+worker.work(*map(int, sys.argv[1:]))
 """
 
 
@@ -99,7 +99,7 @@ def test_a_mistake_of_a_library_is_the_images_reason(image_folder, monkeypatch):
     def broken(*_: object) -> None:
         raise MemoryError("no room")
 
-    monkeypatch.setattr("preprocess.workers.encode_image", broken)
+    monkeypatch.setattr("preprocess.worker.encode_image", broken)
     assert run(locations(image_folder, "a"), 0) == [Bad("cannot be converted (MemoryError: no room)")]
 
 

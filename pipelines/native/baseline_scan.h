@@ -102,7 +102,7 @@ ALWAYS_INLINE bool read_mcu(huffman::Reader &all_read, Frame &frame, Tables &tab
         const size_t at = size_t{v} * component.columns() + (x - component.first_column);
         int16_t *block = component.coefficients + huffman::BLOCK * at;
         clear(block);
-        const int last = reader.ac(ac, block);
+        const int last = reader.ac(ac, huffman::NATURAL, block);
         if (last < 0) return false;
         block[0] = static_cast<int16_t>(component.prediction);
         component.only_dc[at] = last == 0;

@@ -63,8 +63,9 @@ struct Codes {
         if (length > LOOKUP_BITS) continue;
         uint32_t *to = lookup + (size_t{code} << (LOOKUP_BITS - length));
         const uint32_t advance = (ac ? advance_of(symbol) : 1) << 8;
-        if (size > static_cast<uint32_t>(ac ? MAX_AC_BITS : MAX_DC_BITS) || (ac && size == 0 && symbol != 0 && symbol != 0xF0)) continue;
-        if (length + size > LOOKUP_BITS) {
+        if (size > static_cast<uint32_t>(ac ? MAX_AC_BITS : MAX_DC_BITS)) continue;
+        if (ac && size == 0 && symbol != 0 && symbol != 0xF0) continue;
+        if (length + size > LOOKUP_BITS || !ac) {  // DC differences are large where AC coefficients are: no guessing
           fill(to, size << 16 | advance | WIDE | length, size_t{1} << (LOOKUP_BITS - length));
         } else if (size == 0) {
           fill(to, advance | length, size_t{1} << (LOOKUP_BITS - length));
@@ -87,7 +88,7 @@ struct Codes {
 
 // Two symbols of AC coefficients in one look-up, for windows of LOOKUP_BITS bits: bits taken | (advance - 1) << 4 |
 // second advance << 8 | second value << 16 | value << 24. The second advance is 0, and the second value the first,
-// where there is only one symbol; the end of the block is past every coefficient. Bits taken are 0 where it needs Codes.
+// where there is only one symbol; the end of the block is past every coefficient. Bits taken are 0 where Codes do it.
 struct Pairs {
   uint32_t lookup[1 << LOOKUP_BITS];
 
@@ -125,11 +126,14 @@ struct Pairs {
 struct AcTable {
   Pairs pairs;
   Codes codes;
-  // For windows of 0, 1, ... STEP_BITS bits, one level behind the other: what the whole symbols in them are together,
-  // as bits | coefficients << 4 | the block ends << 15.
+  // For windows of 0, 1, ... STEP_BITS bits, one level behind the other: what the symbols whose codes are in them are
+  // together, the value of the last one included, as bits | coefficients << 5, with END_OF_STEPS more of them where the
+  // block ends. 0: not even one code.
   uint16_t levels[2 << STEP_BITS];
   Spec spec;  // most files have the same
   bool built = false, steps_built = false;
+
+  static constexpr uint32_t END_OF_STEPS = 1 << 10;
 
   bool build(const Spec &wanted) {
     if (built && spec == wanted) return true;
@@ -158,9 +162,13 @@ struct AcTable {
         const uint32_t size = *symbol & 15, used = length + size;
         if (*symbol == 0) {
           for (uint16_t *end = to + (size_t{1} << (width - length)); to < end; ++to)
-            *to = static_cast<uint16_t>(length | 1 << 15);
-        } else if (size != 0 && size <= MAX_AC_BITS && used <= width) {
-          const uint16_t step = static_cast<uint16_t>(used | ((*symbol >> 4) + 1u) << 4);
+            *to = static_cast<uint16_t>(length | END_OF_STEPS << 5);
+        } else if (size != 0 && size <= MAX_AC_BITS) {
+          const uint16_t step = static_cast<uint16_t>(used | ((*symbol >> 4) + 1u) << 5);
+          if (used > width) {
+            for (uint16_t *end = to + (size_t{1} << (width - length)); to < end; ++to) *to = step;
+            continue;
+          }
           const size_t count = size_t{1} << (width - used);
           const uint16_t *behind = levels + count;
           for (uint32_t value = 0; value < 1u << size; ++value, to += count)
@@ -182,19 +190,28 @@ struct DcTable {
   }
 };
 
-// Where coefficient k of the zigzag order goes. A zero behind the end of the block, or what is damaged, goes to the last.
-struct Natural {
-  uint8_t order[2 * BLOCK + Pairs::END_OF_BLOCK] = {
-      0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,  12, 19, 26, 33, 40, 48,
-      41, 34, 27, 20, 13, 6,  7,  14, 21, 28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23,
-      30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63};
+// Where coefficient k of the zigzag order goes. Behind the end stands the last one's place: for a zero, or for damage.
+struct Order {
+  uint8_t places[2 * BLOCK + Pairs::END_OF_BLOCK];
 
-  constexpr Natural() {
-    for (size_t k = BLOCK; k < sizeof order; ++k) order[k] = BLOCK - 1;
-  }
-  constexpr uint8_t operator[](size_t k) const { return order[k]; }
+  constexpr uint8_t operator[](size_t k) const { return places[k]; }
 };
-constexpr Natural NATURAL;
+
+constexpr Order padded(Order order) {
+  for (size_t k = BLOCK; k < sizeof order.places; ++k) order.places[k] = BLOCK - 1;
+  return order;
+}
+constexpr Order identity() {
+  Order order{};
+  for (size_t k = 0; k < BLOCK; ++k) order.places[k] = static_cast<uint8_t>(k);
+  return padded(order);
+}
+
+constexpr Order ZIGZAG = identity();
+constexpr Order NATURAL = padded(Order{
+    {0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,  12, 19, 26, 33, 40, 48,
+     41, 34, 27, 20, 13, 6,  7,  14, 21, 28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23,
+     30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63}});
 
 // Copies the bytes from `next` to the next marker without the zeros that are stuffed behind each 0xFF. Returns the end
 // of the copy, and leaves `next` at the marker; nullptr if there is no marker before `end`.
@@ -232,15 +249,17 @@ struct Reader {
     count -= n;
   }
   // Bits taken since `start`.
-  size_t taken(const uint8_t *start) const { return 8 * static_cast<size_t>(next - start) - static_cast<size_t>(count); }
+  size_t taken(const uint8_t *start) const {
+    return 8 * static_cast<size_t>(next - start) - static_cast<size_t>(count);
+  }
   // Bits not yet taken; below zero when too many were.
   ptrdiff_t left() const { return 8 * (end - next) + count; }
 
-  // A code too long for the look-up: its symbol and length as length << 8 | symbol; 0 for none.
-  uint32_t long_code(const Codes &table) const {
+  // A code too long for the look-up, or none: its symbol and length as length << 8 | symbol; 0 for none.
+  // Not a member of the reader's state: its address would keep that out of registers.
+  __attribute__((noinline)) static uint32_t long_code(const Codes &table, uint64_t bits) {
     const uint32_t code = static_cast<uint32_t>(bits >> 48);
-    if (code < table.end[LOOKUP_BITS]) return 0;  // a shorter one, whose symbol is irregular
-    for (int length = LOOKUP_BITS + 1; length <= 16; ++length)
+    for (int length = 1; length <= 16; ++length)
       if (code < table.end[length]) {
         const uint32_t index = (code >> (16 - length)) + static_cast<uint32_t>(table.offset[length]);
         return static_cast<uint32_t>(length) << 8 | table.symbols[index & 255];
@@ -258,21 +277,25 @@ struct Reader {
   ALWAYS_INLINE bool dc(const DcTable &table, int &prediction) {
     refill();
     const uint32_t entry = table.codes.lookup[bits >> (64 - LOOKUP_BITS)];
-    if (entry != 0) {
-      skip(static_cast<int>(entry & 0x7F));
-      prediction += entry & Codes::WIDE ? take_value(entry >> 16) : static_cast<int32_t>(entry) >> 16;
-      return true;
+    uint32_t size = entry >> 16;
+    if (__builtin_expect(entry == 0, 0)) {
+      const uint32_t code = long_code(table.codes, bits);
+      size = code & 255;
+      if (code == 0 || size > MAX_DC_BITS) return false;
+      skip(static_cast<int>(code >> 8));
+    } else {
+      skip(static_cast<int>(entry & 63));
     }
-    const uint32_t code = long_code(table.codes), size = code & 255;
-    if (code == 0 || size > MAX_DC_BITS) return false;
-    skip(static_cast<int>(code >> 8));
-    if (size != 0) prediction += take_value(size);
+    // As value_of, and 0 for no bits.
+    const int value = static_cast<int>(bits >> 1 >> (63 - size)), negative = ~static_cast<int>(bits >> 63) + 1;
+    skip(static_cast<int>(size));
+    prediction += value + (~negative & (1 - (1 << size)));
     return true;
   }
 
-  // The AC coefficients of a block of zeros, in natural order. Returns the zigzag index of the last one, 0 if there is
-  // none, or -1 where a code is not one, or irregular.
-  ALWAYS_INLINE int ac(const AcTable &table, int16_t *block) {
+  // The AC coefficients of a block of zeros, in the order that is wanted. Returns the zigzag index of the last one, 0
+  // if there is none, or -1 where a code is not one, or irregular.
+  ALWAYS_INLINE int ac(const AcTable &table, const Order &order, int16_t *block) {
     uint32_t k = 0;
     for (;;) {
       refill();
@@ -283,16 +306,16 @@ struct Reader {
         const uint64_t window = bits;
         skip(static_cast<int>(entry & 15));
         k += (entry >> 4 & 15) + 1;
-        block[NATURAL[k]] = static_cast<int8_t>(entry >> 24);
+        block[order[k]] = static_cast<int8_t>(entry >> 24);
         k += entry >> 8 & 255;
-        block[NATURAL[k]] = static_cast<int8_t>(entry >> 16);
+        block[order[k]] = static_cast<int8_t>(entry >> 16);
         if (k >= BLOCK - 1) {
           const uint32_t next_advance = entry >> 8 & 255;
           if (k - next_advance == BLOCK - 1 && next_advance != Pairs::END_OF_BLOCK - 1) {
             // The block ended with the first symbol: the second is not of this table.
             const uint32_t first = table.codes.lookup[window >> (64 - LOOKUP_BITS)];
-            bits = window << (first & 0x7F);
-            count += static_cast<int>(entry & 15) - static_cast<int>(first & 0x7F);
+            bits = window << (first & 63);
+            count += static_cast<int>(entry & 15) - static_cast<int>(first & 63);
             block[BLOCK - 1] = static_cast<int8_t>(entry >> 24);
             return BLOCK - 1;
           }
@@ -304,19 +327,19 @@ struct Reader {
       refill();
       entry = table.codes.lookup[bits >> (64 - LOOKUP_BITS)];
       if (entry != 0) {
-        skip(static_cast<int>(entry & 0x7F));
+        skip(static_cast<int>(entry & 63));
         k += entry >> 8 & 255;
         if (k >= BLOCK) return -1;
         const int value = static_cast<int32_t>(entry) >> 16;
-        block[NATURAL[k]] = static_cast<int16_t>(entry & Codes::WIDE ? take_value(entry >> 16) : value);
+        block[order[k]] = static_cast<int16_t>(entry & Codes::WIDE ? take_value(entry >> 16) : value);
       } else {
-        const uint32_t code = long_code(table.codes), symbol = code & 255, size = symbol & 15;
+        const uint32_t code = long_code(table.codes, bits), symbol = code & 255, size = symbol & 15;
         if (code == 0 || size > MAX_AC_BITS || (size == 0 && symbol != 0 && symbol != 0xF0)) return -1;
         skip(static_cast<int>(code >> 8));
         if (symbol == 0) return static_cast<int>(k);
         k += (symbol >> 4) + 1;
         if (k >= BLOCK) return -1;
-        if (size != 0) block[NATURAL[k]] = static_cast<int16_t>(take_value(size));
+        if (size != 0) block[order[k]] = static_cast<int16_t>(take_value(size));
       }
       if (k == BLOCK - 1) return BLOCK - 1;
     }
@@ -325,34 +348,34 @@ struct Reader {
   // Passes over the AC coefficients of a block. False where a code is not one, or irregular.
   ALWAYS_INLINE bool skip_ac(const AcTable &table) {
     uint32_t k = 1;
+    const uint16_t *steps = table.levels + (1 << STEP_BITS);
+    __asm__("" : "+r"(steps));  // else its address is computed again for each look-up
     for (;;) {
       refill();
-      for (int i = 0; i < 3; ++i) {  // 2 x 12 bits and one code of 16 with 10 bits more are there
-        const uint32_t step = table.levels[(1 << STEP_BITS) + (bits >> (64 - STEP_BITS))];
-        const uint32_t next_k = k + (step >> 4 & 255), ends = step >> 15;
-        if (step != 0 && next_k + ends <= BLOCK) {
-          skip(static_cast<int>(step & 15));
-          k = next_k;
-          if (ends != 0 || k == BLOCK) return true;
-          continue;
+      bool rare = false;
+      for (int i = 0; i < 2; ++i) {  // windows of 12 bits, and values of up to 10
+        const uint32_t step = steps[bits >> (64 - STEP_BITS)], next_k = k + (step >> 5);
+        if (next_k >= BLOCK || step == 0) {
+          rare = true;
+          const bool ends = next_k >= AcTable::END_OF_STEPS;
+          if ((next_k & (AcTable::END_OF_STEPS - 1)) + ends > BLOCK || step == 0) break;
+          skip(static_cast<int>(step & 31));
+          return true;
         }
-        const uint32_t entry = table.codes.lookup[bits >> (64 - LOOKUP_BITS)];
-        uint32_t symbol_bits, advance;
-        if (entry != 0) {
-          symbol_bits = (entry & 0x7F) + (entry & Codes::WIDE ? entry >> 16 : 0);
-          advance = entry >> 8 & 255;
-        } else {
-          const uint32_t code = long_code(table.codes), symbol = code & 255, size = symbol & 15;
-          if (code == 0 || size > MAX_AC_BITS || (size == 0 && symbol != 0 && symbol != 0xF0)) return false;
-          symbol_bits = (code >> 8) + size;
-          advance = Codes::advance_of(symbol);
-        }
-        skip(static_cast<int>(symbol_bits));
-        if (advance == Codes::END_OF_BLOCK) return true;
-        k += advance;
-        if (k >= BLOCK) return k == BLOCK;
-        break;
+        skip(static_cast<int>(step & 31));
+        k = next_k;
       }
+      if (!rare) continue;
+      refill();
+      const uint32_t code = long_code(table.codes, bits);
+      if (code == 0) return false;
+      skip(static_cast<int>(code >> 8));
+      const uint32_t symbol = code & 255, size = symbol & 15;
+      if (symbol == 0) return true;
+      k += (symbol >> 4) + 1;
+      if (size == 0 ? symbol != 0xF0 || k >= BLOCK : k > BLOCK || size > MAX_AC_BITS) return false;
+      skip(static_cast<int>(size));
+      if (k == BLOCK) return true;
     }
   }
 };

@@ -1,6 +1,7 @@
 // Re-encodes JPEGs, encodes pixels as JPEGs, and rewrites JPEGs losslessly, over libjpeg-turbo's classic interface.
 //
-//   codec_reencode   decode -> RGB -> area averaging -> compress, row by row: no whole frame is ever in memory
+//   codec_reencode   coefficients -> coefficients of the new quantizers, where a clean baseline JPEG keeps its size;
+//                    else decode -> RGB -> area averaging -> compress, row by row: no whole frame is ever in memory
 //   codec_encode             RGB -> area averaging -> compress
 //   codec_keep       coefficients -> the same coefficients, with restart markers and without metadata
 //
@@ -12,7 +13,9 @@
 #include <cstdlib>
 
 #include "area_average.h"
+#include "crc32.h"
 #include "libjpeg_session.h"
+#include "requantize.h"
 #include "rewrite_baseline.h"
 
 namespace {
@@ -25,6 +28,22 @@ uint32_t fit(uint32_t side, uint32_t longest, uint32_t max_side) {
 struct Options {
   int max_side, quality, h_samp, v_samp, restart_rows;
 };
+
+bool is_reduced(uint32_t height, uint32_t width, int max_side) {
+  return max_side != 0 && (height > width ? height : width) > static_cast<uint32_t>(max_side);
+}
+
+void set_parameters(jpeg_compress_struct &out, uint32_t height, uint32_t width, const Options &options) {
+  out.image_width = width;
+  out.image_height = height;
+  out.input_components = 3;
+  out.in_color_space = JCS_RGB;
+  jpeg_set_defaults(&out);
+  jpeg_set_quality(&out, options.quality, TRUE);
+  out.comp_info[0].h_samp_factor = options.h_samp;
+  out.comp_info[0].v_samp_factor = options.v_samp;
+  out.restart_in_rows = options.restart_rows;
+}
 
 // Takes rows of RGB from top to bottom, reduces them and compresses them.
 struct Sink {
@@ -39,7 +58,7 @@ struct Sink {
   void start(uint32_t in_height, const Options &options) {
     const uint32_t longest = in_height > in_width ? in_height : in_width;
     const uint32_t max_side = static_cast<uint32_t>(options.max_side);
-    reduces = max_side != 0 && longest > max_side;
+    reduces = is_reduced(in_height, in_width, options.max_side);
     width = reduces ? fit(in_width, longest, max_side) : in_width;
     height = reduces ? fit(in_height, longest, max_side) : in_height;
     if (reduces) {
@@ -52,18 +71,8 @@ struct Sink {
       sums[num_sums - 1] = 0;
       averaged = codec.memory(codec.scratch.averaged, 3 * static_cast<size_t>(width));
     }
-    codec.start_writing();
-    jpeg_compress_struct &out = codec.out;
-    out.image_width = width;
-    out.image_height = height;
-    out.input_components = 3;
-    out.in_color_space = JCS_RGB;
-    jpeg_set_defaults(&out);
-    jpeg_set_quality(&out, options.quality, TRUE);
-    out.comp_info[0].h_samp_factor = options.h_samp;
-    out.comp_info[0].v_samp_factor = options.v_samp;
-    out.restart_in_rows = options.restart_rows;
-    jpeg_start_compress(&out, TRUE);
+    set_parameters(codec.out, height, width, options);
+    jpeg_start_compress(&codec.out, TRUE);
   }
 
   void write(uint8_t **rows_of_pixels, uint32_t count) {
@@ -132,8 +141,8 @@ void check_coefficients(Codec &codec, jvirt_barray_ptr *coefficients) {
           in.mem->access_virt_barray(reinterpret_cast<j_common_ptr>(&in), coefficients[i], row, 1, FALSE);
       for (JDIMENSION column = 0; column < component.width_in_blocks; ++column) {
         const JCOEF *block = blocks[0][column];
-        bool fits = block[0] >= rewrite::MIN_DC && block[0] <= rewrite::MAX_DC;
-        for (int k = 1; k < DCTSIZE2; ++k) fits &= std::abs(block[k]) < 1 << rewrite::MAX_AC_BITS;
+        bool fits = block[0] >= huffman::MIN_DC && block[0] <= huffman::MAX_DC;
+        for (int k = 1; k < DCTSIZE2; ++k) fits &= std::abs(block[k]) <= huffman::MAX_AC;
         if (!fits) codec.refuse(UNSUPPORTED, "coefficients beyond 8 bits a sample");
       }
     }
@@ -144,7 +153,12 @@ void check_coefficients(Codec &codec, jvirt_barray_ptr *coefficients) {
 
 extern "C" {
 
-int codec_interface() { return 3; }
+int codec_interface() { return 4; }
+
+// Whether codec_crc32 may be called.
+int codec_has_crc32() { return crc32::available(); }
+
+uint32_t codec_crc32(const uint8_t *data, size_t size) { return crc32::of(data, size); }
 
 const char *codec_turbo_version() { return TEXT(LIBJPEG_TURBO_VERSION); }
 
@@ -154,11 +168,20 @@ int codec_reencode(const uint8_t *data, size_t size, int max_side, int quality, 
   return codec.run([&] {
     jpeg_decompress_struct &in = codec.in;
     codec.read_header(data, size);
+    const Options options{max_side, quality, h_samp, v_samp, restart_rows};
+    codec.start_writing();
+    if (!is_reduced(in.image_height, in.image_width, max_side)) {
+      set_parameters(codec.out, in.image_height, in.image_width, options);
+      Scratch &memory = codec.scratch;
+      codec.destination.size = requantize::requantize(in, codec.out, memory.output, memory.unstuffed, memory.planes,
+                                                      memory.requantize, memory.not_stuffed);
+      if (codec.destination.size != 0) return;
+    }
     in.out_color_space = JCS_RGB;
     jpeg_start_decompress(&in);
     libjpeg::check_scans(in, codec.errors);
     Sink sink{codec, in.image_width, 0, 0, false, {}, {}};
-    sink.start(in.image_height, Options{max_side, quality, h_samp, v_samp, restart_rows});
+    sink.start(in.image_height, options);
     const size_t stride = 3 * static_cast<size_t>(in.output_width);
     uint8_t *pixels = codec.memory(codec.scratch.rows, ROWS_AT_A_TIME * stride);
     uint8_t *rows[ROWS_AT_A_TIME];
@@ -178,6 +201,7 @@ int codec_encode(const uint8_t *pixels, uint32_t height, uint32_t width, int max
                  int v_samp, int restart_rows, CodecResult *result) {
   Codec codec(result);
   return codec.run([&] {
+    codec.start_writing();
     Sink sink{codec, width, 0, 0, false, {}, {}};
     sink.start(height, Options{max_side, quality, h_samp, v_samp, restart_rows});
     for (uint32_t y = 0; y < height; ++y) {
@@ -194,14 +218,14 @@ int codec_keep(const uint8_t *data, size_t size, int max_side, int restart_rows,
     jpeg_decompress_struct &in = codec.in;
     jpeg_compress_struct &out = codec.out;
     codec.read_header(data, size);
-    const uint32_t longest = in.image_height > in.image_width ? in.image_height : in.image_width;
-    if (max_side != 0 && longest > static_cast<uint32_t>(max_side)) codec.refuse(TOO_LONG, "too long");
+    if (is_reduced(in.image_height, in.image_width, max_side)) codec.refuse(TOO_LONG, "too long");
     if (!sampling_is_common(in)) codec.refuse(UNSUPPORTED, "unusual chroma sampling");
     codec.start_writing();
     if (!in.progressive_mode && in.comps_in_scan == in.num_components) {
       keep_parameters(codec, restart_rows);
       Scratch &memory = codec.scratch;
-      codec.destination.size = rewrite::rewrite_baseline(in, out, memory.output, memory.unstuffed, memory.rewriter);
+      codec.destination.size = rewrite::rewrite_baseline(in, out, memory.output, memory.unstuffed, memory.rewrite,
+                                                          memory.not_stuffed);
       if (codec.destination.size != 0) return;
     }
     jvirt_barray_ptr *coefficients = jpeg_read_coefficients(&in);

@@ -10,6 +10,7 @@
 #include <jpeglib.h>
 
 #include "../../pipelines/native/libjpeg_errors.h"
+#include "requantize.h"
 #include "rewrite_baseline.h"
 
 extern "C" {
@@ -48,8 +49,10 @@ struct Buffer {
 
 // Kept by each thread: fresh memory for every image costs page faults.
 struct Scratch {
-  Buffer output, rows, sums, averaged, row_taps, column_taps, unstuffed;
-  rewrite::Rewriter rewriter;
+  Buffer output, rows, sums, averaged, row_taps, column_taps, unstuffed, planes;
+  rewrite::State rewrite;
+  requantize::State requantize;
+  baseline::NotStuffed not_stuffed;
 };
 // Never inlined: inner loops would look the thread's memory up again and again, 5 % of codec_keep's time.
 __attribute__((noinline)) Scratch &scratch_of_thread() {
