@@ -9,7 +9,16 @@ import struct
 import numpy as np
 from PIL import Image
 
-__all__ = ["decoded", "make_image", "markers", "pillow_jpeg", "planes_in_scans", "replace_segment", "segments"]
+__all__ = [
+    "decoded",
+    "joined",
+    "make_image",
+    "markers",
+    "pillow_jpeg",
+    "planes_in_scans",
+    "replace_segment",
+    "segments",
+]
 
 
 def make_image(seed: int, height: int, width: int) -> np.ndarray:

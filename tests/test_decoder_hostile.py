@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from decoder_seeds import request, seeds
+from jpeg_files import joined, make_image, pillow_jpeg, segments
 
 HERE = Path(__file__).resolve().parent
 NUM_CHANGED = 12_000
@@ -72,3 +73,17 @@ def test_changed_files_do_no_harm(run, files):
     assert sum(found.values()) == NUM_CHANGED
     assert found["no_memory"] == 0 and found["skipped"] < NUM_CHANGED / 20
     assert found["ok"] > NUM_CHANGED / 10 and found["damaged"] > NUM_CHANGED / 3  # both are reached
+
+
+def test_blocks_that_never_end_are_not_read_far(run, tmp_path):
+    """Nearly all bits are codes of large coefficients, also those that lie behind the scan's three bytes."""
+    found, _ = segments(pillow_jpeg(make_image(1, 64, 64), subsampling=2))
+    counts = bytes([*7 * [0], 255, *8 * [0]])  # all codes of eight bits but the last
+    dc, ac = counts + 255 * bytes([11]), counts + 255 * bytes([10])
+    tables = b"".join(bytes([number]) + dc + bytes([0x10 | number]) + ac for number in range(2))
+    header = [(marker, body) for marker, body in found if marker != 0xC4]
+    header.insert(-1, (0xC4, tables))
+    path = tmp_path / "endless"
+    path.write_bytes(joined(header, b"\0\0\0\xff\xd9") + request(0, 0, 64, 64, 40, 40))
+    statuses = run(0, 0, path)
+    assert statuses["damaged"] == 1 and sum(statuses.values()) == 1

@@ -69,11 +69,12 @@ ALWAYS_INLINE bool skip_mcu(huffman::Reader &all_read, Frame &frame, Tables &tab
   for (uint32_t i = 0; i < frame.num_components; ++i) {
     Component &component = frame.components[i];
     for (uint32_t block = 0; block < component.across * component.down; ++block)
-      if (!reader.dc(tables.dc[component.dc], component.prediction) || !reader.skip_ac(tables.ac[component.ac]))
+      if (!reader.dc(tables.dc[component.dc], component.prediction) || !reader.skip_ac(tables.ac[component.ac]) ||
+          reader.left() < 0)
         return false;
   }
   all_read = reader;
-  return reader.left() >= 0;
+  return true;
 }
 
 // Not memset, which GCC makes a slow string instruction of.
@@ -96,20 +97,20 @@ ALWAYS_INLINE bool read_mcu(huffman::Reader &all_read, Frame &frame, Tables &tab
         const uint32_t y = row * component.down + v, x = column * component.across + h;
         if (y < component.first_row || y >= component.end_row || x < component.first_column ||
             x >= component.end_column) {
-          if (!reader.skip_ac(ac)) return false;
+          if (!reader.skip_ac(ac) || reader.left() < 0) return false;
           continue;
         }
         const size_t at = size_t{v} * component.columns() + (x - component.first_column);
         int16_t *block = component.coefficients + huffman::BLOCK * at;
         clear(block);
         const int last = reader.ac(ac, huffman::NATURAL, block);
-        if (last < 0) return false;
+        if (last < 0 || reader.left() < 0) return false;
         block[0] = static_cast<int16_t>(component.prediction);
         component.only_dc[at] = last == 0;
       }
   }
   all_read = reader;
-  return reader.left() >= 0;
+  return true;
 }
 
 template <bool HAS_AVX2>

@@ -289,7 +289,8 @@ struct Reader {
     // As value_of, and 0 for no bits.
     const int value = static_cast<int>(bits >> 1 >> (63 - size)), negative = ~static_cast<int>(bits >> 63) + 1;
     skip(static_cast<int>(size));
-    prediction += value + (~negative & (1 - (1 << size)));
+    const int difference = value + (~negative & (1 - (1 << size)));
+    prediction = static_cast<int>(static_cast<uint32_t>(prediction) + static_cast<uint32_t>(difference));  // may wrap
     return true;
   }
 
