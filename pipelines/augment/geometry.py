@@ -45,16 +45,14 @@ def resample(
     """Images uint8 (B, 3, H, W) through inverse affine matrices, float32 (B, 2, 3), as torchvision's `affine`.
 
     `interpolation` is "nearest" or "bilinear"; `fill`, levels from 0 to 255, is what lies outside. The coordinates are
-    computed by torchvision's own sequence of float32 operations, so that ties between two pixels fall alike.
+    rounded to float32 where torchvision's are on a CPU, so that ties between two pixels fall alike.
     """
     height, width = images.shape[2:]
     x = torch.linspace((1.0 - width) * 0.5, (width - 1.0) * 0.5, width, device=images.device)
     y = torch.linspace((1.0 - height) * 0.5, (height - 1.0) * 0.5, height, device=images.device)
-    points = torch.ones(height, width, 3, device=images.device)
-    points[..., 0], points[..., 1] = x, y.unsqueeze(1)
-    half = torch.tensor([0.5 * width, 0.5 * height], device=images.device)
-    grid = points.view(1, -1, 3).expand(len(images), -1, -1).bmm(matrices.transpose(1, 2) / half)
-    grid = grid.view(-1, height, width, 2)
+    matrices = torch.stack([matrices[:, 0] / (0.5 * width), matrices[:, 1] / (0.5 * height)], 1)
+    of_x, of_y, shift = matrices[..., None, None].unbind(2)  # (B, 2, 1, 1) each
+    grid = (x * of_x + y.unsqueeze(1) * of_y).add_(shift).permute(0, 2, 3, 1)
     if not any(fill):
         return grid_sample(images.float(), grid, mode=interpolation, align_corners=False).round_().to(torch.uint8)
     covered = torch.ones(len(images), 1, height, width, device=images.device)

@@ -14,11 +14,12 @@ import torch
 
 from pipelines.augment.filters import FILTERS
 from pipelines.augment.geometry import GEOMETRIC, affine_matrices, resample
-from pipelines.augment.tables import TABLES
+from pipelines.augment.levels import LEVELS
+from pipelines.policies import Operation
 
 __all__ = ["apply_operations"]
 
-_BY_LEVEL_OR_NEIGHBOURS = {**TABLES, **FILTERS}
+_BY_LEVEL_OR_NEIGHBOURS = {**LEVELS, **FILTERS}
 
 
 def apply_operations(
@@ -48,15 +49,19 @@ def apply_operations(
     images = images.clone(memory_format=torch.contiguous_format)
     height, width = images.shape[2:]
     for kinds, strengths in zip(operations.T, magnitudes.T, strict=True):
+        kept = np.flatnonzero(kinds == Operation.IDENTITY)
+        parts, changed = [kept], [images.index_select(0, send(kept))]
         moved = np.flatnonzero(np.isin(kinds, GEOMETRIC))
         if len(moved):
-            rows = send(moved)
+            parts.append(moved)
             matrices = send(affine_matrices(kinds[moved], strengths[moved], height, width))
-            images.index_copy_(0, rows, resample(images[rows], matrices, interpolation, fill))
+            changed.append(resample(images.index_select(0, send(moved)), matrices, interpolation, fill))
         for kind, function in _BY_LEVEL_OR_NEIGHBOURS.items():
             drawn = np.flatnonzero(kinds == kind)
             if len(drawn):
-                rows = send(drawn)
-                changed = function(images[rows], send(strengths[drawn].astype(np.float64)))
-                images.index_copy_(0, rows, changed)
+                parts.append(drawn)
+                values = send(strengths[drawn].astype(np.float64))
+                changed.append(function(images.index_select(0, send(drawn)), values))
+        # Back in order by whole images: writing into rows of uint8 (index_copy_) took 10 times as long on a CPU.
+        images = torch.cat(changed).index_select(0, send(np.argsort(np.concatenate(parts))))
     return images
