@@ -1,6 +1,6 @@
 """The plan: every random decision of training, as data, computed in one place from counters.
 
-    Plan.batch(epoch, index) -> BatchPlan(sample_ids, valid, crop_boxes, flips, operations, erase_*, mix_*)
+    Plan.batch(epoch, index) -> BatchPlan(sample_ids, valid, crop_boxes, flips, ops, magnitudes, erase_*, mix_*)
 
 Each value is a function of (seed, epoch, sample id, purpose) alone, so it does not depend on the number of workers, on
 the pipeline that executes it or on the number of ranks, and any batch of any epoch can be had without its predecessors.
@@ -99,7 +99,7 @@ class BatchPlan:
             samples that could not be decoded.
         crop_boxes: int32 (B, 4) in source pixels, inside the image.
         flips: bool (B,): mirror left-right after the crop.
-        operations: uint8 (B, K), `pipelines.policies.Operation`, in the order in which they are applied.
+        ops: uint8 (B, K), `pipelines.policies.Operation`, in the order in which they are applied.
         magnitudes: float32 (B, K), in each operation's unit.
         erase_boxes: int32 (B, 4) in output pixels; height 0 means none.
         erase_keys: int64 (B,): what each sample's erasing noise is made from; 0 where none is needed.
@@ -113,7 +113,7 @@ class BatchPlan:
     valid: np.ndarray
     crop_boxes: np.ndarray
     flips: np.ndarray
-    operations: np.ndarray
+    ops: np.ndarray
     magnitudes: np.ndarray
     erase_boxes: np.ndarray
     erase_keys: np.ndarray
@@ -258,7 +258,7 @@ class Plan:
         ids, valid = self.batch_ids(epoch, index)
         boxes, flips = self.crops(epoch, ids)
         size = len(ids)
-        operations, magnitudes = draw_operations(
+        ops, magnitudes = draw_operations(
             self.randaugment, derive_seed(self.seed, epoch, _OPERATIONS), ids, self.image_size
         )
         empty = np.zeros((size, 4), np.int32)
@@ -267,7 +267,7 @@ class Plan:
             valid=valid,
             crop_boxes=boxes,
             flips=flips,
-            operations=operations,
+            ops=ops,
             magnitudes=magnitudes,
             erase_boxes=empty,
             erase_keys=np.zeros(size, np.int64),

@@ -113,7 +113,7 @@ def test_operations_come_first_and_in_training_only(policy: str) -> None:
     out, _ = DeviceStage(options, 16, torch.float32, train=True)(batch)
     done = apply_operations(
         images.permute(0, 3, 1, 2),
-        batch.plan.operations,
+        batch.plan.ops,
         batch.plan.magnitudes,
         interpolation="bilinear",
         fill=(1.0, 2.0, 3.0),

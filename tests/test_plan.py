@@ -76,7 +76,7 @@ def test_operations_and_noise_change_with_the_epoch() -> None:
     assert not np.array_equal(first.magnitudes, second.magnitudes)
     assert (first.erase_keys != second.erase_keys).all() and len(np.unique(first.erase_keys)) == len(first)
     plain = training_plan(order="sequential", randaugment=None, erase=EraseOptions(0.5)).batch(0, 0)
-    assert plain.operations.shape == plain.magnitudes.shape == (len(plain), 0) and not plain.erase_keys.any()
+    assert plain.ops.shape == plain.magnitudes.shape == (len(plain), 0) and not plain.erase_keys.any()
     assert np.array_equal(plain.erase_boxes, first.erase_boxes)
 
 
@@ -103,7 +103,7 @@ def test_a_samples_draws_do_not_depend_on_the_batch_size() -> None:
         return {
             int(i): (
                 *(b.crop_boxes[k].tolist(), bool(b.flips[k]), b.erase_boxes[k].tolist(), int(b.mix_kinds[k])),
-                *(b.operations[k].tolist(), b.magnitudes[k].tolist(), int(b.erase_keys[k])),
+                *(b.ops[k].tolist(), b.magnitudes[k].tolist(), int(b.erase_keys[k])),
             )
             for b in (plan.batch(1, index) for index in range(len(plan)))
             for k, i in enumerate(b.sample_ids)

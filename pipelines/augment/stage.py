@@ -43,7 +43,7 @@ class DeviceStage:
         if self.train and options.randaugment.enabled:
             images = apply_operations(
                 images,
-                plan.operations,
+                plan.ops,
                 plan.magnitudes,
                 interpolation=options.randaugment.interpolation,
                 fill=options.randaugment.fill,
