@@ -36,8 +36,8 @@ def posterize(images: torch.Tensor, magnitudes: torch.Tensor) -> torch.Tensor:
 
 def solarize(images: torch.Tensor, magnitudes: torch.Tensor) -> torch.Tensor:
     lowest = _per_sample(magnitudes).ceil()
-    inverted = (images >= lowest.clamp(max=255).to(torch.uint8)) & (lowest <= 255)
-    return torch.where(inverted, images.bitwise_not(), images)
+    changed = (images >= lowest.clamp(max=255).to(torch.uint8)).view(torch.uint8)
+    return changed.mul_((lowest <= 255).to(torch.uint8) * 255).bitwise_xor_(images)
 
 
 def solarize_add(images: torch.Tensor, magnitudes: torch.Tensor) -> torch.Tensor:
