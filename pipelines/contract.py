@@ -22,6 +22,7 @@ from pipelines import native_decoder
 from pipelines.errors import BackendMissingError, UserError, require
 from pipelines.layout import Manifest, ShardReader, open_split
 from pipelines.plan import BatchPlan, CropOptions, EraseOptions, MixOptions, Order, Plan
+from pipelines.policies import RandAugmentOptions
 
 __all__ = [
     "PIPELINES",
@@ -112,6 +113,7 @@ class AugmentOptions:
 
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    randaugment: RandAugmentOptions = field(default_factory=RandAugmentOptions)
     erase: EraseOptions = field(default_factory=EraseOptions)
     mix: MixOptions = field(default_factory=MixOptions)
     label_smoothing: float = 0.0
@@ -120,6 +122,8 @@ class AugmentOptions:
         require(min(self.std) > 0, "augment.std", self.std, "above 0")
         require(0 <= self.label_smoothing < 1, "augment.label_smoothing", self.label_smoothing, "in [0, 1)")
         require(0 <= self.erase.probability <= 1, "augment.erase.probability", self.erase.probability, "in [0, 1]")
+        modes = ("constant", "colour", "pixel")
+        require(self.erase.mode in modes, "augment.erase.mode", self.erase.mode, f"one of {', '.join(modes)}")
         scale, ratio, mix = self.erase.scale, self.erase.ratio, self.mix
         require(0 < scale[0] <= scale[1] <= 1, "augment.erase.scale", scale, "0 < low <= high <= 1")
         require(0 < ratio[0] <= ratio[1], "augment.erase.ratio", ratio, "0 < low <= high")
@@ -251,6 +255,7 @@ def make_plan(
         image_size=data.image_size,
         order=data.order,
         crop=data.crop,
+        randaugment=config.augment.randaugment,
         erase=config.augment.erase,
         mix=config.augment.mix,
     )

@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 
-__all__ = ["BOX_DRAWS", "Permutation", "beta_quantile", "derive_seed", "first_fitting_boxes", "uniforms"]
+__all__ = ["BOX_DRAWS", "Permutation", "beta_quantile", "derive_seed", "first_fitting_boxes", "sample_keys", "uniforms"]
 
 _GAMMA: Final = 0x9E3779B97F4A7C15
 _MASK: Final = (1 << 64) - 1
@@ -52,6 +52,11 @@ def uniforms(key: int, sample_ids: np.ndarray, count: int, first: int = 0) -> np
     assert first + count <= _DRAWS_PER_SAMPLE
     counters = sample_ids.astype(np.int64)[:, None] * _DRAWS_PER_SAMPLE + np.arange(first, first + count)
     return (_hashes(key, counters) >> np.uint64(11)) * 2.0**-53
+
+
+def sample_keys(key: int, sample_ids: np.ndarray) -> np.ndarray:
+    """int64 (len(sample_ids),): a key for each sample, for draws made elsewhere."""
+    return _hashes(key, sample_ids).view(np.int64)
 
 
 class Permutation:

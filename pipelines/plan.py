@@ -1,6 +1,6 @@
 """The plan: every random decision of training, as data, computed in one place from counters.
 
-    Plan.batch(epoch, index) -> BatchPlan(sample_ids, valid, crop_boxes, flips, erase_boxes, mix_*)
+    Plan.batch(epoch, index) -> BatchPlan(sample_ids, valid, crop_boxes, flips, ops, magnitudes, erase_*, mix_*)
 
 Each value is a function of (seed, epoch, sample id, purpose) alone, so it does not depend on the number of workers, on
 the pipeline that executes it or on the number of ranks, and any batch of any epoch can be had without its predecessors.
@@ -14,7 +14,16 @@ from typing import Final, Literal
 
 import numpy as np
 
-from pipelines.draws import BOX_DRAWS, Permutation, beta_quantile, derive_seed, first_fitting_boxes, uniforms
+from pipelines.draws import (
+    BOX_DRAWS,
+    Permutation,
+    beta_quantile,
+    derive_seed,
+    first_fitting_boxes,
+    sample_keys,
+    uniforms,
+)
+from pipelines.policies import RandAugmentOptions, draw_operations
 
 __all__ = [
     "MIX_CUTMIX",
@@ -34,7 +43,9 @@ MIX_NONE: Final = 0
 MIX_MIXUP: Final = 1
 MIX_CUTMIX: Final = 2
 
-_ORDER, _CROP, _FLIP, _ERASE, _MIX, _WINDOW = range(6)  # purposes: part of every key, so never renumber
+_ORDER, _CROP, _FLIP, _ERASE, _MIX, _WINDOW, _OPERATIONS, _NOISE = range(
+    8
+)  # purposes: part of every key, so never renumber
 
 
 @dataclass(frozen=True)
@@ -48,11 +59,16 @@ class CropOptions:
 
 @dataclass(frozen=True)
 class EraseOptions:
-    """Random erasing (Zhong et al., 2017; torchvision's RandomErasing)."""
+    """Random erasing (Zhong et al., 2017; torchvision's RandomErasing), after normalisation.
+
+    `mode` is what a box is filled with: "constant" is 0, the mean colour; "colour" one normally distributed colour a
+    box; "pixel" normal noise (timm's "const", "rand" and "pixel").
+    """
 
     probability: float = 0.0
     scale: tuple[float, float] = (0.02, 1 / 3)
     ratio: tuple[float, float] = (0.3, 3.3)
+    mode: Literal["constant", "colour", "pixel"] = "constant"
 
 
 @dataclass(frozen=True)
@@ -83,7 +99,10 @@ class BatchPlan:
             samples that could not be decoded.
         crop_boxes: int32 (B, 4) in source pixels, inside the image.
         flips: bool (B,): mirror left-right after the crop.
+        ops: uint8 (B, K), `pipelines.policies.Operation`, in the order in which they are applied.
+        magnitudes: float32 (B, K), in each operation's unit.
         erase_boxes: int32 (B, 4) in output pixels; height 0 means none.
+        erase_keys: int64 (B,): what each sample's erasing noise is made from; 0 where none is needed.
         mix_kinds: uint8 (B,): MIX_NONE, MIX_MIXUP or MIX_CUTMIX.
         mix_partners: int64 (B,): index, in this batch, of the sample that is mixed in.
         mix_lambdas: float32 (B,): weight of the sample's own label (and, for MixUp, of its own pixels).
@@ -94,7 +113,10 @@ class BatchPlan:
     valid: np.ndarray
     crop_boxes: np.ndarray
     flips: np.ndarray
+    ops: np.ndarray
+    magnitudes: np.ndarray
     erase_boxes: np.ndarray
+    erase_keys: np.ndarray
     mix_kinds: np.ndarray
     mix_partners: np.ndarray
     mix_lambdas: np.ndarray
@@ -140,7 +162,7 @@ class Plan:
             samples inside windows of `window_blocks` blocks: reads stay local), or "sequential".
         crop: random resized crops and flips; None means evaluation: resize the shorter side, then centre crop, as one
             box of `centre_fraction` of the shorter side.
-        erase, mix: device-stage draws; off by default.
+        randaugment, erase, mix: device-stage draws; off by default.
 
     Training plans ("random", "blocks") drop the incomplete last batch. Sequential plans keep every sample: the last
     batch is padded with its final sample and `valid` False.
@@ -156,6 +178,7 @@ class Plan:
         order: Order = "random",
         crop: CropOptions | None = None,
         centre_fraction: float = 0.875,
+        randaugment: RandAugmentOptions | None = None,
         erase: EraseOptions | None = None,
         mix: MixOptions | None = None,
         block_size: int = 64,
@@ -169,6 +192,7 @@ class Plan:
         self.order = order
         self.crop = crop
         self.centre_fraction = centre_fraction
+        self.randaugment = randaugment or RandAugmentOptions()
         self.erase = erase or EraseOptions()
         self.mix = mix or MixOptions()
         self.block_size = block_size
@@ -234,13 +258,19 @@ class Plan:
         ids, valid = self.batch_ids(epoch, index)
         boxes, flips = self.crops(epoch, ids)
         size = len(ids)
+        ops, magnitudes = draw_operations(
+            self.randaugment, derive_seed(self.seed, epoch, _OPERATIONS), ids, self.image_size
+        )
         empty = np.zeros((size, 4), np.int32)
         plan = BatchPlan(
             sample_ids=ids,
             valid=valid,
             crop_boxes=boxes,
             flips=flips,
+            ops=ops,
+            magnitudes=magnitudes,
             erase_boxes=empty,
+            erase_keys=np.zeros(size, np.int64),
             mix_kinds=np.zeros(size, np.uint8),
             mix_partners=np.arange(size),
             mix_lambdas=np.ones(size, np.float32),
@@ -248,6 +278,8 @@ class Plan:
         )
         if self.erase.probability > 0:
             plan = replace(plan, erase_boxes=self._erase_boxes(epoch, ids))
+            if self.erase.mode != "constant":
+                plan = replace(plan, erase_keys=sample_keys(derive_seed(self.seed, epoch, _NOISE), ids))
         if self.mix.enabled:
             plan = replace(plan, **self._mixes(epoch, ids))
         return plan

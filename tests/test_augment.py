@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from timm.data.mixup import mixup_target
 from torchvision.transforms.v2 import functional as TF
 
 from pipelines.augment import DeviceStage
 from pipelines.augment.boxes import box_mask, erase
 from pipelines.augment.mix import mix, soft_targets
+from pipelines.augment.operations import apply_operations
 from pipelines.contract import AugmentOptions, Batch
 from pipelines.plan import MIX_CUTMIX, MIX_MIXUP, MIX_NONE, CropOptions, EraseOptions, MixOptions, Plan
+from pipelines.policies import RandAugmentOptions
 
 
 def test_normalisation_equals_torchvisions() -> None:
@@ -31,6 +36,7 @@ def batch_of(images: torch.Tensor, options: AugmentOptions | None = None, seed: 
         batch_size=n,
         image_size=size,
         crop=CropOptions(),
+        randaugment=options.randaugment,
         erase=options.erase,
         mix=options.mix,
     ).batch(0, 0)
@@ -97,3 +103,45 @@ def test_stage_puts_it_together(dtype: torch.dtype) -> None:
             expected[:, rows, columns] = plain[j][:, rows, columns]
         assert torch.allclose(out[i].float(), expected.to(dtype).float(), atol=1e-5)
         assert torch.allclose(targets[i], smooth[i] * lam + smooth[j] * (1 - lam), atol=1e-6)
+
+
+@pytest.mark.parametrize("policy", ["randaugment", "increasing", "three"])
+def test_operations_come_first_and_in_training_only(policy: str) -> None:
+    options = AugmentOptions(randaugment=RandAugmentOptions(policy, interpolation="bilinear", fill=(1.0, 2.0, 3.0)))  # type: ignore[arg-type]
+    images = torch.randint(0, 256, (16, 32, 32, 3), dtype=torch.uint8)
+    batch, before = batch_of(images, options), images.clone()
+    out, _ = DeviceStage(options, 16, torch.float32, train=True)(batch)
+    done = apply_operations(
+        images.permute(0, 3, 1, 2),
+        batch.plan.ops,
+        batch.plan.magnitudes,
+        interpolation="bilinear",
+        fill=(1.0, 2.0, 3.0),
+    )
+    normalised = TF.normalize(done.float() / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    assert torch.allclose(out, normalised, atol=1e-5) and out.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(images, before) and not torch.equal(done, images.permute(0, 3, 1, 2))
+    plain, _ = DeviceStage(options, 16, torch.float32, train=False)(batch)
+    assert torch.equal(plain, DeviceStage(AugmentOptions(), 16, torch.float32, train=False)(batch)[0])
+
+
+@pytest.mark.parametrize("mode", ["colour", "pixel"])
+def test_erasing_with_noise(mode: str) -> None:
+    options = AugmentOptions(erase=EraseOptions(0.6, mode=mode))  # type: ignore[arg-type]
+    images = torch.randint(0, 256, (16, 32, 32, 3), dtype=torch.uint8)
+    batch = batch_of(images, options)
+    out, _ = DeviceStage(options, 16, torch.float32, train=True)(batch)
+    plain, _ = DeviceStage(options, 16, torch.float32, train=False)(batch)
+    erased = box_mask(torch.from_numpy(batch.plan.erase_boxes), 32, 32).expand_as(out)
+    assert erased.any() and torch.equal(out[~erased], plain[~erased])
+    drawn = []
+    for image, (top, left, height, width) in zip(out, batch.plan.erase_boxes.tolist(), strict=True):
+        box = image[:, top : top + height, left : left + width]
+        if height:
+            assert (box == box[:, :1, :1]).all() == (mode == "colour")
+            drawn.append(box[:, 0, 0] if mode == "colour" else box.flatten())
+    assert stats.kstest(torch.cat(drawn).numpy(), "norm").pvalue > 1e-6
+    shifted = replace(
+        batch, images=images[8:], labels=batch.labels[8:], valid=batch.valid[8:], plan=batch.plan.shard(1, 2)
+    )
+    assert torch.equal(DeviceStage(options, 16, torch.float32, train=True)(shifted)[0], out[8:])

@@ -41,6 +41,11 @@ def test_settings_override_in_order() -> None:
     assert isinstance(config.optim.eps, float)
 
 
+def test_randaugment_is_one_setting_away() -> None:
+    assert load_config("debug").augment.randaugment.policy == "none"
+    assert load_config("debug", ["augment.randaugment.policy=randaugment"]).augment.randaugment.enabled
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
@@ -58,6 +63,11 @@ def test_settings_override_in_order() -> None:
         ("data.crop.scale=[1]", r"data\.crop\.scale = \[1\]: must be a list of 2 numbers"),
         ("data.crop.scale=[0.9, 0.1]", r"data\.crop\.scale = \(0\.9, 0\.1\): must be 0 < low <= high <= 1"),
         ("data.crop=7", r"data\.crop = 7: must be a section with the keys scale"),
+        ("augment.randaugment.policy=randaug", r"randaugment\.policy = 'randaug': did you mean 'randaugment'\?"),
+        ("augment.randaugment={policy: increasing, magnitude: 12}", r"augment\.randaugment\.magnitude = .*: must be"),
+        ("augment.randaugment.num_ops=9", r"augment\.randaugment\.num_ops = 9: must be 1 to 8"),
+        ("augment.erase.mode=noise", r"augment\.erase\.mode = 'noise': there are constant, colour, pixel"),
+        ("augment.erase.probability=1.5", r"augment\.erase\.probability = 1\.5: must be in \[0, 1\]"),
         ("data.image_size=65", r"data\.image_size = 65: must be a multiple of the patch size 16"),
         ("augment.mix.mixup_alpha=-0.1", r"augment\.mix\.mixup_alpha = -0\.1: must be 0 \(off\) or more"),
         ("augment.label_smoothing=1", r"augment\.label_smoothing = 1\.0: must be in \[0, 1\)"),

@@ -13,6 +13,7 @@ from timm.data.mixup import rand_bbox
 from torchvision.transforms.v2 import RandomErasing, RandomResizedCrop
 
 from pipelines.plan import MIX_CUTMIX, MIX_MIXUP, MIX_NONE, CropOptions, EraseOptions, MixOptions, Order, Plan
+from pipelines.policies import RandAugmentOptions
 
 SIGNIFICANCE = 1e-6
 
@@ -29,7 +30,8 @@ def training_plan(n: int = 1000, batch_size: int = 32, order: Order = "random", 
         "image_size": 32,
         "order": order,
         "crop": CropOptions(),
-        "erase": EraseOptions(0.5),
+        "randaugment": RandAugmentOptions("increasing"),
+        "erase": EraseOptions(0.5, mode="pixel"),
         "mix": MixOptions(0.8, 1.0, 0.9),
     }
     return Plan(**{**options, **changes})  # type: ignore[arg-type]
@@ -67,6 +69,17 @@ def test_orders_change_with_epoch_and_seed_only() -> None:
     assert not np.array_equal(first, training_plan(seed=8).sample_at(0, np.arange(1000)))
 
 
+def test_operations_and_noise_change_with_the_epoch() -> None:
+    sequential = training_plan(order="sequential")
+    first, second = sequential.batch(0, 0), sequential.batch(1, 0)
+    assert np.array_equal(first.sample_ids, second.sample_ids)
+    assert not np.array_equal(first.magnitudes, second.magnitudes)
+    assert (first.erase_keys != second.erase_keys).all() and len(np.unique(first.erase_keys)) == len(first)
+    plain = training_plan(order="sequential", randaugment=None, erase=EraseOptions(0.5)).batch(0, 0)
+    assert plain.ops.shape == plain.magnitudes.shape == (len(plain), 0) and not plain.erase_keys.any()
+    assert np.array_equal(plain.erase_boxes, first.erase_boxes)
+
+
 def test_block_order_reads_neighbours_together() -> None:
     plan = training_plan(6400, 64, "blocks", block_size=64, window_blocks=2)
     order = plan.sample_at(0, np.arange(6400))
@@ -88,7 +101,10 @@ def test_a_samples_draws_do_not_depend_on_the_batch_size() -> None:
     def draws(batch_size: int) -> dict[int, tuple]:
         plan = training_plan(960, batch_size)
         return {
-            int(i): (b.crop_boxes[k].tolist(), bool(b.flips[k]), b.erase_boxes[k].tolist(), int(b.mix_kinds[k]))
+            int(i): (
+                *(b.crop_boxes[k].tolist(), bool(b.flips[k]), b.erase_boxes[k].tolist(), int(b.mix_kinds[k])),
+                *(b.ops[k].tolist(), b.magnitudes[k].tolist(), int(b.erase_keys[k])),
+            )
             for b in (plan.batch(1, index) for index in range(len(plan)))
             for k, i in enumerate(b.sample_ids)
         }

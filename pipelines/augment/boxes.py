@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["box_mask", "erase"]
+__all__ = ["box_mask", "erase", "erase_with"]
 
 
 def box_mask(boxes: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -21,3 +21,12 @@ def box_mask(boxes: torch.Tensor, height: int, width: int) -> torch.Tensor:
 def erase(images: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
     """Random erasing (Zhong et al., 2017) of normalised images (B, C, H, W): boxes become 0, the mean colour."""
     return images.masked_fill(box_mask(boxes, *images.shape[2:]), 0.0)
+
+
+def erase_with(images: torch.Tensor, rows: torch.Tensor, boxes: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Random erasing of the images `rows` (int64 (N,)) of a batch (B, C, H, W) with other values than 0.
+
+    `boxes` (N, 4) become `values` (N, C, H or 1, W or 1).
+    """
+    erased = torch.where(box_mask(boxes, *images.shape[2:]), values, images[rows])
+    return images.index_copy(0, rows, erased)
