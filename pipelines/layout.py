@@ -42,7 +42,7 @@ __all__ = [
     "sha256_of",
 ]
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 MANIFEST_NAME: Final = "manifest.json"
 QUARANTINE_NAME: Final = "quarantine.jsonl"
 FORMATS: Final = ("beton", "tar")
@@ -56,8 +56,10 @@ class ShardFile:
         name: beside the manifest.
         num_samples: of this file.
         bytes: its size.
-        sha256: of the whole file, hex.
+        sha256: of the whole file, hex: of its bytes from `hashed_from` on, followed by those before.
         sidecars: name and SHA-256 of each smaller file that belongs to it.
+        hashed_from: where the images begin in a file whose first bytes are written last, so that it need not be read
+            again for its checksum; else 0.
     """
 
     name: str
@@ -65,6 +67,7 @@ class ShardFile:
     bytes: int
     sha256: str
     sidecars: dict[str, str] = field(default_factory=dict)
+    hashed_from: int = 0
 
 
 @dataclass(frozen=True)
@@ -224,6 +227,7 @@ def parse_split(raw: dict[str, Any]) -> Split:
             bytes=int(f["bytes"]),
             sha256=str(f["sha256"]),
             sidecars={str(name): str(sha256) for name, sha256 in f["sidecars"].items()},
+            hashed_from=int(f["hashed_from"]),
         )
         for f in raw["files"]
     )
@@ -289,12 +293,15 @@ def _checked(reader: ShardReader, num_samples: int, manifest: Manifest) -> Shard
     return reader
 
 
-def sha256_of(path: Path, start: bytes = b"") -> str:
-    """SHA-256 of a file, hex, as it will be with this start."""
-    digest = hashlib.sha256(start)
+def sha256_of(path: Path, first: int = 0) -> str:
+    """SHA-256 of a file, hex: of its bytes from `first` on, followed by those before."""
+    digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
-        file.seek(len(start))
-        buffer = memoryview(bytearray(1 << 18))  # stays in the processor's cache
-        while size := file.readinto(buffer):
-            digest.update(buffer[:size])
+        file.seek(first)
+        while chunk := file.read(1 << 23):
+            digest.update(chunk)
+        file.seek(0)
+        while first > 0 and (chunk := file.read(min(first, 1 << 23))):
+            digest.update(chunk)
+            first -= len(chunk)
     return digest.hexdigest()

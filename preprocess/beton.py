@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -42,7 +42,7 @@ class BetonWriter:
 
     Where an image lies follows from the sizes of those before it, so that these are all a later run must know. The
     header is zeros until the very end of `finish`: no reader accepts the file before. Memory does not grow with the
-    number of images.
+    number of images. The checksum is taken of the images as they come, and of the tables before them last.
 
     Args:
         directory: where the files are written.
@@ -62,6 +62,7 @@ class BetonWriter:
         self.page_size = page_size
         self._data_start = -(-(METADATA_START + num_images * METADATA_DTYPE.itemsize) // page_size) * page_size
         self._end = self._data_start  # of the last image
+        self._digest = hashlib.sha256()  # from the first image on
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
     def __enter__(self) -> BetonWriter:
@@ -81,6 +82,7 @@ class BetonWriter:
             require_bytes(self._file, self._end, self.path)
         os.ftruncate(self._file, self._end)
         write_all(self._file, bytes(METADATA_START), 0)
+        self._digest_file(self._data_start, self._end)
 
     def add(self, image: bytes | memoryview, label: int) -> None:
         """Appends a sample. Raises `UserError` when the image is larger than a page."""
@@ -91,6 +93,9 @@ class BetonWriter:
             )
         start = self._place(self._end, len(image))
         write_all(self._file, image, start)
+        if start > self._end:
+            self._digest.update(bytes(start - self._end))
+        self._digest.update(image)
         self._end = start + len(image)
 
     def sync(self) -> None:
@@ -100,13 +105,12 @@ class BetonWriter:
     def finish(self, records: Records) -> tuple[ShardFile, ...]:
         """Writes the tables, the checksums beside the file and, last, the header; returns what the manifest says.
 
-        Reads the whole file once, for its checksum.
-
         Args:
             records: of all images of the split, in order; the bad ones among them have no sample.
         """
         table_start = -(-self._end // self.page_size) * self.page_size
         os.ftruncate(self._file, table_start)
+        self._digest.update(bytes(table_start - self._end))
         fields = np.zeros(2, FIELD_DTYPE)
         fields["type_id"] = IMAGE_FIELD_TYPE, LABEL_FIELD_TYPE
         fields["name"][0, :5] = np.frombuffer(b"image", np.uint8)
@@ -131,21 +135,28 @@ class BetonWriter:
                 table["size"] = piece["size"]
                 write_all(self._file, metadata.tobytes(), METADATA_START + num_samples * METADATA_DTYPE.itemsize)
                 write_all(self._file, table.tobytes(), table_start + num_samples * ALLOCATION_DTYPE.itemsize)
+                self._digest.update(table.tobytes())
                 content = piece["crc32"].astype(CRC32_DTYPE).tobytes()
                 write_all(checksums.fileno(), content, num_samples * CRC32_DTYPE.itemsize)
                 num_samples += len(piece)
             os.fsync(checksums.fileno())
         header = np.zeros(1, HEADER_DTYPE)
         header[0] = (BETON_VERSION, 2, self.page_size, num_samples, table_start)
-        with ThreadPoolExecutor(1, thread_name_prefix="fsync") as thread:  # beside the checksum
-            synced = thread.submit(os.fsync, self._file)
-            sha256 = sha256_of(self.path, header.tobytes())
-            synced.result()
+        self._digest.update(header.tobytes())
+        self._digest_file(HEADER_DTYPE.itemsize, self._data_start)
+        os.fsync(self._file)
         write_all(self._file, header.tobytes(), 0)
         os.fsync(self._file)
         size = table_start + num_samples * ALLOCATION_DTYPE.itemsize
         sidecars = {crc32_path.name: sha256_of(crc32_path)}
-        return (ShardFile(self.path.name, num_samples, size, sha256, sidecars),)
+        sha256 = self._digest.hexdigest()
+        return (ShardFile(self.path.name, num_samples, size, sha256, sidecars, self._data_start),)
+
+    def _digest_file(self, first: int, end: int) -> None:
+        """Adds these bytes of the file to its checksum."""
+        while first < end and (chunk := os.pread(self._file, min(end - first, 1 << 23), first)):
+            self._digest.update(chunk)
+            first += len(chunk)
 
     def _place(self, end: int, size: int) -> int:
         """Where an image goes that follows another one's end: a page is left only when the image does not fit."""

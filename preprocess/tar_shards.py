@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tarfile
 import threading
@@ -27,7 +28,8 @@ class TarWriter:
     """Writes one split as `SPLIT-000000.tar`, `SPLIT-000001.tar`, ... The same samples give the same bytes.
 
     Used as `preprocess.beton.BetonWriter` is. Where an image lies follows from the sizes of those before it. Memory
-    does not grow with the number of images, but with those of one tar in `finish`.
+    does not grow with the number of images, but with those of one tar in `finish`. Checksums are taken of the bytes as
+    they come.
 
     Args:
         directory: where the files are written.
@@ -44,6 +46,8 @@ class TarWriter:
         self.shard_bytes = shard_bytes
         self._shard, self._end, self._num_samples = 0, 0, 0
         self._file = self._open(0)
+        self._digest = hashlib.sha256()  # of the tar that is being written
+        self._sha256: dict[int, str] = {}  # of those that this run has ended
         self._lock = threading.Lock()  # between `sync`, in another thread, and going on to the next tar
 
     def __enter__(self) -> TarWriter:
@@ -69,6 +73,10 @@ class TarWriter:
             if int(path.stem.rpartition("-")[2]) > self._shard:
                 path.unlink()
         os.ftruncate(self._file, self._end)
+        start = 0
+        while chunk := os.pread(self._file, 1 << 23, start):
+            self._digest.update(chunk)
+            start += len(chunk)
 
     def add(self, image: bytes | memoryview, label: int) -> None:
         """Appends a sample. Raises `UserError` when the image is larger than a tar member may be."""
@@ -83,6 +91,7 @@ class TarWriter:
         digits = str(label).encode()
         sample = b"".join((*_member(f"{key}.jpg", image), *_member(f"{key}.cls", digits)))
         write_all(self._file, sample, start)
+        self._digest.update(sample)
         self._end = start + len(sample)
         self._num_samples += 1
 
@@ -94,7 +103,7 @@ class TarWriter:
     def finish(self, records: Records) -> tuple[ShardFile, ...]:
         """Ends the last tar, writes what goes beside each and returns what the manifest says of them.
 
-        Reads all files once, for their checksums.
+        Reads those that an earlier run has ended once, for their checksums.
 
         Args:
             records: of all images of the split, in order; the bad ones among them have no sample.
@@ -112,7 +121,8 @@ class TarWriter:
                     os.fsync(file.fileno())
                 sidecars[path.name] = sha256_of(path)
             first += len(samples)
-            files.append(ShardFile(tar.name, len(samples), tar.stat().st_size, sha256_of(tar), sidecars))
+            sha256 = self._sha256.get(shard) or sha256_of(tar)
+            files.append(ShardFile(tar.name, len(samples), tar.stat().st_size, sha256, sidecars))
         return tuple(files)
 
     def _tables(self, records: Records) -> Iterator[np.ndarray]:
@@ -150,6 +160,8 @@ class TarWriter:
 
     def _end_tar(self) -> None:
         write_all(self._file, bytes(END_BYTES), self._end)
+        self._digest.update(bytes(END_BYTES))
+        self._sha256[self._shard], self._digest = self._digest.hexdigest(), hashlib.sha256()
         os.fsync(self._file)
 
 

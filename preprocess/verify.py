@@ -134,7 +134,7 @@ def _contents(
             damaged.add(name)
             yield Problem(name, None, f"{what}; copy it again")
     path = directory / file.name
-    if file.name in damaged or not (what := _difference(path, file.sha256)):
+    if file.name in damaged or not (what := _difference(path, file.sha256, file.hashed_from)):
         return
     table = path.with_suffix(".crc32" if path.suffix == ".beton" else ".samples")
     if what != CHANGED or reader is None or table.name in damaged:
@@ -152,10 +152,10 @@ def _contents(
         )
 
 
-def _difference(path: Path, sha256: str) -> str:
+def _difference(path: Path, sha256: str, hashed_from: int = 0) -> str:
     """What is wrong with a file's contents, or nothing."""
     try:
-        return "" if sha256_of(path) == sha256 else CHANGED
+        return "" if sha256_of(path, hashed_from) == sha256 else CHANGED
     except OSError as error:
         return f"cannot be read ({error.strerror})"
 

@@ -60,10 +60,10 @@ def make_set(folder: Path, name: str, num_samples: int) -> None:
     """A manifest that believes the file `name`, with labels up to 100."""
     folder.mkdir(exist_ok=True)
     size = (folder / name).stat().st_size
-    file = {"name": name, "num_samples": num_samples, "bytes": size, "sha256": "", "sidecars": {}}
+    file = {"name": name, "num_samples": num_samples, "bytes": size, "sha256": "", "sidecars": {}, "hashed_from": 0}
     split = {"num_samples": num_samples, "format": name.rpartition(".")[2], "files": [file]}
     split |= {"num_quarantined": 0, "num_kept": 0}
-    raw = {"schema_version": 2, "source": "", "classes": [str(label) for label in range(100)], "encode": {}}
+    raw = {"schema_version": 3, "source": "", "classes": [str(label) for label in range(100)], "encode": {}}
     raw |= {"splits": {"train": split}, "created_by": "", "quarantine_sha256": None}
     write_manifest(folder, raw)
 

@@ -9,7 +9,7 @@ from conversion import write_manifest
 from pipelines import layout
 from pipelines.errors import ShardError
 
-EMPTY = {"num_samples": 0, "bytes": 1024, "sha256": "", "sidecars": {}}
+EMPTY = {"num_samples": 0, "bytes": 1024, "sha256": "", "sidecars": {}, "hashed_from": 0}
 
 
 def test_manifest_round_trip(shard_set):
@@ -23,7 +23,7 @@ def test_manifest_round_trip(shard_set):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda raw: raw.update(schema_version=1), "schema version 1, but this sdpnet reads version 2"),
+        (lambda raw: raw.update(schema_version=1), "schema version 1, but this sdpnet reads version 3"),
         (lambda raw: raw.pop("classes"), "incomplete or damaged .*classes"),
         (lambda raw: raw["splits"]["train"].update(num_samples=3), "do not add up"),
         (lambda raw: raw["splits"]["train"].update(format="zip"), "format 'zip' is none of beton, tar"),
@@ -70,7 +70,7 @@ def test_any_changed_bit_of_a_manifest_is_refused(shard_set, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["[" * 100_000, '{"schema_version": ' + "9" * 5000 + "}", '{"schema_version": 2}', "[]"]
+    "text", ["[" * 100_000, '{"schema_version": ' + "9" * 5000 + "}", '{"schema_version": 3}', "[]"]
 )
 def test_a_hostile_manifest_is_refused(tmp_path, text):
     (tmp_path / layout.MANIFEST_NAME).write_text(text)
