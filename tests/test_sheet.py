@@ -139,6 +139,7 @@ def test_every_image_is_on_the_sheet_and_text_below_it(count: int, side: int, co
         (top,) = [start for start in starts if (sheet[start : start + shown, left : left + shown] == enlarged).all()]
         below = sheet[top + shown : top + shown + 40, left : left + cell]
         assert (below == 0).any() and (below == 255).any()
+        assert (below[..., :1] == below).all()  # grey: no other image lies on it
     assert top is not None and (sheet[: top - 10] < 255).any()
 
 
