@@ -177,7 +177,8 @@ def test_help_lists_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(["--help"])
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("    ")]
-    assert caught.value.code == 0 and listed == ["train", "evaluate", "predict", "doctor", "inspect", "verify", "bench"]
+    assert caught.value.code == 0
+    assert listed == ["train", "evaluate", "predict", "sheet", "doctor", "inspect", "verify", "bench"]
 
 
 def test_the_commands_and_flags_of_train_are_few() -> None:
