@@ -43,6 +43,7 @@ __all__ = [
 ]
 
 SCHEMA_VERSION: Final = 3
+_READABLE: Final = (2, SCHEMA_VERSION)  # in 2, all checksums begin at the file's first byte
 MANIFEST_NAME: Final = "manifest.json"
 QUARANTINE_NAME: Final = "quarantine.jsonl"
 FORMATS: Final = ("beton", "tar")
@@ -179,7 +180,7 @@ def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
         reason = " ".join(str(error).split())
         raise ShardError(f"{path}: not valid JSON ({reason}); convert the data set again") from None
     version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if version != SCHEMA_VERSION:
+    if version not in _READABLE:
         raise ShardError(
             f"{path}: schema version {version!r}, but this sdpnet reads version {SCHEMA_VERSION}; "
             "convert the data set again, or use the sdpnet that wrote it"
@@ -227,7 +228,7 @@ def parse_split(raw: dict[str, Any]) -> Split:
             bytes=int(f["bytes"]),
             sha256=str(f["sha256"]),
             sidecars={str(name): str(sha256) for name, sha256 in f["sidecars"].items()},
-            hashed_from=int(f["hashed_from"]),
+            hashed_from=int(f.get("hashed_from", 0)),
         )
         for f in raw["files"]
     )

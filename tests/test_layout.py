@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 
 import numpy as np
@@ -8,6 +9,7 @@ from conversion import write_manifest
 
 from pipelines import layout
 from pipelines.errors import ShardError
+from preprocess.verify import verify
 
 EMPTY = {"num_samples": 0, "bytes": 1024, "sha256": "", "sidecars": {}, "hashed_from": 0}
 
@@ -18,6 +20,21 @@ def test_manifest_round_trip(shard_set):
     assert manifest.classes == ("ant", "bee", "cow")
     _, reader = layout.open_split(shard_set, "val")
     assert reader.num_samples == 10
+
+
+def test_schema_version_2_is_read(shard_set, tmp_path):
+    raw = json.loads((shard_set / layout.MANIFEST_NAME).read_text())
+    raw["schema_version"] = 2
+    for split in raw["splits"].values():
+        for file in split["files"]:
+            assert file.pop("hashed_from") > 0
+            content = (shard_set / file["name"]).read_bytes()
+            (tmp_path / file["name"]).write_bytes(content)
+            file["sha256"] = hashlib.sha256(content).hexdigest()
+            for name in file["sidecars"]:
+                (tmp_path / name).write_bytes((shard_set / name).read_bytes())
+    write_manifest(tmp_path, raw)
+    assert list(verify(tmp_path)) == []
 
 
 @pytest.mark.parametrize(
