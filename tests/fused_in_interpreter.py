@@ -92,17 +92,17 @@ def test_erasing_and_mixing(mode: str, dtype: torch.dtype, monkeypatch: pytest.M
     plan = replace(
         plan_of(6, options),
         erase_boxes=np.array(
-            [[0, 0, 5, 7], [3, 4, 20, 11], [0, 0, 0, 0], [20, 10, 3, 9], [0, 0, 23, 19], [9, 0, 1, 19]], np.int32
+            [[0, 0, 5, 7], [3, 4, 20, 11], [0, 0, 0, 0], [20, 10, 3, 9], [0, 0, 23, 19], [13, 0, 1, 19]], np.int32
         ),
         erase_keys=np.array([-1, 2**62 + 12345, 0, -(2**63), 77, 2**31], np.int64),
         mix_kinds=np.array([MIX_MIXUP, MIX_MIXUP, MIX_CUTMIX, MIX_CUTMIX, MIX_NONE, MIX_CUTMIX], np.uint8),
         mix_partners=np.array([1, 0, 3, 2, 4, 1], np.int64),
         mix_lambdas=np.array([0.3, 0.7, 0.5, 0.0, 1.0, 0.9], np.float32),
         mix_boxes=np.array(
-            [[0, 0, 9, 9], [0, 0, 0, 0], [4, 5, 17, 6], [0, 0, 23, 19], [1, 1, 5, 5], [22, 18, 1, 1]], np.int32
+            [[0, 0, 9, 9], [0, 0, 0, 0], [4, 5, 17, 6], [0, 0, 23, 19], [1, 1, 5, 5], [13, 3, 1, 9]], np.int32
         ),
     )
-    monkeypatch.setattr(fused, "_BLOCK", 256)  # two blocks
+    monkeypatch.setattr(fused, "_BLOCK", 256)  # two blocks, which meet in row 13
     expected, levels = both(images_of(6, 23, 19), options, plan, dtype, monkeypatch)
     assert expected.float().std() > 0.5
     if mode in ("none", "constant") and dtype != torch.bfloat16:
