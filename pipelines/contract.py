@@ -21,7 +21,7 @@ import torch
 from pipelines import native_decoder
 from pipelines.errors import BackendMissingError, UserError, require
 from pipelines.layout import Manifest, ShardReader, open_split
-from pipelines.plan import BatchPlan, CropOptions, EraseOptions, MixOptions, Order, Plan
+from pipelines.plan import ERASE_MODES, BatchPlan, CropOptions, EraseOptions, MixOptions, Order, Plan
 from pipelines.policies import RandAugmentOptions
 
 __all__ = [
@@ -109,7 +109,11 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class AugmentOptions:
-    """Section `augment` of a config: the device stage. `mean` and `std`: of RGB in [0, 1], ImageNet's by default."""
+    """Section `augment` of a config: the device stage. `mean` and `std`: of RGB in [0, 1], ImageNet's by default.
+
+    `fused` says whether one Triton kernel does the pixels: auto: on GPUs of compute capability 7.5 and more, if Triton
+    can be imported; verify: likewise, and the first batch is compared with the reference's; off: never.
+    """
 
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -117,13 +121,19 @@ class AugmentOptions:
     erase: EraseOptions = field(default_factory=EraseOptions)
     mix: MixOptions = field(default_factory=MixOptions)
     label_smoothing: float = 0.0
+    fused: Literal["auto", "verify", "off"] = "auto"
 
     def __post_init__(self) -> None:
         require(min(self.std) > 0, "augment.std", self.std, "above 0")
         require(0 <= self.label_smoothing < 1, "augment.label_smoothing", self.label_smoothing, "in [0, 1)")
         require(0 <= self.erase.probability <= 1, "augment.erase.probability", self.erase.probability, "in [0, 1]")
-        modes = ("constant", "colour", "pixel")
-        require(self.erase.mode in modes, "augment.erase.mode", self.erase.mode, f"one of {', '.join(modes)}")
+        require(self.fused in ("auto", "verify", "off"), "augment.fused", self.fused, "auto, verify or off")
+        require(
+            self.erase.mode in ERASE_MODES,
+            "augment.erase.mode",
+            self.erase.mode,
+            f"one of {', '.join(ERASE_MODES)}",
+        )
         scale, ratio, mix = self.erase.scale, self.erase.ratio, self.mix
         require(0 < scale[0] <= scale[1] <= 1, "augment.erase.scale", scale, "0 < low <= high <= 1")
         require(0 < ratio[0] <= ratio[1], "augment.erase.ratio", ratio, "0 < low <= high")

@@ -26,6 +26,7 @@ from pipelines.draws import (
 from pipelines.policies import RandAugmentOptions, draw_operations
 
 __all__ = [
+    "ERASE_MODES",
     "MIX_CUTMIX",
     "MIX_MIXUP",
     "MIX_NONE",
@@ -42,6 +43,8 @@ Order = Literal["random", "blocks", "sequential"]
 MIX_NONE: Final = 0
 MIX_MIXUP: Final = 1
 MIX_CUTMIX: Final = 2
+
+ERASE_MODES: Final = ("constant", "colour", "pixel")
 
 _ORDER, _CROP, _FLIP, _ERASE, _MIX, _WINDOW, _OPERATIONS, _NOISE = range(
     8

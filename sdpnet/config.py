@@ -235,6 +235,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             return None
         return _convert(next(a for a in arguments if a is not type(None)), value, where)
     if origin is Literal:
+        if value is False and "off" in arguments:
+            return "off"  # YAML 1.1 reads off, without quotes, as false
         if value not in arguments:
             raise UserError(f"{where} = {value!r}: {nearest(str(value), [str(a) for a in arguments])}")
         return value

@@ -12,7 +12,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {"sdpnet": {"sdpnet", "pipelines"}, "pipelines": {"pipelines"}, "preprocess": {"preprocess", "pipelines"}}
-BACKENDS = {"ffcv": "ffcv_pipeline.py", "numba": "ffcv_pipeline.py", "nvidia": "dali_pipeline.py"}
+BACKENDS = {
+    "ffcv": "ffcv_pipeline.py",
+    "numba": "ffcv_pipeline.py",
+    "nvidia": "dali_pipeline.py",
+    "triton": "fused_kernel.py",
+}
 TORCH_WHEN_CALLED = ROOT / "preprocess" / "contact_sheet.py"  # imports the real pipeline in one function, if it can
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 # On loading, while there are no other threads: in Python 3.11, ast.parse fails now and then beside them (gh-106905).

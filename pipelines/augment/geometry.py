@@ -20,7 +20,8 @@ GEOMETRIC = (
 
 
 def affine_matrices(operations: np.ndarray, magnitudes: np.ndarray, height: int, width: int) -> np.ndarray:
-    """float32 (B, 2, 3): where the pixels of the result come from, in (x, y, 1) about the image's centre.
+    """float32 (B, 2, 3): where the pixels of the result come from, in half-sizes about the image's centre, as a
+    function of (x, y, 1) in pixels about it.
 
     `operations` (B,) are of `GEOMETRIC`. Shears fix the top left corner, rotations the centre, as torchvision's
     RandAugment has it.
@@ -36,13 +37,13 @@ def affine_matrices(operations: np.ndarray, magnitudes: np.ndarray, height: int,
     angle = np.radians(m[rotate])
     matrices[rotate, 0, 0] = matrices[rotate, 1, 1] = np.cos(angle)
     matrices[rotate, 0, 1], matrices[rotate, 1, 0] = -np.sin(angle), np.sin(angle)
-    return matrices.astype(np.float32)
+    return matrices.astype(np.float32) / np.array([[0.5 * width], [0.5 * height]], np.float32)
 
 
 def resample(
     images: torch.Tensor, matrices: torch.Tensor, interpolation: str, fill: tuple[float, float, float]
 ) -> torch.Tensor:
-    """Images uint8 (B, 3, H, W) through inverse affine matrices, float32 (B, 2, 3), as torchvision's `affine`.
+    """Images uint8 (B, 3, H, W) through `affine_matrices`, float32 (B, 2, 3), as torchvision's `affine`.
 
     `interpolation` is "nearest" or "bilinear"; `fill`, levels from 0 to 255, is what lies outside. The coordinates are
     rounded to float32 where torchvision's are on a CPU, so that ties between two pixels fall alike.
@@ -50,7 +51,6 @@ def resample(
     height, width = images.shape[2:]
     x = torch.linspace((1.0 - width) * 0.5, (width - 1.0) * 0.5, width, device=images.device)
     y = torch.linspace((1.0 - height) * 0.5, (height - 1.0) * 0.5, height, device=images.device)
-    matrices = torch.stack([matrices[:, 0] / (0.5 * width), matrices[:, 1] / (0.5 * height)], 1)
     of_x, of_y, shift = matrices[..., None, None].unbind(2)  # (B, 2, 1, 1) each
     grid = (x * of_x + y.unsqueeze(1) * of_y).add_(shift).permute(0, 2, 3, 1)
     if not any(fill):

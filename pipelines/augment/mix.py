@@ -7,36 +7,38 @@ import torch
 from pipelines.augment.boxes import box_mask
 from pipelines.plan import MIX_CUTMIX, MIX_MIXUP
 
-__all__ = ["mix", "soft_targets"]
+__all__ = ["mix", "mix_targets", "soft_targets"]
 
 
 def mix(
     images: torch.Tensor,
-    targets: torch.Tensor,
     kinds: torch.Tensor,
     partners: torch.Tensor,
     lambdas: torch.Tensor,
     boxes: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mixes every sample with its partner.
+) -> torch.Tensor:
+    """Mixes every image with its partner's; the targets: `mix_targets`.
 
     Args:
         images: float (B, C, H, W).
-        targets: float (B, num_classes), each row summing to 1.
         kinds: uint8 (B,), `pipelines.plan.MIX_*`.
         partners: int64 (B,), indices into the batch.
-        lambdas: float32 (B,), the sample's own weight: in its target, and for MixUp in its pixels.
+        lambdas: float32 (B,), the image's own weight in MixUp.
         boxes: int32 (B, 4), CutMix's region (top, left, height, width), whose pixels come from the partner.
 
     Returns:
-        images and targets of the same shapes, dtypes and memory format.
+        images of the same shape, dtype and memory format.
     """
     lambdas, kinds = lambdas.view(-1, 1, 1, 1), kinds.view(-1, 1, 1, 1)
     inside = (kinds == MIX_CUTMIX) & box_mask(boxes, *images.shape[2:])
     weights = torch.where(kinds == MIX_MIXUP, lambdas, (~inside).to(lambdas.dtype)).to(images.dtype)
-    mixed = images * weights + images[partners] * (1 - weights)
+    return images * weights + images[partners] * (1 - weights)
+
+
+def mix_targets(targets: torch.Tensor, partners: torch.Tensor, lambdas: torch.Tensor) -> torch.Tensor:
+    """Targets float (B, num_classes) mixed with their partners', with each sample's own weight (B,)."""
     own = lambdas.view(-1, 1).to(targets.dtype)
-    return mixed, targets * own + targets[partners] * (1 - own)
+    return targets * own + targets[partners] * (1 - own)
 
 
 def soft_targets(labels: torch.Tensor, num_classes: int, smoothing: float) -> torch.Tensor:

@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from pipelines.augment import DeviceStage, fused
+from pipelines.contract import AugmentOptions, Batch
+from pipelines.errors import UserError
+from pipelines.plan import EraseOptions, MixOptions, Plan
+from pipelines.policies import Operation, RandAugmentOptions
+from sdpnet.config import dump_config, load_config
+
+ROOT = Path(__file__).resolve().parent.parent
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+OPTIONS = AugmentOptions(
+    randaugment=RandAugmentOptions("randaugment"), erase=EraseOptions(0.5, mode="pixel"), mix=MixOptions(0.8, 1.0)
+)
+
+
+def run(*command: str, **environment: str) -> None:
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    "tests",
+    [
+        "nothing_but or (erasing and float32)",
+        "erasing and not float32",
+        "each_operation",
+        "in_turn",
+        "all_together",
+    ],
+)
+def test_equals_the_reference_in_the_interpreter(tests: str) -> None:
+    pytest_options = ("-q", "--noconftest", "-p", "no:cacheprovider", "-k", tests)
+    run("-m", "pytest", *pytest_options, "tests/fused_in_interpreter.py", TRITON_INTERPRET="1")
+
+
+COMPILE = """
+import sys
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from pipelines.augment.fused_kernel import finish_kernel
+capability, out = int(sys.argv[1]), sys.argv[2]
+pointers = dict(images="*u8", prepared="*u8", draws="*i32", scale="*fp32", out=out)
+static = dict(COLUMNS=2, ERASE=int(sys.argv[3]), MIX=int(sys.argv[3]) >= 0, BLOCK=256)
+types = pointers | dict.fromkeys(("height", "width", "fill"), "i32") | dict.fromkeys(static, "constexpr")
+source = ASTSource(finish_kernel, types, static)
+compiled = compile(source, target=GPUTarget("cuda", capability, 32), options={"enable_fp_fusion": False})
+assert compiled.asm["cubin"] and "fma.rn.f32" in compiled.asm["ptx"]
+"""
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("capability", "out", "erase"),
+    [("75", "*fp16", "2"), ("80", "*bf16", "1"), ("90", "*bf16", "0"), ("90", "*fp32", "-1")],
+)
+def test_compiles_for_gpus_that_are_not_here(capability: str, out: str, erase: str, tmp_path: Path) -> None:
+    run("-c", COMPILE, capability, out, erase, TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0")
+
+
+def test_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs_on = fused.runs_on.__wrapped__  # without its memory
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(fused, "_kernel", lambda: object())
+    for capability, expected in (((7, 0), False), ((7, 5), True), ((9, 0), True), ((10, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert runs_on(gpu) == expected
+    assert not runs_on(torch.device("cpu"))
+    monkeypatch.setattr(fused, "_kernel", lambda: None)
+    assert not runs_on(gpu)
+
+
+def test_without_triton_there_is_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "pipelines.augment.fused_kernel", raising=False)
+    monkeypatch.delattr("pipelines.augment.fused_kernel", raising=False)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert fused._kernel.__wrapped__() is None
+
+
+def test_the_setting_is_read_and_written() -> None:
+    for setting in ("auto", "verify", "off"):
+        config = load_config("cifar10", [f"augment.fused={setting}"])
+        assert config.augment.fused == setting
+        assert yaml.safe_load(dump_config(config))["augment"]["fused"] == setting
+    assert load_config("debug").augment.fused == "verify"
+    with pytest.raises(UserError, match=r"augment\.fused = 'of'.*off"):
+        load_config("debug", ["augment.fused=of"])
+    with pytest.raises(UserError, match=r"augment\.fused = True"):
+        load_config("debug", ["augment.fused=on"])
+
+
+def test_a_bad_setting_ends_in_one_line() -> None:
+    with pytest.raises(UserError, match=r"augment\.fused = 'on'.*auto, verify or off"):
+        AugmentOptions(fused="on")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("interpolation", "before", "then"),
+    [
+        (
+            "nearest",
+            [[0, 0, 0], [6, 8, 0], [9, 6, 17], [0, 0, 0], [12, 0, 0]],
+            [[5, 6, 1], [0, 0, 2], [0, 0, 0], [16, 15, 14], [0, 0, 0]],
+        ),
+        (
+            "bilinear",
+            [[5, 6, 1], [6, 8, 2], [9, 6, 17], [0, 0, 0], [12, 0, 0]],
+            [[0, 0, 0], [0, 0, 0], [0, 0, 0], [16, 15, 14], [0, 0, 0]],
+        ),
+    ],
+)
+def test_the_reference_does_all_up_to_what_the_kernel_cannot(
+    interpolation: str, before: list[list[int]], then: list[list[int]]
+) -> None:
+    drawn = np.array(before, np.uint8) + np.array(then, np.uint8)
+    got_before, got_then = fused.split_draws(drawn, interpolation)
+    assert got_before.tolist() == before and got_then.tolist() == then
+    assert got_before.dtype == got_then.dtype == np.uint8
+    every = np.array([list(Operation)], np.uint8).T
+    alone = fused.split_draws(every, "nearest")[0].any(axis=1)
+    assert {Operation(int(op)) for op in every[alone, 0]} == {
+        Operation.CONTRAST,
+        Operation.SHARPNESS,
+        Operation.AUTOCONTRAST,
+        Operation.EQUALIZE,
+        Operation.GAUSSIAN_BLUR,
+    }
+
+
+def batch_of(count: int) -> Batch:
+    sizes, images = np.full((count, 2), 50, np.int32), torch.randint(0, 256, (count, 16, 16, 3), dtype=torch.uint8)
+    draws = {"randaugment": OPTIONS.randaugment, "erase": OPTIONS.erase, "mix": OPTIONS.mix}
+    plan = Plan(seed=0, sizes=sizes, batch_size=count, image_size=16, **draws).batch(0, 0)  # type: ignore[arg-type]
+    return Batch(images, torch.arange(count), torch.arange(count), torch.ones(count, dtype=torch.bool), plan)
+
+
+def stage(setting: str) -> DeviceStage:
+    options = AugmentOptions(randaugment=OPTIONS.randaugment, erase=OPTIONS.erase, mix=OPTIONS.mix, fused=setting)  # type: ignore[arg-type]
+    return DeviceStage(options, 8, torch.float16, train=True)
+
+
+@pytest.mark.parametrize("setting", ["auto", "verify"])
+def test_on_a_cpu_it_is_the_reference(setting: str) -> None:
+    batch = batch_of(8)
+    for ours, expected in zip(stage(setting)(batch), stage("off")(batch), strict=True):
+        assert torch.equal(ours, expected)
+
+
+def test_verifying_refuses_pixels_that_are_not_the_references(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, reference = batch_of(8), DeviceStage(OPTIONS, 8, torch.float32, train=True)
+    right = reference(batch)[0]
+    monkeypatch.setattr(fused, "runs_on", lambda device: True)
+
+    def finish_with(levels: float, values: int) -> Any:
+        """`fused.finish` with so many values so many levels off."""
+        wrong = right.clone(memory_format=torch.contiguous_format)
+        wrong.view(-1)[:values] += levels / (255 * OPTIONS.std[0])  # the first image's red values
+        return lambda images, scale, dtype, options, plan: wrong.to(dtype, memory_format=torch.channels_last)
+
+    assert right.numel() == 6144
+    for levels, values in ((0.9, 200), (50.0, 6)):  # under a level; under one in a thousand
+        monkeypatch.setattr(fused, "finish", finish_with(levels, values))
+        assert torch.allclose(stage("verify")(batch)[0], fused.finish(None, None, torch.float16, None, None))
+    monkeypatch.setattr(fused, "finish", finish_with(1.5, 20))
+    with pytest.raises(UserError, match=r"^augment\.fused: 0\.33% of .* 1\.5 levels\); set augment\.fused to off$"):
+        stage("verify")(batch)
+
+
+def test_a_kernel_that_does_not_run_is_said_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    def finish(*arguments: object) -> torch.Tensor:
+        raise RuntimeError("no C\ncompiler")
+
+    batch, expected = batch_of(8), stage("off")(batch_of(8))[1]
+    monkeypatch.setattr(fused, "runs_on", lambda device: True)
+    monkeypatch.setattr(fused, "finish", finish)
+    auto = stage("auto")
+    with pytest.warns(UserWarning, match=r"augment\.fused: .* cannot run here: no C compiler$"):
+        first = auto(batch)
+    again = auto(batch)  # without a second warning
+    assert torch.equal(first[0], stage("off")(batch)[0]) and torch.equal(first[0], again[0])
+    assert torch.equal(first[1], expected)
+    with pytest.raises(RuntimeError, match="compiler"):
+        stage("verify")(batch)
