@@ -97,6 +97,7 @@ def test_a_repeated_plan(shard_set: Path) -> None:
         assert (once.sample_ids == again.sample_ids).all() and (once.crop_boxes == again.crop_boxes).all()
 
 
+@pytest.mark.slow
 def test_the_table_and_the_record(tar_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = "torchvision,ffcv"
     file = tmp_path / "record.json"

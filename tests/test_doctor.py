@@ -83,6 +83,7 @@ def test_a_backend_that_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 
 @NO_GPU
+@pytest.mark.slow
 def test_with_shards_and_the_step(
     shard_set: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -44,9 +44,9 @@ def run(*command: str, **environment: str) -> None:
     "tests",
     [
         "nothing_but or (erasing and float32)",
-        "erasing and not float32",
+        pytest.param("erasing and not float32", marks=pytest.mark.slow),
         "each_operation",
-        "in_turn",
+        pytest.param("in_turn", marks=pytest.mark.slow),  # the next has it too
         "all_together",
     ],
 )
@@ -73,7 +73,12 @@ assert compiled.asm["cubin"] and "fma.rn.f32" in compiled.asm["ptx"]
 @needs_triton
 @pytest.mark.parametrize(
     ("capability", "out", "erase"),
-    [("75", "*fp16", "2"), ("80", "*bf16", "1"), ("90", "*bf16", "0"), ("90", "*fp32", "-1")],
+    [
+        pytest.param("75", "*fp16", "2", marks=pytest.mark.slow),
+        pytest.param("80", "*bf16", "1", marks=pytest.mark.slow),
+        ("90", "*bf16", "0"),
+        ("90", "*fp32", "-1"),
+    ],
 )
 def test_compiles_for_gpus_that_are_not_here(capability: str, out: str, erase: str, tmp_path: Path) -> None:
     run("-c", COMPILE, capability, out, erase, TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0")
