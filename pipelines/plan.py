@@ -46,9 +46,8 @@ MIX_CUTMIX: Final = 2
 
 ERASE_MODES: Final = ("constant", "colour", "pixel")
 
-_ORDER, _CROP, _FLIP, _ERASE, _MIX, _WINDOW, _OPERATIONS, _NOISE = range(
-    8
-)  # purposes: part of every key, so never renumber
+# Purposes: part of every key, so never renumber.
+_ORDER, _CROP, _FLIP, _ERASE, _MIX, _WINDOW, _OPERATIONS, _NOISE = range(8)
 
 
 @dataclass(frozen=True)

@@ -134,8 +134,9 @@ class BetonWriter:
                 table["ptr"] = metadata["data_ptr"]
                 table["size"] = piece["size"]
                 write_all(self._file, metadata.tobytes(), METADATA_START + num_samples * METADATA_DTYPE.itemsize)
-                write_all(self._file, table.tobytes(), table_start + num_samples * ALLOCATION_DTYPE.itemsize)
-                self._digest.update(table.tobytes())
+                content = table.tobytes()
+                write_all(self._file, content, table_start + num_samples * ALLOCATION_DTYPE.itemsize)
+                self._digest.update(content)
                 content = piece["crc32"].astype(CRC32_DTYPE).tobytes()
                 write_all(checksums.fileno(), content, num_samples * CRC32_DTYPE.itemsize)
                 num_samples += len(piece)

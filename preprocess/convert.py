@@ -210,7 +210,7 @@ def _run_split(
             last = [bad for split, bad in quarantined(journal.entries) if split == name][-1]
             reason = f"{last['file']}: {last['reason']}"
             raise UserError(f"{name}: none of its {num_bad:,} images can be converted; the last: {reason}")
-        meter.note("waiting for the disk, checksum")
+        meter.note("waiting for the disk")
         files = writer.finish(records)
         sync_directory(work)
     return Split(records.count - num_bad, writer.format, files, num_bad, num_kept)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,17 @@ import pytest
 from hypothesis import strategies as st
 from jpeg_files import make_image
 
-__all__ = ["SAMPLINGS", "CropLibrary", "Refusal", "Region", "RegionLibrary", "boxes", "build_shim", "files"]
+__all__ = [
+    "SAMPLINGS",
+    "CropLibrary",
+    "Refusal",
+    "Region",
+    "RegionLibrary",
+    "boxes",
+    "build_shim",
+    "edge_boxes",
+    "files",
+]
 
 HERE = Path(__file__).resolve().parent
 GREY, RGB, YCBCR = 1, 2, 3  # J_COLOR_SPACE
@@ -146,6 +157,14 @@ class RegionLibrary:
         size = self.library.region_write(*arguments)
         assert 0 < size < len(room)
         return room.raw[:size]
+
+
+def edge_boxes(height: int, width: int) -> Iterator[tuple[int, int, int, int]]:
+    """Each row and each column alone, and from it to either end of the image."""
+    for top in range(height):
+        yield from ((top, 0, 1, width), (top, 0, height - top, width), (0, 0, top + 1, width))
+    for left in range(width):
+        yield from ((0, left, height, 1), (0, left, height, width - left), (0, 0, height, left + 1))
 
 
 @st.composite

@@ -7,7 +7,7 @@ import struct
 
 import numpy as np
 import pytest
-from decoder_parts import CropLibrary, RegionLibrary, boxes
+from decoder_parts import CropLibrary, RegionLibrary, boxes, edge_boxes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jpeg_files import decoded, make_image, pillow_jpeg, planes_in_scans, replace_segment, segments
@@ -77,14 +77,8 @@ def test_every_row_and_column(crop_library, region, sampling, rows):
         interval = rows * mcus_across(width, sampling)
         data = region.write(make_image(height, height, width), sampling, restarts=interval)
         whole = decoded(data)
-        for top in range(height):
-            check_box(crop_library, data, whole, (top, 0, 1, width))
-            check_box(crop_library, data, whole, (top, 0, height - top, width))
-            check_box(crop_library, data, whole, (0, 0, top + 1, width))
-        for left in range(width):
-            check_box(crop_library, data, whole, (0, left, height, 1))
-            check_box(crop_library, data, whole, (0, left, height, width - left))
-            check_box(crop_library, data, whole, (0, 0, height, left + 1))
+        for box in edge_boxes(height, width):
+            check_box(crop_library, data, whole, box)
 
 
 def test_noise_and_flat_images(crop_library):

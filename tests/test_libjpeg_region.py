@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 import pytest
-from decoder_parts import SAMPLINGS, Refusal, Region, RegionLibrary, boxes, files
+from decoder_parts import SAMPLINGS, Refusal, Region, RegionLibrary, boxes, edge_boxes, files
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from jpeg_files import decoded, make_image, pillow_jpeg, planes_in_scans, replace_segment, segments
@@ -60,14 +60,8 @@ def test_every_row_and_column_of_a_box(region, sampling, progressive):
     for height, width in ((75, 100), (64, 64), (33, 17), (9, 70), (70, 3), (1, 1), (2, 2), (5, 5)):
         data = region.write(make_image(height, height, width), sampling, progressive=progressive, restarts=3)
         whole = decoded(data)
-        for top in range(height):
-            check_box(region, data, whole, (top, 0, 1, width))
-            check_box(region, data, whole, (top, 0, height - top, width))
-            check_box(region, data, whole, (0, 0, top + 1, width))
-        for left in range(width):
-            check_box(region, data, whole, (0, left, height, 1))
-            check_box(region, data, whole, (0, left, height, width - left))
-            check_box(region, data, whole, (0, 0, height, left + 1))
+        for box in edge_boxes(height, width):
+            check_box(region, data, whole, box)
 
 
 @settings(max_examples=200, deadline=None)

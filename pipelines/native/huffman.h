@@ -65,7 +65,7 @@ struct Codes {
         const uint32_t advance = (ac ? advance_of(symbol) : 1) << 8;
         if (size > static_cast<uint32_t>(ac ? MAX_AC_BITS : MAX_DC_BITS)) continue;
         if (ac && size == 0 && symbol != 0 && symbol != 0xF0) continue;
-        if (length + size > LOOKUP_BITS || !ac) {  // DC differences are large where AC coefficients are: no guessing
+        if (length + size > LOOKUP_BITS || !ac) {  // Reader::dc takes sizes alone: a branch less
           fill(to, size << 16 | advance | WIDE | length, size_t{1} << (LOOKUP_BITS - length));
         } else if (size == 0) {
           fill(to, advance | length, size_t{1} << (LOOKUP_BITS - length));
@@ -287,9 +287,9 @@ struct Reader {
       skip(static_cast<int>(entry & 63));
     }
     // As value_of, and 0 for no bits.
-    const int value = static_cast<int>(bits >> 1 >> (63 - size)), negative = ~static_cast<int>(bits >> 63) + 1;
+    const int value = static_cast<int>(bits >> 1 >> (63 - size)), positive = -static_cast<int>(bits >> 63);
     skip(static_cast<int>(size));
-    const int difference = value + (~negative & (1 - (1 << size)));
+    const int difference = value + (~positive & (1 - (1 << size)));
     prediction = static_cast<int>(static_cast<uint32_t>(prediction) + static_cast<uint32_t>(difference));  // may wrap
     return true;
   }

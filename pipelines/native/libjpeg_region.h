@@ -7,31 +7,17 @@
 
 #include <cstdint>
 #include <cstdio>  // jpeglib.h needs FILE
-#include <cstdlib>
 
 #include <jpeglib.h>
 
 #include "libjpeg_errors.h"
+#include "memory.h"
 #include "task.h"
 
 namespace crop {
 
 struct LibjpegScratch {  // one per thread
-  uint8_t *rows = nullptr;
-  size_t capacity = 0;
-
-  LibjpegScratch() = default;
-  LibjpegScratch(const LibjpegScratch &) = delete;
-  LibjpegScratch &operator=(const LibjpegScratch &) = delete;
-  ~LibjpegScratch() { std::free(rows); }
-
-  bool hold(size_t wanted) {
-    if (wanted <= capacity) return true;
-    std::free(rows);
-    rows = static_cast<uint8_t *>(std::malloc(wanted));
-    capacity = rows == nullptr ? 0 : wanted;
-    return rows != nullptr;
-  }
+  Memory rows;
 };
 
 // 1, 2, 4 or 8: how much smaller the image is decoded, such that the box is still at least twice as large as the
@@ -110,15 +96,15 @@ inline Status decode_region(const Task &task, uint32_t out_height, uint32_t out_
       jpeg_skip_scanlines(&in, first_row);
     }
     const size_t stride = size_t{3} * in.output_width;
-    if (!scratch.hold(stride * (bottom - first_row))) libjpeg::fail_with(errors, NO_MEMORY, "out of memory");
+    if (!scratch.rows.reserve(stride * (bottom - first_row))) libjpeg::fail_with(errors, NO_MEMORY, "out of memory");
     while (in.output_scanline < bottom) {
       uint8_t *rows[8];
       uint32_t count = 0;
       for (uint32_t row = in.output_scanline; row < bottom && count < 8; ++row, ++count)
-        rows[count] = scratch.rows + stride * (row - first_row);
+        rows[count] = scratch.rows.data + stride * (row - first_row);
       jpeg_read_scanlines(&in, rows, count);
     }
-    pixels.rgb = scratch.rows + (top - first_row) * stride + 3 * size_t{left - first_column};
+    pixels.rgb = scratch.rows.data + (top - first_row) * stride + 3 * size_t{left - first_column};
     pixels.stride = stride;
     pixels.height = bottom - top;
     pixels.width = right - left;
