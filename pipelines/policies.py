@@ -15,7 +15,7 @@ import numpy as np
 from pipelines.draws import uniforms
 from pipelines.errors import require
 
-__all__ = ["Operation", "RandAugmentOptions", "draw_operations"]
+__all__ = ["Operation", "RandAugmentOptions", "draw_operations", "in_words"]
 
 
 class Operation(IntEnum):
@@ -39,6 +39,34 @@ class Operation(IntEnum):
     SOLARIZE_ADD = 15  # levels added to what is below 128, 0 to 128
     GREYSCALE = 16
     GAUSSIAN_BLUR = 17  # standard deviation in pixels, above 0 to 2
+
+
+# Of the magnitude {m}, and of {factor} = 1 + {m}. ASCII: the font of `sdpnet sheet` has little else.
+_WORDS: Final = {
+    Operation.IDENTITY: "identity",
+    Operation.SHEAR_X: "shear x {m:+.3f} columns a row",
+    Operation.SHEAR_Y: "shear y {m:+.3f} rows a column",
+    Operation.TRANSLATE_X: "translate x {m:+.1f} px",
+    Operation.TRANSLATE_Y: "translate y {m:+.1f} px",
+    Operation.ROTATE: "rotate {m:+.1f} deg",
+    Operation.BRIGHTNESS: "brightness times {factor:.2f}",
+    Operation.COLOUR: "colour times {factor:.2f}",
+    Operation.CONTRAST: "contrast times {factor:.2f}",
+    Operation.SHARPNESS: "sharpness times {factor:.2f}",
+    Operation.POSTERIZE: "posterize, bits: {m:.0f}",
+    Operation.SOLARIZE: "solarize from level {m:.4g}",
+    Operation.AUTOCONTRAST: "autocontrast",
+    Operation.EQUALIZE: "equalize",
+    Operation.INVERT: "invert",
+    Operation.SOLARIZE_ADD: "solarize-add {m:.0f} levels below 128",
+    Operation.GREYSCALE: "greyscale",
+    Operation.GAUSSIAN_BLUR: "blur, sigma {m:.2f} px",
+}
+
+
+def in_words(operation: int, magnitude: float) -> str:
+    """What an operation of this magnitude does, for people."""
+    return _WORDS[Operation(operation)].format(m=magnitude, factor=1 + magnitude)
 
 
 @dataclass(frozen=True)

@@ -14,19 +14,22 @@ from PIL import Image
 from pipelines.beton_reader import MODE_RAW
 from pipelines.errors import BackendMissingError, ShardError
 from pipelines.plan import MIX_CUTMIX, MIX_NONE, BatchPlan, CropOptions, EraseOptions, MixOptions, Plan
+from pipelines.policies import Operation, RandAugmentOptions, in_words
 from pipelines.strict_jpeg import DamagedJpegError, decode_jpeg
 from preprocess.survey import SplitSurvey
 
-__all__ = ["CROP", "ERASE", "IMAGE_SIZE", "MIX", "RECIPE", "ContactSheet", "Tile", "contact_sheet"]
+__all__ = ["CROP", "ERASE", "IMAGE_SIZE", "MIX", "RANDAUGMENT", "RECIPE", "ContactSheet", "Tile", "contact_sheet"]
 
 # The seed recipe, as in configs/sdpnet_xl.yaml.
 IMAGE_SIZE: Final = 224
 CROP: Final = CropOptions()
+RANDAUGMENT: Final = RandAugmentOptions(policy="randaugment")
 ERASE: Final = EraseOptions(probability=0.25)
 MIX: Final = MixOptions(mixup_alpha=0.8, cutmix_alpha=1.0)
 RECIPE: Final = (
     f"{IMAGE_SIZE} px, random resized crop of {CROP.scale[0]:.0%} to {CROP.scale[1]:.0%} of the area, "
-    f"flip {CROP.flip_probability:.0%}, erasing {ERASE.probability:.0%}, "
+    f"flip {CROP.flip_probability:.0%}, RandAugment ({RANDAUGMENT.num_ops} operations of magnitude "
+    f"{RANDAUGMENT.magnitude:g}), erasing {ERASE.probability:.0%}, "
     f"MixUp {MIX.mixup_alpha}, CutMix {MIX.cutmix_alpha}"
 )
 
@@ -124,7 +127,7 @@ def _augmented(directory: Path, split: str, count: int, seed: int) -> tuple[np.n
         num_workers=1,
         crop=CROP,
     )
-    augment = AugmentOptions(erase=ERASE, mix=MIX if count > 1 else MixOptions())
+    augment = AugmentOptions(randaugment=RANDAUGMENT, erase=ERASE, mix=MIX if count > 1 else MixOptions())
     loader = make_loader(_Config(seed, data, augment), "train", ShardOptions(), torch.device("cpu"))
     with closing(loader), closing(loader.batches()) as batches:
         batch = next(batches)
@@ -140,6 +143,8 @@ def _change(plan: BatchPlan, i: int) -> str:
     words = [f"crop {width} × {height}"]
     if plan.flips[i]:
         words.append("flipped")
+    draws = zip(plan.ops[i].tolist(), plan.magnitudes[i].tolist(), strict=True)
+    words += [in_words(operation, m) for operation, m in draws if operation != Operation.IDENTITY]
     if plan.erase_boxes[i, 2]:
         words.append("erased")
     if plan.mix_kinds[i] != MIX_NONE:

@@ -21,7 +21,7 @@ from pipelines.augment import DeviceStage
 from pipelines.contract import PIPELINES, ShardOptions, make_loader
 from pipelines.errors import require
 from pipelines.plan import MIX_CUTMIX, MIX_NONE, BatchPlan
-from pipelines.policies import Operation
+from pipelines.policies import in_words
 from pipelines.publish import publish_bytes
 from sdpnet.config import Config, load_config
 
@@ -34,28 +34,6 @@ LINE_HEIGHT: Final = 15
 SHOWN: Final = 16
 INK: Final = (0, 0, 0)
 FAINT: Final = (85, 85, 85)
-
-# Of the magnitude {m}, and of {factor} = 1 + {m}. ASCII: Pillow's own font has little else.
-_WORDS: Final = {
-    Operation.IDENTITY: "identity",
-    Operation.SHEAR_X: "shear x {m:+.3f} columns a row",
-    Operation.SHEAR_Y: "shear y {m:+.3f} rows a column",
-    Operation.TRANSLATE_X: "translate x {m:+.1f} px",
-    Operation.TRANSLATE_Y: "translate y {m:+.1f} px",
-    Operation.ROTATE: "rotate {m:+.1f} deg",
-    Operation.BRIGHTNESS: "brightness times {factor:.2f}",
-    Operation.COLOUR: "colour times {factor:.2f}",
-    Operation.CONTRAST: "contrast times {factor:.2f}",
-    Operation.SHARPNESS: "sharpness times {factor:.2f}",
-    Operation.POSTERIZE: "posterize, bits: {m:.0f}",
-    Operation.SOLARIZE: "solarize from level {m:.4g}",
-    Operation.AUTOCONTRAST: "autocontrast",
-    Operation.EQUALIZE: "equalize",
-    Operation.INVERT: "invert",
-    Operation.SOLARIZE_ADD: "solarize-add {m:.0f} levels below 128",
-    Operation.GREYSCALE: "greyscale",
-    Operation.GAUSSIAN_BLUR: "blur, sigma {m:.2f} px",
-}
 
 
 def describe(plan: BatchPlan, i: int, sizes: np.ndarray, classes: Sequence[str]) -> list[str]:
@@ -85,7 +63,7 @@ def describe(plan: BatchPlan, i: int, sizes: np.ndarray, classes: Sequence[str])
     if plan.flips[i]:
         lines.append("flip")
     for operation, m in zip(plan.ops[i].tolist(), plan.magnitudes[i].tolist(), strict=True):
-        lines.append(_WORDS[Operation(operation)].format(m=m, factor=1 + m))
+        lines.append(in_words(operation, m))
     if plan.erase_boxes[i, 2]:
         lines.append(f"erase {_box(plan.erase_boxes[i])}")
     if mixed:

@@ -28,6 +28,13 @@ def test_the_seed_recipe(name: str) -> None:
     assert config.model.name == name and config.model.dropout == 0.2
     assert config.data.batch_size_per_gpu * 8 == 960 and config.train.epochs > 200
     assert config.optim.lr / config.optim.lr_reference_batch * 960 == pytest.approx(0.001875)
+    augment = config.augment
+    assert (augment.randaugment.policy, augment.randaugment.num_ops, augment.randaugment.magnitude) == (
+        "randaugment",
+        2,
+        9,
+    )
+    assert augment.erase.probability > 0 and augment.mix.mixup_alpha > 0 and augment.mix.cutmix_alpha > 0
     assert config.optim.warmup_epochs == 5 and config.optim.weight_decay == 0.05
     cycle, end = config.optim.restart_epochs, config.optim.warmup_epochs
     while end < config.train.epochs:
@@ -41,9 +48,9 @@ def test_settings_override_in_order() -> None:
     assert isinstance(config.optim.eps, float)
 
 
-def test_randaugment_is_one_setting_away() -> None:
-    assert load_config("debug").augment.randaugment.policy == "none"
-    assert load_config("debug", ["augment.randaugment.policy=randaugment"]).augment.randaugment.enabled
+def test_all_of_the_recipes_augmentation_is_one_setting_away() -> None:
+    assert load_config("debug").augment.randaugment.enabled
+    assert not load_config("debug", ["augment.randaugment.policy=none"]).augment.randaugment.enabled
 
 
 @pytest.mark.parametrize(

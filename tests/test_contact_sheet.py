@@ -18,7 +18,7 @@ from pipelines.contract import AugmentOptions, ShardOptions, make_loader
 from pipelines.errors import ShardError
 from pipelines.layout import open_split
 from pipelines.plan import MIX_CUTMIX, MIX_MIXUP
-from preprocess.contact_sheet import CROP, ERASE, IMAGE_SIZE, MIX, ContactSheet, contact_sheet
+from preprocess.contact_sheet import CROP, ERASE, IMAGE_SIZE, MIX, RANDAUGMENT, ContactSheet, contact_sheet
 from preprocess.survey import survey
 from sdpnet.config import load_config
 
@@ -52,7 +52,7 @@ def replace_image(directory: Path, split: str, sample: int, content: bytes) -> N
 
 def test_the_recipe_is_that_of_the_shipped_config() -> None:
     config = load_config("sdpnet_xl")
-    assert config.augment == AugmentOptions(erase=ERASE, mix=MIX)
+    assert config.augment == AugmentOptions(randaugment=RANDAUGMENT, erase=ERASE, mix=MIX)
     assert (config.data.crop, config.data.image_size, config.data.order) == (CROP, IMAGE_SIZE, "random")
 
 
