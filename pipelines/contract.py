@@ -226,6 +226,10 @@ class Loader(Protocol):
         """Batches in an epoch."""
         ...
 
+    def set_image_size(self, image_size: int) -> None:
+        """Iterators made from now on yield images of this size; the plan's draws stay, its boxes in them follow."""
+        ...
+
     def batches(self, epoch: int = 0, start: int = 0) -> Generator[Batch, None, None]:
         """The batches `start`, `start + 1`, ... of an epoch. Closing the iterator early leaves nothing running."""
         ...

@@ -42,6 +42,11 @@ class DaliLoader:
     def __len__(self) -> int:
         return len(self.source.plan)
 
+    def set_image_size(self, image_size: int) -> None:
+        if image_size != self.source.plan.image_size:
+            self.close()  # the size is part of DALI's graph, which the next iterator builds
+            self.source = self.source.resized(image_size)
+
     def batches(self, epoch: int = 0, start: int = 0) -> Generator[Batch, None, None]:
         if start >= len(self):
             return

@@ -129,6 +129,10 @@ class FfcvLoader:
         self.manifest = manifest
         self._table = np.zeros((source.reader.num_samples, _COLUMNS), np.int32)
         self._batch_size = source.plan.batch_size // source.shard.world_size
+        self._compile()
+
+    def _compile(self) -> None:
+        source = self.source
         torch_threads = torch.get_num_threads()
         self._loader = FfcvNativeLoader(
             str(source.reader.path),
@@ -145,6 +149,11 @@ class FfcvLoader:
 
     def __len__(self) -> int:
         return len(self.source.plan)
+
+    def set_image_size(self, image_size: int) -> None:
+        if image_size != self.source.plan.image_size:
+            self.source = self.source.resized(image_size)
+            self._compile()
 
     def batches(self, epoch: int = 0, start: int = 0) -> Generator[Batch, None, None]:
         source, count = self.source, len(self)

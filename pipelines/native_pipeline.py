@@ -82,7 +82,6 @@ class NativeLoader:
         return len(self.source.plan)
 
     def set_image_size(self, image_size: int) -> None:
-        """Iterators made from now on yield images of this size; the plan's draws stay, its boxes in them follow."""
         self.source = self.source.resized(image_size)
 
     def batches(self, epoch: int = 0, start: int = 0) -> Generator[Batch, None, None]:

@@ -20,13 +20,16 @@ class SyntheticLoader:
     def __init__(self, source: Source, manifest: Manifest) -> None:
         self.source = source
         self.manifest = manifest
-        size = source.plan.image_size
-        shape = (source.plan.batch_size // source.shard.world_size, size, size, 3)
-        generator = torch.Generator().manual_seed(0)
-        self._images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(source.device)
+        self.set_image_size(source.plan.image_size)
 
     def __len__(self) -> int:
         return len(self.source.plan)
+
+    def set_image_size(self, image_size: int) -> None:
+        source = self.source = self.source.resized(image_size)
+        shape = (source.plan.batch_size // source.shard.world_size, image_size, image_size, 3)
+        generator = torch.Generator().manual_seed(0)
+        self._images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(source.device)
 
     def batches(self, epoch: int = 0, start: int = 0) -> Generator[Batch, None, None]:
         for index in range(start, len(self)):

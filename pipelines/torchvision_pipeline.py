@@ -91,6 +91,9 @@ class TorchvisionLoader:
     def __len__(self) -> int:
         return len(self.source.plan)
 
+    def set_image_size(self, image_size: int) -> None:
+        self.source = self.source.resized(image_size)
+
     def batches(self, epoch: int = 0, start: int = 0) -> Generator[Batch, None, None]:
         source = self.source
         workers = 0 if source.threads == 1 else min(source.threads, len(self) - start)
