@@ -5,6 +5,7 @@
     data: {...}      pipelines.contract.DataOptions
     augment: {...}   pipelines.contract.AugmentOptions
     optim: {...}
+    resolution: {...}
     train: {...}
 
 A file may start from another one with `extends: NAME`. What follows from other values (the scaled learning rate, the
@@ -26,7 +27,7 @@ from pipelines.contract import AugmentOptions, DataOptions
 from pipelines.errors import UserError, nearest, require
 from sdpnet.model import MODELS, ModelOptions, create_model_options
 
-__all__ = ["Config", "ModelConfig", "OptimOptions", "TrainOptions", "dump_config", "load_config"]
+__all__ = ["Config", "ModelConfig", "OptimOptions", "ResolutionOptions", "TrainOptions", "dump_config", "load_config"]
 
 CONFIG_DIRECTORY = Path(__file__).resolve().parent.parent / "configs"
 
@@ -95,6 +96,28 @@ class OptimOptions:
 
 
 @dataclass(frozen=True)
+class ResolutionOptions:
+    """Section `resolution`: training images grow from `start_size` (0: no growing) to `data.image_size`, linearly from
+    `begin_epoch` to `end_epoch`, in steps of `multiple` pixels."""
+
+    start_size: int = 0
+    begin_epoch: int = 0
+    end_epoch: int = 1
+    multiple: int = 32
+
+    def __post_init__(self) -> None:
+        require(self.start_size >= 0, "resolution.start_size", self.start_size, "0 (off) or more")
+        require(self.begin_epoch >= 0, "resolution.begin_epoch", self.begin_epoch, "0 or more")
+        require(
+            self.end_epoch > self.begin_epoch,
+            "resolution.end_epoch",
+            self.end_epoch,
+            f"above resolution.begin_epoch ({self.begin_epoch})",
+        )
+        require(self.multiple >= 1, "resolution.multiple", self.multiple, "at least 1")
+
+
+@dataclass(frozen=True)
 class TrainOptions:
     """Section `train`: the loop. Intervals are in steps for logs and checkpoints, in epochs for evaluations."""
 
@@ -127,6 +150,7 @@ class Config:
     data: DataOptions = field(default_factory=DataOptions)
     augment: AugmentOptions = field(default_factory=AugmentOptions)
     optim: OptimOptions = field(default_factory=OptimOptions)
+    resolution: ResolutionOptions = field(default_factory=ResolutionOptions)
     train: TrainOptions = field(default_factory=TrainOptions)
 
     def __post_init__(self) -> None:
@@ -137,6 +161,16 @@ class Config:
             self.data.image_size,
             f"a multiple of the patch size {patch}",
         )
+        growing = self.resolution
+        if growing.start_size:
+            full = self.data.image_size
+            for name in ("start_size", "multiple"):
+                fits = getattr(growing, name) % patch == 0
+                require(fits, f"resolution.{name}", getattr(growing, name), f"a multiple of the patch size {patch}")
+            whole = growing.start_size % growing.multiple == 0
+            step = f"a multiple of resolution.multiple ({growing.multiple})"
+            require(whole, "resolution.start_size", growing.start_size, step)
+            require(growing.start_size <= full, "resolution.start_size", growing.start_size, f"at most {full} px")
         require(
             self.optim.warmup_epochs <= self.train.epochs,
             "optim.warmup_epochs",
