@@ -1,0 +1,54 @@
+"""Batch normalisation over the batches of all processes, so that several processes train as one would.
+
+torch's own `SyncBatchNorm` does it on GPUs only; this one also on CPUs, where it serves tests and small runs.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.nn.functional import all_reduce
+
+__all__ = ["synchronize_batch_norm"]
+
+
+class _CpuSyncBatchNorm(nn.BatchNorm2d):
+    """As `nn.BatchNorm2d` on (B, C, H, W), with the mean and variance of all processes' samples in training.
+
+    Two passes: the mean, then the squared distances from it, each summed over the processes. Backward sums the
+    gradients of both over the processes, as torch's `SyncBatchNorm` does.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return super().forward(x)
+        count = x.new_tensor([x.numel() / x.shape[1]])
+        dist.all_reduce(count)
+        mean = all_reduce(x.sum(dim=(0, 2, 3))) / count
+        centred = x - mean.view(1, -1, 1, 1)
+        variance = all_reduce(centred.square().sum(dim=(0, 2, 3))) / count
+        with torch.no_grad():
+            assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return centred * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
+
+
+def synchronize_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
+    """The same model, whose batch norms see the samples of all processes; weights and names stay.
+
+    On GPUs `torch.nn.SyncBatchNorm`. Call it in every process, after the process group was made.
+    """
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for name, module in model.named_modules():
+        if type(module) is nn.BatchNorm2d:
+            ours = _CpuSyncBatchNorm(module.num_features, module.eps, module.momentum)
+            ours.load_state_dict(module.state_dict())
+            parent, _, last = name.rpartition(".")
+            setattr(model.get_submodule(parent), last, ours.to(next(module.parameters()).dtype))
+    return model

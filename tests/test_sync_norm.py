@@ -1,0 +1,69 @@
+"""Batch norm over two processes against one process with the whole batch, in float64."""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from sdpnet.sync_norm import synchronize_batch_norm
+
+WORLD = 2
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.GELU(), nn.Sequential(nn.Conv2d(5, 4, 1), nn.BatchNorm2d(4))
+    )
+    nn.init.normal_(net[1].weight)
+    return net.double()
+
+
+def inputs() -> torch.Tensor:
+    return torch.randn(6, 3, 7, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 3 + 10
+
+
+def of_one_rank(rank: int, where: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{where}/meet", rank=rank, world_size=WORLD)
+    net = synchronize_batch_norm(network(), torch.device("cpu"))
+    part = inputs()[:2] if rank == 0 else inputs()[2:]  # of different sizes
+    outputs = net(part)
+    outputs.square().sum().backward()
+    gradients = [parameter.grad for parameter in net.parameters()]
+    for gradient in gradients:
+        dist.all_reduce(gradient)
+    evaluated = net.eval()(part)
+    torch.save((outputs, gradients, net.state_dict(), evaluated), f"{where}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=of_one_rank, args=(rank, str(tmp_path))) for rank in range(WORLD)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    parts: list[Any] = [torch.load(tmp_path / f"{rank}.pt") for rank in range(WORLD)]
+    net = network()
+    outputs = net(inputs())
+    outputs.square().sum().backward()
+    torch.testing.assert_close(torch.cat([part[0] for part in parts]), outputs)
+    for part in parts:
+        torch.testing.assert_close(part[1], [parameter.grad for parameter in net.parameters()])
+        torch.testing.assert_close(part[2], net.state_dict())
+    torch.testing.assert_close(torch.cat([part[3] for part in parts]), net.eval()(inputs()))
+
+
+def test_names_and_weights_stay() -> None:
+    plain = network()
+    assert list(synchronize_batch_norm(copy.deepcopy(plain), torch.device("cpu")).state_dict()) == list(
+        plain.state_dict()
+    )
