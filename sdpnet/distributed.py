@@ -12,7 +12,17 @@ from torch import nn
 from pipelines.contract import ShardOptions
 from pipelines.errors import UserError
 
-__all__ = ["Processes", "amp_dtype", "any_process", "join", "leave", "same_weights", "sum_over_processes", "total"]
+__all__ = [
+    "Processes",
+    "amp_dtype",
+    "any_process",
+    "from_main",
+    "join",
+    "leave",
+    "same_weights",
+    "sum_over_processes",
+    "total",
+]
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,11 @@ def total(count: int, processes: Processes) -> int:
     if processes.world_size == 1:
         return count
     return round(sum_over_processes(torch.tensor([float(count)], dtype=torch.float64), processes).item())
+
+
+def from_main(value: int, processes: Processes) -> int:
+    """The main process's value; every process must call it."""
+    return total(value if processes.is_main else 0, processes)
 
 
 def sum_over_processes(values: torch.Tensor, processes: Processes) -> torch.Tensor:
