@@ -6,6 +6,8 @@
     augment: {...}   pipelines.contract.AugmentOptions
     optim: {...}
     resolution: {...}
+    ema: {...}
+    loss: {...}
     train: {...}
 
 A file may start from another one with `extends: NAME`. What follows from other values (the scaled learning rate, the
@@ -27,7 +29,17 @@ from pipelines.contract import AugmentOptions, DataOptions
 from pipelines.errors import UserError, nearest, require
 from sdpnet.model import MODELS, ModelOptions, create_model_options
 
-__all__ = ["Config", "ModelConfig", "OptimOptions", "ResolutionOptions", "TrainOptions", "dump_config", "load_config"]
+__all__ = [
+    "Config",
+    "EmaOptions",
+    "LossOptions",
+    "ModelConfig",
+    "OptimOptions",
+    "ResolutionOptions",
+    "TrainOptions",
+    "dump_config",
+    "load_config",
+]
 
 CONFIG_DIRECTORY = Path(__file__).resolve().parent.parent / "configs"
 
@@ -64,13 +76,19 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimOptions:
-    """Section `optim`: AdamW and its schedule.
+    """Section `optim`: AdamW, or Muon for the matrices and AdamW for the rest, and the schedule.
 
     `lr` is the peak learning rate at a global batch of `lr_reference_batch`; it scales with the batch (0: it does not).
-    Linear warm-up over `warmup_epochs`, then cosine annealing with warm restarts (Loshchilov & Hutter, 2016): cycles of
-    `restart_epochs`, each `restart_factor` times as long as the one before; `restart_epochs` 0 is one cycle to the end.
+    A layer's rate is `layer_decay` times that of the layer above it (1: all have the same; see `sdpnet.optim`).
+
+    Linear warm-up over `warmup_epochs`, then `schedule`:
+        restarts: cosine annealing with warm restarts (Loshchilov & Hutter, 2016): cycles of `restart_epochs`, each
+            `restart_factor` times as long as the one before; `restart_epochs` 0 is one cycle to the end.
+        cosine: one cycle to the end, whatever the restarts' keys say.
+        constant: the peak to the end.
     """
 
+    name: Literal["adamw", "muon"] = "adamw"
     lr: float = 1e-3
     lr_reference_batch: int = 512
     min_lr: float = 0.0
@@ -78,6 +96,8 @@ class OptimOptions:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     clip_grad_norm: float = 0.0
+    layer_decay: float = 1.0
+    schedule: Literal["restarts", "cosine", "constant"] = "restarts"
     warmup_epochs: float = 5.0
     restart_epochs: float = 0.0
     restart_factor: float = 1.0
@@ -90,6 +110,7 @@ class OptimOptions:
         require(all(0 <= beta < 1 for beta in self.betas), "optim.betas", self.betas, "in [0, 1)")
         require(self.eps > 0, "optim.eps", self.eps, "above 0")
         require(self.clip_grad_norm >= 0, "optim.clip_grad_norm", self.clip_grad_norm, "0 (off) or more")
+        require(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, "in (0, 1]")
         require(self.warmup_epochs >= 0, "optim.warmup_epochs", self.warmup_epochs, "0 or more")
         require(self.restart_epochs >= 0, "optim.restart_epochs", self.restart_epochs, "0 (no restarts) or more")
         require(self.restart_factor >= 1, "optim.restart_factor", self.restart_factor, "at least 1")
@@ -118,11 +139,55 @@ class ResolutionOptions:
 
 
 @dataclass(frozen=True)
+class EmaOptions:
+    """Section `ema`: the weights' exponential moving average; `decay` 0 is none.
+
+    With `warmup` the decay of the first updates is lower, so that the average forgets the weights' random start.
+    """
+
+    decay: float = 0.0
+    warmup: bool = True
+
+    def __post_init__(self) -> None:
+        require(0 <= self.decay < 1, "ema.decay", self.decay, "in [0, 1)")
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """Section `loss`: cross entropy (`ce`), or a binary cross entropy for each class (`bce`).
+
+    For `bce` alone: targets above `target_threshold` become 1 and the others 0, and `sum_classes` takes the sum over
+    the classes in place of the mean. Label smoothing is `augment.label_smoothing`.
+    """
+
+    kind: Literal["ce", "bce"] = "ce"
+    target_threshold: float | None = None
+    sum_classes: bool = False
+
+    def __post_init__(self) -> None:
+        if self.target_threshold is not None:
+            require(0 <= self.target_threshold < 1, "loss.target_threshold", self.target_threshold, "in [0, 1)")
+        if self.kind == "ce":
+            require(
+                self.target_threshold is None, "loss.target_threshold", self.target_threshold, "null for loss.kind ce"
+            )
+            require(not self.sum_classes, "loss.sum_classes", self.sum_classes, "false for loss.kind ce")
+
+
+@dataclass(frozen=True)
 class TrainOptions:
-    """Section `train`: the loop. Intervals are in steps for logs and checkpoints, in epochs for evaluations."""
+    """Section `train`: the loop. Intervals are in steps for logs and checkpoints, in epochs for evaluations.
+
+    `micro_batch`: the images of one forward and backward pass: null is the whole batch, `auto` what fits into the GPU
+    (see `sdpnet.micro_batch`). `on_nonfinite` is what a step with a loss or gradient that is not finite leads to, and
+    `max_nonfinite` how many of them within 1,000 steps are not yet the end (see `sdpnet.nonfinite`).
+    """
 
     epochs: int = 10
     accumulate: int = 1
+    micro_batch: Literal["auto"] | int | None = None
+    on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    max_nonfinite: int = 10
     device: Literal["auto", "cpu", "cuda"] = "auto"
     amp: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     log_interval: int = 50
@@ -133,6 +198,9 @@ class TrainOptions:
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulate", "log_interval", "eval_interval", "keep_checkpoints"):
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
+        allowed = self.micro_batch is None or self.micro_batch == "auto" or self.micro_batch >= 1
+        require(allowed, "train.micro_batch", self.micro_batch, "auto, null or at least 1")
+        require(self.max_nonfinite >= 0, "train.max_nonfinite", self.max_nonfinite, "0 or more")
         require(
             self.checkpoint_interval >= 0,
             "train.checkpoint_interval",
@@ -151,6 +219,8 @@ class Config:
     augment: AugmentOptions = field(default_factory=AugmentOptions)
     optim: OptimOptions = field(default_factory=OptimOptions)
     resolution: ResolutionOptions = field(default_factory=ResolutionOptions)
+    ema: EmaOptions = field(default_factory=EmaOptions)
+    loss: LossOptions = field(default_factory=LossOptions)
     train: TrainOptions = field(default_factory=TrainOptions)
 
     def __post_init__(self) -> None:
@@ -267,7 +337,11 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None:
             return None
-        return _convert(next(a for a in arguments if a is not type(None)), value, where)
+        *others, last = (a for a in arguments if a is not type(None))
+        words = [word for a in others for word in typing.get_args(a)]  # of the Literals before the other type
+        if words and isinstance(value, str):
+            return _convert(Literal[tuple(words)], value, where)
+        return _convert(last, value, where)
     if origin is Literal:
         if value is False and "off" in arguments:
             return "off"  # YAML 1.1 reads off, without quotes, as false

@@ -42,6 +42,14 @@ def test_the_seed_recipe(name: str) -> None:
     assert end == config.train.epochs, "training ends at the bottom of a cycle"
 
 
+@pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("8", 8), ("null", None)])
+def test_micro_batch_is_a_word_or_a_number(text: str, value: object, tmp_path: Path) -> None:
+    config = load_config("debug", [f"train.micro_batch={text}"])
+    assert config.train.micro_batch == value
+    (tmp_path / "again.yaml").write_text(dump_config(config))
+    assert load_config(str(tmp_path / "again.yaml")) == config
+
+
 def test_settings_override_in_order() -> None:
     config = load_config("debug", ["optim.lr=1e-5", "data.crop.scale=[0.5, 1]", "seed=3", "seed=4", "optim.eps=1"])
     assert config.optim.lr == 1e-5 and config.data.crop.scale == (0.5, 1.0) and config.seed == 4
@@ -64,6 +72,17 @@ def test_all_of_the_recipes_augmentation_is_one_setting_away() -> None:
         ("train.epochs=1.5", r"train\.epochs = 1\.5: must be a whole number"),
         ("train.epochs=true", r"train\.epochs = True: must be a whole number"),
         ("train.epochs=0", r"train\.epochs = 0: must be at least 1"),
+        ("optim.name=muom", r"optim\.name = 'muom': did you mean 'muon'\?"),
+        ("optim.layer_decay=0", r"optim\.layer_decay = 0\.0: must be in \(0, 1\]"),
+        ("ema.decay=1", r"ema\.decay = 1\.0: must be in \[0, 1\)"),
+        ("loss.kind=mse", r"loss\.kind = 'mse': there are ce, bce"),
+        ("loss.target_threshold=0.2", r"loss\.target_threshold = 0\.2: must be null for loss\.kind ce"),
+        ("loss.sum_classes=true", r"loss\.sum_classes = True: must be false for loss\.kind ce"),
+        ("loss={kind: bce, target_threshold: 1}", r"loss\.target_threshold = 1\.0: must be in \[0, 1\)"),
+        ("train.micro_batch=aut", r"train\.micro_batch = 'aut': did you mean 'auto'\?"),
+        ("train.micro_batch=0", r"train\.micro_batch = 0: must be auto, null or at least 1"),
+        ("train.micro_batch=1.5", r"train\.micro_batch = 1\.5: must be a whole number"),
+        ("train.max_nonfinite=-1", r"train\.max_nonfinite = -1: must be 0 or more"),
         ("optim.warmup_epochs=9", r"optim\.warmup_epochs = 9\.0: must be at most train\.epochs \(1\)"),
         ("train.amp=bf61", r"train\.amp = 'bf61': did you mean 'bf16'\?"),
         ("data.pipeline=dalli", r"data\.pipeline = 'dalli': did you mean 'dali'\?"),

@@ -1,0 +1,120 @@
+"""Steps of which something is not finite: noticed before they change anything, and what follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from pipelines.errors import UserError
+from sdpnet.config import TrainOptions
+from sdpnet.distributed import Processes, sum_over_processes
+
+__all__ = ["Guard", "NonFinite", "Verdict"]
+
+_WINDOW = 1000  # steps within which bad ones count together
+_MIN_SCALE = 1.0  # at this loss scale, gradients overflow fp16 by themselves
+
+
+class NonFinite(UserError):
+    """Training ends: a step was not finite, once or too often."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What to do about a step, and a line for the user, or "".
+
+    step: take it.
+    skip: leave it out; the model is as before the forward pass.
+    rollback: leave it out and load the newest checkpoint's model, EMA, optimizer and scaler, but go on with the next
+        batch, as PaLM's training did (Chowdhery et al., 2022): the same batches would give the same values again.
+    """
+
+    action: Literal["step", "skip", "rollback"]
+    message: str = ""
+
+
+class Guard:
+    """Judges every optimizer step between its backward pass and the optimizer.
+
+        guard.keep()
+        forward, backward, scaler.unscale_, total norm of the gradients
+        verdict = guard.check(step, loss, grad_norm)
+        if verdict.action == "step": scaler.step, EMA
+        scaler.update()  # after any verdict
+
+    The forward pass has already moved the batch-norm statistics: `keep` copies the model's buffers, and `check` puts
+    them back when the step is not taken. Parameters, optimizer and EMA have not been touched at that point.
+
+    With a gradient scaler (fp16) an infinite gradient is how it finds its scale: such a step is skipped without
+    counting, unless something else is not finite or the scale is down to 1.
+
+    Args:
+        options: `on_nonfinite`: stop, skip or rollback; `max_nonfinite`: so many bad steps within 1,000 are borne.
+        model: the one whose buffers are kept, not its DDP wrapper, on its device already.
+        scaler: may be disabled.
+    """
+
+    def __init__(
+        self, options: TrainOptions, model: nn.Module, scaler: torch.amp.GradScaler, processes: Processes
+    ) -> None:
+        self.options = options
+        self.scaler = scaler
+        self.processes = processes
+        self._bad_steps: list[int] = []  # of the last _WINDOW
+        self._buffers: dict[torch.dtype, list[torch.Tensor]] = {}  # by dtype: copied by one kernel each
+        for buffer in model.buffers():
+            self._buffers.setdefault(buffer.dtype, []).append(buffer)
+        self._kept = {dtype: [torch.empty_like(b) for b in buffers] for dtype, buffers in self._buffers.items()}
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        for dtype, buffers in self._buffers.items():
+            torch._foreach_copy_(self._kept[dtype], buffers)
+
+    @torch.no_grad()
+    def check(self, step: int, loss: torch.Tensor, grad_norm: torch.Tensor) -> Verdict:
+        """All processes get the same answer; waits for the device once.
+
+        Args:
+            step: of the run, for messages and the limit.
+            loss: scalar, this process's.
+            grad_norm: scalar, of the unscaled gradients, before clipping.
+
+        Raises:
+            NonFinite: `on_nonfinite` is stop, or more than `max_nonfinite` steps were bad. The model is as before the
+                forward pass then, too.
+        """
+        # An activation above 1e19 squares to an infinite variance, of which the loss shows nothing: x / inf is 0.
+        largest = torch.nn.utils.get_total_norm(self._buffers.get(torch.float32, []), norm_type=float("inf"))
+        values = torch.stack([value.to(loss.device, torch.float32) for value in (loss.detach(), grad_norm, largest)])
+        bad = sum_over_processes((~torch.isfinite(values)).double(), self.processes).tolist()
+        if not any(bad):
+            return Verdict("step")
+        for dtype, buffers in self._buffers.items():
+            torch._foreach_copy_(buffers, self._kept[dtype])
+        if not bad[0] and not bad[2] and self.scaler.is_enabled() and self.scaler.get_scale() > _MIN_SCALE:
+            return Verdict("skip")
+        return self._decide(step, bad)
+
+    def _decide(self, step: int, bad: Sequence[float]) -> Verdict:
+        names = ("loss", "gradient", "batch-norm statistics")
+        what = " and ".join(name for name, count in zip(names, bad, strict=True) if count)
+        what = f"step {step}: {what} not finite"
+        remedy = "lower optim.lr, or set optim.clip_grad_norm=1 or a longer optim.warmup_epochs"
+        if self.options.on_nonfinite == "stop":
+            raise NonFinite(f"{what}; {remedy}, or leave such steps out with train.on_nonfinite=skip")
+        self._bad_steps = [earlier for earlier in self._bad_steps if earlier > step - _WINDOW] + [step]
+        count, limit = len(self._bad_steps), self.options.max_nonfinite
+        if count > limit:
+            raise NonFinite(f"{what}, {count} of the last {_WINDOW} steps (train.max_nonfinite = {limit}); {remedy}")
+        return Verdict(self.options.on_nonfinite, f"{what}: {self.options.on_nonfinite} ({count} of at most {limit})")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"bad_steps": list(self._bad_steps)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._bad_steps = list(state["bad_steps"])
