@@ -9,6 +9,7 @@
     ema: {...}
     loss: {...}
     train: {...}
+    log: {...}
 
 A file may start from another one with `extends: NAME`. What follows from other values (the scaled learning rate, the
 number of steps) is computed where it is needed and stored nowhere.
@@ -32,6 +33,7 @@ from sdpnet.model import MODELS, ModelOptions, create_model_options
 __all__ = [
     "Config",
     "EmaOptions",
+    "LogOptions",
     "LossOptions",
     "ModelConfig",
     "OptimOptions",
@@ -210,6 +212,26 @@ class TrainOptions:
 
 
 @dataclass(frozen=True)
+class LogOptions:
+    """Section `log`: what a run writes beside `metrics.jsonl`.
+
+    `tensorboard` writes events to RUN/tensorboard; `wandb` is the name of a Weights & Biases project (empty: off), and
+    WANDB_MODE=offline keeps it on this machine. `profile` (first, count) writes a trace of `count` steps, from the
+    `first` on, to RUN/trace.json; (0, 0) is off. Steps count from 1 at the start of the process, and the one before
+    `first` warms the profiler up.
+    """
+
+    tensorboard: bool = False
+    wandb: str = ""
+    profile: tuple[int, int] = (0, 0)
+
+    def __post_init__(self) -> None:
+        first, count = self.profile
+        ok = self.profile == (0, 0) or (first >= 2 and count >= 1)
+        require(ok, "log.profile", self.profile, "[first step, from 2; number of steps, from 1], or [0, 0] (off)")
+
+
+@dataclass(frozen=True)
 class Config:
     """One training run, resolved. `seed` decides the weights' start and every draw of the plan."""
 
@@ -222,6 +244,7 @@ class Config:
     ema: EmaOptions = field(default_factory=EmaOptions)
     loss: LossOptions = field(default_factory=LossOptions)
     train: TrainOptions = field(default_factory=TrainOptions)
+    log: LogOptions = field(default_factory=LogOptions)
 
     def __post_init__(self) -> None:
         patch = self.model.options(num_classes=1).patch_size

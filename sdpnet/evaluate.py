@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -12,22 +16,28 @@ from torch.nn import functional as F
 from pipelines.augment import DeviceStage
 from pipelines.contract import Loader
 from pipelines.errors import UserError
+from pipelines.publish import publish_bytes
 from sdpnet.distributed import Processes, sum_over_processes
 
-__all__ = ["Scores", "evaluate"]
+__all__ = ["Scores", "evaluate", "write_per_class"]
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Exact results over the `num_samples` valid images: fractions in [0, 1] and the mean cross entropy."""
+    """Exact results over the `num_samples` valid images: fractions in [0, 1] and the mean cross entropy.
+
+    `counts` are int64 (num_classes, 3): of each class the images, the top-1 hits and the top-5 hits.
+    """
 
     top1: float
     top5: float
     loss: float
     num_samples: int
+    counts: np.ndarray = field(compare=False, repr=False)
 
-    def as_dict(self) -> dict[str, float]:
-        return {"top1": self.top1, "top5": self.top5, "val_loss": self.loss}
+    def as_dict(self, prefix: str = "") -> dict[str, float]:
+        """As in `metrics.jsonl`; `prefix` is "ema_" for the averaged weights' scores."""
+        return {f"{prefix}top1": self.top1, f"{prefix}top5": self.top5, f"{prefix}val_loss": self.loss}
 
 
 def evaluate(
@@ -45,8 +55,10 @@ def evaluate(
         UserError: no sample could be decoded.
     """
     model.eval()
-    # top-1 hits, top-5 hits, summed loss, samples: float64 is exact for the counts
-    totals = torch.zeros(4, dtype=torch.float64, device=processes.device)
+    # Of each class: images, top-1 hits, top-5 hits. float64 is exact for them; the sum of losses is kept apart from
+    # index_add_, whose order of additions CUDA leaves open.
+    counts = torch.zeros(stage.num_classes, 3, dtype=torch.float64, device=processes.device)
+    total_loss = torch.zeros((), dtype=torch.float64, device=processes.device)
     with torch.inference_mode():
         for batch in loader.batches():
             images, _ = stage(batch)
@@ -55,13 +67,31 @@ def evaluate(
             logits = logits.float()
             best = logits.topk(min(5, logits.shape[1]), dim=1).indices == batch.labels.view(-1, 1)
             losses = F.cross_entropy(logits, batch.labels, reduction="none")
-            scores = torch.stack(
-                [best[:, 0].double(), best.any(dim=1).double(), losses.double(), torch.ones_like(losses)]
-            )
-            totals += (scores * batch.valid).sum(dim=1)
+            total_loss += losses.where(batch.valid, 0.0).double().sum()
+            hits = torch.stack([batch.valid, batch.valid & best[:, 0], batch.valid & best.any(dim=1)], dim=1)
+            counts.index_add_(0, batch.labels, hits.double())
             if interrupted():
                 return None
-    top1, top5, loss, count = sum_over_processes(totals, processes).tolist()
+    loss, *summed = sum_over_processes(torch.cat([total_loss.view(1), counts.view(-1)]), processes).tolist()
+    by_class = np.array(summed).round().astype(np.int64).reshape(-1, 3)
+    count, top1, top5 = by_class.sum(axis=0).tolist()
     if count == 0:
         raise UserError(f"{loader.source.reader.path}: none of its images could be decoded; copy or convert it again")
-    return Scores(top1 / count, top5 / count, loss / count, round(count))
+    return Scores(top1 / count, top5 / count, loss / count, count, by_class)
+
+
+def write_per_class(path: Path, classes: Sequence[str], counts: np.ndarray) -> None:
+    """Writes a CSV file with a row for each class: class (its number), name, samples, top1, top5.
+
+    Args:
+        classes: their names.
+        counts: `Scores.counts`; rows beyond the names are classes that the data has not.
+
+    top1 and top5 are fractions in [0, 1], empty for a class without samples. The file appears complete.
+    """
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["class", "name", "samples", "top1", "top5"])
+    for label, (name, (samples, top1, top5)) in enumerate(zip(classes, counts.tolist(), strict=False)):
+        rows.writerow([label, name, samples, *([top1 / samples, top5 / samples] if samples else ["", ""])])
+    publish_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))

@@ -5,26 +5,35 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-__all__ = ["Clock", "Reporter"]
+from sdpnet.trackers import Tracker
+
+__all__ = ["Clock", "GpuGauge", "Reporter"]
 
 T = TypeVar("T")
 
 
 class Clock:
-    """Images per second and the share of the time spent waiting for data, since the last reading."""
+    """Images per second, time of a step and the share of the time spent waiting for data, since the last reading."""
 
     def __init__(self) -> None:
         self.images = 0
+        self._steps = 0
         self._waited = 0.0
         self._since = time.perf_counter()
+
+    def stepped(self, images: int) -> None:
+        """Counts one step and its images (of all processes)."""
+        self.images += images
+        self._steps += 1
 
     def timed(self, batches: Iterator[T]) -> Iterator[T]:
         """The same batches; the time until each arrives counts as waiting."""
@@ -40,7 +49,30 @@ class Clock:
         now = time.perf_counter()
         elapsed = now - self._since
         result = {"images_per_second": self.images / elapsed, "data_wait_fraction": self._waited / elapsed}
-        self.images, self._waited, self._since = 0, 0.0, now
+        if self._steps:
+            result["step_ms"] = 1000 * elapsed / self._steps
+        self.images, self._steps, self._waited, self._since = 0, 0, 0.0, now
+        return result
+
+
+class GpuGauge:
+    """What this process's GPU does: on a CPU nothing, and without NVML (package nvidia-ml-py) no utilisation."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._has_nvml = True
+
+    def read(self) -> dict[str, float]:
+        """`gpu_memory_gb`, the most that torch has held of it so far, in 10^9 bytes, and `gpu_utilisation`, the share
+        of the last sampling period (under a second) in which a kernel ran, in [0, 1]."""
+        if self._device.type != "cuda":
+            return {}
+        result = {"gpu_memory_gb": torch.cuda.max_memory_reserved(self._device) / 1e9}
+        if self._has_nvml:
+            try:
+                result["gpu_utilisation"] = torch.cuda.utilization(self._device) / 100
+            except Exception:  # no package, no library, or a card (MIG) that does not say: NVML's errors share no base
+                self._has_nvml = False
         return result
 
 
@@ -48,12 +80,15 @@ class Reporter:
     """The main process's voice; in other processes it is silent.
 
     `metrics.jsonl` has one JSON object per line: after a log interval `epoch, step, train_loss, lr, grad_norm,
-    images_per_second, data_wait_fraction`, after an evaluation `epoch, step, top1, top5, val_loss`.
+    images_per_second, data_wait_fraction, step_ms` and on a GPU `gpu_memory_gb, gpu_utilisation`; after an evaluation
+    `epoch, step, top1, top5, val_loss` and with averaged weights `ema_top1, ema_top5, ema_val_loss`. The `trackers` get
+    the same.
     """
 
-    def __init__(self, path: Path, *, is_main: bool, resumed_step: int) -> None:
+    def __init__(self, path: Path, *, is_main: bool, resumed_step: int, trackers: Sequence[Tracker] = ()) -> None:
         self._path = path
         self._is_main = is_main
+        self._trackers = trackers
         self._console = Console(quiet=not is_main, highlight=False)
         self._progress: Progress | None = None
         self._task: TaskID | None = None
@@ -79,6 +114,8 @@ class Reporter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._progress is not None:
             self._progress.stop()
+        for tracker in self._trackers:
+            tracker.close(failed=kind is not None)
 
     def say(self, text: str) -> None:
         """One line for the person who watches."""
@@ -108,8 +145,8 @@ class Reporter:
     def evaluation(self, metrics: dict[str, Any], num_samples: int) -> None:
         self._write(metrics)
         self.say(
-            f"epoch {metrics['epoch'] + 1}  step {metrics['step']}  top-1 {metrics['top1']:.2%}  "
-            f"top-5 {metrics['top5']:.2%}  validation loss {metrics['val_loss']:.4f}  ({num_samples:,} images)"
+            f"epoch {metrics['epoch'] + 1}  step {metrics['step']}  {_scores(metrics, '')}"
+            f"{'  EMA: ' + _scores(metrics, 'ema_') if 'ema_top1' in metrics else ''}  ({num_samples:,} images)"
         )
 
     def masked(self, epoch: int, split: str, count: int) -> None:
@@ -124,6 +161,13 @@ class Reporter:
         if self._is_main:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(metrics) + "\n")
+        for tracker in self._trackers:
+            tracker.write(metrics)
+
+
+def _scores(metrics: Mapping[str, Any], prefix: str) -> str:
+    top1, top5, loss = (metrics[f"{prefix}{name}"] for name in ("top1", "top5", "val_loss"))
+    return f"top-1 {top1:.2%}  top-5 {top5:.2%}  validation loss {loss:.4f}"
 
 
 def _step(line: str) -> float:

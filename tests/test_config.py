@@ -102,6 +102,9 @@ def test_all_of_the_recipes_augmentation_is_one_setting_away() -> None:
         ("seed", r"--set seed: must look like section\.key=value"),
         ("optim.lr=[", r"--set optim\.lr=\[: the value is not valid YAML"),
         ("seed.x=1", r"--set seed\.x=1: seed is no section"),
+        ("log.profile=[1, 5]", r"log\.profile = \(1, 5\): must be \[first step, from 2; number of steps"),
+        ("log.profile=[5, 0]", r"log\.profile = \(5, 0\): must be"),
+        ("log.wandb=true", r"log\.wandb = True: must be text"),
         ("data.order=sequential", r"data\.order = 'sequential': must be random or blocks"),
     ],
 )

@@ -1,18 +1,21 @@
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.functional import accuracy
 
 from pipelines.augment import DeviceStage
 from pipelines.contract import AugmentOptions, Batch, ShardOptions, make_loader
 from sdpnet.config import load_config
 from sdpnet.distributed import Processes
-from sdpnet.evaluate import evaluate
+from sdpnet.evaluate import evaluate, write_per_class
 from sdpnet.model import create_model
 
 ALONE = Processes(ShardOptions(), torch.device("cpu"))
@@ -39,6 +42,11 @@ def test_scores_equal_torchmetrics_on_each_sample_once(batch_size: int, shard_se
     for top, ours in ((1, scores.top1), (5, scores.top5)):
         theirs = accuracy(all_logits, all_labels, task="multiclass", num_classes=9, top_k=top, average="micro")
         assert ours == pytest.approx(theirs.item(), abs=1e-6)
+    samples = np.bincount(all_labels, minlength=9)
+    assert scores.counts[:, 0].tolist() == samples.tolist() == [4, 3, 3, 0, 0, 0, 0, 0, 0]
+    for top, column in ((1, 1), (5, 2)):
+        by_class = MulticlassAccuracy(9, top_k=top, average=None)(all_logits, all_labels)
+        assert scores.counts[:3, column] / samples[:3] == pytest.approx(by_class[:3].numpy())
     assert scores.loss == pytest.approx(nn.functional.cross_entropy(all_logits, all_labels).item(), rel=1e-5)
 
 
@@ -69,6 +77,36 @@ def test_padding_is_never_scored(shard_set: Path) -> None:
         ALONE,
     )
     assert scores is not None and scores.top1 == 1.0 and scores.num_samples == 2
+    assert scores.counts.sum(axis=0).tolist() == [2, 2, 2]
+
+
+def test_a_loss_that_is_not_finite_counts_only_where_the_sample_does(shard_set: Path) -> None:
+    config = load_config("debug", [f"data.path={shard_set}", "data.pipeline=torchvision", "data.batch_size_per_gpu=4"])
+    batch = list(make_loader(config, "val", ShardOptions(), ALONE.device).batches())[-1]
+
+    class InfiniteWhereInvalid(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.where(batch.valid.view(-1, 1), 0.0, torch.nan).expand(-1, 3)
+
+    loader = OneBatch(batch)
+    stage = DeviceStage(AugmentOptions(), 3, torch.float32, train=False)
+    scores = evaluate(InfiniteWhereInvalid(), loader, stage, ALONE)  # type: ignore[arg-type]
+    assert scores is not None and scores.loss == pytest.approx(np.log(3))
+
+
+def test_the_table_of_classes(tmp_path: Path) -> None:
+    counts = np.array([[3, 1, 2], [0, 0, 0], [7, 7, 7], [0, 0, 0]])
+    write_per_class(tmp_path / "classes.csv", ["tench, or doctor fish", '"quoted"', "ümlaut"], counts)
+    with (tmp_path / "classes.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [list(row) for row in rows] == [["class", "name", "samples", "top1", "top5"]] * 3
+    assert [row["name"] for row in rows] == ["tench, or doctor fish", '"quoted"', "ümlaut"]
+    assert [(row["class"], row["samples"], row["top1"], row["top5"]) for row in rows] == [
+        ("0", "3", repr(1 / 3), repr(2 / 3)),
+        ("1", "0", "", ""),
+        ("2", "7", "1.0", "1.0"),
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["classes.csv"]
 
 
 def test_an_interruption_gives_no_scores(shard_set: Path) -> None:
