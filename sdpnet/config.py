@@ -28,7 +28,7 @@ import yaml
 
 from pipelines.contract import AugmentOptions, DataOptions
 from pipelines.errors import UserError, nearest, require
-from sdpnet.model import MODELS, ModelOptions, create_model_options
+from sdpnet.model import MODELS, ModelOptions, Position, create_model_options
 
 __all__ = [
     "Config",
@@ -65,6 +65,11 @@ class ModelConfig:
     head_hidden: int | None = None
     registers: int | None = None
     dropout: float | None = None
+    position: Position | None = None
+    grid_size: int | None = None
+    layer_scale: float | None = None
+    drop_path: float | None = None
+    final_norm: bool | None = None
 
     def __post_init__(self) -> None:
         if self.name not in MODELS:

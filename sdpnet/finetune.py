@@ -1,0 +1,47 @@
+"""Fine-tuning: a new model starts from another run's weights, at another resolution or with other classes.
+
+Everything else must be the same: the first difference is named, and nothing is left out silently.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+from pipelines.errors import UserError
+from sdpnet.checkpoint import load_model, load_weights
+from sdpnet.model import ModelOptions, SdPNet
+from sdpnet.positions import resample_grid
+
+__all__ = ["start_from"]
+
+MAY_DIFFER = ("num_classes", "grid_size", "dropout", "drop_path")
+CLASSIFIER = ("head.2.weight", "head.2.bias")
+
+
+def start_from(model: SdPNet, where: str | Path) -> str:
+    """Copies another run's weights into a new model; returns one line that says what became of them.
+
+    `where` is what `sdpnet.checkpoint.load_model` takes. A learned position embedding is resampled where `grid_size`
+    differs. Where the number of classes differs, the head's last layer keeps the new model's own start (as timm does it;
+    the head's hidden layer is taken). Dropout and stochastic depth may differ; so may LayerScale's start, not its use.
+
+    Raises `UserError`, naming the first difference, when the weights are of another model in any other respect.
+    """
+    source, _ = load_model(where)
+    there, here = source.options, model.options
+    for name in (field.name for field in fields(ModelOptions) if field.name not in MAY_DIFFER):
+        was, wanted = getattr(there, name), getattr(here, name)
+        if was != wanted and not (name == "layer_scale" and was and wanted):
+            raise UserError(f"{where}: was trained with model.{name} {was!r}, not {wanted!r}: its weights do not fit")
+    weights, changes = source.state_dict(), []
+    if there.position == "learned" and there.grid_size != here.grid_size:
+        weights["position_embedding"] = resample_grid(weights["position_embedding"], (here.grid_size, here.grid_size))
+        sizes = f"{there.grid_size} x {there.grid_size} to {here.grid_size} x {here.grid_size}"
+        changes.append(f"position embedding resampled from {sizes} patches")
+    if there.num_classes != here.num_classes:
+        own = model.state_dict()
+        weights |= {name: own[name] for name in CLASSIFIER}
+        changes.append(f"the head's last layer starts anew ({there.num_classes} -> {here.num_classes} classes)")
+    load_weights(model, weights, Path(where))
+    return f"weights taken from {where}{', except: ' if changes else ''}{'; '.join(changes)}"
