@@ -23,7 +23,8 @@ from pipelines.layout import open_split
 from pipelines.machine import cgroup_cores, cpu_name, driver, installed_versions, usable_cores
 from pipelines.status_line import StatusLine
 from sdpnet import __version__
-from sdpnet.config import Config, load_config
+from sdpnet.config import load_config
+from sdpnet.options import Config
 from sdpnet.rates import copy_rate, decode_round, reading_rates, step_rate
 
 __all__ = ["add_arguments", "build_supports", "run", "verdict"]

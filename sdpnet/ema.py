@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sdpnet.config import EmaOptions
+from sdpnet.options import EmaOptions
 
 __all__ = ["ModelEma"]
 

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch.nn import functional as F
 
-from sdpnet.config import LossOptions
+from sdpnet.options import LossOptions
 
 __all__ = ["make_loss", "soft_binary_cross_entropy", "soft_cross_entropy"]
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from pipelines.errors import UserError
-from sdpnet.config import TrainOptions
 from sdpnet.distributed import Processes, sum_over_processes
+from sdpnet.options import TrainOptions
 
 __all__ = ["Guard", "NonFinite", "Verdict"]
 

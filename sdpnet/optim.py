@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from sdpnet.config import OptimOptions
 from sdpnet.model import SdPNet
 from sdpnet.muon import Muon, MuonAdamW
+from sdpnet.options import OptimOptions
 
 __all__ = ["learning_rate", "make_optimizer", "peak_learning_rate", "set_learning_rate"]
 

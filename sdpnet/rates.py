@@ -15,11 +15,11 @@ import torch
 from pipelines.bench_process import BenchProcess
 from pipelines.bench_worker import Job, Round
 from pipelines.layout import open_split
-from sdpnet.config import Config
 from sdpnet.distributed import amp_dtype
 from sdpnet.loss import soft_cross_entropy
 from sdpnet.model import SdPNet
 from sdpnet.optim import make_optimizer
+from sdpnet.options import Config
 
 __all__ = ["Reading", "copy_rate", "decode_round", "reading_rates", "step_rate"]
 

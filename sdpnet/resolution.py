@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sdpnet.config import ResolutionOptions
+from sdpnet.options import ResolutionOptions
 
 __all__ = ["image_size_of"]
 

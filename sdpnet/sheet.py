@@ -23,7 +23,8 @@ from pipelines.errors import require
 from pipelines.plan import MIX_CUTMIX, MIX_NONE, BatchPlan
 from pipelines.policies import in_words
 from pipelines.publish import publish_bytes
-from sdpnet.config import Config, load_config
+from sdpnet.config import load_config
+from sdpnet.options import Config
 
 __all__ = ["add_arguments", "augmented_batch", "describe", "draw", "run"]
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 from pipelines.errors import UserError
-from sdpnet.config import LogOptions
+from sdpnet.options import LogOptions
 
 __all__ = ["Tracker", "open_trackers"]
 

@@ -25,13 +25,14 @@ from sdpnet.checkpoint import (
     save_model,
     write_atomically,
 )
-from sdpnet.config import Config, dump_config, load_config
+from sdpnet.config import dump_config, load_config
 from sdpnet.distributed import Processes, amp_dtype, any_process, join, leave, same_weights, total
 from sdpnet.evaluate import evaluate
 from sdpnet.interrupt import stop_signals
 from sdpnet.loss import soft_cross_entropy
 from sdpnet.model import SdPNet
 from sdpnet.optim import learning_rate, make_optimizer, peak_learning_rate
+from sdpnet.options import Config
 from sdpnet.report import Clock, Reporter
 
 __all__ = ["add_arguments", "main", "run", "train"]

@@ -11,7 +11,8 @@ from conversion import write_manifest
 
 from pipelines.contract import PIPELINES, ShardOptions, choose_pipeline, make_loader
 from pipelines.errors import BackendMissingError, ShardError, UserError
-from sdpnet.config import Config, load_config
+from sdpnet.config import load_config
+from sdpnet.options import Config
 
 CPU = torch.device("cpu")
 

@@ -8,9 +8,9 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from sdpnet.config import EmaOptions
 from sdpnet.ema import ModelEma
 from sdpnet.model import SdPNet, create_model
+from sdpnet.options import EmaOptions
 
 
 def disturb(model: nn.Module, seed: int) -> None:

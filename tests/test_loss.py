@@ -7,8 +7,8 @@ import torch
 from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
 from torch.nn import functional as F
 
-from sdpnet.config import LossOptions
 from sdpnet.loss import make_loss
+from sdpnet.options import LossOptions
 
 BATCH, CLASSES = 16, 10
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from pipelines.contract import ShardOptions
-from sdpnet.config import EmaOptions, OptimOptions, TrainOptions
 from sdpnet.distributed import Processes
 from sdpnet.ema import ModelEma
 from sdpnet.model import create_model
 from sdpnet.nonfinite import Guard, NonFinite, Verdict
 from sdpnet.optim import make_optimizer
+from sdpnet.options import EmaOptions, OptimOptions, TrainOptions
 
 ALONE = Processes(ShardOptions(0, 1), torch.device("cpu"))
 FINITE, NAN, INFINITE = torch.tensor(1.0), torch.tensor(float("nan")), torch.tensor(float("inf"))
@@ -135,7 +135,7 @@ def test_the_scalers_search_does_not_count() -> None:
 
 PROCESS = """
 import torch
-from sdpnet.config import TrainOptions
+from sdpnet.options import TrainOptions
 from sdpnet.distributed import join, leave
 from sdpnet.nonfinite import Guard
 

@@ -18,10 +18,10 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
 )
 
-from sdpnet.config import OptimOptions
 from sdpnet.model import SdPNet, create_model, create_model_options
 from sdpnet.muon import MuonAdamW, orthogonalize
 from sdpnet.optim import learning_rate, make_optimizer, peak_learning_rate, set_learning_rate
+from sdpnet.options import OptimOptions
 
 
 @pytest.mark.parametrize("factor", [1, 2])

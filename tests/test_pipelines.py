@@ -26,7 +26,8 @@ from pipelines.errors import ShardError, UserError
 from pipelines.layout import open_split
 from pipelines.plan import EraseOptions, MixOptions
 from pipelines.policies import RandAugmentOptions
-from sdpnet.config import Config, load_config
+from sdpnet.config import load_config
+from sdpnet.options import Config
 
 CPU = torch.device("cpu")
 TOLERANCE = {

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipelines.errors import UserError
-from sdpnet.config import LogOptions
+from sdpnet.options import LogOptions
 from sdpnet.trackers import open_trackers
 
 
