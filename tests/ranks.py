@@ -1,0 +1,84 @@
+"""Runs several trainings, one after the other, in processes that meet once: python ranks.py CASES.json RANK WORLD_SIZE.
+
+CASES.json: a list of {"arguments": [...] for `train`, "stop": [where, rank, number] or null}. A process writes
+CASES.RANK.json: for each case the exit status and the samples of each step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import sdpnet.train
+from pipelines.augment import DeviceStage
+from pipelines.contract import Batch
+from sdpnet.checkpoint import Checkpoints
+from sdpnet.config import load_config
+from sdpnet.distributed import join, leave
+from sdpnet.report import Reporter
+
+STOPS = {  # where the signal comes: what is called then, for the `number`th time
+    "step": (Reporter, "advance"),
+    "accumulation": (DeviceStage, "__call__"),
+    "evaluation": (sdpnet.train, "evaluate"),
+    "save": (Checkpoints, "save"),
+}
+
+
+def interrupted(where: str, number: int) -> Any:
+    """Replaces a function by one that sends this process a SIGTERM when it is called for the `number`th time."""
+    owner, name = STOPS[where]
+    function, count = getattr(owner, name), [0]
+
+    def calling(*arguments: Any) -> Any:
+        count[0] += 1
+        if count[0] == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return function(*arguments)
+
+    return mock.patch.object(owner, name, calling)
+
+
+def main(cases: Path, rank: int, world_size: int) -> None:
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1")
+    processes = join("cpu")
+    results = []
+    parser = argparse.ArgumentParser()
+    sdpnet.train.add_arguments(parser)
+    for case in json.loads(cases.read_text()):
+        arguments = parser.parse_args(case["arguments"])
+        settings = [*arguments.set, f"data.path={arguments.data}", f"data.pipeline={arguments.pipeline}"]
+        samples: list[list[int]] = []
+        step = sdpnet.train.take_step
+
+        def recording(run: Any, stream: Any, *rest: Any, step: Any = step, samples: Any = samples) -> Any:
+            seen: list[int] = []
+
+            def watched() -> Any:
+                for batch in stream:
+                    assert isinstance(batch, Batch)
+                    seen.extend(batch.sample_ids.tolist())
+                    yield batch
+
+            samples.append(seen)
+            return step(run, watched(), *rest)
+
+        where, at_rank, number = case["stop"] or ("step", -1, 0)
+        with mock.patch.object(sdpnet.train, "take_step", recording):
+            with interrupted(where, number if at_rank == rank else 0):
+                arguments.out.mkdir(exist_ok=True)
+                config = load_config(arguments.config, settings)
+                status = sdpnet.train.train(config, arguments.out, resume=arguments.resume, processes=processes)
+        results.append({"status": status, "samples": samples})
+    leave()
+    cases.with_suffix(f".{rank}.json").write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
