@@ -12,7 +12,17 @@ from torch import nn
 from pipelines.contract import ShardOptions
 from pipelines.errors import UserError
 
-__all__ = ["Processes", "amp_dtype", "any_process", "join", "leave", "same_weights", "sum_over_processes", "total"]
+__all__ = [
+    "Processes",
+    "amp_dtype",
+    "any_process",
+    "join",
+    "least",
+    "leave",
+    "same_weights",
+    "sum_over_processes",
+    "total",
+]
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,15 @@ def total(count: int, processes: Processes) -> int:
     if processes.world_size == 1:
         return count
     return round(sum_over_processes(torch.tensor([float(count)], dtype=torch.float64), processes).item())
+
+
+def least(count: int, processes: Processes) -> int:
+    """The smallest `count` of all processes; every process must call it, and all get the same answer."""
+    if processes.world_size > 1:
+        value = torch.tensor(count, device=processes.device)
+        dist.all_reduce(value, dist.ReduceOp.MIN)
+        count = int(value.item())
+    return count
 
 
 def sum_over_processes(values: torch.Tensor, processes: Processes) -> torch.Tensor:
