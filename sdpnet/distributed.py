@@ -18,6 +18,8 @@ __all__ = [
     "any_process",
     "from_main",
     "join",
+    "join",
+    "least",
     "leave",
     "same_weights",
     "sum_over_processes",
@@ -85,6 +87,13 @@ def total(count: int, processes: Processes) -> int:
 def from_main(value: int, processes: Processes) -> int:
     """The main process's value; every process must call it."""
     return total(value if processes.is_main else 0, processes)
+def least(count: int, processes: Processes) -> int:
+    """The smallest `count` of all processes; every process must call it, and all get the same answer."""
+    if processes.world_size > 1:
+        value = torch.tensor(count, device=processes.device)
+        dist.all_reduce(value, dist.ReduceOp.MIN)
+        count = int(value.item())
+    return count
 
 
 def sum_over_processes(values: torch.Tensor, processes: Processes) -> torch.Tensor:
