@@ -17,6 +17,16 @@ from pipelines.errors import UserError
 
 __all__ = ["exclusive", "partial_path", "publish", "publish_bytes", "sync_directory", "write_all"]
 
+_locks: set[int] = set()  # descriptors of this process; while a forked child has them too, a lock outlives its holder
+
+
+def _close_locks() -> None:
+    while _locks:
+        os.close(_locks.pop())
+
+
+os.register_at_fork(after_in_child=_close_locks)
+
 
 def partial_path(path: Path) -> Path:
     """The name that `path` has while it is unfinished: `.NAME.partial` in the same directory."""
@@ -83,15 +93,18 @@ def exclusive(path: Path) -> Iterator[None]:
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 break
         os.close(descriptor)  # its holder removed it, on finishing, while we waited for the lock
+    _locks.add(descriptor)
     try:
         owner = json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode()
         os.ftruncate(descriptor, 0)
         write_all(descriptor, owner, 0)
         yield
     finally:
-        with suppress(OSError):
-            os.ftruncate(descriptor, 0)
-        os.close(descriptor)
+        if descriptor in _locks:  # not in a forked child
+            _locks.remove(descriptor)
+            with suppress(OSError):
+                os.ftruncate(descriptor, 0)
+            os.close(descriptor)
 
 
 def _owner(path: Path) -> tuple[str, int] | None:

@@ -7,86 +7,62 @@ Loading never unpickles code (`torch.load(weights_only=True)`, safetensors and J
 from __future__ import annotations
 
 import json
-import os
-import pickle
-import re
-import zipfile
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from pipelines.errors import UserError
-from pipelines.publish import partial_path, publish
+from pipelines.publish import publish_bytes
+from sdpnet.checkpoint_directory import Checkpoints, latest_checkpoint, save_checkpoint
+from sdpnet.checkpoint_file import load_checkpoint, refusals, write_atomically
 from sdpnet.model import ModelOptions, SdPNet
+from sdpnet.resume import load_newest, require_same_order
 
 __all__ = [
+    "Checkpoints",
     "ModelCard",
     "latest_checkpoint",
     "load_checkpoint",
     "load_model",
+    "load_newest",
+    "load_optimizer",
     "load_weights",
+    "require_same_order",
     "save_checkpoint",
     "save_model",
     "write_atomically",
 ]
 
-_NAME = re.compile(r"step_(\d+)\.pt")
 
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls `write(temporary path)`, waits for the disk, then gives the file its name."""
-    temporary = partial_path(path)
-    write(temporary)
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    publish(path)
-
-
-def save_checkpoint(directory: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Writes `directory/step_XXXXXXXX.pt` and removes all but the newest `keep` checkpoints."""
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"step_{step:08d}.pt"
-    write_atomically(path, lambda temporary: torch.save(state, temporary))
-    for old in _checkpoints(directory)[:-keep]:
-        old.unlink()
-    return path
-
-
-def latest_checkpoint(directory: Path) -> Path | None:
-    """The complete checkpoint of the highest step, or None."""
-    found = _checkpoints(directory)
-    return found[-1] if found else None
-
-
-def _checkpoints(directory: Path) -> list[Path]:
-    names = directory.iterdir() if directory.is_dir() else ()
-    return sorted((p for p in names if _NAME.fullmatch(p.name)), key=lambda p: int(p.stem.removeprefix("step_")))
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The state that `save_checkpoint` wrote, on the CPU. Raises `UserError` for anything else."""
-    try:
-        if not zipfile.is_zipfile(path):  # torch's older format is a bare pickle stream
-            raise ValueError("damaged, or not written by torch.save")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{path}: not a readable checkpoint ({reason[0]})") from None
-    if not isinstance(state, dict) or not {"model", "optimizer", "scaler", "cursor", "order", "evaluation"} <= set(
-        state
-    ):
-        raise UserError(f"{path}: not a checkpoint of sdpnet")
-    return state
-
-
-def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
+def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], path: Path) -> None:
     """Copies weights into the model. Raises `UserError`, naming the first difference, when they are another model's."""
+    _require_same_model(model, weights, path)
+    model.load_state_dict(weights)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], path: Path) -> None:
+    """Loads the state of an optimizer over the same parameters. Raises `UserError` when it is another one's."""
+    try:
+        optimizer.load_state_dict(state)
+        for parameter, values in optimizer.state.items():
+            for name, value in values.items():
+                if torch.is_tensor(value) and value.ndim == parameter.ndim and value.shape != parameter.shape:
+                    raise ValueError(f"{name} is {tuple(value.shape)} where the weight is {tuple(parameter.shape)}")
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f"{path}: holds the state of another optimizer ({reason[0]}); use the config that it was trained with"
+        ) from None
+
+
+def _require_same_model(model: nn.Module, weights: Mapping[str, torch.Tensor], path: Path) -> None:
     own = model.state_dict()
     for name in (*own, *weights):
         if name not in weights or name not in own:
@@ -97,12 +73,18 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], path: Path)
                 f"{path}: is of another model: {name} is {tuple(weights[name].shape)} there, "
                 f"{tuple(own[name].shape)} here; use the config that it was trained with"
             )
-    model.load_state_dict(weights)
+        if own[name].is_floating_point() != weights[name].is_floating_point():
+            raise UserError(
+                f"{path}: {name} is {weights[name].dtype}, not {own[name].dtype}: not weights of this model"
+            )
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """`model.json`: what a user of the weights needs to know. `metrics` are those of the last evaluation."""
+    """`model.json`: what a user of the weights needs to know.
+
+    `metrics` are those of the last evaluation; `weights` says whether the weights are averaged ones.
+    """
 
     model: ModelOptions
     classes: tuple[str, ...]
@@ -111,43 +93,100 @@ class ModelCard:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     metrics: dict[str, float]
+    weights: Literal["raw", "ema"] = "raw"
 
 
-def save_model(directory: Path, model: SdPNet, card: ModelCard) -> None:
-    """Writes `model.safetensors` and `model.json`."""
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_atomically(directory / "model.safetensors", lambda path: save_file(weights, path))
-    text = json.dumps(asdict(card), indent=1) + "\n"
-    write_atomically(directory / "model.json", lambda path: path.write_text(text, encoding="utf-8"))
+def save_model(directory: Path, model: SdPNet, card: ModelCard, ema: Mapping[str, torch.Tensor] | None = None) -> None:
+    """Writes `model.safetensors` and `model.json`: of the averaged weights `ema`, by name, where there are any.
+
+    What `ema` lacks (a buffer) is taken from the model. Raises `UserError` when the system refuses.
+    """
+    state = {**model.state_dict(), **(ema or {})}
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    facts = {**asdict(card), "weights": "raw" if ema is None else "ema"}
+    for name, content in (
+        ("model.safetensors", save(weights)),
+        ("model.json", f"{json.dumps(facts, indent=1)}\n".encode()),
+    ):
+        with refusals(directory / name):
+            publish_bytes(directory / name, content)
 
 
-def load_model(where: str | Path) -> tuple[SdPNet, ModelCard]:
-    """Loads a finished model, in eval mode, from a run directory or the path of its `model.safetensors`.
+def load_model(
+    where: str | Path,
+    weights: Literal["ema", "raw"] = "ema",
+    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
+) -> tuple[SdPNet, ModelCard]:
+    """Loads a model, in eval mode, with its card.
+
+    `where` is a finished model (`model.safetensors`, with `model.json` beside it), a checkpoint of a run, or a run's
+    directory: then it is the finished model, or the newest checkpoint that can be read (`say` gets a line for each that
+    cannot). `weights`: "ema" takes averaged weights where there are any, "raw" those of the last step.
 
     Raises `UserError` when there is none, or it is damaged or inconsistent.
     """
     path = Path(where)
-    weights_path = path / "model.safetensors" if path.is_dir() else path
-    card_path = weights_path.with_name("model.json")
-    for needed in (weights_path, card_path):
+    if path.is_dir():
+        run, path = path, path / "model.safetensors"
+        if not path.exists():
+            newest = load_newest(run / "checkpoints", say)
+            if newest is not None:
+                return _from_checkpoint(*newest, weights)
+    elif path.suffix != ".safetensors" and path.exists():
+        return _from_checkpoint(path, load_checkpoint(path), weights)
+    card_path = path.with_name("model.json")
+    for needed in (path, card_path):
         if not needed.is_file():
-            raise UserError(
-                f"{needed}: not there; give the directory of a finished run (or finish it with train --resume)"
-            )
+            raise UserError(f"{needed}: not there; give the directory of a run, or a checkpoint in its checkpoints/")
     try:
-        raw = json.loads(card_path.read_text(encoding="utf-8"))
-        card = ModelCard(
-            model=ModelOptions(**raw["model"]),
-            classes=tuple(raw["classes"]),
-            image_size=int(raw["image_size"]),
-            centre_fraction=float(raw["centre_fraction"]),
-            mean=tuple(raw["mean"]),
-            std=tuple(raw["std"]),
-            metrics=dict(raw["metrics"]),
-        )
-        weights = load_file(weights_path)
+        card = _card(json.loads(card_path.read_text(encoding="utf-8")))
+        found = load_file(path)
     except (ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"{weights_path}: cannot be read ({type(error).__name__}: {error})") from None
-    model = SdPNet(card.model)
-    load_weights(model, weights, weights_path)
-    return model.eval(), card
+        raise UserError(f"{path}: cannot be read ({type(error).__name__}: {error})") from None
+    if weights == "raw" and card.weights == "ema":
+        newest = load_newest(path.parent / "checkpoints", say)
+        if newest is None:
+            raise UserError(f"{path}: holds averaged weights, and there is no checkpoint with those of the last step")
+        return _from_checkpoint(*newest, weights)
+    return _build(path, found, card), card
+
+
+def _from_checkpoint(path: Path, state: dict[str, Any], weights: Literal["ema", "raw"]) -> tuple[SdPNet, ModelCard]:
+    if "card" not in state:
+        raise UserError(f"{path}: is of an earlier version and does not say of which model; finish its run first")
+    averaged = state.get("ema") if weights == "ema" else None
+    try:
+        card = _card({**state["card"], "weights": "raw" if averaged is None else "ema"})
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read ({type(error).__name__}: {error})") from None
+    return _build(path, {**state["model"], **(averaged or {})}, card), card
+
+
+def _card(raw: dict[str, Any]) -> ModelCard:
+    return ModelCard(
+        model=ModelOptions(**raw["model"]),
+        classes=tuple(raw["classes"]),
+        image_size=int(raw["image_size"]),
+        centre_fraction=float(raw["centre_fraction"]),
+        mean=tuple(raw["mean"]),
+        std=tuple(raw["std"]),
+        metrics=dict(raw["metrics"]),
+        weights=raw.get("weights", "raw"),
+    )
+
+
+def _build(path: Path, weights: dict[str, torch.Tensor], card: ModelCard) -> SdPNet:
+    """The model of the card with these weights. A card that claims more than the weights have costs no memory."""
+    options = card.model
+    try:
+        if options.conv_blocks + options.transformer_blocks > len(weights):
+            raise ValueError("more blocks than weights")
+        with torch.device("meta"):
+            claimed = SdPNet(options)
+    except (ValueError, TypeError, RuntimeError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"{path}: its card describes no model ({reason[0]})") from None
+    _require_same_model(claimed, weights, path)
+    model = SdPNet(options)
+    model.load_state_dict(weights)
+    return model.eval()

@@ -48,6 +48,32 @@ def test_a_second_process_is_refused_and_a_stale_lock_is_none(tmp_path):
         pass
 
 
+def test_a_lock_does_not_live_on_in_a_forked_child(tmp_path):
+    """A decoding worker outlives the process that is killed by some seconds; the next run must not wait for it."""
+    fork = "import os, sys\nfrom pathlib import Path\nfrom pipelines.publish import exclusive\n"
+    fork += (
+        "with exclusive(Path(sys.argv[1])):\n    os.fork() or print(os.getpid(), flush=True)\n    sys.stdin.read()\n"
+    )
+    lock = tmp_path / "lock"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", fork, lock], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+    )
+    assert holder.stdin is not None and holder.stdout is not None
+    try:
+        child = int(holder.stdout.readline())
+        with pytest.raises(UserError, match=f"process {holder.pid} on"), exclusive(lock):
+            pass
+        holder.kill()
+        holder.wait(30)
+        os.kill(child, 0)
+        with exclusive(lock):
+            pass
+    finally:
+        holder.stdin.close()  # ends them both
+        holder.wait(30)
+        holder.stdout.close()
+
+
 @pytest.mark.parametrize("state", ["dead", "alive", "elsewhere", "unreadable"])
 def test_without_locks_of_the_system_the_file_is_the_lock(tmp_path, monkeypatch, state):
     def refuse(*_: object) -> None:

@@ -1,0 +1,166 @@
+"""The checkpoints of a run: the last ones and the best, saved while training goes on.
+
+step_XXXXXXXX.pt    the state after so many steps
+best.json           {"step", "score"} of the best one; it is replaced before the one that it named may go
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from pipelines.publish import publish_bytes
+from sdpnet.checkpoint_file import plain_state, refusals, write_checkpoint
+from sdpnet.host_copy import HostCopy
+
+__all__ = ["BEST_NAME", "Checkpoints", "latest_checkpoint", "list_checkpoints", "save_checkpoint"]
+
+BEST_NAME: Final = "best.json"
+_NAME: Final = re.compile(r"step_(\d+)\.pt")
+
+
+def list_checkpoints(directory: Path) -> list[Path]:
+    """The checkpoints of a directory by step, the newest last; none where there is no such directory."""
+    names = directory.iterdir() if directory.is_dir() else ()
+    return sorted((path for path in names if _NAME.fullmatch(path.name)), key=_step)
+
+
+def latest_checkpoint(directory: Path) -> Path | None:
+    """The checkpoint of the highest step, or None."""
+    found = list_checkpoints(directory)
+    return found[-1] if found else None
+
+
+def save_checkpoint(directory: Path, step: int, state: dict[str, Any], keep: int) -> Path:
+    """Writes `directory/step_XXXXXXXX.pt` and removes all but the newest `keep` checkpoints."""
+    Checkpoints(directory, keep, keep_best=False, asynchronous=False).save(step, state)
+    return _path(directory, step)
+
+
+class Checkpoints:
+    """Saves states and keeps the `keep` newest checkpoints, with `keep_best` also the one of the highest score.
+
+    For the one process that holds the run directory. Whenever the process is killed, the checkpoints that were there
+    before a save are there until its own is complete, and `best` names one that is there; what a killed save left is
+    removed here. `asynchronous`: `save` returns when the state is copied to host memory, and a thread writes it.
+
+    `say` gets a line when the disk has no room for another checkpoint; it may be called from the thread.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        keep: int,
+        keep_best: bool = True,
+        asynchronous: bool = True,
+        say: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
+    ) -> None:
+        self._directory, self._keep, self._keep_best, self._say = directory, keep, keep_best, say
+        self._host = HostCopy() if asynchronous else None
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        directory.mkdir(parents=True, exist_ok=True)
+        with refusals(directory):
+            for path in directory.glob(".*.partial"):
+                name = path.name.removeprefix(".").removesuffix(".partial")
+                if _NAME.fullmatch(name) or name == BEST_NAME:
+                    path.unlink()
+        if (newest := self.newest()) is not None and newest.is_file():
+            self._warn_of_full_disk(newest.stat().st_size)
+
+    def newest(self) -> Path | None:
+        """The checkpoint of the highest step that is complete, or None."""
+        return latest_checkpoint(self._directory)
+
+    def best(self) -> Path | None:
+        """The checkpoint of the highest score, or None."""
+        step, _ = self._best()
+        return None if step is None else _path(self._directory, step)
+
+    def save(self, step: int, state: dict[str, Any], score: float | None = None) -> None:
+        """Saves the state after `step` steps, then removes older checkpoints, and newer ones of an abandoned run.
+
+        Waits for the save before it, and raises its error without beginning this one. The state may change when `save`
+        has returned. `score`: higher is better; a NaN is never the best.
+
+        Raises `UserError` when the disk is full or fails, or a weight is not finite; the checkpoints before it stay.
+        """
+        self.wait()
+        if self._host is None:
+            self._write(step, plain_state(state, lambda tensor, _: tensor), score)
+            return
+        copy = self._host(state)
+        self._thread = threading.Thread(target=self._write_in_thread, args=(step, copy, score), name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Returns when the last save is on the disk. Raises its error, once."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def close(self) -> None:
+        """Waits as `wait` does and gives the host memory back."""
+        try:
+            self.wait()
+        finally:
+            if self._host is not None:
+                self._host = HostCopy()
+
+    def _write_in_thread(self, step: int, state: dict[str, Any], score: float | None) -> None:
+        try:
+            self._write(step, state, score)
+        except BaseException as error:
+            self._error = error
+
+    def _write(self, step: int, state: dict[str, Any], score: float | None) -> None:
+        path = _path(self._directory, step)
+        with refusals(path):
+            size = write_checkpoint(path, state)
+            if self._keep_best and score is not None and not math.isnan(score):
+                best, best_score = self._best()
+                if best in (None, step) or score > best_score:
+                    publish_bytes(self._directory / BEST_NAME, json.dumps({"step": step, "score": score}).encode())
+            self._remove_old(step)
+        self._warn_of_full_disk(size)
+
+    def _remove_old(self, step: int) -> None:
+        files = [path for path in list_checkpoints(self._directory) if not path.is_dir()]
+        kept = {*[path for path in files if _step(path) <= step][-self._keep :], self.best()}
+        for path in files:
+            if path not in kept:
+                path.unlink()
+
+    def _best(self) -> tuple[int | None, float]:
+        try:
+            best = json.loads((self._directory / BEST_NAME).read_bytes())
+            step, score = int(best["step"]), float(best["score"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None, -math.inf
+        return (step, score) if _path(self._directory, step).is_file() else (None, -math.inf)
+
+    def _warn_of_full_disk(self, size: int) -> None:
+        free = shutil.disk_usage(self._directory).free
+        if free < size:
+            self._say(
+                f"{self._directory}: the next checkpoint will not fit: it takes {size / 1e9:.2f} GB and the disk has "
+                f"{free / 1e9:.2f} GB left; free some"
+            )
+
+
+def _path(directory: Path, step: int) -> Path:
+    return directory / f"step_{step:08d}.pt"
+
+
+def _step(path: Path) -> int:
+    return int(path.stem.removeprefix("step_"))
