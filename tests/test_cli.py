@@ -178,7 +178,7 @@ def test_help_lists_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["--help"])
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("    ")]
     assert caught.value.code == 0
-    assert listed == ["train", "evaluate", "predict", "sheet", "doctor", "inspect", "verify", "bench"]
+    assert listed == ["train", "evaluate", "predict", "report", "sheet", "doctor", "inspect", "verify", "bench"]
 
 
 def test_the_commands_and_flags_of_train_are_few() -> None:

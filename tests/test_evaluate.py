@@ -60,7 +60,9 @@ class OneBatch:
         yield self.batch
 
 
-def test_padding_is_never_scored(shard_set: Path) -> None:
+@pytest.mark.parametrize("right", [True, False])
+def test_padding_is_never_scored(right: bool, shard_set: Path) -> None:
+    """The model is right about all images but the padding, or about none but the padding."""
     config = load_config("debug", [f"data.path={shard_set}", "data.pipeline=torchvision", "data.batch_size_per_gpu=4"])
     batch = list(make_loader(config, "val", ShardOptions(), ALONE.device).batches())[-1]
     assert batch.valid.tolist() == [True, True, False, False]
@@ -68,7 +70,7 @@ def test_padding_is_never_scored(shard_set: Path) -> None:
     class SaysTheLabels(nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             wrong = (batch.labels + 1) % 3
-            return nn.functional.one_hot(torch.where(batch.valid, batch.labels, wrong), 3).float() * 10
+            return nn.functional.one_hot(torch.where(batch.valid == right, batch.labels, wrong), 3).float() * 10
 
     scores = evaluate(
         SaysTheLabels(),
@@ -76,8 +78,8 @@ def test_padding_is_never_scored(shard_set: Path) -> None:
         DeviceStage(AugmentOptions(), 3, torch.float32, train=False),
         ALONE,
     )
-    assert scores is not None and scores.top1 == 1.0 and scores.num_samples == 2
-    assert scores.counts.sum(axis=0).tolist() == [2, 2, 2]
+    assert scores is not None and scores.top1 == right and scores.num_samples == 2
+    assert scores.counts.sum(axis=0).tolist() == [2, 2 * right, 2]
 
 
 def test_a_loss_that_is_not_finite_counts_only_where_the_sample_does(shard_set: Path) -> None:
