@@ -111,17 +111,15 @@ def probe(model: nn.Module, one_pass: Callable[[int], None], batch_size: int) ->
     device = next(model.parameters()).device
     on_gpu = device.type == "cuda"
     before = [buffer.clone() for buffer in model.buffers()]
-    limit, set_aside = 0, None
+    limit, size = 0, 0
+    if on_gpu:
+        limit = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+        size = 3 * sum(p.numel() * p.element_size() for p in model.parameters()) + round(_HEADROOM * limit)
+    held: list[torch.Tensor] = []
     try:
         with torch.random.fork_rng([device] if on_gpu else []):
-            if on_gpu:
-                free, _ = torch.cuda.mem_get_info(device)
-                limit = free + torch.cuda.memory_reserved(device)
-                weights = sum(p.numel() * p.element_size() for p in model.parameters())
-                size = 3 * weights + round(_HEADROOM * limit)
-                if size < limit:
-                    set_aside = torch.empty(size, dtype=torch.uint8, device=device)
-            if (on_gpu and set_aside is None) or not _fits(one_pass, 1):  # also makes room for the gradients
+            room = _fits(lambda size: held.append(torch.empty(size, dtype=torch.uint8, device=device)), size)
+            if not room or not _fits(one_pass, 1):  # the first pass makes the gradients, which are no image's
                 raise UserError("out of GPU memory with a single image; use a smaller model or data.image_size")
             base = torch.cuda.memory_allocated(device) if on_gpu else 0
             images = batch_size
@@ -140,9 +138,9 @@ def probe(model: nn.Module, one_pass: Callable[[int], None], batch_size: int) ->
         model.zero_grad(set_to_none=True)
 
 
-def _fits(one_pass: Callable[[int], None], num_images: int) -> bool:
+def _fits(allocate: Callable[[int], None], amount: int) -> bool:
     try:
-        one_pass(num_images)
+        allocate(amount)
         return True
     except torch.OutOfMemoryError:
         pass  # what the traceback holds is freed from here on

@@ -29,8 +29,9 @@ class Verdict:
 
     step: take it.
     skip: leave it out; the model is as before the forward pass.
-    rollback: leave it out and load the newest checkpoint's model, EMA, optimizer and scaler, but go on with the next
-        batch, as PaLM's training did (Chowdhery et al., 2022): the same batches would give the same values again.
+    rollback: leave it out and load the newest checkpoint's model, EMA, optimizer and scaler, not the guard's count, but
+        go on with the next batch, as PaLM's training did (Chowdhery et al., 2022): the same batches would give the
+        same values again. Where there is no checkpoint yet, the same as skip.
     """
 
     action: Literal["step", "skip", "rollback"]
@@ -44,7 +45,7 @@ class Guard:
         forward, backward, scaler.unscale_, total norm of the gradients
         verdict = guard.check(step, loss, grad_norm)
         if verdict.action == "step": scaler.step, EMA
-        scaler.update()  # after any verdict
+        scaler.update()  # after any verdict; a rollback's loading comes after it
 
     The forward pass has already moved the batch-norm statistics: `keep` copies the model's buffers, and `check` puts
     them back when the step is not taken. Parameters, optimizer and EMA have not been touched at that point.
