@@ -30,7 +30,7 @@ VERSION: Final = 2
 _SECTIONS: Final[dict[int, dict[str, type]]] = {
     1: dict.fromkeys(("model", "optimizer", "scaler", "cursor", "order", "evaluation"), dict)
 }
-_SECTIONS[2] = {**_SECTIONS[1], **dict.fromkeys(("card", "config", "world", "rng"), dict)}
+_SECTIONS[2] = {**_SECTIONS[1], **dict.fromkeys(("card", "config", "world", "guard"), dict)}
 # All that the pickle of a state names: tensors, their storages, and the mapping that holds a tensor's hooks (none).
 _GLOBAL: Final = re.compile(r"torch\._utils _rebuild_tensor_v2|torch [A-Za-z0-9]+Storage|collections OrderedDict")
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)

@@ -18,7 +18,6 @@ __all__ = [
     "any_process",
     "from_main",
     "join",
-    "join",
     "least",
     "leave",
     "same_weights",
@@ -87,6 +86,8 @@ def total(count: int, processes: Processes) -> int:
 def from_main(value: int, processes: Processes) -> int:
     """The main process's value; every process must call it."""
     return total(value if processes.is_main else 0, processes)
+
+
 def least(count: int, processes: Processes) -> int:
     """The smallest `count` of all processes; every process must call it, and all get the same answer."""
     if processes.world_size > 1:

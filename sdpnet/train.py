@@ -6,210 +6,241 @@ import argparse
 import contextlib
 import signal
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 
-from pipelines.augment import DeviceStage
-from pipelines.contract import PIPELINES, choose_pipeline, make_loader
+from pipelines.contract import PIPELINES, Batch, choose_pipeline
 from pipelines.draws import derive_seed
 from pipelines.errors import UserError, run_command
 from sdpnet.checkpoint import (
-    ModelCard,
+    Checkpoints,
     latest_checkpoint,
     load_checkpoint,
-    load_weights,
-    save_checkpoint,
+    load_newest,
+    require_same_order,
     save_model,
     write_atomically,
 )
 from sdpnet.config import dump_config, load_config
-from sdpnet.distributed import Processes, amp_dtype, any_process, join, leave, same_weights, total
-from sdpnet.evaluate import evaluate
+from sdpnet.distributed import Processes, any_process, join, leave, same_weights, total
+from sdpnet.evaluate import evaluate, write_per_class
 from sdpnet.interrupt import stop_signals
-from sdpnet.loss import soft_cross_entropy
-from sdpnet.model import SdPNet
-from sdpnet.optim import learning_rate, make_optimizer, peak_learning_rate
+from sdpnet.micro_batch import out_of_memory, parts
+from sdpnet.nonfinite import Verdict
+from sdpnet.optim import learning_rate, set_learning_rate
 from sdpnet.options import Config
-from sdpnet.report import Clock, Reporter
+from sdpnet.report import Clock, GpuGauge, Reporter
+from sdpnet.resolution import image_size_of
+from sdpnet.run_directory import run_directory
+from sdpnet.setup import Run, prepare
+from sdpnet.step_profile import DEFAULT_STEPS, StepProfile
+from sdpnet.trackers import open_trackers
 
 __all__ = ["add_arguments", "main", "run", "train"]
 
 
-@dataclass
-class Cursor:
-    """Where training stands: the next step of which epoch, and optimizer steps taken in all."""
-
-    epoch: int = 0
-    step_in_epoch: int = 0
-    step: int = 0
-
-
 def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> int:
-    """Trains as `config` says and leaves the run in `out`.
+    """Trains as `config` says and leaves the run in `out`, which the main process holds (`run_directory`).
 
-    Returns the exit status: 0 when finished, 128 + the signal's number when stopped by SIGINT or SIGTERM (a checkpoint
-    of the last finished step is written first, and `resume` continues from it exactly).
+    Returns the exit status: 0 when finished, 128 + the signal's number when stopped by SIGINT, SIGTERM or SIGUSR1 (a
+    checkpoint of the last finished step is written first, and `resume` continues from it exactly).
     """
-    device, world_size = processes.device, processes.world_size
-    checkpoints = out / "checkpoints"
-    newest = latest_checkpoint(checkpoints)
-    if newest is not None and not resume:
+    directory = out / "checkpoints"
+    if not resume and latest_checkpoint(directory) is not None:
         raise UserError(f"{out}: holds a run already; pass --resume to continue it, or another --out")
-    train_loader = make_loader(config, "train", processes.shard, device)
-    val_loader = make_loader(config, "val", processes.shard, device)
-    classes = train_loader.manifest.classes
-    num_classes = config.model.num_classes or len(classes)
-    if num_classes < len(classes):
-        raise UserError(
-            f"model.num_classes = {num_classes}: the labels of {config.data.path} go to {len(classes) - 1}; "
-            f"must be at least {len(classes)}"
-        )
-
-    accumulate, options = config.train.accumulate, config.optim
-    steps_per_epoch = len(train_loader) // accumulate
-    if steps_per_epoch == 0:
-        raise UserError(f"train.accumulate = {accumulate}: an epoch has only {len(train_loader)} batches")
-    global_batch_size = config.data.batch_size_per_gpu * world_size * accumulate
-    peak = peak_learning_rate(options, global_batch_size)
-
-    dtype = amp_dtype(config.train.amp, device)
-    torch.manual_seed(config.seed)
-    model = SdPNet(config.model.options(num_classes)).to(device).to(memory_format=torch.channels_last)
-    optimizer = make_optimizer(model, options)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    # What the order of samples depends on: a checkpoint continues only where all of it is the same.
-    order = {
-        "seed": config.seed,
-        "global_batch_size": global_batch_size,
-        "num_samples": train_loader.source.plan.num_samples,
-    }
-    cursor = Cursor()
-    evaluation: dict[str, float] = {}  # of the last epoch that was scored
+    say = print if processes.is_main else lambda *_: None
+    newest = load_newest(directory, say) if resume else None
+    run = prepare(config, processes)
     if newest is not None:
-        state = load_checkpoint(newest)
-        load_weights(model, state["model"], newest)
-        for name, value in order.items():
-            was = state["order"].get(name)
-            if was != value:
-                raise UserError(f"{newest}: was trained with {name} {was}, not {value}: it cannot be continued exactly")
-        optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state["scaler"])
-        cursor = Cursor(**state["cursor"])
-        evaluation = state["evaluation"]
-    stage = DeviceStage(config.augment, num_classes, dtype, train=True)
-    val_stage = DeviceStage(config.augment, num_classes, dtype, train=False)
-    ddp = DistributedDataParallel(model) if world_size > 1 else None
-    network = ddp or model
+        path, state = newest
+        spread = require_same_order(path, state, run.order, run.world)
+        run.load(path, state)
+        run.notes += [spread] if spread else []
+        run.notes.append(f"resumed from {path} (epoch {run.cursor.epoch + 1}, step {run.cursor.step})")
+        del newest, state
+    cursor, options = run.cursor, config.train
 
-    def save() -> None:
+    with contextlib.ExitStack() as stack:
+        trackers = []
         if processes.is_main:
-            state = {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "scaler": scaler.state_dict(),
-                "cursor": asdict(cursor),
-                "order": order,
-                "evaluation": evaluation,
-            }
-            save_checkpoint(checkpoints, cursor.step, state, config.train.keep_checkpoints)
-
-    if processes.is_main:
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / "config.yaml", lambda path: path.write_text(dump_config(config), encoding="utf-8"))
-    reporter = Reporter(out / "metrics.jsonl", is_main=processes.is_main, resumed_step=cursor.step)
-    with reporter, stop_signals() as received, contextlib.closing(train_loader), contextlib.closing(val_loader):
+            write_atomically(out / "config.yaml", lambda path: path.write_text(dump_config(config), encoding="utf-8"))
+            trackers = open_trackers(config.log, out, resumed_step=cursor.step, config=run.state()["config"])
+        reporter = stack.enter_context(
+            Reporter(out / "metrics.jsonl", is_main=processes.is_main, resumed_step=cursor.step, trackers=trackers)
+        )
+        received = stack.enter_context(stop_signals())
+        for loader in (run.train_loader, run.val_loader):
+            stack.enter_context(contextlib.closing(loader))
+        steps = config.log.profile if processes.is_main else (0, 0)
+        profile = stack.enter_context(StepProfile(out / "trace.json", steps, processes.device, reporter.say))
+        checkpoints = None
+        if processes.is_main:
+            checkpoints = Checkpoints(
+                directory, options.keep_checkpoints, options.keep_best, options.async_checkpoints, reporter.say
+            )
+            stack.enter_context(contextlib.closing(checkpoints))
 
         def stopped() -> bool:
             return any_process(bool(received), processes)
 
-        if config.data.pipeline == "auto":
-            shards = train_loader.manifest.splits[config.data.train_split]
-            reporter.say(f"pipeline: auto chose {choose_pipeline(device, shards.format)}")
-        reporter.say(
-            f"{config.model.name}: {model.num_parameters:,} parameters, {str(dtype).removeprefix('torch.')} on "
-            f"{world_size} x {device.type}, global batch {global_batch_size}, {steps_per_epoch} steps an epoch, "
-            f"{config.train.epochs} epochs, peak lr {peak:.3g}"
-        )
-        if newest is not None:
-            reporter.say(f"resumed from {newest} (epoch {cursor.epoch + 1}, step {cursor.step})")
-        while cursor.epoch < config.train.epochs:
-            network.train()
-            reporter.begin_epoch(cursor.epoch, cursor.step_in_epoch, steps_per_epoch)
-            batches = train_loader.batches(cursor.epoch, cursor.step_in_epoch * accumulate)
+        def save(score: float | None = None) -> None:
+            if checkpoints is not None:
+                checkpoints.save(cursor.step, run.state(), score)
+
+        def roll_back() -> None:
+            if checkpoints is not None:
+                checkpoints.wait()
+            any_process(False, processes)  # the others wait for it
+            path = latest_checkpoint(directory)
+            assert path is not None, "one is saved before the first step"
+            run.restore(path, load_checkpoint(path))
+
+        for line in _introduction(run):
+            reporter.say(line)
+        if options.on_nonfinite == "rollback" and cursor.step == 0:
+            save()
+        gauge = GpuGauge(processes.device)
+        while cursor.epoch < options.epochs:
+            image_size = image_size_of(cursor.epoch, config.resolution, config.data.image_size)
+            run.train_loader.set_image_size(image_size)
+            run.network.train()
+            reporter.begin_epoch(cursor.epoch, cursor.step_in_epoch, run.steps_per_epoch)
+            batches = run.train_loader.batches(cursor.epoch, cursor.step_in_epoch * options.accumulate)
             clock = Clock()
             with contextlib.closing(batches):
                 stream = clock.timed(batches)
-                while cursor.step_in_epoch < steps_per_epoch:
-                    lr = learning_rate(
-                        cursor.step, options, peak=peak, steps_per_epoch=steps_per_epoch, epochs=config.train.epochs
-                    )
-                    for group in optimizer.param_groups:
-                        group["lr"] = lr
-                    # Dropout's draws follow from the cursor too, so nothing of torch's generators need be kept.
-                    torch.manual_seed(derive_seed(config.seed, cursor.step, processes.shard.rank) >> 1)
-                    optimizer.zero_grad(set_to_none=True)
-                    loss = torch.zeros((), device=device)
-                    for micro in range(accumulate):
-                        images, targets = stage(next(stream))
-                        with ddp.no_sync() if ddp and micro + 1 < accumulate else contextlib.nullcontext():
-                            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                                logits = network(images)
-                            micro_loss = soft_cross_entropy(logits, targets) / accumulate
-                            scaler.scale(micro_loss).backward()
-                        loss += micro_loss.detach()
-                    scaler.unscale_(optimizer)
-                    cursor.step += 1
-                    cursor.step_in_epoch += 1
-                    logging = cursor.step % config.train.log_interval == 0
-                    if options.clip_grad_norm > 0:
-                        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip_grad_norm)
-                    elif logging:
-                        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-                        grad_norm = torch.nn.utils.get_total_norm(gradients)
-                    scaler.step(optimizer)
-                    scaler.update()
-
+                while cursor.step_in_epoch < run.steps_per_epoch:
+                    loss, grad_norm, verdict = take_step(run, stream, profile)
+                    if verdict.message:
+                        reporter.say(verdict.message)
+                    if verdict.action == "rollback":
+                        roll_back()
                     reporter.advance()
-                    clock.images += global_batch_size
-                    if logging:
+                    clock.stepped(run.global_batch_size)
+                    if cursor.step % options.log_interval == 0:
+                        lr = max(group["lr"] for group in run.optimizer.param_groups)
                         metrics = {"train_loss": loss.item(), "lr": lr, "grad_norm": grad_norm.item()}
-                        reporter.training({"epoch": cursor.epoch, "step": cursor.step, **metrics, **clock.read()})
+                        position = {"epoch": cursor.epoch, "step": cursor.step}
+                        reporter.training({**position, **metrics, **clock.read(), **gauge.read()})
                     if stopped():
                         break
-                    if config.train.checkpoint_interval and cursor.step % config.train.checkpoint_interval == 0:
+                    if options.checkpoint_interval and cursor.step % options.checkpoint_interval == 0:
                         save()
-            reporter.masked(cursor.epoch, config.data.train_split, total(len(train_loader.masked), processes))
-            finished = cursor.step_in_epoch == steps_per_epoch and not stopped()
-            last = cursor.epoch + 1 == config.train.epochs
-            if finished and (last or (cursor.epoch + 1) % config.train.eval_interval == 0):
-                same_weights(model, processes)
-                scores = evaluate(model, val_loader, val_stage, processes, stopped)
-                reporter.masked(cursor.epoch, config.data.val_split, total(len(val_loader.masked), processes))
-                if scores is None:
-                    finished = False
-                else:
-                    evaluation = scores.as_dict()
-                    position = {"epoch": cursor.epoch, "step": cursor.step}
-                    reporter.evaluation({**position, **evaluation}, scores.num_samples)
+            split = config.data.train_split
+            reporter.masked(cursor.epoch, split, total(len(run.train_loader.masked), processes))
+            finished, score = cursor.step_in_epoch == run.steps_per_epoch and not stopped(), None
+            last = cursor.epoch + 1 == options.epochs
+            if finished and (last or (cursor.epoch + 1) % options.eval_interval == 0):
+                finished = score_run(run, reporter, stopped, out)
+                score = run.evaluation.get("ema_top1", run.evaluation.get("top1")) if finished else None
             if finished:
                 cursor.epoch, cursor.step_in_epoch = cursor.epoch + 1, 0
-            save()
+            save(score)
             if stopped() or not finished:
                 reporter.say(
                     f"stopped after step {cursor.step}; the same command with --resume continues exactly there"
                 )
                 return 128 + (received[0] if received else signal.SIGTERM)
-        if processes.is_main:
-            data, augment = config.data, config.augment
-            card = ModelCard(
-                model.options, classes, data.image_size, data.centre_fraction, augment.mean, augment.std, evaluation
-            )
-            save_model(out, model, card)
+        if checkpoints is not None:
+            checkpoints.wait()
+            save_model(out, run.model, run.card, run.ema.module.state_dict() if run.ema else None)
         reporter.say(f"done: {out / 'model.safetensors'}")
     return 0
+
+
+def take_step(run: Run, stream: Iterator[Batch], profile: StepProfile) -> tuple[torch.Tensor, torch.Tensor, Verdict]:
+    """One optimizer step, over `train.accumulate` batches; the cursor moves on, whether or not the step was taken.
+
+    Returns the loss of this process's samples, the norm of the gradients (before clipping) and the guard's verdict.
+    """
+    config, cursor, processes, accumulate = run.config, run.cursor, run.processes, run.config.train.accumulate
+    epochs, steps = config.train.epochs, run.steps_per_epoch
+    lr = learning_rate(cursor.step, config.optim, peak=run.peak_learning_rate, steps_per_epoch=steps, epochs=epochs)
+    set_learning_rate(run.optimizer, lr)
+    # Dropout's draws follow from the cursor too, so nothing of torch's generators need be kept.
+    torch.manual_seed(derive_seed(config.seed, cursor.step, processes.shard.rank) >> 1)
+    run.optimizer.zero_grad(set_to_none=True)
+    run.guard.keep()
+    loss = torch.zeros((), device=processes.device)
+    too_large = False
+    for remaining in reversed(range(accumulate)):
+        with profile.mark("data wait"):
+            batch = next(stream)
+        with profile.mark("augment"):
+            images, targets = run.stage(batch)
+            images = images.to(memory_format=run.memory_format)
+        micro_batches = parts(len(images), run.micro_batch)
+        for part in micro_batches:
+            weight = (part.stop - part.start) / len(images) / accumulate
+            wait = remaining or part is not micro_batches[-1]  # for more gradients, before DDP sums them
+            try:
+                with run.ddp.no_sync() if run.ddp and wait else contextlib.nullcontext():
+                    with (
+                        profile.mark("forward"),
+                        torch.autocast(processes.device.type, run.dtype, enabled=run.dtype != torch.float32),
+                    ):
+                        part_loss = run.loss(run.network(images[part]), targets[part]) * weight
+                    with profile.mark("backward"):
+                        run.scaler.scale(part_loss).backward()
+            except torch.OutOfMemoryError:
+                too_large = True
+            if too_large:
+                del images, targets
+                raise out_of_memory(run.model, run.one_pass, run.micro_batch, batch_size=config.data.batch_size_per_gpu)
+            loss += part_loss.detach()
+    with profile.mark("optimizer"):
+        run.scaler.unscale_(run.optimizer)
+        if config.optim.clip_grad_norm > 0:
+            grad_norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), config.optim.clip_grad_norm)
+        else:
+            gradients = [parameter.grad for parameter in run.model.parameters() if parameter.grad is not None]
+            grad_norm = torch.nn.utils.get_total_norm(gradients)
+        verdict = run.guard.check(cursor.step + 1, loss, grad_norm)
+        if verdict.action == "step":
+            run.scaler.step(run.optimizer)
+            if run.ema is not None:
+                run.ema.update(run.model)
+        run.scaler.update()
+    profile.step()
+    cursor.step += 1
+    cursor.step_in_epoch += 1
+    return loss, grad_norm, verdict
+
+
+def score_run(run: Run, reporter: Reporter, stopped: Callable[[], bool], out: Path) -> bool:
+    """Evaluates the model, and its average; False when a signal came meanwhile, and nothing is told of it then."""
+    models: list[tuple[str, nn.Module]] = [("", run.model)] + ([("ema_", run.ema.module)] if run.ema else [])
+    evaluation: dict[str, float] = {}
+    for prefix, model in models:
+        same_weights(model, run.processes)
+        result = evaluate(model, run.val_loader, run.val_stage, run.processes, stopped)
+        if result is None:
+            return False
+        scores, evaluation = result, {**evaluation, **result.as_dict(prefix)}
+    masked = total(len(run.val_loader.masked), run.processes)
+    reporter.masked(run.cursor.epoch, run.config.data.val_split, masked)
+    run.evaluation = evaluation
+    if run.processes.is_main:
+        write_per_class(out / "per_class.csv", run.train_loader.manifest.classes, scores.counts)
+    reporter.evaluation({"epoch": run.cursor.epoch, "step": run.cursor.step, **evaluation}, scores.num_samples)
+    return True
+
+
+def _introduction(run: Run) -> Iterator[str]:
+    """What the user is told before the first step."""
+    config, processes = run.config, run.processes
+    if config.data.pipeline == "auto":
+        shards = run.train_loader.manifest.splits[config.data.train_split]
+        yield f"pipeline: auto chose {choose_pipeline(processes.device, shards.format)}"
+    yield (
+        f"{config.model.name}: {run.model.num_parameters:,} parameters, {str(run.dtype).removeprefix('torch.')} on "
+        f"{processes.world_size} x {processes.device.type}, global batch {run.global_batch_size}, "
+        f"{run.steps_per_epoch} steps an epoch, {config.train.epochs} epochs, peak lr {run.peak_learning_rate:.3g}"
+    )
+    yield from run.notes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -223,12 +254,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="any config key, such as optim.lr=1e-3"
     )
     parser.add_argument("--resume", action="store_true", help="continue the newest checkpoint in --out")
+    first, count = DEFAULT_STEPS
+    traced = f"write a trace of {count} steps to OUT/trace.json (config key log.profile = [{first}, {count}])"
+    parser.add_argument("--profile", action="store_true", help=traced)
 
 
 def run(arguments: argparse.Namespace) -> int:
     settings = list(arguments.set)
     settings += [f"data.path={arguments.data}"] if arguments.data else []
     settings += [f"data.pipeline={arguments.pipeline}"] if arguments.pipeline else []
+    settings += [f"log.profile={list(DEFAULT_STEPS)}"] if arguments.profile else []
     own = arguments.out / "config.yaml"
     if not arguments.config and not (arguments.resume and own.is_file()):
         raise UserError(
@@ -237,7 +272,8 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config or str(own), settings)
     processes = join(config.train.device)
     try:
-        return train(config, arguments.out, resume=arguments.resume, processes=processes)
+        with run_directory(arguments.out) if processes.is_main else contextlib.nullcontext():
+            return train(config, arguments.out, resume=arguments.resume, processes=processes)
     finally:
         leave()
 

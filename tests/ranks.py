@@ -70,11 +70,11 @@ def main(cases: Path, rank: int, world_size: int) -> None:
             return step(run, watched(), *rest)
 
         where, at_rank, number = case["stop"] or ("step", -1, 0)
-        with mock.patch.object(sdpnet.train, "take_step", recording):
-            with interrupted(where, number if at_rank == rank else 0):
-                arguments.out.mkdir(exist_ok=True)
-                config = load_config(arguments.config, settings)
-                status = sdpnet.train.train(config, arguments.out, resume=arguments.resume, processes=processes)
+        arguments.out.mkdir(exist_ok=True)
+        config = load_config(arguments.config, settings)
+        stop = interrupted(where, number if at_rank == rank else 0)
+        with stop, mock.patch.object(sdpnet.train, "take_step", recording):
+            status = sdpnet.train.train(config, arguments.out, resume=arguments.resume, processes=processes)
         results.append({"status": status, "samples": samples})
     leave()
     cases.with_suffix(f".{rank}.json").write_text(json.dumps(results))

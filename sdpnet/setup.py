@@ -1,0 +1,215 @@
+"""Puts a run together from its config: the loaders, the model and all that trains it, on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipelines.augment import DeviceStage
+from pipelines.contract import Loader, make_loader
+from pipelines.errors import UserError
+from sdpnet.checkpoint import ModelCard, load_weights
+from sdpnet.distributed import Processes, amp_dtype
+from sdpnet.ema import ModelEma
+from sdpnet.finetune import start_from
+from sdpnet.loss import make_loss
+from sdpnet.memory_format import choose_memory_format
+from sdpnet.micro_batch import choose_micro_batch, training_pass
+from sdpnet.model import SdPNet
+from sdpnet.nonfinite import Guard
+from sdpnet.optim import make_optimizer, peak_learning_rate
+from sdpnet.options import Config
+from sdpnet.sync_norm import synchronize_batch_norm
+
+__all__ = ["Cursor", "Run", "prepare"]
+
+
+@dataclass
+class Cursor:
+    """Where training stands: the next step of which epoch, and optimizer steps taken in all."""
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    step: int = 0
+
+
+@dataclass
+class Run:
+    """One training run. What changes while it trains is in `model`, `ema`, `optimizer`, `scaler`, `guard`, `cursor` and
+    `evaluation` (the scores of the last epoch that was scored); `ddp` wraps the model in several processes.
+    `one_pass` runs forward and backward over so many blank images; `notes` are lines for the user.
+    """
+
+    config: Config
+    processes: Processes
+    train_loader: Loader
+    val_loader: Loader
+    stage: DeviceStage
+    val_stage: DeviceStage
+    model: SdPNet
+    ddp: DistributedDataParallel | None
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    one_pass: Callable[[int], None]
+    ema: ModelEma | None
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    guard: Guard
+    dtype: torch.dtype
+    memory_format: torch.memory_format
+    micro_batch: int
+    notes: list[str]
+    cursor: Cursor = field(default_factory=Cursor)
+    evaluation: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def network(self) -> nn.Module:
+        """What training calls: the model, under DDP in several processes."""
+        return self.ddp or self.model
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.train_loader) // self.config.train.accumulate
+
+    @property
+    def global_batch_size(self) -> int:
+        return self.config.data.batch_size_per_gpu * self.processes.world_size * self.config.train.accumulate
+
+    @property
+    def peak_learning_rate(self) -> float:
+        return peak_learning_rate(self.config.optim, self.global_batch_size)
+
+    @property
+    def order(self) -> dict[str, int]:
+        """What the order of samples depends on: a run continues only where all of it is the same."""
+        num_samples = self.train_loader.source.plan.num_samples
+        return {"seed": self.config.seed, "global_batch_size": self.global_batch_size, "num_samples": num_samples}
+
+    @property
+    def world(self) -> dict[str, int]:
+        """How a global batch is spread, which may change from one session to the next."""
+        return {
+            "world_size": self.processes.world_size,
+            "batch_size_per_gpu": self.config.data.batch_size_per_gpu,
+            "accumulate": self.config.train.accumulate,
+        }
+
+    @property
+    def card(self) -> ModelCard:
+        data, augment = self.config.data, self.config.augment
+        return ModelCard(
+            self.model.options,
+            self.train_loader.manifest.classes,
+            data.image_size,
+            data.centre_fraction,
+            augment.mean,
+            augment.std,
+            self.evaluation,
+        )
+
+    def state(self) -> dict[str, Any]:
+        """All that a checkpoint holds. Nothing of torch's generators: their draws follow from the cursor."""
+        return {
+            "version": 2,
+            "model": self.model.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema else None,
+            "ema_updates": self.ema.num_updates if self.ema else 0,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "guard": self.guard.state_dict(),
+            "cursor": asdict(self.cursor),
+            "order": self.order,
+            "world": self.world,
+            "evaluation": self.evaluation,
+            "card": asdict(self.card),
+            "config": asdict(self.config),
+        }
+
+    def load(self, path: Path, state: dict[str, Any]) -> None:
+        """Continues from what `state` wrote. Raises `UserError` when it is another model's."""
+        self.restore(path, state)
+        self.guard.load_state_dict(state.get("guard", {"bad_steps": []}))
+        self.cursor = Cursor(**state["cursor"])
+        self.evaluation = state["evaluation"]
+
+    def restore(self, path: Path, state: dict[str, Any]) -> None:
+        """Weights, averages, optimizer and scaler as they were, but not the place in the order of samples."""
+        averaged = state.get("ema")
+        if (averaged is None) != (self.ema is None):
+            has = "no" if averaged is None else "an"
+            raise UserError(f"{path}: has {has} average of the weights; set ema.decay as that run had it")
+        load_weights(self.model, state["model"], path)
+        if self.ema is not None and averaged is not None:
+            load_weights(self.ema.module, averaged, path)
+            self.ema.num_updates = state["ema_updates"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+
+
+def prepare(config: Config, processes: Processes) -> Run:
+    """Opens the shards, makes the model and places it. The weights' start follows from the seed, or `train.start_from`.
+
+    Raises:
+        UserError: config, data and machine do not fit together.
+    """
+    device, options = processes.device, config.train
+    train_loader = make_loader(config, "train", processes.shard, device)
+    val_loader = make_loader(config, "val", processes.shard, device)
+    num_classes = config.model.num_classes or len(train_loader.manifest.classes)
+    if num_classes < len(train_loader.manifest.classes):
+        raise UserError(
+            f"model.num_classes = {num_classes}: the labels of {config.data.path} go to "
+            f"{len(train_loader.manifest.classes) - 1}; must be at least {len(train_loader.manifest.classes)}"
+        )
+    if len(train_loader) < options.accumulate:
+        raise UserError(f"train.accumulate = {options.accumulate}: an epoch has only {len(train_loader)} batches")
+
+    dtype = amp_dtype(options.amp, device)
+    torch.manual_seed(config.seed)
+    model = SdPNet(config.model.options(num_classes))
+    notes = [start_from(model, options.start_from)] if options.start_from else []
+    model = model.to(device)
+    model.checkpointing = options.checkpoint_activations
+    ema = ModelEma(model, config.ema) if config.ema.decay else None
+    if options.sync_batch_norm and processes.world_size > 1:
+        synchronize_batch_norm(model, device)
+    batch_size, image_size = config.data.batch_size_per_gpu, config.data.image_size
+    memory_format = choose_memory_format(options.memory_format, model, batch_size, image_size, dtype, processes)
+    model = model.to(memory_format=memory_format)
+    if options.memory_format == "probe":
+        notes.append(f"memory format: {str(memory_format).removeprefix('torch.')} is faster here")
+    loss = make_loss(config.loss)
+    one_pass = training_pass(model, loss, image_size=image_size, num_classes=num_classes, dtype=dtype)
+    micro_batch = choose_micro_batch(options.micro_batch, batch_size, model, one_pass, processes)
+    if micro_batch < batch_size:
+        notes.append(f"micro batches of {micro_batch}: batch norm sees these")
+    if options.compile:
+        for block in (*model.conv_blocks, *model.transformer_blocks):
+            block.compile()
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    ddp = DistributedDataParallel(model, gradient_as_bucket_view=True) if processes.world_size > 1 else None
+    return Run(
+        config=config,
+        processes=processes,
+        train_loader=train_loader,
+        val_loader=val_loader,
+        stage=DeviceStage(config.augment, num_classes, dtype, train=True),
+        val_stage=DeviceStage(config.augment, num_classes, dtype, train=False),
+        model=model,
+        ddp=ddp,
+        loss=loss,
+        one_pass=one_pass,
+        ema=ema,
+        optimizer=make_optimizer(model, config.optim),
+        scaler=scaler,
+        guard=Guard(options, model, scaler, processes),
+        dtype=dtype,
+        memory_format=memory_format,
+        micro_batch=micro_batch,
+        notes=notes,
+    )

@@ -1,0 +1,154 @@
+"""Training in several processes: exact resume from anywhere, other world sizes, one model as if it were one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_pipelines import installed
+from test_train import metrics, same_run
+
+from sdpnet.train import main
+
+RANKS = Path(__file__).parent / "ranks.py"
+PIPELINES = [p for p in ("torchvision", "native", "dali") if installed(p)]
+GLOBAL_BATCH, STEPS = 4, 6  # 24 images
+
+# where a SIGTERM comes, in which process, at which call
+STOPS = {
+    "mid-accumulation": ["accumulation", 1, 7],  # the first of step 4's two batches
+    "an epoch's last step": ["step", 0, 6],
+    "during evaluation": ["evaluation", 1, 1],
+    "during a save": ["save", 0, 1],
+    "during warm-up": ["step", 1, 2],
+}
+
+
+def case(
+    data: Path, out: Path, world_size: int, *settings: str, pipeline: str = "torchvision", stop: Any = None
+) -> dict[str, Any]:
+    """One training for `ranks.py`: two epochs, global batches of four, in two accumulated halves."""
+    batch = GLOBAL_BATCH // 2 // world_size
+    common = [f"data.batch_size_per_gpu={batch}", "train.accumulate=2", "data.num_workers=1", "train.epochs=2"]
+    common += ["model.dropout=0.2", "optim.warmup_epochs=0.5", "train.checkpoint_interval=4", "ema.decay=0.9"]
+    common += ["augment.mix.mixup_alpha=0", "augment.mix.cutmix_alpha=0"] if batch % 2 else []
+    arguments = ["--config", "debug", "--data", str(data), "--out", str(out), "--pipeline", pipeline]
+    arguments += [part for setting in (*common, *settings) for part in ("--set", setting)]
+    return {"arguments": arguments, "stop": stop}
+
+
+def resumed(of: dict[str, Any]) -> dict[str, Any]:
+    return {"arguments": [*of["arguments"], "--resume"], "stop": None}
+
+
+def run(cases: list[dict[str, Any]], world_size: int, scratch: Path) -> list[list[dict[str, Any]]]:
+    """Of each case and process: exit status, and the samples of each step."""
+    scratch.mkdir(exist_ok=True)
+    path = scratch / f"cases{len(list(scratch.iterdir()))}.json"
+    path.write_text(json.dumps(cases))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    environment = {**os.environ, "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(RANKS.parent.parent), str(RANKS.parent)])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(RANKS), str(path), str(rank), str(world_size)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(world_size)
+    ]
+    outputs = [process.communicate(timeout=500)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * world_size, "\n".join(outputs)
+    results = [json.loads(path.with_suffix(f".{rank}.json").read_text()) for rank in range(world_size)]
+    return [list(of_ranks) for of_ranks in zip(*results, strict=True)]
+
+
+def in_order(of_ranks: list[dict[str, Any]], batch: int) -> list[list[int]]:
+    """The samples of each step in the order of the plan: rank after rank in each of its batches."""
+    steps = []
+    for of_step in zip(*(rank["samples"] for rank in of_ranks), strict=True):
+        size = batch // len(of_ranks)
+        pieces = [[samples[i : i + size] for samples in of_step] for i in range(0, len(of_step[0]), size)]
+        steps.append([sample for piece in pieces for part in piece for sample in part])
+    return steps
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_stopped_anywhere_and_resumed_it_is_the_same_run(
+    pipeline: str, world_size: int, shard_set: Path, tmp_path: Path
+) -> None:
+    whole = case(shard_set, tmp_path / "whole", world_size, pipeline=pipeline)
+    stopped = [
+        case(
+            shard_set,
+            tmp_path / name,
+            world_size,
+            pipeline=pipeline,
+            stop=[stop[0], min(stop[1], world_size - 1), stop[2]],
+        )
+        for name, stop in STOPS.items()
+    ]
+    again = [resumed(of) for of in stopped]
+    results = run([whole, *stopped, *again], world_size, tmp_path / "scratch")
+    order = in_order(results[0], GLOBAL_BATCH // 2)
+    assert [rank["status"] for rank in results[0]] == [0] * world_size
+    epoch = [sample for step in order[:STEPS] for sample in step]
+    assert len(set(epoch)) == len(epoch), "none twice in an epoch"
+    for name, first, second in zip(STOPS, results[1:6], results[6:], strict=True):
+        assert [rank["status"] for rank in first] == [128 + signal.SIGTERM] * world_size, name
+        assert [rank["status"] for rank in second] == [0] * world_size, name
+        assert in_order(first, GLOBAL_BATCH // 2) + in_order(second, GLOBAL_BATCH // 2) == order, name
+        same_run(tmp_path / "whole", tmp_path / name)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 4), (4, 1), (4, 2), (1, 4)])
+def test_other_world_sizes_keep_the_order(before: int, after: int, shard_set: Path, tmp_path: Path) -> None:
+    """Global batches of 8 in all: the same samples in the same steps, and a line that says what changed."""
+
+    def settings(world_size: int) -> list[str]:
+        return ["train.accumulate=1", f"data.batch_size_per_gpu={8 // world_size}"]
+
+    out = tmp_path / "run"
+    stopped = case(shard_set, out, before, *settings(before), stop=["step", before - 1, 2])
+    (first,) = run([stopped], before, tmp_path / "scratch")
+    (second,) = run([resumed(case(shard_set, out, after, *settings(after)))], after, tmp_path / "scratch")
+    (whole,) = run([case(shard_set, tmp_path / "whole", 1, *settings(1))], 1, tmp_path / "scratch")
+    assert {rank["status"] for rank in first} == {128 + signal.SIGTERM}
+    assert {rank["status"] for rank in second} == {0}
+    assert in_order(first, 8) + in_order(second, 8) == in_order(whole, 8)
+
+
+def test_two_processes_equal_one_with_the_same_batch(shard_set: Path, tmp_path: Path) -> None:
+    """The same losses within float32's rounding when batch norm sees the whole batch, and exact counts."""
+    settings = ["train.sync_batch_norm=true", "model.dropout=0", "data.batch_size_per_gpu={}", "train.accumulate=1"]
+
+    def alike(name: str, world_size: int) -> dict[str, Any]:
+        filled = [setting.format(GLOBAL_BATCH // world_size) for setting in settings]
+        return case(shard_set, tmp_path / name, world_size, *filled)
+
+    for name, world_size in (("one", 1), ("two", 2)):
+        run([alike(name, world_size)], world_size, tmp_path / "scratch")
+    one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
+    assert len(one) == len(two) == 14
+    for ours, theirs in zip(one, two, strict=True):
+        assert ours == pytest.approx(theirs, rel=2e-4, abs=1e-6)
+
+
+def test_another_global_batch_is_refused(shard_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = case(shard_set, tmp_path / "run", 1)["arguments"]
+    assert main([*first, "--set", "train.epochs=1", "--set", "optim.warmup_epochs=0"]) == 0
+    assert main([*first, "--resume", "--set", "data.batch_size_per_gpu=4"]) == 2
+    message = capsys.readouterr().err
+    assert "was trained with global_batch_size 4, not 8" in message and message.count("\n") == 1
