@@ -31,7 +31,8 @@ class _Config:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", required=True, type=Path, help="run directory, checkpoint or model.safetensors")
-    add("--weights", choices=["ema", "raw"], help="of a model that has both (default: ema where there is one)")
+    weights = "averaged ones where there are any, or those of the last step (default: %(default)s)"
+    add("--weights", choices=["ema", "raw"], default="ema", help=weights)
     add("--data", required=True, type=Path, help="shard set")
     add("--split", default="val", help="(default: %(default)s)")
     add("--pipeline", choices=["auto", *PIPELINES], default="auto", help="(default: %(default)s)")
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints one JSON object: top1, top5, val_loss, num_samples; in the main process only."""
+    """Prints one JSON object: top1, top5, val_loss, num_samples, weights (ema or raw); in the main process only."""
     size, fraction, out = arguments.image_size, arguments.centre_fraction, arguments.per_class
     require(arguments.batch_size >= 1, "--batch-size", arguments.batch_size, "at least 1")
     require(fraction is None or 0 < fraction <= 1, "--centre-fraction", fraction, "in (0, 1]")
@@ -52,8 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--per-class {out}: there is no directory {out.parent}; make it first")
     processes = join(arguments.device)
     try:
-        which = {} if arguments.weights is None else {"weights": arguments.weights}
-        model, card = load_model(arguments.model, **which)
+        model, card = load_model(arguments.model, arguments.weights)
         patch = card.model.patch_size
         require(size is None or (size >= patch and size % patch == 0), "--image-size", size, f"a multiple of {patch}")
         model = model.to(processes.device).to(memory_format=torch.channels_last)
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
         if processes.is_main:
             if out is not None:
                 write_per_class(out, card.classes, scores.counts)
-            print(json.dumps({**scores.as_dict(), "num_samples": scores.num_samples}))
+            print(json.dumps({**scores.as_dict(), "num_samples": scores.num_samples, "weights": card.weights}))
         return 0
     finally:
         leave()

@@ -84,6 +84,22 @@ def test_resolution_and_crop_at_test_time(
     assert ours["val_loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=2e-3)
 
 
+def test_averaged_weights_or_those_of_the_last_step(
+    model: Path, shard_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model whose average is another model's weights: it scores as that one."""
+    average, card = load_model(model)
+    torch.manual_seed(2)
+    save_model(tmp_path, SdPNet(card.model), card, ema=average.state_dict())
+    told = []
+    for directory in (model, tmp_path):
+        assert cli.main(command(directory, shard_set)) == 0
+        told.append(scores(capsys))
+    assert [one.pop("weights") for one in told] == ["raw", "ema"] and told[0] == told[1]
+    assert cli.main(command(tmp_path, shard_set, "--weights", "raw")) == 2
+    assert "holds averaged weights" in capsys.readouterr().err
+
+
 def test_half_precision_is_a_choice(model: Path, shard_set: Path, capsys: pytest.CaptureFixture[str]) -> None:
     losses = []
     for amp in ("fp32", "bf16"):
