@@ -32,7 +32,7 @@ FIELDS = 14  # slot, erase box (4), erase key (low, high), mix kind, partner, la
 COLUMN = 9  # operation, magnitude, slot, inverse affine matrix (6)
 
 _LEAST_CAPABILITY = (7, 5)  # Triton's own: below it, its compiler fails
-_BLOCK = 256  # pixels a program; compiled for 9.0 that takes 40 registers a thread (64 with noise), 1,024 took 165
+_BLOCK = 256  # pixels a program; compiled for 9.0 that takes 46 registers a thread, 69 with noise
 _COUNTED_BLOCK, _COUNTED_BLOCKS = 256, 32  # so that a program adds 256 counts for 8,192 pixels
 _STATISTICAL = (Operation.CONTRAST, Operation.AUTOCONTRAST, Operation.EQUALIZE)
 
