@@ -111,7 +111,7 @@ class DataOptions:
 class AugmentOptions:
     """Section `augment` of a config: the device stage. `mean` and `std`: of RGB in [0, 1], ImageNet's by default.
 
-    `fused` says whether one Triton kernel does the pixels: auto: on GPUs of compute capability 7.5 and more, if Triton
+    `fused` says whether Triton kernels do the pixels: auto: on GPUs of compute capability 7.5 and more, if Triton
     can be imported; verify: likewise, and the first batch is compared with the reference's; off: never.
     """
 

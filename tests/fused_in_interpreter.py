@@ -48,6 +48,8 @@ STRENGTHS: dict[Operation, list[float]] = {
 def larger_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter takes its time for each program, however large."""
     monkeypatch.setattr(fused, "_BLOCK", 512)
+    monkeypatch.setattr(fused, "_COUNTED_BLOCK", 128)
+    monkeypatch.setattr(fused, "_COUNTED_BLOCKS", 2)
 
 
 def images_of(batch: int, height: int, width: int) -> torch.Tensor:
@@ -135,25 +137,54 @@ def test_each_operation(operation: Operation, size: tuple[int, int]) -> None:
     assert torch.equal(out, apply_operations(images.permute(0, 3, 1, 2), plan.ops, plan.magnitudes).float())
 
 
+def assert_equal(
+    images: torch.Tensor, operations: np.ndarray, magnitudes: np.ndarray, mode: str, fill: tuple[float, float, float]
+) -> None:
+    options = replace(RAND, randaugment=RandAugmentOptions("increasing", interpolation=mode, fill=fill))  # type: ignore[arg-type]
+    plan = replace(plan_of(len(images), AugmentOptions()), ops=operations, magnitudes=magnitudes)
+    out = finish(images, LEVELS, torch.float32, options, plan)
+    expected = apply_operations(images.permute(0, 3, 1, 2), operations, magnitudes, interpolation=mode, fill=fill)
+    wrong = (out != expected.float()).flatten(1).any(1).numpy()
+    assert not wrong.any(), [[Operation(int(op)).name for op in row] for row in operations[wrong]]
+
+
+def test_statistics_of_unusual_images() -> None:
+    """One level, two, few, one channel flat, the lowest and highest rare; several programs count each image."""
+    images = images_of(5, 23, 25)
+    images[0] = torch.tensor([7, 0, 255], dtype=torch.uint8)
+    images[1] = torch.where(images[1] < 200, 3, 250)
+    images[2] = images[2] // 20 + 100
+    images[3, :, :, 1] = 77
+    images[4] = images[4] // 2 + 60
+    images[4, 0, 0], images[4, 22, 24] = 0, 255
+    kinds = np.repeat(np.array([Operation.CONTRAST, Operation.AUTOCONTRAST, Operation.EQUALIZE], np.uint8), 5)
+    assert_equal(images.repeat(3, 1, 1, 1), kinds[:, None], np.full((15, 1), 0.7, np.float32), "nearest", (0, 0, 0))
+
+
 @pytest.mark.parametrize(
-    ("mode", "fill"), [("nearest", (0.0, 0.0, 0.0)), ("nearest", (124.0, 0.5, 255.0)), ("bilinear", (1.0, 2.0, 3.0))]
+    ("mode", "fill", "kinds"),
+    [
+        ("nearest", (124.0, 0.5, 255.0), [5, 7, 8, 9, 13, 17]),  # rotate, colour, contrast, sharpness, equalize, blur
+        ("bilinear", (0.0, 0.0, 0.0), [3, 5, 7, 9, 12, 13]),
+    ],
 )
+def test_pairs_of_operations(mode: str, fill: tuple[float, float, float], kinds: list[int]) -> None:
+    """Each way of being computed before and after each, itself too."""
+    operations = np.array([(first, then) for first in kinds for then in kinds], np.uint8)
+    magnitudes = np.vectorize(lambda op: STRENGTHS[Operation(op)][-1])(operations).astype(np.float32)
+    assert_equal(images_of(len(operations), 9, 7), operations, magnitudes, mode, fill)
+
+
+@pytest.mark.parametrize(("mode", "fill"), [("nearest", (0.0, 0.0, 0.0)), ("bilinear", (1.0, 2.5, 3.0))])
 def test_operations_in_turn(mode: str, fill: tuple[float, float, float]) -> None:
-    """Three a sample, of all kinds: two geometric in turn, fill that is operated on, some done before the kernel."""
-    rng, count, size = np.random.default_rng(3), 28, (13, 18)
+    """Three a sample, of all kinds: two geometric in turn, fill that is operated on, some done before the kernels."""
+    rng, count = np.random.default_rng(3), 28
     operations = rng.choice(np.array(list(Operation), np.uint8), (count, 3))
     operations[:10] = rng.choice(np.arange(1, 8, dtype=np.uint8), (10, 3))
     magnitudes = np.vectorize(lambda op: rng.choice(STRENGTHS[Operation(op)]))(operations).astype(np.float32)
-    images, options = (
-        images_of(count, *size),
-        replace(RAND, randaugment=RandAugmentOptions("increasing", interpolation=mode, fill=fill)),
-    )  # type: ignore[arg-type]
-    plan = replace(plan_of(count, AugmentOptions()), ops=operations, magnitudes=magnitudes)
-    before, then = split_draws(operations, mode)
-    assert before.any() and then.any() and ((before > 0).any(1) & (then > 0).any(1)).any()
-    out = finish(images, LEVELS, torch.float32, options, plan)
-    expected = apply_operations(images.permute(0, 3, 1, 2), operations, magnitudes, interpolation=mode, fill=fill)
-    assert torch.equal(out, expected.float())
+    before, then = split_draws(operations)
+    assert ((before > 0).any(1) & (then > 0).any(1)).any()
+    assert_equal(images_of(count, 13, 18), operations, magnitudes, mode, fill)
 
 
 @pytest.mark.parametrize("policy", ["randaugment", "increasing", "three"])

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,9 @@ def run(*command: str, **environment: str) -> None:
     [
         "nothing_but or (erasing and float32)",
         pytest.param("erasing and not float32", marks=pytest.mark.slow),
-        "each_operation",
-        pytest.param("in_turn", marks=pytest.mark.slow),  # the next has it too
+        "each_operation or unusual",
+        "pairs and nearest",
+        pytest.param("(pairs and bilinear) or in_turn", marks=pytest.mark.slow),
         "all_together",
     ],
 )
@@ -60,13 +62,23 @@ import sys
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 from pipelines.augment.fused_kernel import finish_kernel
-capability, out = int(sys.argv[1]), sys.argv[2]
-pointers = dict(images="*u8", prepared="*u8", draws="*i32", scale="*fp32", out=out)
-static = dict(COLUMNS=2, ERASE=int(sys.argv[3]), MIX=int(sys.argv[3]) >= 0, BLOCK=256)
-types = pointers | dict.fromkeys(("height", "width", "fill"), "i32") | dict.fromkeys(static, "constexpr")
-source = ASTSource(finish_kernel, types, static)
-compiled = compile(source, target=GPUTarget("cuda", capability, 32), options={"enable_fp_fusion": False})
-assert compiled.asm["cubin"] and "fma.rn.f32" in compiled.asm["ptx"]
+from pipelines.augment.fused_neighbours import neighbour_kernel
+from pipelines.augment.fused_statistics import count_kernel, table_kernel
+capability, out, erase = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+types = dict(images="*u8", prepared="*u8", tables="*u8", counts="*i32", draws="*i32", scale="*fp32", out=out)
+types |= dict.fromkeys(("red", "green", "blue"), "fp32")
+for kernel, static, exact in (
+    (finish_kernel, dict(COLUMNS=2, ERASE=erase, MIX=erase >= 0, BLOCK=256), "fma"),
+    (neighbour_kernel, dict(COLUMNS=2, BLOCK=256), "fma"),
+    (count_kernel, dict(COLUMNS=2, BLOCK=256, BLOCKS=32), "fma"),
+    (table_kernel, dict(COLUMNS=2), "div"),
+):
+    signature = {name: "constexpr" if name in static else types.get(name, "i32") for name in kernel.arg_names}
+    target, options = GPUTarget("cuda", capability, 32), {"enable_fp_fusion": False}
+    compiled = compile(ASTSource(kernel, signature, static), target=target, options=options)
+    assert compiled.asm["cubin"] and exact + ".rn.f32" in compiled.asm["ptx"]
+    if erase < 0:
+        break
 """
 
 
@@ -77,7 +89,7 @@ assert compiled.asm["cubin"] and "fma.rn.f32" in compiled.asm["ptx"]
         pytest.param("75", "*fp16", "2", marks=pytest.mark.slow),
         pytest.param("80", "*bf16", "1", marks=pytest.mark.slow),
         ("90", "*bf16", "0"),
-        ("90", "*fp32", "-1"),
+        ("90", "*fp32", "-1"),  # the last kernel alone
     ],
 )
 def test_compiles_for_gpus_that_are_not_here(capability: str, out: str, erase: str, tmp_path: Path) -> None:
@@ -88,12 +100,12 @@ def test_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     runs_on = fused.runs_on.__wrapped__  # without its memory
     gpu = torch.device("cuda", 0)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(fused, "_kernel", lambda: object())
+    monkeypatch.setattr(fused, "_kernels", lambda: object())
     for capability, expected in (((7, 0), False), ((7, 5), True), ((9, 0), True), ((10, 0), True)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
         assert runs_on(gpu) == expected
     assert not runs_on(torch.device("cpu"))
-    monkeypatch.setattr(fused, "_kernel", lambda: None)
+    monkeypatch.setattr(fused, "_kernels", lambda: None)
     assert not runs_on(gpu)
 
 
@@ -101,7 +113,7 @@ def test_without_triton_there_is_no_kernel(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.delitem(sys.modules, "pipelines.augment.fused_kernel", raising=False)
     monkeypatch.delattr("pipelines.augment.fused_kernel", raising=False)
     monkeypatch.setitem(sys.modules, "triton", None)
-    assert fused._kernel.__wrapped__() is None
+    assert fused._kernels.__wrapped__() is None
 
 
 def test_the_setting_is_read_and_written() -> None:
@@ -121,37 +133,55 @@ def test_a_bad_setting_ends_in_one_line() -> None:
         AugmentOptions(fused="on")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("interpolation", "before", "then"),
-    [
-        (
-            "nearest",
-            [[0, 0, 0], [6, 8, 0], [9, 6, 17], [0, 0, 0], [12, 0, 0]],
-            [[5, 6, 1], [0, 0, 2], [0, 0, 0], [16, 15, 14], [0, 0, 0]],
-        ),
-        (
-            "bilinear",
-            [[5, 6, 1], [6, 8, 2], [9, 6, 17], [0, 0, 0], [12, 0, 0]],
-            [[0, 0, 0], [0, 0, 0], [0, 0, 0], [16, 15, 14], [0, 0, 0]],
-        ),
-    ],
-)
-def test_the_reference_does_all_up_to_what_the_kernel_cannot(
-    interpolation: str, before: list[list[int]], then: list[list[int]]
-) -> None:
-    drawn = np.array(before, np.uint8) + np.array(then, np.uint8)
-    got_before, got_then = fused.split_draws(drawn, interpolation)
-    assert got_before.tolist() == before and got_then.tolist() == then
+def test_the_reference_does_all_up_to_a_blur() -> None:
+    before = np.array([[0, 0, 0], [9, 6, 17], [17, 17, 0], [0, 0, 0], [17, 0, 0]], np.uint8)
+    then = np.array([[5, 9, 1], [0, 0, 0], [0, 0, 12], [16, 13, 14], [0, 0, 9]], np.uint8)
+    got_before, got_then = fused.split_draws(before + then)
+    assert got_before.tolist() == before.tolist() and got_then.tolist() == then.tolist()
     assert got_before.dtype == got_then.dtype == np.uint8
     every = np.array([list(Operation)], np.uint8).T
-    alone = fused.split_draws(every, "nearest")[0].any(axis=1)
-    assert {Operation(int(op)) for op in every[alone, 0]} == {
-        Operation.CONTRAST,
-        Operation.SHARPNESS,
-        Operation.AUTOCONTRAST,
-        Operation.EQUALIZE,
-        Operation.GAUSSIAN_BLUR,
-    }
+    assert every[fused.split_draws(every)[0].any(axis=1)].tolist() == [[Operation.GAUSSIAN_BLUR]]
+
+
+class Recorder:
+    """Stands for a module of kernels: `recorder.count_kernel[grid](...)` notes the name and the arguments."""
+
+    def __init__(self, launches: list[tuple[str, tuple[Any, ...]]]) -> None:
+        self.launches = launches
+
+    def __getattr__(self, kernel: str) -> dict[tuple[int, ...], Any]:
+        launches = self.launches
+
+        class Launcher(dict[tuple[int, ...], Any]):
+            def __missing__(self, grid: tuple[int, ...]) -> Any:
+                return lambda *arguments, **static: launches.append((kernel, arguments))
+
+        return Launcher()
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
+def test_passes_are_decided_without_the_device(interpolation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the meta device a value that the host asked for would be an error: there is none to wait for."""
+    launches: list[tuple[str, tuple[Any, ...]]] = []
+    monkeypatch.setattr(fused, "_kernels", lambda: (Recorder(launches),) * 3)
+    draws = np.array([[9, 8, 1], [12, 6, 0], [0, 9, 9], [17, 6, 13]], np.uint8)
+    plan = replace(batch_of(4).plan, ops=draws, magnitudes=np.ones((4, 3), np.float32))
+    randaugment = RandAugmentOptions("randaugment", interpolation=interpolation)  # type: ignore[arg-type]
+    options = replace(OPTIONS, randaugment=randaugment)
+    images, scale = torch.empty((4, 16, 16, 3), dtype=torch.uint8, device="meta"), torch.ones(6, device="meta")
+    out = fused.finish(images, scale, torch.float16, options, plan)
+    assert out.shape == (4, 3, 16, 16) and out.dtype == torch.float16 and out.device.type == "meta"
+    statistics, neighbours = ["count_kernel", "table_kernel"], ["neighbour_kernel"]
+    columns = [*statistics, *neighbours, *statistics, *neighbours, *statistics, *neighbours]
+    assert [kernel for kernel, _ in launches] == [*columns, "finish_kernel"]
+    assert (
+        len({id(value) for _, values in launches for value in values if getattr(value, "dtype", 0) == torch.int32}) == 2
+    )
+    prepared = launches[-1][1][1]
+    assert len(prepared) == (5 if interpolation == "bilinear" else 4)  # a blur, sharpness thrice, a shear
+    launches.clear()
+    fused.finish(images, scale, torch.float16, options, replace(plan, ops=draws * 0 + 6))
+    assert [kernel for kernel, _ in launches] == ["finish_kernel"]
 
 
 def batch_of(count: int) -> Batch:
