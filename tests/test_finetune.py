@@ -96,5 +96,5 @@ def test_any_other_difference_is_named_and_changes_nothing(change: dict[str, obj
 
 def test_sincos_is_not_taken_for_none(tmp_path: Path) -> None:
     trained(tmp_path, position="sincos")
-    with pytest.raises(UserError, match="trained with model.position 'sincos', not 'none'"):
+    with pytest.raises(UserError, match=r"trained with model\.position 'sincos', not 'none'"):
         start_from(tiny(2, position="none"), tmp_path)
