@@ -1,4 +1,4 @@
-"""The `sdpnet` command: train, evaluate, predict, sheet, doctor; and programs of the other packages."""
+"""The `sdpnet` command: train, evaluate, predict, export, sheet, doctor; and programs of the other packages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.console import Console
 from pipelines.augment import DeviceStage
 from pipelines.contract import PIPELINES, AugmentOptions, DataOptions, make_loader
 from pipelines.errors import UserError, run_command
-from sdpnet import __version__, doctor, sheet, train
+from sdpnet import __version__, doctor, export, sheet, train
 from sdpnet.checkpoint import load_model
 from sdpnet.distributed import amp_dtype, join, leave
 from sdpnet.evaluate import evaluate
@@ -111,6 +111,10 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     command.add_argument("--model", required=True, type=Path, help="run directory or model.safetensors")
     command.set_defaults(run=_predict)
+
+    command = commands.add_parser("export", help="write a finished model as ONNX or as an exported PyTorch program")
+    export.add_arguments(command)
+    command.set_defaults(run=export.run)
 
     command = commands.add_parser("sheet", help="draw a training batch as the model gets it")
     sheet.add_arguments(command)
