@@ -1,4 +1,4 @@
-"""The `sdpnet` command: train, evaluate, predict, report, sheet, doctor; and programs of the other packages."""
+"""The `sdpnet` command: train, evaluate, predict, report, export, sheet, doctor; programs of the other packages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final
 from rich.console import Console
 
 from pipelines.errors import run_command
-from sdpnet import __version__, doctor, evaluate_command, run_report, sheet, train
+from sdpnet import __version__, doctor, evaluate_command, export, run_report, sheet, train
 from sdpnet.checkpoint import load_model
 from sdpnet.predict import predict
 
@@ -62,6 +62,10 @@ def main(argv: list[str] | None = None) -> int:
     command = commands.add_parser("report", help="draw the curves of one or more runs, and compare them")
     run_report.add_arguments(command)
     command.set_defaults(run=run_report.run)
+
+    command = commands.add_parser("export", help="write a finished model as ONNX or as an exported PyTorch program")
+    export.add_arguments(command)
+    command.set_defaults(run=export.run)
 
     command = commands.add_parser("sheet", help="draw a training batch as the model gets it")
     sheet.add_arguments(command)

@@ -23,8 +23,8 @@ def start_from(model: SdPNet, where: str | Path) -> str:
     """Copies another run's weights into a new model; returns one line that says what became of them.
 
     `where` is what `sdpnet.checkpoint.load_model` takes. A learned position embedding is resampled where `grid_size`
-    differs. Where the number of classes differs, the head's last layer keeps the new model's own start (as timm does it;
-    the head's hidden layer is taken). Dropout and stochastic depth may differ; so may LayerScale's start, not its use.
+    differs. Where the number of classes differs, the head's last layer keeps the new model's own start; as in timm, the
+    rest is taken. Dropout and stochastic depth may differ; so may LayerScale's start, but not whether there is one.
 
     Raises `UserError`, naming the first difference, when the weights are of another model in any other respect.
     """

@@ -131,3 +131,14 @@ def test_a_name_that_is_no_config(tmp_path: Path) -> None:
 
 def test_defaults_are_a_valid_config() -> None:
     assert Config().data.image_size == 224
+
+
+def test_the_models_switches_reach_its_options() -> None:
+    """Also `none`, which is text in YAML."""
+    switches = {"position": "rope", "grid_size": 7, "layer_scale": 1e-4, "drop_path": 0.2, "final_norm": True}
+    config = load_config("sdpnet_xl", [f"model.{key}={str(value).lower()}" for key, value in switches.items()])
+    options = config.model.options(num_classes=10)
+    assert {key: getattr(options, key) for key in switches} == switches
+    assert load_config("sdpnet_xl", ["model.position=none"]).model.options(num_classes=10).position == "none"
+    with pytest.raises(UserError, match=r"model\.position = 'ropes': did you mean 'rope'"):
+        load_config("sdpnet_xl", ["model.position=ropes"])
