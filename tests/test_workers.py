@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,7 +51,7 @@ def misbehaving(monkeypatch: pytest.MonkeyPatch) -> None:
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         return popen([sys.executable, "-c", MISBEHAVIOUR, *descriptors], env=environment, **options)
 
-    monkeypatch.setattr("preprocess.workers.subprocess.Popen", start)
+    monkeypatch.setattr("preprocess.worker_process.subprocess.Popen", start)
 
 
 def children() -> set[int]:
@@ -67,7 +66,7 @@ def locations(image_folder: Path, *words: str) -> list[Location]:
 
 def run(places: list[Location], num_workers: int, **options) -> list[Encoded | Bad]:
     with closing(encode_all(places.__getitem__, 0, len(places), SETTINGS, num_workers, **options)) as results:
-        return [replace(r, data=bytes(r.data)) if isinstance(r, Encoded) else r for r in results]
+        return [r._replace(data=bytes(r.data)) if isinstance(r, Encoded) else r for r in results]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 2, 5])
@@ -75,7 +74,7 @@ def test_images_come_in_order_for_any_number_of_workers(image_folder, num_worker
     before = children()
     split = scan(image_folder).splits["train"]
     with closing(encode_all(split.locate, 3, 21, SETTINGS, num_workers)) as images:
-        results = [replace(image, data=bytes(image.data)) for image in images]
+        results = [image._replace(data=bytes(image.data)) for image in images]
     expected = [encode_image(Path(split.locate(index).path).read_bytes(), SETTINGS) for index in range(3, 21)]
     assert [result.data for result in results] == [image.data for image in expected]
     assert [(result.height, result.width) for result in results] == [(i.height, i.width) for i in expected]
@@ -164,7 +163,7 @@ def test_stopping_early_ends_all_processes(image_folder):
 
 
 def test_a_worker_that_cannot_start_is_said(image_folder, monkeypatch, capfd):
-    monkeypatch.setattr("preprocess.workers.sys.executable", "/bin/false")
+    monkeypatch.setattr("preprocess.worker_process.sys.executable", "/bin/false")
     with pytest.raises(UserError, match=r"a worker process cannot start \(status 1\)"):
         run(locations(image_folder, "good"), 2)
 
