@@ -160,8 +160,8 @@ def work(tasks_descriptor: int, news_descriptor: int, shared_descriptor: int) ->
     ):
         values, parent = _receive(tasks)
         settings = EncodeSettings(*values)
-        with suppress(OSError, AttributeError):
-            _prepare_process(ctypes.CDLL(None))
+        with suppress(OSError, AttributeError):  # Linux: a worker that hangs does not outlive a parent that is killed
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)
         if os.getppid() != parent:
             return
         warnings.simplefilter("ignore")
@@ -178,11 +178,3 @@ def work(tasks_descriptor: int, news_descriptor: int, shared_descriptor: int) ->
                 answers.add(encode_one(Location(*location), settings), freed)
             answers.tell()
             message = _receive(tasks)
-
-
-def _prepare_process(libc: ctypes.CDLL) -> None:
-    """Linux: a worker that hangs does not outlive a parent that is killed. glibc: memory that is freed stays with the
-    process; giving it back and taking it again cost up to a seventh of the time of an image that is kept."""
-    libc.prctl(1, signal.SIGKILL)
-    libc.mallopt(-1, 1 << 26)  # M_TRIM_THRESHOLD
-    libc.mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD

@@ -18,7 +18,7 @@ from preprocess import workers
 from preprocess.encode import EncodeSettings, encode_image
 from preprocess.location import Location
 from preprocess.scan import scan
-from preprocess.workers import Bad, Encoded, encode_all
+from preprocess.workers import Bad, Encoded, Workers, encode_all
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = EncodeSettings(max_side=64)
@@ -37,6 +37,7 @@ def misbehave(location, settings, encode_one=worker.encode_one):
     if "exit" in location.name: os._exit(3)
     return encode_one(location, settings)
 worker.encode_one = misbehave
+worker.SHARED_BYTES = int(os.environ.get("SHARED_BYTES", worker.SHARED_BYTES))
 worker.work(*map(int, sys.argv[1:]))
 """
 
@@ -160,6 +161,41 @@ def test_stopping_early_ends_all_processes(image_folder):
     assert len(children()) == len(before) + 2
     results.close()
     assert children() == before
+
+
+def test_workers_take_one_stretch_after_another(image_folder):
+    before = children()
+    split = scan(image_folder).splits["train"]
+    with Workers(SETTINGS, 2) as pool:
+        started = children()
+        results = [bytes(result.data) for result in pool.encode(split.locate, 0, 7)]
+        results += [bytes(result.data) for result in pool.encode(split.locate, 7, 20)]
+        assert children() == started and len(started) == len(before) + 2
+    assert children() == before
+    assert results == [encode_image(Path(split.locate(i).path).read_bytes(), SETTINGS).data for i in range(20)]
+
+
+def test_finished_images_do_not_wait_for_a_slow_one(misbehaving, image_folder):
+    before = children()
+    places = locations(image_folder, "good", "good", "good", "hang")
+    with closing(encode_all(places.__getitem__, 0, 4, SETTINGS, 1, hang_seconds=10)) as results:
+        first = next(results)
+        started = children()
+        assert [type(result) for result in (first, next(results), next(results))] == [Encoded] * 3
+        assert children() == started != before
+
+
+@pytest.mark.parametrize("size", [1, 2500, 6000])
+def test_images_that_do_not_fit_into_the_shared_memory(misbehaving, image_folder, monkeypatch, size):
+    """None does, some do, some more do; a bad one's reason is among them."""
+    monkeypatch.setenv("SHARED_BYTES", str(size))
+    monkeypatch.setattr("preprocess.worker_process.SHARED_BYTES", size)
+    places = locations(image_folder, *["good"] * 20)
+    places[7] = Location("gone", "gone.jpg")
+    results = run(places, 2)
+    expected = [encode_image(place.path, SETTINGS).data for place in places if place.name != "gone"]
+    assert results.pop(7) == Bad("cannot be read (No such file or directory)")
+    assert [result.data for result in results] == expected
 
 
 def test_a_worker_that_cannot_start_is_said(image_folder, monkeypatch, capfd):
