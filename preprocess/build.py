@@ -7,8 +7,8 @@ import os
 import shutil
 import statistics
 import time
-from collections.abc import Generator
-from contextlib import closing
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from preprocess.parts import Part, convert_part, merge
 from preprocess.ray_parts import run_on_ray
 from preprocess.scan import Scan, add_source_arguments, scan_arguments
 from preprocess.unfinished import UNFINISHED_NAME, refuse_existing
-from preprocess.workers import HANG_SECONDS, Encoded, encode_all
+from preprocess.workers import HANG_SECONDS, Encoded, Workers
 
 __all__ = ["build", "encoded_images", "make_parser", "plan_conversion"]
 
@@ -46,20 +46,14 @@ def plan_conversion(found: Scan, source: str, settings: EncodeSettings) -> Conve
     )
 
 
-def encoded_images(
-    found: Scan,
-    settings: EncodeSettings,
-    num_workers: int,
-    hang_seconds: float = HANG_SECONDS,
-    part: Part | None = None,
-) -> ImageSource:
-    """The images of a scan, or of one part of it, encoded by worker processes; see `preprocess.workers.encode_all`."""
+def encoded_images(found: Scan, workers: Workers, part: Part | None = None) -> ImageSource:
+    """The images of a scan, or of one part of it, as they are stored."""
     part = part or Part(1, 1)
 
     def images(name: str, first: int) -> Generator[Image, None, None]:
         split = found.splits[name]
         start, end = part.stretch(split.num_images)
-        with closing(encode_all(split.locate, start + first, end, settings, num_workers, hang_seconds)) as results:
+        with closing(workers.encode(split.locate, start + first, end)) as results:
             for index, result in enumerate(results, start + first):
                 yield Image(int(split.labels[index]), result, partial(_names, split, index))
 
@@ -129,24 +123,25 @@ def build(arguments: argparse.Namespace, make_writer: MakeWriter, output: dict[s
         )
         return
     else:
-        conversion, images = _prepare(arguments, None)
-        manifest = convert(conversion, images, make_writer, output, out, arguments.on_bad)
+        with _prepared(arguments, None) as (conversion, images):
+            manifest = convert(conversion, images, make_writer, output, out, arguments.on_bad)
     print(summary(manifest, out, time.monotonic() - began))
 
 
 def build_part(arguments: argparse.Namespace, part: Part) -> int:
     """Converts one part of what the flags say; returns its number of images."""
-    conversion, images = _prepare(arguments, part)
-    return convert_part(conversion, images, part, arguments.out, arguments.on_bad)
+    with _prepared(arguments, part) as (conversion, images):
+        return convert_part(conversion, images, part, arguments.out, arguments.on_bad)
 
 
-def _prepare(arguments: argparse.Namespace, part: Part | None) -> tuple[Conversion, ImageSource]:
+@contextmanager
+def _prepared(arguments: argparse.Namespace, part: Part | None) -> Iterator[tuple[Conversion, ImageSource]]:
     """What is to be converted, checked and listed, and its images."""
     out = Path(arguments.out)
     fresh = not (out / UNFINISHED_NAME).exists()
     if fresh:
         refuse_existing(out)  # before the scan, which takes minutes for millions of files
-    workers = _workers(arguments)
+    num_workers = _workers(arguments)
     if not arguments.hang_seconds > 0:
         raise UserError(f"--hang-seconds {arguments.hang_seconds:g}: must be above 0")
     settings = EncodeSettings(
@@ -158,15 +153,15 @@ def _prepare(arguments: argparse.Namespace, part: Part | None) -> tuple[Conversi
     )
     if settings.reencode != "always" and not jpeg.available():
         raise UserError(f"--reencode {settings.reencode}: the native JPEG codec is not built: {jpeg.HOW_TO_BUILD}")
-    found = scan_arguments(arguments)
-    for name, split in found.splits.items():
-        if split.num_ignored:
-            print(f"{name}: {split.num_ignored:,} other files and folders are left out")
-    if fresh:
-        require_space(found, settings, workers, out, twice=part is not None)
-    source = Path(arguments.source if arguments.source is not None else arguments.train).absolute().name
-    images = encoded_images(found, settings, workers, arguments.hang_seconds, part)
-    return plan_conversion(found, source, settings), images
+    with Workers(settings, num_workers, arguments.hang_seconds) as workers:  # which start while we look for images
+        found = scan_arguments(arguments)
+        for name, split in found.splits.items():
+            if split.num_ignored:
+                print(f"{name}: {split.num_ignored:,} other files and folders are left out")
+        if fresh:
+            require_space(found, workers, out, twice=part is not None)
+        source = Path(arguments.source if arguments.source is not None else arguments.train).absolute().name
+        yield plan_conversion(found, source, settings), encoded_images(found, workers, part)
 
 
 def _workers(arguments: argparse.Namespace) -> int:
@@ -177,14 +172,14 @@ def _workers(arguments: argparse.Namespace) -> int:
     return int(arguments.workers)
 
 
-def require_space(found: Scan, settings: EncodeSettings, num_workers: int, out: Path, *, twice: bool) -> None:
+def require_space(found: Scan, workers: Workers, out: Path, *, twice: bool) -> None:
     """Raises `UserError` when the disk has certainly too little room for the shards.
 
     Certainly: less than the estimate without three times its standard error. The estimate encodes a few images, spread
     evenly; it is left out where the disk could take the originals several times over.
 
     Args:
-        found, settings, num_workers: of the conversion.
+        found, workers: of the conversion.
         out: where it goes.
         twice: for the parts and for what is merged from them.
     """
@@ -201,7 +196,7 @@ def require_space(found: Scan, settings: EncodeSettings, num_workers: int, out: 
     originals = [_size(location) for location in sample]
     if _CERTAINLY_ENOUGH * max(statistics.fmean(originals), 1 << 10) * factor < free:
         return
-    with closing(encode_all(sample.__getitem__, 0, len(sample), settings, num_workers)) as results:
+    with closing(workers.encode(sample.__getitem__, 0, len(sample))) as results:
         sizes = [len(result.data) for result in results if isinstance(result, Encoded)]
     if len(sizes) < 2:
         return

@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -63,8 +63,7 @@ class Conversion:
         return Conversion(**{**raw, "classes": tuple(raw["classes"])})
 
 
-@dataclass(frozen=True)
-class Image:
+class Image(NamedTuple):
     """One image of the source: its label, what became of it, and, when called, its names: below the source, and what an
     error calls it."""
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from pipelines.errors import UserError
 from preprocess import jpeg
@@ -78,8 +78,7 @@ class EncodeSettings:
             raise UserError(f"exif {self.exif!r}: must be one of {', '.join(EXIF_CHOICES)}")
 
 
-@dataclass(frozen=True)
-class EncodedImage:
+class EncodedImage(NamedTuple):
     """A baseline JPEG file's bytes and its size in pixels; `kept` if it has its original's DCT coefficients."""
 
     data: bytes

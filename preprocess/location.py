@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pipelines.errors import UserError
 
 __all__ = ["Location"]
 
 
-@dataclass(frozen=True)
-class Location:
+class Location(NamedTuple):
     """Where one image's bytes lie.
 
     Attributes:

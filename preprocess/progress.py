@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 __all__ = ["Meter"]
 
@@ -24,11 +25,8 @@ class Meter:
         self._name, self._earlier, self._done, self._total = name, done, done, total
         self._began = self._shown = time.monotonic()
         self._bar: Progress | None = None
-        console = Console(stderr=True)
-        if console.is_terminal:
-            note = TextColumn("{task.fields[note]}")
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), note, TimeRemainingColumn())
-            self._bar = Progress(*columns, console=console)
+        if sys.stderr.isatty():
+            self._bar = _bar()
             self._task = self._bar.add_task(name, total=total, completed=done, note="")
         elif done:
             print(f"{name}: {done:,} of {total:,} images are done already", file=sys.stderr, flush=True)
@@ -63,6 +61,15 @@ class Meter:
             self._bar.update(self._task, completed=self._done, note=text)
         else:
             print(f"{self._name}: {text}", file=sys.stderr, flush=True)
+
+
+def _bar() -> Progress:
+    from rich.console import Console  # takes a tenth of the start of a build command
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    note = TextColumn("{task.fields[note]}")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), note, TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True))
 
 
 def _duration(seconds: float) -> str:

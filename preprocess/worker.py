@@ -1,41 +1,68 @@
 """A worker process: takes locations of images and answers with images, until the other side has gone.
 
-It imports as little as it can: starting takes as long as converting some hundred images.
+    socket          settings, then locations, and images that do not fit into the shared memory the other way
+    pipe            a byte of news: so many more images are finished; 0 when it is ready to begin
+    shared memory   how many are finished, an answer for each of the last ones, and the images
+
+An answer and the count are there as soon as an image is finished, whatever happens to the process at the next one;
+the news come for several images at once. It imports as little as it can: starting takes as long as converting some
+hundred images.
 """
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import marshal
 import mmap
 import os
-import pickle
 import signal
 import struct
+import time
 import warnings
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, BinaryIO, Final, NamedTuple
 
 from pipelines.errors import UserError
 from preprocess import jpeg
 from preprocess.encode import EncodeSettings, encode_image
 from preprocess.location import Location
 
-__all__ = ["ANSWER", "BAD", "INLINE", "SHARED", "SHARED_BYTES", "Bad", "Encoded", "encode_one", "work"]
+__all__ = [
+    "ANSWER",
+    "ANSWERS_START",
+    "BAD",
+    "COUNT",
+    "IMAGES_START",
+    "KEPT",
+    "MESSAGE",
+    "NUM_ANSWERS",
+    "SHARED_BYTES",
+    "Bad",
+    "Encoded",
+    "encode_one",
+    "work",
+]
 
-SHARED_BYTES: Final = 1 << 24  # of each worker
 _JPEG_SUFFIXES: Final = (".jpeg", ".jpg")
-_MESSAGE: Final = struct.Struct("!i")  # multiprocessing.connection's header: the message's size
+_NEWS_IMAGES: Final = 4  # finished images that a worker keeps to itself, and for how long
+_NEWS_SECONDS: Final = 0.004
 
-# A worker's answer: kind, kept, height, width, size, CRC-32, and where its shared memory is used up to, counted on
-# through all rounds; behind it the image, if it is inline, or the reason.
+MESSAGE: Final = struct.Struct("<I")  # before each message of the socket: its size, in marshal's format
+
+# The shared memory. Count: of all images that were ever finished. Answer: state, whether the image comes through the
+# socket, height, width, size, CRC-32, and where the images' memory is used up to, counted on through all rounds. A bad
+# image's reason lies in its place.
+COUNT: Final = struct.Struct("<Q")
 ANSWER: Final = struct.Struct("<B?HHIIQ")
-SHARED, INLINE, BAD = range(3)
+REENCODED, KEPT, BAD = range(3)
+ANSWERS_START: Final = 64
+NUM_ANSWERS: Final = 64  # more than a worker has images in hand
+IMAGES_START: Final = 4096
+SHARED_BYTES: Final = 1 << 24  # of each worker, for images
 
 
-@dataclass(frozen=True)
-class Encoded:
+class Encoded(NamedTuple):
     """An image as it is stored: a JPEG file's bytes, its size in pixels, whether its coefficients are the original's
     (`kept`), and the CRC-32 of the bytes."""
 
@@ -46,8 +73,7 @@ class Encoded:
     crc32: int
 
 
-@dataclass(frozen=True)
-class Bad:
+class Bad(NamedTuple):
     """An image that cannot be stored, and why: part of a sentence, without the image's name."""
 
     reason: str
@@ -64,65 +90,91 @@ def encode_one(location: Location, settings: EncodeSettings) -> Encoded | Bad:
     return Encoded(image.data, image.height, image.width, image.kept, jpeg.crc32(image.data))
 
 
-class _Connection:
-    """The other end of a `multiprocessing.connection.Connection`, whose module takes 20 ms to import."""
+class _Answers:
+    """The images that are finished, in the memory and through the descriptors that the parent process shares."""
 
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
+    def __init__(self, tasks: int, news: int, shared: int) -> None:
+        self._tasks, self._news = tasks, news
+        self._shared = memoryview(mmap.mmap(shared, IMAGES_START + SHARED_BYTES))
+        self._count = self._told = self._used = 0
+        self._time = 0.0
 
-    def receive(self) -> Any:
-        """Raises EOFError when the other side has gone."""
-        (size,) = _MESSAGE.unpack(self._read(_MESSAGE.size))
-        return pickle.loads(self._read(size))
+    def begin(self) -> None:
+        """Images come from now on."""
+        self._time = time.monotonic()
 
-    def send(self, message: bytes) -> None:
-        view = memoryview(_MESSAGE.pack(len(message)) + message)
-        while view:
-            view = view[os.write(self.descriptor, view) :]
+    def add(self, result: Encoded | Bad, freed: int) -> None:
+        """Another image is finished; the parent has given back the memory of those up to `freed`."""
+        if isinstance(result, Bad):
+            data: bytes | memoryview = result.reason.encode(errors="surrogateescape")
+            state, height, width, crc32 = BAD, 0, 0, 0
+        else:
+            data, height, width, kept, crc32 = result
+            state = KEPT if kept else REENCODED
+        size = len(data)
+        start = self._used
+        if start % SHARED_BYTES + size > SHARED_BYTES:  # to the next round's start: an image lies in one piece
+            start = -(-start // SHARED_BYTES) * SHARED_BYTES
+        fits = start + size - freed <= SHARED_BYTES
+        if fits:
+            self._used = start + size
+            place = IMAGES_START + start % SHARED_BYTES
+            self._shared[place : place + size] = data
+        place = ANSWERS_START + self._count % NUM_ANSWERS * ANSWER.size
+        ANSWER.pack_into(self._shared, place, state, not fits, height, width, size, crc32, self._used)
+        self._count += 1
+        COUNT.pack_into(self._shared, 0, self._count)
+        now = time.monotonic()
+        if self._count - self._told >= _NEWS_IMAGES or now - self._time > _NEWS_SECONDS or not fits:
+            self.tell()
+            self._time = now
+        if not fits:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(self._tasks, view) :]
 
-    def _read(self, size: int) -> bytes:
-        content = os.read(self.descriptor, size)
-        while len(content) < size:
-            more = os.read(self.descriptor, size - len(content))
-            if not more:
-                raise EOFError
-            content += more
-        return content
+    def tell(self) -> None:
+        """Tells the parent of all that are finished."""
+        if self._count > self._told:
+            self.say(self._count - self._told)
+            self._told = self._count
+
+    def say(self, number: int) -> None:
+        os.write(self._news, bytes([number]))
 
 
-def work(descriptor: int, shared_descriptor: int) -> None:
-    """Runs in a process of its own; the numbers of its socket and of the shared memory."""
+def _receive(tasks: BinaryIO) -> Any:
+    """Raises EOFError when the other side has gone."""
+    header = tasks.read(MESSAGE.size)
+    if len(header) < MESSAGE.size:
+        raise EOFError
+    return marshal.loads(tasks.read(MESSAGE.unpack(header)[0]))
+
+
+def work(tasks_descriptor: int, news_descriptor: int, shared_descriptor: int) -> None:
+    """Runs in a process of its own, with the numbers of its socket, its pipe and the shared memory."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    connection = _Connection(descriptor)
-    settings, parent = connection.receive()
-    with suppress(OSError, AttributeError):  # Linux: a worker that hangs does not outlive a parent that is killed
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    if os.getppid() != parent:
-        return
-    warnings.simplefilter("ignore")
-    shared = memoryview(mmap.mmap(shared_descriptor, SHARED_BYTES))
-    used = 0
-    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        message = connection.receive()
-        if not jpeg.available() or not all(place.name.lower().endswith(_JPEG_SUFFIXES) for place in message[1]):
+    with (
+        suppress(EOFError, BrokenPipeError, ConnectionResetError),
+        open(tasks_descriptor, "rb", 1 << 16, closefd=False) as tasks,
+    ):
+        values, parent = _receive(tasks)
+        settings = EncodeSettings(*values)
+        with suppress(OSError, AttributeError):  # Linux: a worker that hangs does not outlive a parent that is killed
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        if os.getppid() != parent:
+            return
+        warnings.simplefilter("ignore")
+        answers = _Answers(tasks_descriptor, news_descriptor, shared_descriptor)
+        message = _receive(tasks)
+        if not jpeg.available() or not all(name.lower().endswith(_JPEG_SUFFIXES) for name, *_ in message[1]):
             from preprocess import pillow  # noqa: F401 - while the time does not count yet
         gc.freeze()
-        connection.send(b"ready")
+        answers.say(0)
         while True:
             freed, locations = message
+            answers.begin()
             for location in locations:
-                result = encode_one(location, settings)
-                if isinstance(result, Bad):
-                    connection.send(ANSWER.pack(BAD, False, 0, 0, 0, 0, used) + result.reason.encode())
-                    continue
-                size = len(result.data)
-                start = used
-                if used % SHARED_BYTES + size > SHARED_BYTES:  # to the next round's start: an image lies in one piece
-                    start = -(-used // SHARED_BYTES) * SHARED_BYTES
-                fits = start + size - freed <= SHARED_BYTES
-                if fits:
-                    used = start + size
-                    shared[start % SHARED_BYTES : start % SHARED_BYTES + size] = result.data
-                facts = (result.kept, result.height, result.width, size, result.crc32, used)
-                connection.send(ANSWER.pack(SHARED, *facts) if fits else ANSWER.pack(INLINE, *facts) + result.data)
-            message = connection.receive()
+                answers.add(encode_one(Location(*location), settings), freed)
+            answers.tell()
+            message = _receive(tasks)

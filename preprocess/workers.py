@@ -3,40 +3,32 @@
     Location of each image -> [worker: read, encode, CRC-32] x num_workers -> Encoded | Bad, in the order asked for
 
 A worker is a process of its own because decoders are C code that may crash, hang or take all memory on a hostile file.
-Its images come back through memory that both processes share; what does not fit there comes through the socket that
-also carries locations and answers.
+Its images come back through memory that both processes share (`preprocess.worker`).
 """
 
 from __future__ import annotations
 
-import mmap
-import os
 import select
 import signal
-import socket
-import subprocess
-import sys
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import suppress
-from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Final
 
 from pipelines.errors import UserError
 from preprocess.encode import EncodeSettings
 from preprocess.location import Location
-from preprocess.worker import ANSWER, BAD, INLINE, SHARED_BYTES, Bad, Encoded, encode_one
+from preprocess.worker import Bad, Encoded, encode_one
+from preprocess.worker_process import Slot, WorkerProcess
 
-__all__ = ["HANG_SECONDS", "Bad", "Encoded", "encode_all", "encode_one"]
+__all__ = ["HANG_SECONDS", "Bad", "Encoded", "Workers", "encode_all", "encode_one"]
 
 HANG_SECONDS: Final = 8.0
-_ROOT: Final = Path(__file__).resolve().parent.parent
 _TASKS: Final = 8  # images that a worker has in hand
 _BUFFERED_BYTES: Final = 1 << 28  # finished images that wait for an earlier one
-_LOOK_SECONDS: Final = 0.25  # between two looks at what a silent worker does
+_LOOK_SECONDS: Final = 0.02  # between two looks at what workers have finished that do not tell of it
+_DISK_SECONDS: Final = 0.25  # between two looks at what a silent worker does
 # What a decoder's own mistakes end a process with. Other signals come from outside: the system short of memory, a user.
 _CRASHES: Final = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT)
 
@@ -49,231 +41,181 @@ def encode_all(
     num_workers: int,
     hang_seconds: float = HANG_SECONDS,
 ) -> Generator[Encoded | Bad, None, None]:
-    """Encodes the images `first` to `last - 1` and yields them in this order; their `data` holds until the next one.
+    """Encodes images with workers of its own; see `Workers`. Close the generator to stop early."""
+    with Workers(settings, min(num_workers, max(last - first, 1)), hang_seconds) as workers:
+        yield from workers.encode(locate, first, last)
 
-    At most `_TASKS` images a worker are in hand and about 256 MB wait for an earlier image, whatever the consumer does.
-    Close the generator to stop early: no process outlives it.
+
+class _Worker(WorkerProcess):
+    """What looks have seen of a process: how many images it had finished, and how long it is silent since: `silent`
+    seconds that count, and `waited` seconds of which that is not known yet."""
+
+    def __init__(self, settings: EncodeSettings) -> None:
+        super().__init__(settings)
+        self.seen = 0
+        self.silent = self.waited = 0.0
+
+
+class Workers:
+    """Processes that encode images. They start at once, and encode one stretch of images after another.
+
+        with Workers(settings, num_workers) as workers:
+            for result in workers.encode(locate, first, last):
+                ...
 
     Args:
-        locate: gives image i's place.
-        first, last: which images.
-        settings: how to store them.
+        settings: how to store images.
         num_workers: processes; 0 encodes in this one, which then dies or hangs with its decoder.
         hang_seconds: an image that takes longer, not counting time in which its process waits for a disk, is `Bad`, as
             is one that crashes its process.
-
-    Raises:
-        UserError: naming the image that a worker had in hand when it was killed from outside.
     """
-    if num_workers == 0:
-        for index in range(first, last):
-            yield encode_one(locate(index), settings)
-        return
-    pool = _Pool(locate, settings, min(num_workers, max(last - first, 1)), hang_seconds)
-    try:
-        yield from pool.run(first, last)
-    finally:
-        pool.close()
 
-
-class _Worker:
-    """A process, the images that it has in hand (the first is the one that it is at), and how long it is silent:
-    `silent` seconds that count, and `waited` seconds of which that is not known yet."""
-
-    def __init__(self, settings: EncodeSettings) -> None:
-        ours, theirs = socket.socketpair()
-        shared = _shared_memory()
-        self.shared = memoryview(mmap.mmap(shared, SHARED_BYTES))
-        descriptors = [theirs.fileno(), shared]
-        path = [*(entry or os.getcwd() for entry in sys.path), str(_ROOT)]
-        code = f"import sys; sys.path[:] = {path!r}; from preprocess.worker import work; work(*{descriptors})"
-        try:
-            self.process = subprocess.Popen(
-                [sys.executable, "-S", "-c", code],  # the path is all that site would do
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=descriptors,
-            )
-        finally:
-            theirs.close()
-            os.close(shared)
-        self.connection = Connection(ours.detach())
-        with suppress(BrokenPipeError, ConnectionResetError):  # that it has died is noticed on reading
-            self.connection.send((settings, os.getpid()))
-        self.tasks: deque[int] = deque()
-        self.ready = False
-        self.silent = self.waited = 0.0
-        self.slots: deque[_Slot] = deque()  # of the images in the shared memory, in its order
-        self.freed = 0
-
-    def give(self, tasks: list[tuple[int, Location]]) -> None:
-        with suppress(BrokenPipeError, ConnectionResetError):
-            self.connection.send((self.freed, [location for _, location in tasks]))
-        self.tasks.extend(index for index, _ in tasks)
-
-    def receive(self) -> tuple[Encoded | Bad, _Slot]:
-        """Its next answer. Raises EOFError or OSError when it has died."""
-        message = self.connection.recv_bytes()
-        kind, kept, height, width, size, crc32, end = ANSWER.unpack_from(message)
-        slot = _Slot(self, end)
-        self.slots.append(slot)
-        if kind == BAD:
-            return Bad(message[ANSWER.size :].decode()), slot
-        if kind == INLINE:
-            return Encoded(message[ANSWER.size :], height, width, kept, crc32), slot
-        start = (end - size) % SHARED_BYTES
-        return Encoded(self.shared[start : start + size], height, width, kept, crc32), slot
-
-    def waits_for_disk(self) -> bool:
-        try:
-            with open(f"/proc/{self.process.pid}/stat", "rb") as file:
-                return file.read().rpartition(b")")[2].split()[0] == b"D"
-        except (OSError, IndexError):
-            return False
-
-    def end(self) -> int:
-        """Its exit status; it is killed if it still runs."""
-        self.connection.close()
-        self.process.kill()
-        return self.process.wait()
-
-
-def _shared_memory() -> int:
-    """A descriptor of `SHARED_BYTES` that lie in memory where the system can, and in no directory."""
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("images")
-    else:
-        with tempfile.TemporaryFile() as file:
-            descriptor = os.dup(file.fileno())
-    os.ftruncate(descriptor, SHARED_BYTES)
-    return descriptor
-
-
-class _Slot:
-    """Shared memory up to `end`, counted from the start of all that was ever written there, until it is given back."""
-
-    def __init__(self, worker: _Worker, end: int) -> None:
-        self.worker, self.end, self.free = worker, end, False
-
-    def give_back(self) -> None:
-        self.free = True
-        slots = self.worker.slots
-        while slots and slots[0].free:
-            self.worker.freed = slots.popleft().end
-
-
-class _Pool:
-    def __init__(
-        self, locate: Callable[[int], Location], settings: EncodeSettings, num_workers: int, hang_seconds: float
-    ) -> None:
-        self.locate = locate
-        self.settings = settings
-        self.hang_seconds = hang_seconds
-        self.workers: dict[int, _Worker] = {}
-        self.poll = select.poll()
-        self.done: dict[int, tuple[Encoded | Bad, _Slot | None]] = {}
-        self.buffered = 0
-        self.num_workers = num_workers
-        self.unassigned: deque[int] = deque()  # what a worker that died had not begun
-        self.next_task = 0
-
-    def run(self, first: int, last: int) -> Generator[Encoded | Bad, None, None]:
-        self.next_task = first
-        while len(self.workers) < self.num_workers:
+    def __init__(self, settings: EncodeSettings, num_workers: int, hang_seconds: float = HANG_SECONDS) -> None:
+        self._settings, self._num_workers, self._hang_seconds = settings, num_workers, hang_seconds
+        self._workers: dict[int, _Worker] = {}
+        self._poll = select.poll()
+        self._waited = 0.0  # since the last look
+        self._done: dict[int, tuple[Encoded | Bad, Slot | None]] = {}
+        self._buffered = 0
+        self._failure: UserError | None = None  # to be raised behind what was finished before
+        self._unassigned: deque[int] = deque()  # what a worker that died had not begun
+        self._next_task = 0
+        for _ in range(num_workers):
             self._start()
-        for index in range(first, last):
-            while index not in self.done:
-                self._assign(index, last)
-                self._receive()
-            result, slot = self.done.pop(index)
-            self.buffered -= len(result.data) if isinstance(result, Encoded) else 0
-            yield result
-            if slot is not None:
-                slot.give_back()
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
-        for worker in self.workers.values():
-            worker.end()
-        self.workers.clear()
+        """Ends all processes."""
+        for worker in self._workers.values():
+            worker.close()
+        self._workers.clear()
+
+    def encode(self, locate: Callable[[int], Location], first: int, last: int) -> Generator[Encoded | Bad, None, None]:
+        """Encodes the images `first` to `last - 1` and yields them in order; their `data` holds until the next one.
+
+        At most `_TASKS` images a worker are in hand and about 256 MB wait for an earlier image, whatever the consumer
+        does. Closing the generator early ends the processes for good.
+
+        Args:
+            locate: gives image i's place.
+            first, last: which images.
+
+        Raises:
+            UserError: naming the image that a worker had in hand when it was killed from outside.
+        """
+        if self._num_workers == 0:
+            for index in range(first, last):
+                yield encode_one(locate(index), self._settings)
+            return
+        assert self._workers, "closed"
+        self._locate, self._next_task = locate, first
+        try:
+            for index in range(first, last):
+                while index not in self._done:
+                    if self._failure is not None:
+                        raise self._failure
+                    self._assign(index, last)
+                    self._receive()
+                result, slot = self._done.pop(index)
+                if slot is None:
+                    yield result
+                    continue
+                self._buffered -= slot.size
+                yield result
+                slot.give_back()
+        except BaseException:
+            self.close()
+            raise
 
     def _start(self) -> None:
-        worker = _Worker(self.settings)
-        self.workers[worker.connection.fileno()] = worker
-        self.poll.register(worker.connection.fileno(), select.POLLIN)
+        worker = _Worker(self._settings)
+        self._workers[worker.fileno()] = worker
+        self._poll.register(worker.fileno(), select.POLLIN)
 
     def _assign(self, wanted: int, last: int) -> None:
         """Fills the workers' hands. What is wanted next is always among it; the rest only while the buffer has room."""
-        ahead = wanted + 4 * _TASKS * len(self.workers)
-        for worker in sorted(self.workers.values(), key=lambda worker: len(worker.tasks)):
+        ahead = wanted + 4 * _TASKS * len(self._workers)
+        free = [worker for worker in self._workers.values() if len(worker.tasks) <= _TASKS // 2]
+        for worker in sorted(free, key=lambda worker: len(worker.tasks)):
             tasks: list[tuple[int, Location]] = []
-            while len(worker.tasks) <= _TASKS // 2 and len(worker.tasks) + len(tasks) < _TASKS:
-                index = self.unassigned[0] if self.unassigned else self.next_task
-                full = self.buffered > _BUFFERED_BYTES or index >= ahead
+            while len(worker.tasks) + len(tasks) < _TASKS:
+                index = self._unassigned[0] if self._unassigned else self._next_task
+                full = self._buffered > _BUFFERED_BYTES or index >= ahead
                 if index >= last or (full and index != wanted):
                     break
-                if self.unassigned:
-                    self.unassigned.popleft()
+                if self._unassigned:
+                    self._unassigned.popleft()
                 else:
-                    self.next_task += 1
-                tasks.append((index, self.locate(index)))
+                    self._next_task += 1
+                tasks.append((index, self._locate(index)))
             if tasks:
                 worker.give(tasks)
 
     def _receive(self) -> None:
-        """Takes what the workers have to say; those that are silent for too long, or have died, are replaced."""
+        """Takes what the workers have finished; those that are silent for too long, or have died, are replaced."""
         began = time.monotonic()
-        events = self.poll.poll(500)
+        events = self._poll.poll(1000 * _LOOK_SECONDS)
         # Only the time that we waited counts, and no leap of it: this process, or the machine, may have been stopped.
-        waited = min(time.monotonic() - began, 1.0)
-        speaking = set()
+        self._waited += min(time.monotonic() - began, 5 * _LOOK_SECONDS)
         for descriptor, _ in events:
-            speaking.add(descriptor)
-            worker = self.workers[descriptor]
-            worker.silent = worker.waited = 0.0
+            worker = self._workers[descriptor]
             try:
-                if not worker.ready:
-                    worker.connection.recv_bytes()
-                    worker.ready = True
-                    continue
-                result, slot = worker.receive()
+                worker.hear()
+                self._take(worker, worker.told)
             except (EOFError, OSError):
                 self._replace(worker, None)
-                continue
-            self.done[worker.tasks.popleft()] = result, slot
-            self.buffered += len(result.data) if isinstance(result, Encoded) else 0
-        if len(speaking) == len(self.workers):
+        if self._waited >= _LOOK_SECONDS:
+            waited, self._waited = self._waited, 0.0
+            for worker in list(self._workers.values()):
+                self._look(worker, waited)
+
+    def _take(self, worker: _Worker, count: int) -> None:
+        for index, result, slot in worker.take(count):
+            self._done[index] = result, slot
+            self._buffered += slot.size
+
+    def _look(self, worker: _Worker, waited: float) -> None:
+        """Takes what a worker had finished at the last look, if it is at a slow image since, and watches that one."""
+        with suppress(EOFError, OSError):  # that it has died is noticed on reading its news
+            self._take(worker, worker.seen)
+        finished = worker.finished()
+        if finished != worker.seen or not worker.ready or not worker.tasks:
+            worker.seen, worker.silent, worker.waited = finished, 0.0, 0.0
             return
-        for descriptor, worker in list(self.workers.items()):
-            if descriptor in speaking or not worker.ready or not worker.tasks:
-                continue
-            worker.waited += waited
-            if worker.waited < _LOOK_SECONDS:
-                continue
-            worker.silent += 0.0 if worker.waits_for_disk() else worker.waited
-            worker.waited = 0.0
-            if worker.silent > self.hang_seconds:
-                self._replace(worker, f"the decoder hangs (more than {self.hang_seconds:g} s); replace or remove it")
+        worker.waited += waited
+        if worker.waited < _DISK_SECONDS:
+            return
+        worker.silent += 0.0 if worker.waits_for_disk() else worker.waited
+        worker.waited = 0.0
+        if worker.silent > self._hang_seconds:
+            self._replace(worker, f"the decoder hangs (more than {self._hang_seconds:g} s); replace or remove it")
 
     def _replace(self, worker: _Worker, reason: str | None) -> None:
-        descriptor = worker.connection.fileno()
-        self.poll.unregister(descriptor)
-        del self.workers[descriptor]
-        if reason is None:  # it has closed the connection, and has ended or is about to
-            with suppress(subprocess.TimeoutExpired):
-                worker.process.wait(5)
-        status = worker.end()
+        self._poll.unregister(worker.fileno())
+        del self._workers[worker.fileno()]
+        if reason is None:
+            status = worker.end(patience=5)  # it has closed its end of the pipe, and has ended or is about to
+            with suppress(EOFError, OSError):  # an image that did not come through whole is the one that it was at
+                self._take(worker, worker.finished())
+        worker.close()
         if reason is None:
             name = signal.Signals(-status).name if status < 0 else f"status {status}"
             if not worker.ready:
                 raise UserError(f"a worker process cannot start ({name}); what it printed stands above")
-            at = f"{self.locate(worker.tasks[0]).name}: " if worker.tasks else ""
+            at = f"{self._locate(worker.tasks[0]).name}: " if worker.tasks else ""
             if status >= 0 or -status not in _CRASHES or not worker.tasks:
-                raise UserError(
+                self._failure = UserError(
                     f"{at}its worker process was ended by {name}{' (out of memory?)' if status == -9 else ''}; "
                     "the same command goes on from here"
                 )
+                return
             reason = f"the decoder crashes ({name}); replace or remove it"
-        self.done[worker.tasks.popleft()] = Bad(reason), None
-        self.unassigned.extend(worker.tasks)
-        self.unassigned = deque(sorted(self.unassigned))
+        self._done[worker.tasks.popleft()] = Bad(reason), None
+        self._unassigned.extend(worker.tasks)
+        self._unassigned = deque(sorted(self._unassigned))
         self._start()

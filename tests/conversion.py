@@ -16,6 +16,7 @@ from preprocess.convert import MakeWriter, OnBad, convert
 from preprocess.encode import EncodedImage, EncodeSettings
 from preprocess.journal import REENCODED, Records
 from preprocess.scan import Scan, scan
+from preprocess.workers import Workers
 
 
 def convert_folder(
@@ -30,8 +31,9 @@ def convert_folder(
     found = scan(source) if isinstance(source, Path) else source
     settings = settings or EncodeSettings()
     conversion = plan_conversion(found, source.name if isinstance(source, Path) else "source", settings)
-    images = encoded_images(found, settings, num_workers)
-    return convert(conversion, images, make_writer, {"writer": str(make_writer)}, out, on_bad)
+    with Workers(settings, num_workers) as workers:
+        images = encoded_images(found, workers)
+        return convert(conversion, images, make_writer, {"writer": str(make_writer)}, out, on_bad)
 
 
 def write_manifest(directory: Path, raw: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from preprocess import build_dali, build_ffcv
+from preprocess.workers import Workers
 
 Usage = namedtuple("Usage", ["total", "used", "free"])
 COMMANDS = [pytest.param(build_ffcv.main, id="ffcv"), pytest.param(build_dali.main, id="dali")]
@@ -41,11 +42,11 @@ def test_a_disk_that_just_holds_it_is_enough(image_folder, tmp_path, monkeypatch
 
 def test_a_large_disk_needs_no_estimate(image_folder, tmp_path, monkeypatch):
     set_free(monkeypatch, 1 << 50)
-    encode_all = build_ffcv.build.__globals__["encode_all"]
+    encode = Workers.encode
     calls = []
-    monkeypatch.setattr("preprocess.build.encode_all", lambda *a: calls.append(a) or encode_all(*a))
+    monkeypatch.setattr(Workers, "encode", lambda *a: calls.append(a) or encode(*a))
     assert build_ffcv.main(["--source", str(image_folder), "--out", str(tmp_path), "--workers", "1"]) == 0
-    assert [call[1:3] for call in calls] == [(0, 24), (0, 10)]
+    assert [call[2:] for call in calls] == [(0, 24), (0, 10)]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from preprocess.encode import EncodeSettings, encode_image
 from preprocess.scan import Scan, scan
 from preprocess.tar_shards import TarWriter
 from preprocess.verify import verify
+from preprocess.workers import Workers
 
 ROOT = Path(__file__).resolve().parent.parent
 WRITERS = [pytest.param(BetonWriter, id="beton"), pytest.param(partial(TarWriter, shard_bytes=60_000), id="tar")]
@@ -44,7 +45,7 @@ def convert_until(found: Scan, out: Path, make_writer, at: int, error: BaseExcep
     calls = [0]
 
     def images(split: str, first: int) -> Generator[Image, None, None]:
-        for image in encoded_images(found, EncodeSettings(), 0)(split, first):
+        for image in encoded_images(found, Workers(EncodeSettings(), 0))(split, first):
             if calls[0] == at:
                 raise error
             calls[0] += 1
@@ -188,7 +189,7 @@ def test_the_quarantine_is_complete_after_an_interruption(image_folder, tmp_path
     found = scan(tmp_path / "in")
     convert_folder(found, tmp_path / "whole", on_bad="skip")
     conversion = plan_conversion(found, "source", EncodeSettings())
-    source = encoded_images(found, EncodeSettings(), 0)
+    source = encoded_images(found, Workers(EncodeSettings(), 0))
     calls = [0]
 
     def images(split: str, first: int) -> Generator[Image, None, None]:

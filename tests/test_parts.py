@@ -17,6 +17,7 @@ from preprocess.encode import EncodeSettings
 from preprocess.parts import Part, convert_part, merge
 from preprocess.scan import scan
 from preprocess.tar_shards import TarWriter
+from preprocess.workers import Workers
 
 TARS = partial(TarWriter, shard_bytes=60_000)
 WRITERS = [pytest.param(BetonWriter, id="beton"), pytest.param(TARS, id="tar")]
@@ -32,7 +33,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def run_part(source: Path, out: Path, number: int, count: int, settings: EncodeSettings | None = None) -> int:
     found, part, settings = scan(source), Part(number, count), settings or EncodeSettings()
-    images = encoded_images(found, settings, 0, part=part)
+    images = encoded_images(found, Workers(settings, 0), part)
     return convert_part(plan_conversion(found, source.name, settings), images, part, out, "skip")
 
 
@@ -78,7 +79,7 @@ def test_an_interrupted_part_goes_on(image_folder, tmp_path, monkeypatch):
     conversion = plan_conversion(found, image_folder.name, EncodeSettings())
 
     def images(split: str, first: int):
-        for index, image in enumerate(encoded_images(found, EncodeSettings(), 0, part=part)(split, first)):
+        for index, image in enumerate(encoded_images(found, Workers(EncodeSettings(), 0), part)(split, first)):
             if index == 4:
                 raise Stop
             yield image
@@ -98,7 +99,7 @@ def test_a_part_that_lost_images_does_not_go_on(image_folder, tmp_path):
     conversion = plan_conversion(found, image_folder.name, EncodeSettings())
 
     def images(split: str, first: int):
-        for index, image in enumerate(encoded_images(found, EncodeSettings(), 0, part=part)(split, first)):
+        for index, image in enumerate(encoded_images(found, Workers(EncodeSettings(), 0), part)(split, first)):
             if index == 4:
                 raise Stop
             yield image

@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from preprocess import workers
 from preprocess.encode import EncodeSettings, encode_image
 from preprocess.location import Location
 from preprocess.scan import scan
-from preprocess.workers import Bad, Encoded, encode_all
+from preprocess.workers import Bad, Encoded, Workers, encode_all
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = EncodeSettings(max_side=64)
@@ -38,6 +37,7 @@ def misbehave(location, settings, encode_one=worker.encode_one):
     if "exit" in location.name: os._exit(3)
     return encode_one(location, settings)
 worker.encode_one = misbehave
+worker.SHARED_BYTES = int(os.environ.get("SHARED_BYTES", worker.SHARED_BYTES))
 worker.work(*map(int, sys.argv[1:]))
 """
 
@@ -52,7 +52,7 @@ def misbehaving(monkeypatch: pytest.MonkeyPatch) -> None:
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         return popen([sys.executable, "-c", MISBEHAVIOUR, *descriptors], env=environment, **options)
 
-    monkeypatch.setattr("preprocess.workers.subprocess.Popen", start)
+    monkeypatch.setattr("preprocess.worker_process.subprocess.Popen", start)
 
 
 def children() -> set[int]:
@@ -67,7 +67,7 @@ def locations(image_folder: Path, *words: str) -> list[Location]:
 
 def run(places: list[Location], num_workers: int, **options) -> list[Encoded | Bad]:
     with closing(encode_all(places.__getitem__, 0, len(places), SETTINGS, num_workers, **options)) as results:
-        return [replace(r, data=bytes(r.data)) if isinstance(r, Encoded) else r for r in results]
+        return [r._replace(data=bytes(r.data)) if isinstance(r, Encoded) else r for r in results]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 2, 5])
@@ -75,7 +75,7 @@ def test_images_come_in_order_for_any_number_of_workers(image_folder, num_worker
     before = children()
     split = scan(image_folder).splits["train"]
     with closing(encode_all(split.locate, 3, 21, SETTINGS, num_workers)) as images:
-        results = [replace(image, data=bytes(image.data)) for image in images]
+        results = [image._replace(data=bytes(image.data)) for image in images]
     expected = [encode_image(Path(split.locate(index).path).read_bytes(), SETTINGS) for index in range(3, 21)]
     assert [result.data for result in results] == [image.data for image in expected]
     assert [(result.height, result.width) for result in results] == [(i.height, i.width) for i in expected]
@@ -163,8 +163,43 @@ def test_stopping_early_ends_all_processes(image_folder):
     assert children() == before
 
 
+def test_workers_take_one_stretch_after_another(image_folder):
+    before = children()
+    split = scan(image_folder).splits["train"]
+    with Workers(SETTINGS, 2) as pool:
+        started = children()
+        results = [bytes(result.data) for result in pool.encode(split.locate, 0, 7)]
+        results += [bytes(result.data) for result in pool.encode(split.locate, 7, 20)]
+        assert children() == started and len(started) == len(before) + 2
+    assert children() == before
+    assert results == [encode_image(Path(split.locate(i).path).read_bytes(), SETTINGS).data for i in range(20)]
+
+
+def test_finished_images_do_not_wait_for_a_slow_one(misbehaving, image_folder):
+    before = children()
+    places = locations(image_folder, "good", "good", "good", "hang")
+    with closing(encode_all(places.__getitem__, 0, 4, SETTINGS, 1, hang_seconds=10)) as results:
+        first = next(results)
+        started = children()
+        assert [type(result) for result in (first, next(results), next(results))] == [Encoded] * 3
+        assert children() == started != before
+
+
+@pytest.mark.parametrize("size", [1, 2500, 6000])
+def test_images_that_do_not_fit_into_the_shared_memory(misbehaving, image_folder, monkeypatch, size):
+    """None does, some do, some more do; a bad one's reason is among them."""
+    monkeypatch.setenv("SHARED_BYTES", str(size))
+    monkeypatch.setattr("preprocess.worker_process.SHARED_BYTES", size)
+    places = locations(image_folder, *["good"] * 20)
+    places[7] = Location("gone", "gone.jpg")
+    results = run(places, 2)
+    expected = [encode_image(place.path, SETTINGS).data for place in places if place.name != "gone"]
+    assert results.pop(7) == Bad("cannot be read (No such file or directory)")
+    assert [result.data for result in results] == expected
+
+
 def test_a_worker_that_cannot_start_is_said(image_folder, monkeypatch, capfd):
-    monkeypatch.setattr("preprocess.workers.sys.executable", "/bin/false")
+    monkeypatch.setattr("preprocess.worker_process.sys.executable", "/bin/false")
     with pytest.raises(UserError, match=r"a worker process cannot start \(status 1\)"):
         run(locations(image_folder, "good"), 2)
 
