@@ -62,8 +62,8 @@ def autocontrast(images: torch.Tensor, magnitudes: torch.Tensor) -> torch.Tensor
 def _histograms(flat: torch.Tensor) -> torch.Tensor:
     """uint8 (B, C, N) -> int32 (B, C, 256)."""
     if flat.device.type == "cpu":  # one by one, which takes a fifth of scatter_add_'s time there
-        counts = [torch.bincount(channel, minlength=256) for channel in flat.flatten(0, 1)]
-        return torch.stack(counts).int().view(*flat.shape[:2], 256)
+        channels = [torch.bincount(channel, minlength=256) for channel in flat.flatten(0, 1)]
+        return torch.stack(channels).int().view(*flat.shape[:2], 256)
     index = flat.long()
     counts = torch.zeros(*flat.shape[:2], 256, dtype=torch.int32, device=flat.device)
     return counts.scatter_add_(2, index, counts.new_ones(1).expand(index.shape))
