@@ -18,6 +18,12 @@ __all__ = ["BOX_DRAWS", "Permutation", "beta_quantile", "derive_seed", "first_fi
 
 _GAMMA: Final = 0x9E3779B97F4A7C15
 _MASK: Final = (1 << 64) - 1
+_ONE, _STEP = np.uint64(1), np.uint64(_GAMMA)
+_SHIFTS, _FIRST, _SECOND = (
+    np.array([30, 27, 31], np.uint64),
+    np.uint64(0xBF58476D1CE4E5B9),
+    np.uint64(0x94D049BB133111EB),
+)
 _DRAWS_PER_SAMPLE: Final = 64
 _TRIES: Final = 10  # of a random box, as in torchvision
 BOX_DRAWS: Final = 4 * _TRIES  # uniforms that `first_fitting_boxes` may use
@@ -38,20 +44,30 @@ def _mix(x: int) -> int:
 
 
 def _mix_array(x: np.ndarray) -> np.ndarray:
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    """`_mix` in place, of uint64."""
+    x ^= x >> _SHIFTS[0]
+    x *= _FIRST
+    x ^= x >> _SHIFTS[1]
+    x *= _SECOND
+    x ^= x >> _SHIFTS[2]
+    return x
 
 
 def _hashes(key: int, counters: np.ndarray) -> np.ndarray:
-    return _mix_array(np.uint64(key) + (counters.astype(np.uint64) + np.uint64(1)) * np.uint64(_GAMMA))
+    x = counters.astype(np.uint64)
+    x += _ONE
+    x *= _STEP
+    x += np.uint64(key)
+    return _mix_array(x)
 
 
 def uniforms(key: int, sample_ids: np.ndarray, count: int, first: int = 0) -> np.ndarray:
     """float64 (len(sample_ids), count) in [0, 1): draws `first`, `first + 1`, ... of each sample under this key."""
     assert first + count <= _DRAWS_PER_SAMPLE
     counters = sample_ids.astype(np.int64)[:, None] * _DRAWS_PER_SAMPLE + np.arange(first, first + count)
-    return (_hashes(key, counters) >> np.uint64(11)) * 2.0**-53
+    x = _hashes(key, counters)
+    x >>= np.uint64(11)
+    return x * 2.0**-53
 
 
 def sample_keys(key: int, sample_ids: np.ndarray) -> np.ndarray:
@@ -148,12 +164,15 @@ def first_fitting_boxes(
         box_h = np.rint(np.sqrt(area / aspect)).astype(np.int64)
         box_w = np.rint(np.sqrt(area * aspect)).astype(np.int64)
         fits = (box_h > 0) & (box_w > 0) & (box_h <= height - proper) & (box_w <= width - proper)
-        some = np.flatnonzero(fits.any(axis=1))
+        fitting = fits.any(axis=1)
+        some = np.flatnonzero(fitting)
         first = fits[some].argmax(axis=1)
         box_h, box_w, u = box_h[some, first], box_w[some, first], u[some, first]
         found = pending[some]
         boxes[found, 0] = u[:, 2] * (sizes[found, 0] - box_h + 1)
         boxes[found, 1] = u[:, 3] * (sizes[found, 1] - box_w + 1)
         boxes[found, 2], boxes[found, 3] = box_h, box_w
-        pending = np.delete(pending, some)
+        pending = pending[~fitting]
+        if not len(pending):
+            break
     return boxes, boxes[:, 2] > 0

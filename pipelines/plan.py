@@ -264,27 +264,23 @@ class Plan:
             self.randaugment, derive_seed(self.seed, epoch, _OPERATIONS), ids, self.image_size
         )
         empty = np.zeros((size, 4), np.int32)
-        plan = BatchPlan(
-            sample_ids=ids,
-            valid=valid,
-            crop_boxes=boxes,
-            flips=flips,
-            ops=ops,
-            magnitudes=magnitudes,
-            erase_boxes=empty,
-            erase_keys=np.zeros(size, np.int64),
-            mix_kinds=np.zeros(size, np.uint8),
-            mix_partners=np.arange(size),
-            mix_lambdas=np.ones(size, np.float32),
-            mix_boxes=empty,
-        )
+        draws: dict[str, np.ndarray] = {
+            "erase_boxes": empty,
+            "erase_keys": np.zeros(size, np.int64),
+            "mix_kinds": np.zeros(size, np.uint8),
+            "mix_partners": np.arange(size),
+            "mix_lambdas": np.ones(size, np.float32),
+            "mix_boxes": empty,
+        }
         if self.erase.probability > 0:
-            plan = replace(plan, erase_boxes=self._erase_boxes(epoch, ids))
+            draws["erase_boxes"] = self._erase_boxes(epoch, ids)
             if self.erase.mode != "constant":
-                plan = replace(plan, erase_keys=sample_keys(derive_seed(self.seed, epoch, _NOISE), ids))
+                draws["erase_keys"] = sample_keys(derive_seed(self.seed, epoch, _NOISE), ids)
         if self.mix.enabled:
-            plan = replace(plan, **self._mixes(epoch, ids))
-        return plan
+            draws |= self._mixes(epoch, ids)
+        return BatchPlan(
+            sample_ids=ids, valid=valid, crop_boxes=boxes, flips=flips, ops=ops, magnitudes=magnitudes, **draws
+        )
 
     def crops(self, epoch: int, sample_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(crop boxes int32 (B, 4), flips bool (B,)) of any samples."""

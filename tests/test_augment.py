@@ -47,7 +47,7 @@ def batch_of(images: torch.Tensor, options: AugmentOptions | None = None, seed: 
 def test_erase_equals_torchvisions_sample_by_sample() -> None:
     images = torch.randn(5, 3, 20, 30)
     boxes = torch.tensor([[0, 0, 0, 0], [3, 4, 5, 6], [0, 0, 19, 29], [19, 29, 1, 1], [5, 5, 0, 9]])
-    out = erase(images, boxes)
+    out = erase(images.clone(), boxes)
     for image, result, (top, left, height, width) in zip(images, out, boxes.tolist(), strict=True):
         assert torch.equal(result, TF.erase(image, top, left, height, width, torch.zeros(())))
     assert box_mask(boxes, 20, 30).sum().item() == sum(h * w for _, _, h, w in boxes.tolist())
@@ -60,7 +60,7 @@ def test_mix_equals_the_definitions_and_timms_targets() -> None:
     boxes = torch.tensor([[0, 0, 0, 0], [0, 0, 0, 0], [2, 3, 8, 4], [0, 0, 16, 16], [0, 0, 0, 0], [0, 0, 0, 0]])
     lambdas = torch.tensor([1.0, 0.3, 1 - 32 / 256, 0.0, 0.9, 1.0])
     targets = soft_targets(labels, 5, 0.1)
-    mixed = mix(images, kinds, partners, lambdas, boxes)
+    mixed = mix(images.clone(), images[partners], kinds, lambdas, boxes)
     mixed_targets = mix_targets(targets, partners, lambdas)
     assert torch.equal(mixed[0], images[0]) and torch.equal(mixed[5], images[5])
     assert torch.allclose(mixed[1], images[1] * 0.3 + images[0] * 0.7, atol=1e-6)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch.nn.functional import grid_sample
 
+from pipelines.augment.filters import to_levels
 from pipelines.policies import Operation
 
 __all__ = ["GEOMETRIC", "affine_matrices", "resample"]
@@ -52,13 +53,34 @@ def resample(
     x = torch.linspace((1.0 - width) * 0.5, (width - 1.0) * 0.5, width, device=images.device)
     y = torch.linspace((1.0 - height) * 0.5, (height - 1.0) * 0.5, height, device=images.device)
     of_x, of_y, shift = matrices[..., None, None].unbind(2)  # (B, 2, 1, 1) each
-    grid = (x * of_x + y.unsqueeze(1) * of_y).add_(shift).permute(0, 2, 3, 1)
+    grid = (x * of_x + y.unsqueeze(1) * of_y).add_(shift)
+    if interpolation == "nearest":
+        return _nearest(images, grid, fill)
+    grid = grid.permute(0, 2, 3, 1)
     if not any(fill):
-        return grid_sample(images.float(), grid, mode=interpolation, align_corners=False).round_().to(torch.uint8)
+        return to_levels(grid_sample(images.float(), grid, align_corners=False).round_())
     covered = torch.ones(len(images), 1, height, width, device=images.device)
-    sampled = grid_sample(torch.cat([images.float(), covered], 1), grid, mode=interpolation, align_corners=False)
+    sampled = grid_sample(torch.cat([images.float(), covered], 1), grid, align_corners=False)
     pixels, covered = sampled[:, :3], sampled[:, 3:]
     outside = torch.tensor(fill, device=images.device).view(1, 3, 1, 1)
-    if interpolation == "nearest":
-        return torch.where(covered < 0.5, outside, pixels).round_().to(torch.uint8)
-    return pixels.sub_(outside).mul_(covered).add_(outside).round_().to(torch.uint8)
+    return to_levels(pixels.sub_(outside).mul_(covered).add_(outside).round_())
+
+
+def _nearest(images: torch.Tensor, grid: torch.Tensor, fill: tuple[float, float, float]) -> torch.Tensor:
+    """Whole pixels, packed into int32, are gathered from images with a border of the fill: half of the time of
+    `grid_sample` with floats on a CPU. `grid` is (B, 2, H, W); it is written to."""
+    batch, _, height, width = images.shape
+    columns, rows = grid.add_(1).unbind(1)
+    half = torch.tensor(-0.5, device=images.device)  # add's alpha: a product that is not rounded, as in grid_sample
+    columns = torch.add(half, columns, alpha=width * 0.5).round_().clamp_(-1, width).to(torch.int32)
+    rows = torch.add(half, rows, alpha=height * 0.5).round_().clamp_(-1, height).to(torch.int32)
+    index = rows.mul_(width + 2).add_(columns).add_(width + 3)
+    red, green, blue = (round(level) for level in fill)
+    colour, shape = red + 256 * green + 65536 * blue, (batch, height + 2, width + 2)
+    packed = torch.full(shape, colour, dtype=torch.int32, device=images.device)
+    planes = images.to(torch.int32)
+    packed[:, 1:-1, 1:-1] = planes[:, 0].add_(planes[:, 1], alpha=256).add_(planes[:, 2], alpha=65536)
+    pixels = packed.flatten(1).gather(1, index.flatten(1).long()).view(batch, height, width)
+    out = torch.empty_like(images)
+    out[:, 0], out[:, 1], out[:, 2] = pixels, pixels >> 8, pixels >> 16
+    return out

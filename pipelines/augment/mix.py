@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pipelines.augment.boxes import box_mask
+from pipelines.augment.boxes import outside_boxes
 from pipelines.plan import MIX_CUTMIX, MIX_MIXUP
 
 __all__ = ["mix", "mix_targets", "soft_targets"]
@@ -12,8 +12,8 @@ __all__ = ["mix", "mix_targets", "soft_targets"]
 
 def mix(
     images: torch.Tensor,
-    kinds: torch.Tensor,
     partners: torch.Tensor,
+    kinds: torch.Tensor,
     lambdas: torch.Tensor,
     boxes: torch.Tensor,
 ) -> torch.Tensor:
@@ -21,18 +21,18 @@ def mix(
 
     Args:
         images: float (B, C, H, W).
+        partners: float (B, C, H, W), the image that is mixed into each.
         kinds: uint8 (B,), `pipelines.plan.MIX_*`.
-        partners: int64 (B,), indices into the batch.
         lambdas: float32 (B,), the image's own weight in MixUp.
         boxes: int32 (B, 4), CutMix's region (top, left, height, width), whose pixels come from the partner.
 
     Returns:
-        images of the same shape, dtype and memory format.
+        images; they and `partners` are written to.
     """
-    lambdas, kinds = lambdas.view(-1, 1, 1, 1), kinds.view(-1, 1, 1, 1)
-    inside = (kinds == MIX_CUTMIX) & box_mask(boxes, *images.shape[2:])
-    weights = torch.where(kinds == MIX_MIXUP, lambdas, (~inside).to(lambdas.dtype)).to(images.dtype)
-    return images * weights + images[partners] * (1 - weights)
+    own = torch.where(kinds == MIX_MIXUP, lambdas, 1.0).view(-1, 1, 1, 1)
+    cut = boxes * (kinds == MIX_CUTMIX).view(-1, 1)  # no height, no box
+    weights = outside_boxes(cut, *images.shape[2:]).mul_(own).to(images.dtype)
+    return images.mul_(weights).add_(partners.mul_(weights.neg_().add_(1)))
 
 
 def mix_targets(targets: torch.Tensor, partners: torch.Tensor, lambdas: torch.Tensor) -> torch.Tensor:

@@ -14,13 +14,19 @@ from pipelines.augment import fused
 from pipelines.augment.boxes import erase, erase_with
 from pipelines.augment.mix import mix, mix_targets, soft_targets
 from pipelines.augment.noise import normal_noise
-from pipelines.augment.operations import apply_operations
+from pipelines.augment.operations import apply_operations, pieces
 from pipelines.contract import AugmentOptions, Batch
 from pipelines.errors import UserError
+from pipelines.plan import BatchPlan
 
 __all__ = ["DeviceStage"]
 
+_PIECE = 8  # images that a CPU finishes at once: their floats stay in its cache, and malloc keeps the memory
 _MAX_OFF = 1e-3  # share of values; two operations in turn can carry a difference in rounding over a threshold
+
+
+def _send(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(array).to(device, non_blocking=True)
 
 
 class DeviceStage:
@@ -63,7 +69,7 @@ class DeviceStage:
             targets = targets * batch.valid.view(-1, 1)  # zero targets: no loss, no gradient
         if self._fused:
             return self._fuse(batch, self.dtype), targets
-        return self._refer(batch).to(self.dtype, memory_format=torch.channels_last), targets
+        return self._refer(batch, self.dtype), targets
 
     def _choose(self, batch: Batch) -> bool:
         """Whether the kernel is used: where it can be, and runs on this batch (with `verify`, rightly)."""
@@ -78,7 +84,9 @@ class DeviceStage:
             warnings.warn(f"augment.fused: slower without the kernel, which cannot run here: {cause}", stacklevel=3)
             return False
         if self.options.fused == "verify":
-            levels = (out - self._refer(batch)).abs() / self._factors(batch.images.device)[:3].view(1, 3, 1, 1)
+            levels = (out - self._refer(batch, torch.float32)).abs() / self._factors(batch.images.device)[:3].view(
+                1, 3, 1, 1
+            )
             off = (levels > 1).float().mean().item()
             if off > _MAX_OFF:
                 raise UserError(
@@ -91,45 +99,47 @@ class DeviceStage:
         scale = self._factors(batch.images.device)
         return fused.finish(batch.images, scale, dtype, self.options, batch.plan if self.train else None)
 
-    def _refer(self, batch: Batch) -> torch.Tensor:
-        """float32 (B, 3, H, W)."""
-        device, plan, options = batch.images.device, batch.plan, self.options
-
-        def send(array: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(array).to(device, non_blocking=True)
-
+    def _refer(self, batch: Batch, dtype: torch.dtype) -> torch.Tensor:
+        """(B, 3, H, W), channels_last."""
         images = batch.images.permute(0, 3, 1, 2)
-        if self.train and options.randaugment.enabled:
-            images = apply_operations(
-                images,
-                plan.ops,
-                plan.magnitudes,
-                interpolation=options.randaugment.interpolation,
-                fill=options.randaugment.fill,
-            )
-        images = self._normalize(images)
-        if self.train and options.erase.probability > 0:
-            rows = np.flatnonzero(plan.erase_boxes[:, 2])
-            if options.erase.mode == "constant":
-                images = erase(images, send(plan.erase_boxes))
-            elif len(rows):
-                shape = tuple(images.shape[1:]) if options.erase.mode == "pixel" else (3, 1, 1)
-                noise = normal_noise(send(plan.erase_keys[rows]), shape)
-                images = erase_with(images, send(rows), send(plan.erase_boxes[rows]), noise)
-        if self.train and options.mix.enabled:
-            images = mix(
-                images,
-                send(plan.mix_kinds),
-                send(plan.mix_partners),
-                send(plan.mix_lambdas),
-                send(plan.mix_boxes),
-            )
-        return images
+        randaugment, plan = self.options.randaugment, batch.plan
+        if self.train and randaugment.enabled:
+            how, fill = randaugment.interpolation, randaugment.fill
+            images = apply_operations(images, plan.ops, plan.magnitudes, interpolation=how, fill=fill)
+        out = torch.empty(images.shape, dtype=dtype, device=images.device, memory_format=torch.channels_last)
+        mixing = self.train and self.options.mix.enabled
+        for samples in pieces(len(images), _PIECE, images.device):
+            if mixing:
+                both = np.concatenate([samples, plan.mix_partners[samples]])
+                needed, slots = np.unique(both, return_inverse=True)
+                part = self._erased(images, plan, needed)
+                own, others = np.split(slots, 2)
+                partners = part.index_select(0, _send(others, images.device))
+                if len(needed) > len(samples):  # never with a plan's own pairs: they lie side by side
+                    part = part.index_select(0, _send(own, images.device))
+                draws = (plan.mix_kinds, plan.mix_lambdas, plan.mix_boxes)
+                part = mix(part, partners, *(_send(draw[samples], images.device) for draw in draws))
+            else:
+                part = self._erased(images, plan, samples)
+            out[samples[0] : samples[-1] + 1] = part
+        return out
 
-    def _normalize(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 -> float32 (B, 3, H, W) in the same memory format: (x / 255 - mean) / std."""
-        factor, offset = self._factors(images.device).view(2, 1, 3, 1, 1)
-        return images.float() * factor + offset
+    def _erased(self, images: torch.Tensor, plan: BatchPlan, samples: np.ndarray) -> torch.Tensor:
+        """Some samples, normalised ((x / 255 - mean) / std) and erased: uint8 -> float32 (N, 3, H, W), contiguous."""
+        device, options = images.device, self.options.erase
+        factor, offset = self._factors(device).view(2, 1, 3, 1, 1)
+        part = images.index_select(0, _send(samples, device)).contiguous().float().mul_(factor).add_(offset)
+        if not self.train or options.probability == 0:
+            return part
+        boxes = plan.erase_boxes[samples]
+        if options.mode == "constant":
+            return erase(part, _send(boxes, device))
+        rows = np.flatnonzero(boxes[:, 2])
+        if not len(rows):
+            return part
+        shape = tuple(part.shape[1:]) if options.mode == "pixel" else (3, 1, 1)
+        noise = normal_noise(_send(plan.erase_keys[samples[rows]], device), shape)
+        return erase_with(part, _send(rows, device), _send(boxes[rows], device), noise)
 
     def _factors(self, device: torch.device) -> torch.Tensor:
         """float32 (6,): 1 / (255 std), then -mean / std."""
