@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -60,12 +61,18 @@ class Ended:
 
 
 class Commands:
-    """Runs build commands, one at a time, each with a fault or without; use as a context manager."""
+    """Runs build commands, one at a time, each with a fault or without; use as a context manager.
+
+    `script` is what runs them, by `serve`.
+    """
+
+    def __init__(self, script: str = __file__) -> None:
+        self._script = script
 
     def __enter__(self) -> Commands:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}  # one thread: it forks
         self._process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            [sys.executable, self._script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
         return self
 
@@ -81,9 +88,13 @@ class Commands:
         Each image is committed by itself. `processes`: with the worker processes and the thread that the command has
         outside of tests; else both are done without, so that the calls come in the same order each time.
         """
-        assert self._process.stdin and self._process.stdout
         request = {"format": format, "arguments": arguments, "processes": processes}
-        print(json.dumps({**request, "fault": fault and asdict(fault)}), file=self._process.stdin, flush=True)
+        return self.request({**request, "fault": fault and asdict(fault)})
+
+    def request(self, request: dict[str, Any]) -> Ended:
+        """Runs what the script makes of a request; "seconds" in it: it is killed after so long."""
+        assert self._process.stdin and self._process.stdout
+        print(json.dumps(request), file=self._process.stdin, flush=True)
         return Ended(**json.loads(self._process.stdout.readline()))
 
 
@@ -105,7 +116,7 @@ class _Inline:
         pass
 
 
-class _Injector:
+class Injector:
     """Stands in the place of system calls, and of functions, and lets one of them go wrong."""
 
     def __init__(self, out: str, fault: Fault | None) -> None:
@@ -114,6 +125,16 @@ class _Injector:
         self.matching = 0
         self.unsynced: list[tuple[str, int, bytes, int]] = []  # path, offset, what was there, size of the file
         self.real = {call: getattr(os, call) for call in CALLS[:-1]}
+
+    def install(self) -> None:
+        """Stands in for all of `CALLS`, in this process, for good."""
+        for call in CALLS[:-1]:
+            setattr(os, call, self.wrap(call, getattr(os, call)))
+        io.open = self.wrap("io.open", io.open)  # what Path.open calls
+        if accessor := getattr(pathlib, "_NormalAccessor", None):  # Python 3.10: pathlib holds the calls itself
+            for call in ("mkdir", "rmdir", "unlink", "replace"):
+                setattr(accessor, call, staticmethod(getattr(os, call)))
+            accessor.open = staticmethod(io.open)
 
     def wrap(self, call: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*arguments: Any, **options: Any) -> Any:
@@ -235,14 +256,8 @@ def _convert(request: dict[str, Any], report: int) -> int:
         build._workers = lambda arguments: 0
     arguments = request["arguments"]
     out = os.path.abspath(arguments[arguments.index("--out") + 1])
-    injector = _Injector(out, request["fault"] and Fault(**request["fault"]))
-    for call in CALLS[:-1]:
-        setattr(os, call, injector.wrap(call, getattr(os, call)))
-    io.open = injector.wrap("io.open", io.open)  # what Path.open calls
-    if accessor := getattr(pathlib, "_NormalAccessor", None):  # Python 3.10: pathlib holds the calls itself
-        for call in ("mkdir", "rmdir", "unlink", "replace"):
-            setattr(accessor, call, staticmethod(getattr(os, call)))
-        accessor.open = staticmethod(io.open)
+    injector = Injector(out, request["fault"] and Fault(**request["fault"]))
+    injector.install()
     for writer in (SmallPages, SmallTars):
         for name in ("add", "finish"):
             setattr(writer, name, injector.wrap(name, getattr(writer, name)))
@@ -255,13 +270,8 @@ def _convert(request: dict[str, Any], report: int) -> int:
         os.write(report, json.dumps(injector.counts).encode())
 
 
-def _serve() -> None:
-    import numpy  # noqa: F401
-    import PIL.Image
-
-    from preprocess import build_dali, build_ffcv  # noqa: F401
-
-    PIL.Image.init()
+def serve(run: Callable[[dict[str, Any], int], int]) -> None:
+    """Answers the requests of `Commands`: the status is `run(request, descriptor for the counts)` in a forked child."""
     for line in sys.stdin:
         request = json.loads(line)
         with tempfile.TemporaryFile("w+") as stderr, tempfile.TemporaryFile() as report:
@@ -271,7 +281,7 @@ def _serve() -> None:
                 try:
                     os.dup2(stderr.fileno(), 2)
                     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-                    status = _convert(request, report.fileno())
+                    status = run(request, report.fileno())
                 except BaseException:
                     import traceback
 
@@ -279,6 +289,9 @@ def _serve() -> None:
                 finally:
                     sys.stderr.flush()
                     os._exit(status)
+            if "seconds" in request:
+                time.sleep(request["seconds"])
+                os.kill(process, signal.SIGKILL)
             _, status = os.waitpid(process, 0)
             stderr.seek(0)
             report.seek(0)
@@ -287,5 +300,15 @@ def _serve() -> None:
             print(json.dumps(asdict(ended)), flush=True)
 
 
+def _main() -> None:
+    import numpy  # noqa: F401
+    import PIL.Image
+
+    from preprocess import build_dali, build_ffcv  # noqa: F401
+
+    PIL.Image.init()
+    serve(_convert)
+
+
 if __name__ == "__main__":
-    _serve()
+    _main()
