@@ -58,7 +58,7 @@ def state_of(step: int, elements: int = 300) -> dict[str, Any]:
         },
         **sections,
         "cursor": {"epoch": 0, "step_in_epoch": step, "step": step},
-        "rng": {"torch": torch.full((16,), step % 256, dtype=torch.uint8)},
+        "guard": {"torch": torch.full((16,), step % 256, dtype=torch.uint8)},
     }
 
 

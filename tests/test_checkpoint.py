@@ -80,7 +80,7 @@ def run_state(seed: int, ema: bool, **changes: Any) -> dict[str, Any]:
     torch.manual_seed(seed)
     weights = create_model("sdpnet_tiny", 3).state_dict()
     facts = {**asdict(card()), **changes}
-    rest = {name: {} for name in ("optimizer", "scaler", "cursor", "order", "evaluation", "config", "world", "rng")}
+    rest = {name: {} for name in ("optimizer", "scaler", "cursor", "order", "evaluation", "config", "world", "guard")}
     return {"version": 2, **rest, "model": weights, "ema": halves(weights) if ema else None, "card": facts}
 
 

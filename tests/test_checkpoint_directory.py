@@ -94,7 +94,7 @@ def test_a_state_may_change_while_it_is_written(tmp_path: Path, monkeypatch: pyt
     state = state_of(1)
     checkpoints.save(1, state)
     assert waiting.wait(30) and steps(tmp_path) == []
-    for tensor in (*state["model"].values(), *state["ema"].values(), state["rng"]["torch"]):
+    for tensor in (*state["model"].values(), *state["ema"].values(), state["guard"]["torch"]):
         tensor.zero_()
     second = threading.Thread(target=checkpoints.save, args=(2, state_of(2)))
     second.start()

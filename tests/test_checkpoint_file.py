@@ -64,8 +64,8 @@ def larger_storage(name: str, content: bytes) -> bytes:
 HUGE = torch.zeros(1).expand(1 << 50)
 STATES: dict[str, tuple[Callable[[dict[str, Any], Path], Any], str]] = {
     "code": (lambda s, marker: {**s, "model": Code(marker)}, "would call"),
-    "code in a list": (lambda s, marker: {**s, "rng": [Code(marker)]}, "would call"),
-    "60 GB of bytes": (lambda s, _: {**s, "rng": Call(bytearray, 60 << 30)}, "would call .*bytearray"),
+    "code in a list": (lambda s, marker: {**s, "guard": [Code(marker)]}, "would call"),
+    "60 GB of bytes": (lambda s, _: {**s, "guard": Call(bytearray, 60 << 30)}, "would call .*bytearray"),
     "petabytes in one element": (lambda s, _: {**s, "model": {"a": HUGE}}, "claims more elements"),
     "petabytes in the optimizer": (lambda s, _: {**s, "optimizer": {"state": [HUGE]}}, "claims more elements"),
     "a tensor without a device": (
@@ -73,7 +73,7 @@ STATES: dict[str, tuple[Callable[[dict[str, Any], Path], Any], str]] = {
         "would call",
     ),
     "a sparse tensor": (lambda s, _: {**s, "model": {"a": torch.eye(3).to_sparse()}}, "would call"),
-    "a numpy array": (lambda s, _: {**s, "rng": np.zeros(3)}, "would call"),
+    "a numpy array": (lambda s, _: {**s, "guard": np.zeros(3)}, "would call"),
     "no dict": (lambda s, _: [s], "a list"),
     "no model": (lambda s, _: {k: v for k, v in s.items() if k != "model"}, "lacks model"),
     "no order": (lambda s, _: {k: v for k, v in s.items() if k != "order"}, "lacks order"),
@@ -194,4 +194,4 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
 )
 def test_what_could_not_be_loaded_is_not_saved(value: object) -> None:
     with pytest.raises(TypeError, match=r"^rng\.0\.x: a checkpoint cannot hold a"):
-        plain_state({"rng": [{"x": value}]}, lambda tensor, _: tensor)
+        plain_state({"guard": [{"x": value}]}, lambda tensor, _: tensor)
