@@ -193,5 +193,5 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     "value", [np.float64(1), {1, 2}, b"x", Path("x"), io.BytesIO()], ids=lambda v: type(v).__name__
 )
 def test_what_could_not_be_loaded_is_not_saved(value: object) -> None:
-    with pytest.raises(TypeError, match=r"^rng\.0\.x: a checkpoint cannot hold a"):
+    with pytest.raises(TypeError, match=r"^guard\.0\.x: a checkpoint cannot hold a"):
         plain_state({"guard": [{"x": value}]}, lambda tensor, _: tensor)
