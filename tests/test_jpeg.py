@@ -120,6 +120,57 @@ def test_the_fast_way_keeps_the_ac_tables(subsampling, options):
         assert np.array_equal(decoded(kept), decoded(clean)) and np.array_equal(decoded(slow), decoded(clean))
 
 
+def large_image(seed: int, height: int, width: int) -> np.ndarray:
+    """Scans of it are read in parts. Noise, whose blocks are full to the last coefficient and need the longest codes;
+    a flat part with empty blocks; a smooth one."""
+    pixels = make_image(seed, height, width)
+    third = width // 3
+    pixels[:, :third] = np.random.default_rng(seed).integers(0, 256, (height, third, 3), dtype=np.uint8)
+    pixels[height // 4 : height // 2, third:] = 90
+    return pixels
+
+
+@pytest.mark.parametrize("options", [{}, {"restart_marker_blocks": 150}, {"restart_marker_rows": 1}], ids=str)
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0", "grey"])
+def test_the_fast_way_to_keep_large_files_gives_what_libjpeg_gives(subsampling, options):
+    sampling = {} if subsampling == "grey" else {"subsampling": subsampling}
+    for number, quality in enumerate((60, 90, 96, 100)):
+        pixels = large_image(number, 256 + 16 * number, 304)
+        clean = pillow_jpeg(pixels, "RGB" if sampling else "L", quality=quality, **sampling, **options)
+        for restart_rows in (0, 1, 3):
+            assert jpeg.keep(clean, 0, restart_rows) == jpeg.keep(clean[:-2] + b"\x00\x00\xff\xd9", 0, restart_rows)
+
+
+def test_large_files_whose_parts_never_meet_are_kept():
+    """All blocks are coded alike, so that one taken for another component's is never found out."""
+    for pixels in (np.zeros((2400, 2400, 3), np.uint8), np.full((2400, 2400, 3), 255, np.uint8)):
+        for subsampling in ("4:4:4", "4:2:0"):
+            clean = pillow_jpeg(pixels, quality=90, subsampling=subsampling)
+            assert jpeg.keep(clean, 0, 1) == jpeg.keep(clean[:-2] + b"\x00\x00\xff\xd9", 0, 1)
+
+
+LARGE = [
+    pillow_jpeg(large_image(n, 200, 300), "L" if n == 3 else "RGB", quality=70 + 10 * n, restart_marker_rows=n == 2)
+    for n in range(4)
+]
+
+
+@settings(max_examples=150, deadline=None)
+@given(file=st.sampled_from(LARGE), place=st.floats(0, 1), change=st.integers(1, 255), data=st.data())
+def test_a_large_file_that_was_changed_is_refused_or_keeps_its_pixels(file, place, change, data):
+    changed = bytearray(file)
+    start = len(file) - len(segments(file)[1])
+    position = start + int(place * (len(file) - 3 - start))
+    changed[position] ^= change
+    if data.draw(st.booleans()):
+        del changed[position + 1 : position + 1 + data.draw(st.integers(1, 20))]
+    try:
+        kept = keep(bytes(changed)).data
+    except (jpeg.DamagedError, jpeg.UnsupportedError):
+        return
+    assert np.array_equal(decoded(kept), decoded(bytes(changed)))
+
+
 def test_a_scan_for_each_component():
     data = planes_in_scans(make_image(1, 30, 50), [1, 2, 3])
     kept = jpeg.keep(data, 0, 1)

@@ -122,18 +122,36 @@ struct Pairs {
   }
 };
 
+// What a window of STEP_BITS bits says about the symbols in it: the bits that they and their values take, and the
+// coefficients << BITS. Steps add up.
+namespace step {
+
+constexpr int BITS = 7;  // three steps take fewer than 128 bits
+constexpr uint32_t DC = 64;   // the coefficients that a DC coefficient counts as,
+constexpr uint32_t END = 257;  // and those that the end of a block does: sums tell by bit 7 what is irregular. It is set
+                               // from DC + 64 on, and where END is added to DC + 63 (a whole block) or more, not to less.
+constexpr uint16_t NONE = 65 << BITS, NO_DC = 128 << BITS;  // no code that is whole in the window
+
+constexpr uint16_t of(uint32_t bits, uint32_t coefficients) {
+  return static_cast<uint16_t>(bits | coefficients << BITS);
+}
+inline void fill(uint16_t *to, uint16_t step, size_t count) {
+  for (size_t i = 0; i < count; ++i) to[i] = step;
+}
+
+}  // namespace step
+
 // Both ways to read the AC coefficients of a block: with their values, and past them, several symbols in one look-up.
 struct AcTable {
   Pairs pairs;
   Codes codes;
-  // For windows of 0, 1, ... STEP_BITS bits, one level behind the other: what the symbols whose codes are in them are
-  // together, the value of the last one included, as bits | coefficients << 5, with END_OF_STEPS more of them where the
-  // block ends. 0: not even one code.
+  // For windows of 0, 1, ... STEP_BITS bits, one level behind the other: the steps over the symbols whose codes are in
+  // them, the value of the last one included. Where there is not even one code, the widest has step::NONE, others 0.
   uint16_t levels[2 << STEP_BITS];
   Spec spec;  // most files have the same
   bool built = false, steps_built = false;
 
-  static constexpr uint32_t END_OF_STEPS = 1 << 10;
+  const uint16_t *steps() const { return levels + (size_t{1} << STEP_BITS); }
 
   bool build(const Spec &wanted) {
     if (built && spec == wanted) return true;
@@ -153,7 +171,7 @@ struct AcTable {
   // A window is a symbol and a narrower window behind it: their steps add up.
   void build_level(uint32_t width) {
     uint16_t *level = levels + (size_t{1} << width);
-    std::memset(level, 0, sizeof *level << width);
+    step::fill(level, width == STEP_BITS ? step::NONE : 0, size_t{1} << width);
     uint32_t code = 0;
     const uint8_t *symbol = spec.symbols;
     for (uint32_t length = 1; length <= width && length <= 16; ++length, code <<= 1)
@@ -161,12 +179,11 @@ struct AcTable {
         uint16_t *to = level + (size_t{code} << (width - length));
         const uint32_t size = *symbol & 15, used = length + size;
         if (*symbol == 0) {
-          for (uint16_t *end = to + (size_t{1} << (width - length)); to < end; ++to)
-            *to = static_cast<uint16_t>(length | END_OF_STEPS << 5);
+          step::fill(to, step::of(length, step::END), size_t{1} << (width - length));
         } else if (size != 0 && size <= MAX_AC_BITS) {
-          const uint16_t step = static_cast<uint16_t>(used | ((*symbol >> 4) + 1u) << 5);
+          const uint16_t step = step::of(used, (*symbol >> 4) + 1u);
           if (used > width) {
-            for (uint16_t *end = to + (size_t{1} << (width - length)); to < end; ++to) *to = step;
+            step::fill(to, step, size_t{1} << (width - length));
             continue;
           }
           const size_t count = size_t{1} << (width - used);
@@ -180,13 +197,26 @@ struct AcTable {
 
 struct DcTable {
   Codes codes;
+  uint16_t steps[1 << STEP_BITS];  // over one symbol
   Spec spec;
-  bool built = false;
+  bool built = false, steps_built = false;
 
   bool build(const Spec &wanted) {
     if (built && spec == wanted) return true;
     spec = wanted;
+    steps_built = false;
     return built = codes.build(spec, false);
+  }
+
+  void build_steps() {
+    if (steps_built) return;
+    constexpr size_t EACH = 1 << (STEP_BITS - LOOKUP_BITS);
+    for (size_t window = 0; window < 1 << LOOKUP_BITS; ++window) {
+      const uint32_t entry = codes.lookup[window];
+      const uint16_t step = step::of((entry & 63) + (entry >> 16), step::DC);
+      step::fill(steps + EACH * window, entry == 0 ? step::NO_DC : step, EACH);
+    }
+    steps_built = true;
   }
 };
 
@@ -248,6 +278,13 @@ struct Reader {
     bits <<= n;
     count -= n;
   }
+  // From bit `position` on.
+  static ALWAYS_INLINE Reader at(const uint8_t *start, size_t position, const uint8_t *end = nullptr) {
+    Reader reader{start + (position >> 3), end};
+    reader.refill();
+    reader.skip(static_cast<int>(position & 7));
+    return reader;
+  }
   // Bits taken since `start`.
   size_t taken(const uint8_t *start) const {
     return 8 * static_cast<size_t>(next - start) - static_cast<size_t>(count);
@@ -276,6 +313,9 @@ struct Reader {
   // Adds the difference of the next block's DC coefficient to its prediction. Refills.
   ALWAYS_INLINE bool dc(const DcTable &table, int &prediction) {
     refill();
+    return dc_in_bits(table, prediction);
+  }
+  ALWAYS_INLINE bool dc_in_bits(const DcTable &table, int &prediction) {
     const uint32_t entry = table.codes.lookup[bits >> (64 - LOOKUP_BITS)];
     uint32_t size = entry >> 16;
     if (__builtin_expect(entry == 0, 0)) {
@@ -349,21 +389,20 @@ struct Reader {
   // Passes over the AC coefficients of a block. False where a code is not one, or irregular.
   ALWAYS_INLINE bool skip_ac(const AcTable &table) {
     uint32_t k = 1;
-    const uint16_t *steps = table.levels + (1 << STEP_BITS);
+    const uint16_t *steps = table.steps();
     __asm__("" : "+r"(steps));  // else its address is computed again for each look-up
     for (;;) {
       refill();
       bool rare = false;
       for (int i = 0; i < 2; ++i) {  // windows of 12 bits, and values of up to 10
-        const uint32_t step = steps[bits >> (64 - STEP_BITS)], next_k = k + (step >> 5);
-        if (next_k >= BLOCK || step == 0) {
+        const uint32_t step = steps[bits >> (64 - STEP_BITS)], next_k = k + (step >> step::BITS);
+        if (next_k >= BLOCK) {
           rare = true;
-          const bool ends = next_k >= AcTable::END_OF_STEPS;
-          if ((next_k & (AcTable::END_OF_STEPS - 1)) + ends > BLOCK || step == 0) break;
-          skip(static_cast<int>(step & 31));
+          if (next_k != BLOCK && next_k - step::END >= BLOCK) break;
+          skip(static_cast<int>(step & 63));
           return true;
         }
-        skip(static_cast<int>(step & 31));
+        skip(static_cast<int>(step & 63));
         k = next_k;
       }
       if (!rare) continue;

@@ -65,6 +65,11 @@ struct Source {
     return open_interval();
   }
 
+  // Of the interval that has just been opened.
+  uint32_t mcus_in_interval(uint64_t mcus_left) const {
+    return interval_ != 0 && interval_ < mcus_left ? interval_ : static_cast<uint32_t>(mcus_left);
+  }
+
   // Whether an interval ends before the next MCU; call `next_interval` then.
   ALWAYS_INLINE bool interval_ends() { return interval_ != 0 && left_-- == 0; }
 

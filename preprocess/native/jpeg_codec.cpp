@@ -224,8 +224,8 @@ int codec_keep(const uint8_t *data, size_t size, int max_side, int restart_rows,
     if (!in.progressive_mode && in.comps_in_scan == in.num_components) {
       keep_parameters(codec, restart_rows);
       Scratch &memory = codec.scratch;
-      codec.destination.size = rewrite::rewrite_baseline(in, out, memory.output, memory.unstuffed, memory.rewrite,
-                                                          memory.not_stuffed);
+      codec.destination.size = rewrite::rewrite_baseline(in, out, memory.output, memory.unstuffed,
+                                                          memory.block_starts, memory.rewrite, memory.not_stuffed);
       if (codec.destination.size != 0) return;
     }
     jvirt_barray_ptr *coefficients = jpeg_read_coefficients(&in);

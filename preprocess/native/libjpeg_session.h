@@ -49,7 +49,7 @@ struct Buffer {
 
 // Kept by each thread: fresh memory for every image costs page faults.
 struct Scratch {
-  Buffer output, rows, sums, averaged, row_taps, column_taps, unstuffed, planes;
+  Buffer output, rows, sums, averaged, row_taps, column_taps, unstuffed, planes, block_starts;
   rewrite::State rewrite;
   requantize::State requantize;
   baseline::NotStuffed not_stuffed;

@@ -2,7 +2,7 @@
 // libjpeg-turbo's arrays, at a fraction of the time, in the original's Huffman tables.
 //
 // Only the first block of each component behind a marker has another DC difference than in the original; all other
-// bits are copied as they are, and passed over only to find the MCUs' ends.
+// bits are copied as they are, and passed over only to find where blocks begin.
 //
 // Whatever is not perfectly regular is left to libjpeg, whose verdict counts: `rewrite_baseline` then returns 0, having
 // changed nothing but its buffers.
@@ -20,6 +20,7 @@
 #include "../../pipelines/native/simd.h"
 #include "baseline_header.h"
 #include "baseline_source.h"
+#include "block_starts.h"
 #include "huffman_writer.h"
 #include "scan_output.h"
 
@@ -50,37 +51,54 @@ inline bool complete(huffman::Spec &spec) {
   return true;
 }
 
-// One MCU, passed over. FIRST: the first one behind a marker of the source or the target: what of the source has not
-// been copied yet begins at bit `from`, and the DC differences are to `written`, the target's predictions.
+// One MCU, whose blocks begin at the bits `starts`. FIRST: the first one behind a marker of the source or the target:
+// what of the source has not been copied yet begins at bit `from`, and the DC differences are to `written`, the
+// target's predictions.
 template <bool FIRST>
-ALWAYS_INLINE bool pass_mcu(baseline::Source &source, const State &state, huffman::Writer &writer, size_t &from,
-                            const int *written) {
-  huffman::Reader reader = source.reader;  // a copy stays in registers
+ALWAYS_INLINE bool pass_mcu(baseline::Source &source, const State &state, const uint32_t *starts,
+                            huffman::Writer &writer, size_t &from, const int *written) {
   for (int i = 0; i < source.num_components; ++i) {
     baseline::Component &component = source.components[i];
     const huffman::DcTable &dc = state.tables.dc[component.dc];
-    const huffman::AcTable &ac = state.tables.ac[component.ac];
-    for (uint32_t block = 0; block < component.across * component.down; ++block) {
-      if (FIRST && block == 0) writer.copy(source.unstuffed, from, reader.taken(source.unstuffed));
-      if (!reader.dc(dc, component.prediction)) return false;
+    for (uint32_t block = 0; block < component.across * component.down; ++block, ++starts) {
+      huffman::Reader reader = huffman::Reader::at(source.unstuffed, *starts);
+      if (FIRST && block == 0) writer.copy(source.unstuffed, from, *starts);
+      if (!reader.dc_in_bits(dc, component.prediction)) return false;
       if (component.prediction < huffman::MIN_DC || component.prediction > huffman::MAX_DC) return false;
       if (FIRST && block == 0) {
         writer.put(state.dc[component.dc].with_value(0, component.prediction - written[i]));
         from = reader.taken(source.unstuffed);
       }
-      if (!reader.skip_ac(ac) || reader.left() < 0) return false;
     }
   }
-  source.reader = reader;
   return true;
 }
 
 template <typename Buffer>
-ALWAYS_INLINE bool copy_scan(baseline::Source &source, const State &state, baseline::ScanOutput<Buffer> &scan) {
+ALWAYS_INLINE bool copy_scan(baseline::Source &source, State &state, Buffer &memory,
+                             baseline::ScanOutput<Buffer> &scan) {
+  block_starts::Kinds kinds;
+  uint32_t num_blocks = 0;  // in an MCU
+  for (int i = 0; i < source.num_components; ++i) {
+    const baseline::Component &component = source.components[i];
+    for (uint32_t block = 0; block < component.across * component.down; ++block, ++num_blocks)
+      kinds.add(state.tables.dc[component.dc], state.tables.ac[component.ac]);
+  }
+  kinds.close();
   size_t from = 0;  // the first bit that is not copied yet
   int written[3] = {};
-  const auto copy = [&] {
-    const size_t end = source.reader.taken(source.unstuffed);
+  const uint32_t *starts = nullptr;  // of the MCU's blocks
+  uint64_t mcus_left = uint64_t{source.mcus} * source.rows;
+  const auto open_interval = [&] {
+    const uint32_t mcus = source.mcus_in_interval(mcus_left);
+    mcus_left -= mcus;
+    const size_t blocks = size_t{num_blocks} * mcus;
+    starts = block_starts::find(source.unstuffed, source.reader.end, blocks, kinds, memory);
+    if (starts == nullptr) return false;
+    source.reader = huffman::Reader::at(source.unstuffed, starts[blocks], source.reader.end);
+    return true;
+  };
+  const auto copy = [&](size_t end) {
     while (end - from > 8 * baseline::MAX_COPY) {
       if (!scan.make_room()) return false;
       scan.writer.copy(source.unstuffed, from, from + 8 * baseline::MAX_COPY);
@@ -91,16 +109,17 @@ ALWAYS_INLINE bool copy_scan(baseline::Source &source, const State &state, basel
     from = end;
     return scan.make_room();
   };
+  if (!open_interval()) return false;
   bool first = true;
   for (uint32_t row = 0; row < source.rows; ++row)
-    for (uint32_t mcu = 0; mcu < source.mcus; ++mcu) {
+    for (uint32_t mcu = 0; mcu < source.mcus; ++mcu, starts += num_blocks) {
       const bool source_ends = source.interval_ends(), target_ends = scan.interval_ends();
       if (source_ends || target_ends) {
-        if (!copy()) return false;
+        if (!copy(*starts)) return false;
         for (int i = 0; i < source.num_components; ++i)
           written[i] = target_ends ? 0 : source.components[i].prediction;
         if (source_ends) {
-          if (!source.next_interval()) return false;
+          if (!source.next_interval() || !open_interval()) return false;
           from = 0;
         }
         if (target_ends && !scan.restart()) return false;
@@ -108,21 +127,22 @@ ALWAYS_INLINE bool copy_scan(baseline::Source &source, const State &state, basel
       }
       if (first) {
         huffman::Writer writer = scan.writer;
-        if (!pass_mcu<true>(source, state, writer, from, written)) return false;
+        if (!pass_mcu<true>(source, state, starts, writer, from, written)) return false;
         scan.writer = writer;
         first = false;
-      } else if (!pass_mcu<false>(source, state, scan.writer, from, written)) {
+      } else if (!pass_mcu<false>(source, state, starts, scan.writer, from, written)) {
         return false;
       }
     }
-  return source.ends() && copy() && scan.close(0xD9);
+  return source.ends() && copy(*starts) && scan.close(0xD9);
 }
 
 #if defined(__x86_64__)
 template <typename Buffer>
-__attribute__((target("avx2,bmi,bmi2,lzcnt"))) bool copy_scan_avx2(baseline::Source &source, const State &state,
+__attribute__((target("avx2,bmi,bmi2,lzcnt"))) bool copy_scan_avx2(baseline::Source &source, State &state,
+                                                                   Buffer &memory,
                                                                    baseline::ScanOutput<Buffer> &scan) {
-  return copy_scan(source, state, scan);
+  return copy_scan(source, state, memory, scan);
 }
 #endif
 
@@ -130,7 +150,7 @@ __attribute__((target("avx2,bmi,bmi2,lzcnt"))) bool copy_scan_avx2(baseline::Sou
 // `output`, or 0. Buffers have `data` and `grow`.
 template <typename Buffer>
 __attribute__((noinline)) size_t rewrite_baseline(const jpeg_decompress_struct &in, const jpeg_compress_struct &out,
-                                                  Buffer &output, Buffer &unstuffed, State &state,
+                                                  Buffer &output, Buffer &unstuffed, Buffer &starts, State &state,
                                                   baseline::NotStuffed &not_stuffed) {
   baseline::Source source;
   if (!source.open(in, unstuffed, state.tables)) return 0;
@@ -145,14 +165,15 @@ __attribute__((noinline)) size_t rewrite_baseline(const jpeg_decompress_struct &
     state.dc[dc[i]].build(spec);
     tables.dc[dc[i]] = &spec;
     tables.ac[ac[i]] = &state.tables.ac[ac[i]].spec;
+    state.tables.dc[dc[i]].build_steps();
     state.tables.ac[ac[i]].build_steps();
   }
   baseline::ScanOutput<Buffer> scan(output, not_stuffed);
   if (!scan.begin(out, tables, dc, ac, source.mcus)) return 0;
 #if defined(__x86_64__)
-  if (simd::avx2()) return copy_scan_avx2(source, state, scan) ? scan.size : 0;
+  if (simd::avx2()) return copy_scan_avx2(source, state, starts, scan) ? scan.size : 0;
 #endif
-  return copy_scan(source, state, scan) ? scan.size : 0;
+  return copy_scan(source, state, starts, scan) ? scan.size : 0;
 }
 
 }  // namespace rewrite
