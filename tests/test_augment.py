@@ -80,11 +80,14 @@ def test_smoothing_equals_torchs_cross_entropy() -> None:
     assert torch.allclose(ours, torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.2))
 
 
+@pytest.mark.parametrize("far", [False, True], ids=["neighbours", "far partners"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_stage_puts_it_together(dtype: torch.dtype) -> None:
+def test_stage_puts_it_together(dtype: torch.dtype, far: bool) -> None:
     options = AugmentOptions(erase=EraseOptions(0.5), mix=MixOptions(0.8, 1.0), label_smoothing=0.1)
     images = torch.randint(0, 256, (16, 32, 32, 3), dtype=torch.uint8)
     batch = batch_of(images, options)
+    if far:
+        batch = replace(batch, plan=replace(batch.plan, mix_partners=np.arange(16)[::-1].copy()))
     before = images.clone()
     out, targets = DeviceStage(options, 16, dtype, train=True)(batch)
     assert torch.equal(batch.images, before)
