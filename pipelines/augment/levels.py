@@ -1,8 +1,6 @@
 """Operations whose result at a pixel depends on its own level alone, given its channel's or image's statistics.
 
 Float32 where torchvision's functions use it, by the same operations, so that the results are equal to theirs; else
-integers. On a CPU a table of 256 levels and torch's look-up take twice the time of brightness by arithmetic, 3 to 19
-times that of what needs integers alone (records/LOG.md); only equalize needs one.
 integers. On a CPU a table of 256 levels and torch's look-up take twice the time of brightness by arithmetic, and 3 to
 19 times that of what needs integers alone (records/LOG.md); only equalize needs one.
 """
