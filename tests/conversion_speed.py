@@ -107,9 +107,10 @@ def run(name: str, root: Path, out: Path, workers: int) -> tuple[float, int]:
         raise SystemExit(f"{name} ended with status {process.returncode}")
     if name == "ffcv":
         return float(output), memory
-    took = re.search(r"images in ([\d,.]+) s,", output)
+    took = re.search(r"([\d,]+) images in [\d,.]+ s, ([\d,]+) images/s", output)
     assert took is not None, output
-    return float(took[1].replace(",", "")), memory
+    count, rate = (int(number.replace(",", "")) for number in took.groups())
+    return count / rate, memory
 
 
 def links(images: Path, root: Path, repeat: int, within: bool) -> int:
