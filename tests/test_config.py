@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import UserError
-from sdpnet.config import CONFIG_DIRECTORY, Config, dump_config, load_config
+from sdpnet.config import CONFIG_DIRECTORY, dump_config, load_config
+from sdpnet.options import Config
 
 NAMES = sorted(str(p.relative_to(CONFIG_DIRECTORY).with_suffix("")) for p in CONFIG_DIRECTORY.rglob("*.yaml"))
 

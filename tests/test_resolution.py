@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from pipelines.errors import UserError
-from sdpnet.config import ResolutionOptions, load_config
+from sdpnet.config import load_config
+from sdpnet.options import ResolutionOptions
 from sdpnet.resolution import image_size_of
 
 
