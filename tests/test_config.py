@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +22,7 @@ def test_every_shipped_config_loads_and_survives_a_round_trip(name: str, tmp_pat
 
 
 def test_the_shipped_names() -> None:
-    assert {"debug", "demo", "cifar10", "sdpnet_l", "sdpnet_xl", "sdpnet_xxl"} <= set(NAMES)
+    assert {"debug", "demo", "cifar10", "cifar10_gpu", "sdpnet_l", "sdpnet_xl", "sdpnet_xxl"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", ["sdpnet_l", "sdpnet_xl", "sdpnet_xxl"])
@@ -143,3 +145,31 @@ def test_the_models_switches_reach_its_options() -> None:
     assert load_config("sdpnet_xl", ["model.position=none"]).model.options(num_classes=10).position == "none"
     with pytest.raises(UserError, match=r"model\.position = 'ropes': did you mean 'rope'"):
         load_config("sdpnet_xl", ["model.position=ropes"])
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        result |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return result
+
+
+@pytest.mark.parametrize(("size", "drop_path"), [("l", 0.1), ("xl", 0.2), ("xxl", 0.3)])
+def test_the_modern_recipe_and_each_difference_as_one_key(size: str, drop_path: float) -> None:
+    seed, modern = (flat(asdict(load_config(f"{where}sdpnet_{size}"))) for where in ("", "modern/"))
+    assert {key: value for key, value in modern.items() if value != seed[key]} == {
+        "model.dropout": 0.0,
+        "model.position": "sincos",
+        "model.final_norm": True,
+        "model.layer_scale": 1e-4,
+        "model.drop_path": drop_path,
+        "augment.randaugment.policy": "increasing",
+        "augment.erase.mode": "pixel",
+        "augment.label_smoothing": 0.1,
+        "optim.clip_grad_norm": 1.0,
+        "optim.warmup_epochs": 20.0,
+        "optim.schedule": "cosine",
+        "ema.decay": 0.9999,
+        "train.epochs": 300,
+    }

@@ -18,6 +18,7 @@ from test_pipelines import installed
 
 from sdpnet.checkpoint import latest_checkpoint, load_checkpoint, load_model
 from sdpnet.evaluate import evaluate
+from sdpnet.model import SdPNet
 from sdpnet.report import Reporter
 from sdpnet.train import main
 
@@ -239,3 +240,67 @@ def test_two_processes_train_and_score_as_one(shard_set: Path, tmp_path: Path) -
     one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     assert [m["step"] for m in one] == [m["step"] for m in two] and one[0]["lr"] == two[0]["lr"]
     assert output.count("(10 images)") == 1
+
+
+SWITCHES = [
+    "model.position=rope",
+    "model.layer_scale=0.1",
+    "model.drop_path=0.3",
+    "model.final_norm=true",
+    "augment.label_smoothing=0.1",
+    "optim.name=muon",
+    "optim.layer_decay=0.8",
+    "optim.schedule=cosine",
+    "optim.clip_grad_norm=1",
+    "ema.decay=0.9",
+    "loss.kind=bce",
+    "resolution.start_size=32",
+    "resolution.multiple=16",
+    "train.micro_batch=2",
+    "train.on_nonfinite=rollback",
+    "train.checkpoint_activations=true",
+    "train.memory_format=contiguous",
+]
+
+
+def test_with_every_switch_on_resume_is_exact(
+    shard_set: Path, tmp_path: Path, interrupt: Callable[[int], None]
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert main(arguments(shard_set, whole, *SWITCHES)) == 0
+    interrupt(3)
+    assert main(arguments(shard_set, parts, *SWITCHES)) == 128 + signal.SIGINT
+    interrupt(-1)
+    assert main(["--resume", "--out", str(parts)]) == 0
+    same_run(whole, parts)
+    lines = metrics(whole)
+    scores = [line for line in lines if "top1" in line]
+    assert len(scores) == EPOCHS and all({"ema_top1", "ema_top5", "ema_val_loss"} <= set(line) for line in scores)
+    averaged, raw = load_model(whole)[0].state_dict(), load_model(whole, weights="raw")[0].state_dict()
+    assert load_model(whole)[1].weights == "ema" and any(not torch.equal(averaged[k], raw[k]) for k in averaged)
+
+
+def test_images_grow(shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
+    forward = SdPNet.forward
+
+    def watched(self: SdPNet, images: torch.Tensor) -> torch.Tensor:
+        seen.append((int(self.training), images.shape[-1]))
+        return forward(self, images)
+
+    monkeypatch.setattr(SdPNet, "forward", watched)
+    growing = ["resolution.start_size=32", "resolution.multiple=16", "resolution.end_epoch=2", "train.epochs=3"]
+    assert main(arguments(shard_set, tmp_path, *growing)) == 0
+    assert [size for training, size in seen if training] == [32] * 6 + [48] * 6 + [64] * 6
+    assert {size for training, size in seen if not training} == {64}
+
+
+def test_fine_tuning_starts_from_another_run(
+    shard_set: Path, uninterrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin = [f"train.start_from={uninterrupted}", "train.epochs=1", "optim.lr=1e-9", "data.image_size=32"]
+    assert main(arguments(shard_set, tmp_path, *begin)) == 0
+    assert f"weights taken from {uninterrupted}" in capsys.readouterr().out
+    before, after = weights(uninterrupted), weights(tmp_path)
+    learned = [name for name in before if "norm" not in name]  # batch norm's statistics move in any case
+    assert learned and all(torch.allclose(before[name], after[name], atol=1e-6) for name in learned)
