@@ -1,8 +1,7 @@
 """Trains the seed recipe, the modern one, and one switch at a time: python tests/recipe_evidence.py --data SHARDS
 
-At a size that a CPU can train: the model and images of configs/cifar10.yaml, equal steps, the same seeds for all, each
-compared with the seed recipe of the same seed. Trainings that are in --out already are not repeated. `--only` takes some
-of the names that it prints.
+At a size that a CPU can train: the model and images of configs/cifar10.yaml, equal steps, each variant compared with
+the seed recipe of the same seed. Trainings that lie in --out are not repeated. `--only` takes some of the names.
 """
 
 from __future__ import annotations
