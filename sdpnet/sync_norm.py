@@ -5,12 +5,29 @@ torch's own `SyncBatchNorm` does it on GPUs only; this one also on CPUs, where i
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.nn.functional import all_reduce
 
 __all__ = ["synchronize_batch_norm"]
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes; so is its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        gradient = gradient.clone()
+        dist.all_reduce(gradient)
+        return gradient
 
 
 class _CpuSyncBatchNorm(nn.BatchNorm2d):
@@ -25,9 +42,9 @@ class _CpuSyncBatchNorm(nn.BatchNorm2d):
             return super().forward(x)
         count = x.new_tensor([x.numel() / x.shape[1]])
         dist.all_reduce(count)
-        mean = all_reduce(x.sum(dim=(0, 2, 3))) / count
+        mean = _Sum.apply(x.sum(dim=(0, 2, 3))) / count
         centred = x - mean.view(1, -1, 1, 1)
-        variance = all_reduce(centred.square().sum(dim=(0, 2, 3))) / count
+        variance = _Sum.apply(centred.square().sum(dim=(0, 2, 3))) / count
         with torch.no_grad():
             assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
             self.running_mean.lerp_(mean, self.momentum)

@@ -25,7 +25,7 @@ from sdpnet.checkpoint import (
     write_atomically,
 )
 from sdpnet.config import dump_config, load_config
-from sdpnet.distributed import Processes, any_process, join, leave, same_weights, total
+from sdpnet.distributed import Processes, any_process, join, leave, same_weights, sum_over_processes, total
 from sdpnet.evaluate import evaluate, write_per_class
 from sdpnet.interrupt import stop_signals
 from sdpnet.micro_batch import out_of_memory, parts
@@ -122,7 +122,8 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> i
                     clock.stepped(run.global_batch_size)
                     if cursor.step % options.log_interval == 0:
                         lr = max(group["lr"] for group in run.optimizer.param_groups)
-                        metrics = {"train_loss": loss.item(), "lr": lr, "grad_norm": grad_norm.item()}
+                        mean_loss = sum_over_processes(loss, processes).item() / processes.world_size
+                        metrics = {"train_loss": mean_loss, "lr": lr, "grad_norm": grad_norm.item()}
                         position = {"epoch": cursor.epoch, "step": cursor.step}
                         reporter.training({**position, **metrics, **clock.read(), **gauge.read()})
                     if stopped():

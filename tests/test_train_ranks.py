@@ -144,6 +144,7 @@ def test_other_world_sizes_keep_the_order(shard_set: Path, tmp_path: Path) -> No
 def test_two_processes_equal_one_with_the_same_batch(shard_set: Path, tmp_path: Path) -> None:
     """The same losses within float32's rounding when batch norm sees the whole batch, and exact counts."""
     settings = ["train.sync_batch_norm=true", "model.dropout=0", "data.batch_size_per_gpu={}", "train.accumulate=1"]
+    settings += ["augment.mix.mixup_alpha=0.8", "augment.mix.cutmix_alpha=1"]
 
     def alike(name: str, world_size: int) -> dict[str, Any]:
         filled = [setting.format(GLOBAL_BATCH // world_size) for setting in settings]
