@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pipelines.augment import DeviceStage
 from pipelines.contract import Loader, make_loader
 from pipelines.errors import UserError
-from sdpnet.checkpoint import ModelCard, load_weights
+from sdpnet.checkpoint import ModelCard, load_optimizer, load_weights
 from sdpnet.distributed import Processes, amp_dtype
 from sdpnet.ema import ModelEma
 from sdpnet.finetune import start_from
@@ -147,8 +147,9 @@ class Run:
         if self.ema is not None and averaged is not None:
             load_weights(self.ema.module, averaged, path)
             self.ema.num_updates = state["ema_updates"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        load_optimizer(self.optimizer, state["optimizer"], path)
+        if state["scaler"]:  # empty after bf16 and fp32
+            self.scaler.load_state_dict(state["scaler"])
 
 
 def prepare(config: Config, processes: Processes) -> Run:
