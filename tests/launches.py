@@ -25,7 +25,7 @@ class Rank:
         self.files = scratch / "stdout", scratch / "stderr"
         scratch.mkdir(parents=True)
         with self.files[0].open("w") as out, self.files[1].open("w") as err:
-            self.process = subprocess.Popen(command, env=variables, stdout=out, stderr=err)
+            self.process = subprocess.Popen(command, env=variables, stdout=out, stderr=err, text=True)
 
     def ended(self, within: float) -> tuple[int, str, str]:
         """Exit status, stdout and stderr; raises `subprocess.TimeoutExpired` after so many seconds."""
@@ -41,10 +41,10 @@ def environment(**variables: str) -> dict[str, str]:
 
 @contextmanager
 def ranks(
-    arguments: Sequence[str], world_size: int, scratch: Path, program: Sequence[str] = ()
+    arguments: Sequence[str], world_size: int, scratch: Path, program: Sequence[str] = ("-m", "sdpnet.train")
 ) -> Iterator[list[Rank]]:
-    """The processes of `train ARGUMENTS`, or of another program, without torchrun, which would end all with the first
-    one. Those that still run at the end are killed."""
+    """The processes of a program, without torchrun, which would end all with the first one. Those that still run at the
+    end are killed."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -63,13 +63,14 @@ def ranks(
             process.wait()
 
 
-def wait_for_step(out: Path, step: int, within: float = 120) -> None:
-    """Returns when `metrics.jsonl` has a line for that step."""
+def wait_for_step(out: Path, step: int, process: subprocess.Popen[str], within: float = 120) -> None:
+    """Returns when `metrics.jsonl` has a line for that step, which `process` is to come to."""
     until = time.monotonic() + within
     while time.monotonic() < until:
         path = out / "metrics.jsonl"
         lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
         if any(json.loads(line)["step"] >= step for line in lines if line.endswith("\n")):
             return
+        assert process.poll() is None, f"ended with status {process.returncode}"
         time.sleep(0.05)
     raise AssertionError(f"{out} did not come to step {step} within {within} s")

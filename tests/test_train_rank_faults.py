@@ -76,7 +76,7 @@ def test_a_signal_to_any_process_stops_all(whole: Path, shard_set: Path, tmp_pat
 )
 def test_a_signal_from_outside(name: str, at: list[int], shard_set: Path, tmp_path: Path) -> None:
     with ranks(arguments(shard_set, tmp_path / "run", "train.epochs=1000"), 2, tmp_path / "first") as started:
-        wait_for_step(tmp_path / "run", 3)
+        wait_for_step(tmp_path / "run", 3, started[0].process)
         for rank in at:
             started[rank].process.send_signal(signal.Signals[name])
         (first, said, error), second = (rank.ended(PROMPT) for rank in started)
@@ -127,7 +127,7 @@ def test_a_stopped_process_is_not_waited_for_for_ever(shard_set: Path, tmp_path:
     """Nor does it hang when it wakes up."""
     settings = ["train.epochs=1000", "train.timeout_seconds=8"]
     with ranks(arguments(shard_set, tmp_path / "run", *settings), 2, tmp_path / "output") as started:
-        wait_for_step(tmp_path / "run", 3)
+        wait_for_step(tmp_path / "run", 3, started[0].process)
         started[1].process.send_signal(signal.SIGSTOP)
         status, _, error = started[0].ended(8 + PROMPT)
         assert status == 2 and error == (
@@ -156,7 +156,7 @@ def under_torchrun(command: Sequence[str], *options: str) -> subprocess.Popen[st
 def test_torchrun_restarts_where_the_run_was(whole: Path, shard_set: Path, tmp_path: Path) -> None:
     """One process is killed; the group starts again by itself and ends as the run to which nothing happened."""
     torchrun = under_torchrun(arguments(shard_set, tmp_path / "run", "train.epochs=2"), "--max-restarts=1")
-    wait_for_step(tmp_path / "run", 3)
+    wait_for_step(tmp_path / "run", 3, torchrun)
     os.kill(max(children_of(torchrun.pid)), signal.SIGKILL)
     output, _ = torchrun.communicate(timeout=120)
     assert torchrun.returncode == 0, output
