@@ -68,7 +68,10 @@ def join(device: str = "auto", timeout_seconds: float = 600) -> Processes:
         chosen = torch.device("cpu")
     if world_size > 1:
         backend, timeout = "nccl" if chosen.type == "cuda" else "gloo", timedelta(seconds=timeout_seconds)
-        dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout)
+        store, *_ = next(iter(dist.rendezvous("env://", rank, world_size, timeout=timeout)))
+        # torchrun may keep its store over a restart: processes then found the addresses of killed ones, and hung.
+        store = dist.PrefixStore(f"restart{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     return Processes(ShardOptions(rank, world_size), chosen)
 
 
