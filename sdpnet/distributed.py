@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -15,11 +18,12 @@ from pipelines.errors import UserError
 __all__ = [
     "Processes",
     "amp_dtype",
-    "any_process",
     "from_main",
     "join",
     "least",
     "leave",
+    "most",
+    "one_line_when_lost",
     "same_weights",
     "sum_over_processes",
     "total",
@@ -42,10 +46,11 @@ class Processes:
         return self.shard.world_size
 
 
-def join(device: str = "auto") -> Processes:
+def join(device: str = "auto", timeout_seconds: float = 600) -> Processes:
     """Joins the group that torchrun describes in the environment, or stands alone without one.
 
-    `device` is "auto" (CUDA when there is a card), "cuda" or "cpu". NCCL connects GPUs, gloo CPUs.
+    `device` is "auto" (CUDA when there is a card), "cuda" or "cpu". NCCL connects GPUs, gloo CPUs. A process that waits
+    for another one longer than `timeout_seconds` gives up.
     """
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -62,7 +67,11 @@ def join(device: str = "auto") -> Processes:
     else:
         chosen = torch.device("cpu")
     if world_size > 1:
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", rank=rank, world_size=world_size)
+        backend, timeout = "nccl" if chosen.type == "cuda" else "gloo", timedelta(seconds=timeout_seconds)
+        store, *_ = next(iter(dist.rendezvous("env://", rank, world_size, timeout=timeout)))
+        # torchrun may keep its store over a restart: processes then found the addresses of killed ones, and hung.
+        store = dist.PrefixStore(f"restart{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     return Processes(ShardOptions(rank, world_size), chosen)
 
 
@@ -71,9 +80,28 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def any_process(flag: bool, processes: Processes) -> bool:
-    """Whether `flag` is set in any process; every process must call it, and all get the same answer."""
-    return total(int(flag), processes) > 0
+@contextlib.contextmanager
+def one_line_when_lost(timeout_seconds: float) -> Iterator[None]:
+    """Turns torch's errors about a process that has ended, or keeps silent, into a `UserError`.
+
+    gloo's are plain `RuntimeError`s. NCCL's come on a thread of its own, which ends the process with NCCL's report.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if not isinstance(error, dist.DistError) and "gloo/transport" not in text:
+            raise
+        rank = f"process {os.environ.get('RANK', '0')}"
+        if "timed out" in text.lower():
+            raise UserError(
+                f"{rank}: no answer from another process for {timeout_seconds:g} s (train.timeout_seconds): it hangs, "
+                "was stopped or never began; continue from the last checkpoint with --resume"
+            ) from None
+        raise UserError(
+            f"{rank}: another process has ended, and says why itself unless it was killed; continue from the last "
+            "checkpoint with --resume"
+        ) from None
 
 
 def total(count: int, processes: Processes) -> int:
@@ -90,9 +118,18 @@ def from_main(value: int, processes: Processes) -> int:
 
 def least(count: int, processes: Processes) -> int:
     """The smallest `count` of all processes; every process must call it, and all get the same answer."""
+    return _reduced(count, dist.ReduceOp.MIN, processes)
+
+
+def most(count: int, processes: Processes) -> int:
+    """The largest `count` of all processes; every process must call it, and all get the same answer."""
+    return _reduced(count, dist.ReduceOp.MAX, processes)
+
+
+def _reduced(count: int, operation: dist.ReduceOp.RedOpType, processes: Processes) -> int:
     if processes.world_size > 1:
         value = torch.tensor(count, device=processes.device)
-        dist.all_reduce(value, dist.ReduceOp.MIN)
+        dist.all_reduce(value, operation)
         count = int(value.item())
     return count
 

@@ -45,11 +45,11 @@ def evaluate(
     loader: Loader,
     stage: DeviceStage,
     processes: Processes,
-    interrupted: Callable[[], bool] = lambda: False,
+    interrupted: Callable[[], int] = lambda: 0,
 ) -> Scores | None:
     """Scores `model` on all batches of an evaluation loader, but for samples that are not valid.
 
-    Returns None when `interrupted` came true between two batches. The model is left in eval mode.
+    Returns None when `interrupted` was not 0 between two batches. The model is left in eval mode.
 
     Raises:
         UserError: no sample could be decoded.

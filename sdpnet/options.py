@@ -169,6 +169,9 @@ class TrainOptions:
     `micro_batch`: the images of one forward and backward pass: null is the whole batch, `auto` what fits into the GPU
     (see `sdpnet.micro_batch`). `on_nonfinite` is what a step with a loss or gradient that is not finite leads to, and
     `max_nonfinite` how many of them within 1,000 steps are not yet the end (see `sdpnet.nonfinite`).
+
+    `timeout_seconds`: how long a process waits for the others before it takes them for lost and ends. It must be longer
+    than writing a checkpoint takes, for which the others may have to wait.
     """
 
     epochs: int = 10
@@ -189,12 +192,14 @@ class TrainOptions:
     keep_checkpoints: int = 3
     keep_best: bool = True
     async_checkpoints: bool = True
+    timeout_seconds: float = 600.0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulate", "log_interval", "eval_interval", "keep_checkpoints"):
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
         allowed = self.micro_batch is None or self.micro_batch == "auto" or self.micro_batch >= 1
         require(allowed, "train.micro_batch", self.micro_batch, "auto, null or at least 1")
+        require(self.timeout_seconds >= 1, "train.timeout_seconds", self.timeout_seconds, "at least 1")
         require(self.max_nonfinite >= 0, "train.max_nonfinite", self.max_nonfinite, "0 or more")
         require(
             self.checkpoint_interval >= 0,

@@ -148,7 +148,8 @@ class Run:
             load_weights(self.ema.module, averaged, path)
             self.ema.num_updates = state["ema_updates"]
         load_optimizer(self.optimizer, state["optimizer"], path)
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty after bf16 and fp32
+            self.scaler.load_state_dict(state["scaler"])
 
 
 def prepare(config: Config, processes: Processes) -> Run:

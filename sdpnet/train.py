@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +24,17 @@ from sdpnet.checkpoint import (
     write_atomically,
 )
 from sdpnet.config import dump_config, load_config
-from sdpnet.distributed import Processes, any_process, join, leave, same_weights, sum_over_processes, total
+from sdpnet.distributed import (
+    Processes,
+    from_main,
+    join,
+    leave,
+    most,
+    one_line_when_lost,
+    same_weights,
+    sum_over_processes,
+    total,
+)
 from sdpnet.evaluate import evaluate, write_per_class
 from sdpnet.interrupt import stop_signals
 from sdpnet.micro_batch import out_of_memory, parts
@@ -34,6 +43,7 @@ from sdpnet.optim import learning_rate, set_learning_rate
 from sdpnet.options import Config
 from sdpnet.report import Clock, GpuGauge, Reporter
 from sdpnet.resolution import image_size_of
+from sdpnet.restart import begun_by_this_launch, note_launch
 from sdpnet.run_directory import run_directory
 from sdpnet.setup import Run, prepare
 from sdpnet.step_profile import DEFAULT_STEPS, StepProfile
@@ -45,8 +55,8 @@ __all__ = ["add_arguments", "main", "run", "train"]
 def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> int:
     """Trains as `config` says and leaves the run in `out`, which the main process holds (`run_directory`).
 
-    Returns the exit status: 0 when finished, 128 + the signal's number when stopped by SIGINT, SIGTERM or SIGUSR1 (a
-    checkpoint of the last finished step is written first, and `resume` continues from it exactly).
+    Returns the exit status: 0 when finished, 128 + the signal's number when SIGINT, SIGTERM or SIGUSR1 stopped any of
+    the processes (a checkpoint of the last finished step is written first, and `resume` continues from it exactly).
     """
     directory = out / "checkpoints"
     if not resume and latest_checkpoint(directory) is not None:
@@ -67,6 +77,7 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> i
         trackers = []
         if processes.is_main:
             write_atomically(out / "config.yaml", lambda path: path.write_text(dump_config(config), encoding="utf-8"))
+            note_launch(out)
             trackers = open_trackers(config.log, out, resumed_step=cursor.step, config=run.state()["config"])
         reporter = stack.enter_context(
             Reporter(out / "metrics.jsonl", is_main=processes.is_main, resumed_step=cursor.step, trackers=trackers)
@@ -83,17 +94,21 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> i
             )
             stack.enter_context(contextlib.closing(checkpoints))
 
-        def stopped() -> bool:
-            return any_process(bool(received), processes)
+        def stopped() -> int:
+            """The number of the signal that stops the run, the same in all processes, or 0."""
+            return most(received[0] if received else 0, processes)
 
         def save(score: float | None = None) -> None:
             if checkpoints is not None:
                 checkpoints.save(cursor.step, run.state(), score)
 
-        def roll_back() -> None:
+        def wait_for_save() -> None:
             if checkpoints is not None:
                 checkpoints.wait()
-            any_process(False, processes)  # the others wait for it
+            total(0, processes)  # the others wait for it
+
+        def roll_back() -> None:
+            wait_for_save()
             path = latest_checkpoint(directory)
             assert path is not None, "one is saved before the first step"
             run.restore(path, load_checkpoint(path))
@@ -140,11 +155,12 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> i
             if finished:
                 cursor.epoch, cursor.step_in_epoch = cursor.epoch + 1, 0
             save(score)
-            if stopped() or not finished:
+            if number := stopped():
+                wait_for_save()  # torchrun ends all processes when the first one ends
                 reporter.say(
                     f"stopped after step {cursor.step}; the same command with --resume continues exactly there"
                 )
-                return 128 + (received[0] if received else signal.SIGTERM)
+                return 128 + number
         if checkpoints is not None:
             checkpoints.wait()
             save_model(out, run.model, run.card, run.ema.module.state_dict() if run.ema else None)
@@ -211,7 +227,7 @@ def take_step(run: Run, stream: Iterator[Batch], profile: StepProfile) -> tuple[
     return loss, grad_norm, verdict
 
 
-def score_run(run: Run, reporter: Reporter, stopped: Callable[[], bool], out: Path) -> bool:
+def score_run(run: Run, reporter: Reporter, stopped: Callable[[], int], out: Path) -> bool:
     """Evaluates the model, and its average; False when a signal came meanwhile, and nothing is told of it then."""
     models: list[tuple[str, nn.Module]] = [("", run.model)] + ([("ema_", run.ema.module)] if run.ema else [])
     evaluation: dict[str, float] = {}
@@ -271,12 +287,14 @@ def run(arguments: argparse.Namespace) -> int:
             "no config given: pass --config NAME (see configs/), or --resume with the --out of an earlier run"
         )
     config = load_config(arguments.config or str(own), settings)
-    processes = join(config.train.device)
-    try:
-        with run_directory(arguments.out) if processes.is_main else contextlib.nullcontext():
-            return train(config, arguments.out, resume=arguments.resume, processes=processes)
-    finally:
-        leave()
+    with one_line_when_lost(config.train.timeout_seconds):
+        processes = join(config.train.device, config.train.timeout_seconds)
+        try:
+            with run_directory(arguments.out) if processes.is_main else contextlib.nullcontext():
+                resume = arguments.resume or from_main(begun_by_this_launch(arguments.out), processes) == 1
+                return train(config, arguments.out, resume=resume, processes=processes)
+        finally:
+            leave()
 
 
 def main(argv: list[str] | None = None) -> int:

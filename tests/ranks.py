@@ -1,7 +1,8 @@
 """Runs several trainings, one after the other, in processes that meet once: python ranks.py CASES.json RANK WORLD_SIZE.
 
-CASES.json: a list of {"arguments": [...] for `train`, "stop": [where, rank, number] or null}. A process writes
-CASES.RANK.json: for each case the exit status and the samples of each step.
+CASES.json: a list of {"arguments": [...] for `train`, "stop": [where, rank or ranks, number, signal (SIGTERM)] or null,
+"nan": [rank, step] or absent}. A process writes CASES.RANK.json: for each case the exit status and the samples of each
+step. In step `step` (from 1) of "nan" the loss of that process is NaN.
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ STOPS = {  # where the signal comes: what is called then, for the `number`th tim
 }
 
 
-def interrupted(where: str, number: int) -> Any:
-    """Replaces a function by one that sends this process a SIGTERM when it is called for the `number`th time."""
+def interrupted(where: str, number: int, signal_number: int) -> Any:
+    """Replaces a function by one that sends this process a signal when it is called for the `number`th time."""
     owner, name = STOPS[where]
     function, count = getattr(owner, name), [0]
 
     def calling(*arguments: Any) -> Any:
         count[0] += 1
         if count[0] == number:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal_number)
         return function(*arguments)
 
     return mock.patch.object(owner, name, calling)
@@ -56,9 +57,15 @@ def main(cases: Path, rank: int, world_size: int) -> None:
         settings = [*arguments.set, f"data.path={arguments.data}", f"data.pipeline={arguments.pipeline}"]
         samples: list[list[int]] = []
         step = sdpnet.train.take_step
+        nan = case.get("nan")
 
-        def recording(run: Any, stream: Any, *rest: Any, step: Any = step, samples: Any = samples) -> Any:
+        def recording(
+            run: Any, stream: Any, *rest: Any, step: Any = step, samples: Any = samples, nan: Any = nan
+        ) -> Any:
             seen: list[int] = []
+            loss = run.loss
+            if nan == [rank, run.cursor.step + 1]:
+                run.loss = lambda *of_part: loss(*of_part) * float("nan")
 
             def watched() -> Any:
                 for batch in stream:
@@ -67,12 +74,16 @@ def main(cases: Path, rank: int, world_size: int) -> None:
                     yield batch
 
             samples.append(seen)
-            return step(run, watched(), *rest)
+            try:
+                return step(run, watched(), *rest)
+            finally:
+                run.loss = loss
 
-        where, at_rank, number = case["stop"] or ("step", -1, 0)
+        where, at, number, *name = case["stop"] or ("step", [], 0)
+        ranks, sent = at if isinstance(at, list) else [at], signal.Signals[name[0] if name else "SIGTERM"]
         arguments.out.mkdir(exist_ok=True)
         config = load_config(arguments.config, settings)
-        stop = interrupted(where, number if at_rank == rank else 0)
+        stop = interrupted(where, number if rank in ranks else 0, sent)
         with stop, mock.patch.object(sdpnet.train, "take_step", recording):
             status = sdpnet.train.train(config, arguments.out, resume=arguments.resume, processes=processes)
         results.append({"status": status, "samples": samples})

@@ -1,0 +1,76 @@
+"""Starts the processes of one training as torchrun does, or by torchrun itself, so that a test can harm them."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["TORCHRUN", "Rank", "environment", "ranks", "wait_for_step"]
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+ROOT = Path(__file__).parent.parent
+
+
+class Rank:
+    """One process; what it prints goes to two files."""
+
+    def __init__(self, command: Sequence[str], variables: dict[str, str], scratch: Path) -> None:
+        self.files = scratch / "stdout", scratch / "stderr"
+        scratch.mkdir(parents=True)
+        with self.files[0].open("w") as out, self.files[1].open("w") as err:
+            self.process = subprocess.Popen(command, env=variables, stdout=out, stderr=err, text=True)
+
+    def ended(self, within: float) -> tuple[int, str, str]:
+        """Exit status, stdout and stderr; raises `subprocess.TimeoutExpired` after so many seconds."""
+        status = self.process.wait(within)
+        out, err = (file.read_text() for file in self.files)
+        return status, out, err
+
+
+def environment(**variables: str) -> dict[str, str]:
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **variables}
+
+
+@contextmanager
+def ranks(
+    arguments: Sequence[str], world_size: int, scratch: Path, program: Sequence[str] = ("-m", "sdpnet.train")
+) -> Iterator[list[Rank]]:
+    """The processes of a program, without torchrun, which would end all with the first one. Those that still run at the
+    end are killed."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    command = [sys.executable, *program, *arguments]
+    started = []
+    try:
+        for rank in range(world_size):
+            group = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
+            variables = environment(**group, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+            started.append(Rank(command, variables, scratch / f"rank{rank}"))
+        yield started
+    finally:
+        for process in (rank.process for rank in started):
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+
+
+def wait_for_step(out: Path, step: int, process: subprocess.Popen[str], within: float = 120) -> None:
+    """Returns when `metrics.jsonl` has a line for that step, which `process` is to come to."""
+    until = time.monotonic() + within
+    while time.monotonic() < until:
+        path = out / "metrics.jsonl"
+        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+        if any(json.loads(line)["step"] >= step for line in lines if line.endswith("\n")):
+            return
+        assert process.poll() is None, f"ended with status {process.returncode}"
+        time.sleep(0.05)
+    raise AssertionError(f"{out} did not come to step {step} within {within} s")
