@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.augment import DeviceStage
-from pipelines.contract import Loader, make_loader
+from pipelines.contract import Loader, choose_pipeline, make_loader
 from pipelines.errors import UserError
 from sdpnet.checkpoint import ModelCard, load_optimizer, load_weights
 from sdpnet.distributed import Processes, amp_dtype
@@ -27,7 +27,7 @@ from sdpnet.optim import make_optimizer, peak_learning_rate
 from sdpnet.options import Config
 from sdpnet.sync_norm import synchronize_batch_norm
 
-__all__ = ["Cursor", "Run", "prepare"]
+__all__ = ["Cursor", "Run", "introduction", "prepare"]
 
 
 @dataclass
@@ -214,3 +214,17 @@ def prepare(config: Config, processes: Processes) -> Run:
         micro_batch=micro_batch,
         notes=notes,
     )
+
+
+def introduction(run: Run) -> Iterator[str]:
+    """What the user is told before the first step."""
+    config, processes = run.config, run.processes
+    if config.data.pipeline == "auto":
+        shards = run.train_loader.manifest.splits[config.data.train_split]
+        yield f"pipeline: auto chose {choose_pipeline(processes.device, shards.format)}"
+    yield (
+        f"{config.model.name}: {run.model.num_parameters:,} parameters, {str(run.dtype).removeprefix('torch.')} on "
+        f"{processes.world_size} x {processes.device.type}, global batch {run.global_batch_size}, "
+        f"{run.steps_per_epoch} steps an epoch, {config.train.epochs} epochs, peak lr {run.peak_learning_rate:.3g}"
+    )
+    yield from run.notes

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pipelines.contract import PIPELINES, Batch, choose_pipeline
+from pipelines.contract import PIPELINES, Batch
 from pipelines.draws import derive_seed
 from pipelines.errors import UserError, run_command
 from sdpnet.checkpoint import (
@@ -45,7 +45,7 @@ from sdpnet.report import Clock, GpuGauge, Reporter
 from sdpnet.resolution import image_size_of
 from sdpnet.restart import begun_by_this_launch, note_launch
 from sdpnet.run_directory import run_directory
-from sdpnet.setup import Run, prepare
+from sdpnet.setup import Run, introduction, prepare
 from sdpnet.step_profile import DEFAULT_STEPS, StepProfile
 from sdpnet.trackers import open_trackers
 
@@ -113,7 +113,7 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> i
             assert path is not None, "one is saved before the first step"
             run.restore(path, load_checkpoint(path))
 
-        for line in _introduction(run):
+        for line in introduction(run):
             reporter.say(line)
         if options.on_nonfinite == "rollback" and cursor.step == 0:
             save()
@@ -244,20 +244,6 @@ def score_run(run: Run, reporter: Reporter, stopped: Callable[[], int], out: Pat
         write_per_class(out / "per_class.csv", run.train_loader.manifest.classes, scores.counts)
     reporter.evaluation({"epoch": run.cursor.epoch, "step": run.cursor.step, **evaluation}, scores.num_samples)
     return True
-
-
-def _introduction(run: Run) -> Iterator[str]:
-    """What the user is told before the first step."""
-    config, processes = run.config, run.processes
-    if config.data.pipeline == "auto":
-        shards = run.train_loader.manifest.splits[config.data.train_split]
-        yield f"pipeline: auto chose {choose_pipeline(processes.device, shards.format)}"
-    yield (
-        f"{config.model.name}: {run.model.num_parameters:,} parameters, {str(run.dtype).removeprefix('torch.')} on "
-        f"{processes.world_size} x {processes.device.type}, global batch {run.global_batch_size}, "
-        f"{run.steps_per_epoch} steps an epoch, {config.train.epochs} epochs, peak lr {run.peak_learning_rate:.3g}"
-    )
-    yield from run.notes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
