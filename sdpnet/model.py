@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from pipelines.errors import UserError, nearest
+from sdpnet.depthwise import depthwise_gelu
 from sdpnet.positions import resample_grid, rotary_embedding, rotate, sincos_embedding
 
 __all__ = ["MODELS", "ModelOptions", "Position", "SdPNet", "create_model", "create_model_options"]
@@ -127,11 +128,13 @@ class LayerScale(nn.Module):
 class ConvBlock(nn.Module):
     """y = BN(GELU(depthwise(x))); BN(GELU(conv1x1(x + y))): (B, dim, h, w) -> the same shape.
 
-    `drop_path` drops y, the only part with a way around it.
+    `drop_path` drops y, the only part with a way around it. With `triton` set, GELU(depthwise(x)) is
+    `sdpnet.depthwise`'s, from the same parameters.
     """
 
     def __init__(self, dim: int, kernel_size: int, drop_path: float) -> None:
         super().__init__()
+        self.triton = False
         self.depthwise = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
         self.norm1 = nn.BatchNorm2d(dim)
         self.pointwise = nn.Conv2d(dim, dim, 1)
@@ -139,7 +142,12 @@ class ConvBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x + self.drop_path(self.norm1(F.gelu(self.depthwise(x))))
+        if self.triton:
+            assert self.depthwise.bias is not None
+            y = depthwise_gelu(x, self.depthwise.weight, self.depthwise.bias)
+        else:
+            y = F.gelu(self.depthwise(x))
+        x = x + self.drop_path(self.norm1(y))
         return self.norm2(F.gelu(self.pointwise(x)))
 
 

@@ -15,6 +15,7 @@ from pipelines.augment import DeviceStage
 from pipelines.contract import Loader, choose_pipeline, make_loader
 from pipelines.errors import UserError
 from sdpnet.checkpoint import ModelCard, load_optimizer, load_weights
+from sdpnet.depthwise_choice import choose_depthwise
 from sdpnet.distributed import Processes, amp_dtype
 from sdpnet.ema import ModelEma
 from sdpnet.finetune import start_from
@@ -176,10 +177,11 @@ def prepare(config: Config, processes: Processes) -> Run:
     notes = [start_from(model, options.start_from)] if options.start_from else []
     model = model.to(device)
     model.checkpointing = options.checkpoint_activations
+    batch_size, image_size = config.data.batch_size_per_gpu, config.data.image_size
+    notes += choose_depthwise(options, model, batch_size, image_size, dtype, processes)
     ema = ModelEma(model, config.ema) if config.ema.decay else None
     if options.sync_batch_norm and processes.world_size > 1:
         synchronize_batch_norm(model, device)
-    batch_size, image_size = config.data.batch_size_per_gpu, config.data.image_size
     memory_format = choose_memory_format(options.memory_format, model, batch_size, image_size, dtype, processes)
     model = model.to(memory_format=memory_format)
     if options.memory_format == "probe":

@@ -16,7 +16,13 @@ BACKENDS = {
     "ffcv": ("ffcv_pipeline.py",),
     "numba": ("ffcv_pipeline.py",),
     "nvidia": ("dali_pipeline.py",),
-    "triton": ("fused_kernel.py", "fused_neighbours.py", "fused_operations.py", "fused_statistics.py"),
+    "triton": (
+        "depthwise_kernel.py",
+        "fused_kernel.py",
+        "fused_neighbours.py",
+        "fused_operations.py",
+        "fused_statistics.py",
+    ),
 }
 TORCH_WHEN_CALLED = ROOT / "preprocess" / "contact_sheet.py"  # imports the real pipeline in one function, if it can
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
