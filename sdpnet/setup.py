@@ -15,9 +15,10 @@ from pipelines.augment import DeviceStage
 from pipelines.contract import Loader, make_loader
 from pipelines.errors import UserError
 from sdpnet.checkpoint import ModelCard, load_weights
-from sdpnet.distributed import Processes, amp_dtype
+from sdpnet.distributed import Processes
 from sdpnet.ema import ModelEma
 from sdpnet.finetune import start_from
+from sdpnet.hardware import StepChoices, choose_step, look_at
 from sdpnet.loss import make_loss
 from sdpnet.memory_format import choose_memory_format
 from sdpnet.micro_batch import choose_micro_batch, training_pass
@@ -43,7 +44,8 @@ class Cursor:
 class Run:
     """One training run. What changes while it trains is in `model`, `ema`, `optimizer`, `scaler`, `guard`, `cursor` and
     `evaluation` (the scores of the last epoch that was scored); `ddp` wraps the model in several processes.
-    `one_pass` runs forward and backward over so many blank images; `notes` are lines for the user.
+    `choices` say how a step is taken; `one_pass` runs forward and backward over so many blank images; `notes` are lines
+    for the user.
     """
 
     config: Config
@@ -60,12 +62,21 @@ class Run:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     guard: Guard
-    dtype: torch.dtype
+    choices: StepChoices
     memory_format: torch.memory_format
     micro_batch: int
     notes: list[str]
     cursor: Cursor = field(default_factory=Cursor)
     evaluation: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.choices.dtype
+
+    @property
+    def late(self) -> bool:
+        """Whether the host never waits for the device within a step."""
+        return self.choices.late
 
     @property
     def network(self) -> nn.Module:
@@ -169,7 +180,8 @@ def prepare(config: Config, processes: Processes) -> Run:
     if len(train_loader) < options.accumulate:
         raise UserError(f"train.accumulate = {options.accumulate}: an epoch has only {len(train_loader)} batches")
 
-    dtype = amp_dtype(options.amp, device)
+    choices = choose_step(look_at(device), amp=options.amp, compile=options.compile, optimizer=config.optim.name)
+    dtype = choices.dtype
     torch.manual_seed(config.seed)
     model = SdPNet(config.model.options(num_classes))
     notes = [start_from(model, options.start_from)] if options.start_from else []
@@ -188,10 +200,10 @@ def prepare(config: Config, processes: Processes) -> Run:
     micro_batch = choose_micro_batch(options.micro_batch, batch_size, model, one_pass, processes)
     if micro_batch < batch_size:
         notes.append(f"micro batches of {micro_batch}: batch norm sees these")
-    if options.compile:
+    if choices.compile:
         for block in (*model.conv_blocks, *model.transformer_blocks):
             block.compile()
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    scaler = torch.amp.GradScaler(device.type, enabled=choices.scaler)
     ddp = DistributedDataParallel(model, gradient_as_bucket_view=True) if processes.world_size > 1 else None
     return Run(
         config=config,
@@ -205,10 +217,10 @@ def prepare(config: Config, processes: Processes) -> Run:
         loss=loss,
         one_pass=one_pass,
         ema=ema,
-        optimizer=make_optimizer(model, config.optim),
+        optimizer=make_optimizer(model, config.optim, fused=choices.late or None),
         scaler=scaler,
         guard=Guard(options, model, scaler, processes),
-        dtype=dtype,
+        choices=choices,
         memory_format=memory_format,
         micro_batch=micro_batch,
         notes=notes,

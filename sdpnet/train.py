@@ -25,7 +25,7 @@ from sdpnet.checkpoint import (
     write_atomically,
 )
 from sdpnet.config import dump_config, load_config
-from sdpnet.distributed import Processes, any_process, join, leave, same_weights, total
+from sdpnet.distributed import Processes, StopVote, any_process, join, leave, same_weights, total
 from sdpnet.evaluate import evaluate, write_per_class
 from sdpnet.interrupt import stop_signals
 from sdpnet.micro_batch import out_of_memory, parts
@@ -38,6 +38,7 @@ from sdpnet.run_directory import run_directory
 from sdpnet.setup import Run, prepare
 from sdpnet.step_profile import DEFAULT_STEPS, StepProfile
 from sdpnet.trackers import open_trackers
+from sdpnet.update import update
 
 __all__ = ["add_arguments", "main", "run", "train"]
 
@@ -86,6 +87,11 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> i
         def stopped() -> bool:
             return any_process(bool(received), processes)
 
+        vote = StopVote(processes) if run.late else None
+
+        def stop_after_step() -> bool:
+            return stopped() if vote is None else vote(bool(received))
+
         def save(score: float | None = None) -> None:
             if checkpoints is not None:
                 checkpoints.save(cursor.step, run.state(), score)
@@ -97,6 +103,12 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> i
             path = latest_checkpoint(directory)
             assert path is not None, "one is saved before the first step"
             run.restore(path, load_checkpoint(path))
+
+        def heed(verdict: Verdict) -> None:
+            if verdict.message:
+                reporter.say(verdict.message)
+            if verdict.action == "rollback":
+                roll_back()
 
         for line in _introduction(run):
             reporter.say(line)
@@ -114,10 +126,7 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> i
                 stream = clock.timed(batches)
                 while cursor.step_in_epoch < run.steps_per_epoch:
                     loss, grad_norm, verdict = take_step(run, stream, profile)
-                    if verdict.message:
-                        reporter.say(verdict.message)
-                    if verdict.action == "rollback":
-                        roll_back()
+                    heed(verdict)
                     reporter.advance()
                     clock.stepped(run.global_batch_size)
                     if cursor.step % options.log_interval == 0:
@@ -125,10 +134,12 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> i
                         metrics = {"train_loss": loss.item(), "lr": lr, "grad_norm": grad_norm.item()}
                         position = {"epoch": cursor.epoch, "step": cursor.step}
                         reporter.training({**position, **metrics, **clock.read(), **gauge.read()})
-                    if stopped():
+                    if stop_after_step():
                         break
                     if options.checkpoint_interval and cursor.step % options.checkpoint_interval == 0:
+                        heed(run.guard.told(all_steps=True))
                         save()
+            heed(run.guard.told(all_steps=True))
             split = config.data.train_split
             reporter.masked(cursor.epoch, split, total(len(run.train_loader.masked), processes))
             finished, score = cursor.step_in_epoch == run.steps_per_epoch and not stopped(), None
@@ -154,7 +165,8 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> i
 def take_step(run: Run, stream: Iterator[Batch], profile: StepProfile) -> tuple[torch.Tensor, torch.Tensor, Verdict]:
     """One optimizer step, over `train.accumulate` batches; the cursor moves on, whether or not the step was taken.
 
-    Returns the loss of this process's samples, the norm of the gradients (before clipping) and the guard's verdict.
+    Returns the loss of this process's samples, the norm of the gradients (before clipping) and the guard's verdict:
+    with `run.late` on the step before, and nothing here waits for what the device does.
     """
     config, cursor, processes, accumulate = run.config, run.cursor, run.processes, run.config.train.accumulate
     epochs, steps = config.train.epochs, run.steps_per_epoch
@@ -198,12 +210,17 @@ def take_step(run: Run, stream: Iterator[Batch], profile: StepProfile) -> tuple[
         else:
             gradients = [parameter.grad for parameter in run.model.parameters() if parameter.grad is not None]
             grad_norm = torch.nn.utils.get_total_norm(gradients)
-        verdict = run.guard.check(cursor.step + 1, loss, grad_norm)
-        if verdict.action == "step":
-            run.scaler.step(run.optimizer)
-            if run.ema is not None:
-                run.ema.update(run.model)
-        run.scaler.update()
+        verdict = update(
+            cursor.step + 1,
+            loss,
+            grad_norm,
+            model=run.model,
+            optimizer=run.optimizer,
+            scaler=run.scaler,
+            guard=run.guard,
+            ema=run.ema,
+            late=run.late,
+        )
     profile.step()
     cursor.step += 1
     cursor.step_in_epoch += 1
@@ -240,6 +257,8 @@ def _introduction(run: Run) -> Iterator[str]:
         f"{processes.world_size} x {processes.device.type}, global batch {run.global_batch_size}, "
         f"{run.steps_per_epoch} steps an epoch, {config.train.epochs} epochs, peak lr {run.peak_learning_rate:.3g}"
     )
+    if processes.device.type == "cuda":
+        yield f"step on {torch.cuda.get_device_name(processes.device)}: {run.choices}"
     yield from run.notes
 
 

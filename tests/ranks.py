@@ -1,6 +1,7 @@
 """Runs several trainings, one after the other, in processes that meet once: python ranks.py CASES.json RANK WORLD_SIZE.
 
-CASES.json: a list of {"arguments": [...] for `train`, "stop": [where, rank, number] or null}. A process writes
+CASES.json: a list of {"arguments": [...] for `train`, "stop": [where, rank, number] or null} and, for steps that do not
+wait for the device as on GPUs, "late": true. A process writes
 CASES.RANK.json: for each case the exit status and the samples of each step.
 """
 
@@ -11,16 +12,19 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import sdpnet.setup
 import sdpnet.train
 from pipelines.augment import DeviceStage
 from pipelines.contract import Batch
 from sdpnet.checkpoint import Checkpoints
 from sdpnet.config import load_config
 from sdpnet.distributed import join, leave
+from sdpnet.hardware import choose_step
 from sdpnet.report import Reporter
 
 STOPS = {  # where the signal comes: what is called then, for the `number`th time
@@ -73,7 +77,12 @@ def main(cases: Path, rank: int, world_size: int) -> None:
         arguments.out.mkdir(exist_ok=True)
         config = load_config(arguments.config, settings)
         stop = interrupted(where, number if at_rank == rank else 0)
-        with stop, mock.patch.object(sdpnet.train, "take_step", recording):
+
+        def choose(*args: Any, late: bool = case.get("late", False), **options: Any) -> Any:
+            return replace(choose_step(*args, **options), late=late)
+
+        choices = mock.patch.object(sdpnet.setup, "choose_step", choose)
+        with stop, choices, mock.patch.object(sdpnet.train, "take_step", recording):
             status = sdpnet.train.train(config, arguments.out, resume=arguments.resume, processes=processes)
         results.append({"status": status, "samples": samples})
     leave()
