@@ -18,6 +18,7 @@ from sdpnet.bench_step_race import PARTS, PartClock
 from sdpnet.flops import forward_macs
 from sdpnet.model import MODELS
 
+FEEDS = [name for name in ("native", "dali") if installed(name)]
 SMALL = ["--image-size", "64", "--batch-size", "4", "--rounds", "2", "--seconds", "0.01", "--device", "cpu"]
 
 
@@ -35,12 +36,12 @@ def measure(tmp_path: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
     return status, json.loads(out.read_text())
 
 
-@pytest.mark.skipif(not installed("native"), reason="native")
+@pytest.mark.skipif(not FEEDS, reason="neither native nor dali")
 def test_synthetic_and_real_feed(tmp_path: Path, shard_set: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--model", "sdpnet_tiny", "--data", str(shard_set), "--pipelines", "native"]
+    arguments = ["--model", "sdpnet_tiny", "--data", str(shard_set), "--pipelines", ",".join(FEEDS)]
     status, record = measure(tmp_path, *arguments)
     assert status == 0 and "waiting" not in capsys.readouterr().err
-    assert [row["feed"] for row in record["results"]] == ["synthetic", "native"]
+    assert [row["feed"] for row in record["results"]] == ["synthetic", *FEEDS]
     for row in record["results"]:
         assert row["forward_gmac"] == round(forward_macs(MODELS["sdpnet_tiny"], 64) / 1e9, 3)
         assert len(row["images_per_second"]) == 2 and row["min"] <= row["median"] <= row["max"]
