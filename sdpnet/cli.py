@@ -11,7 +11,7 @@ from typing import Final
 from rich.console import Console
 
 from pipelines.errors import run_command
-from sdpnet import __version__, doctor, evaluate_command, export, run_report, sheet, train
+from sdpnet import __version__, bench_step, doctor, evaluate_command, export, run_report, sheet, train
 from sdpnet.checkpoint import load_model
 from sdpnet.predict import predict
 
@@ -21,7 +21,7 @@ __all__ = ["main"]
 PROGRAMS: Final = {
     "inspect": ("preprocess.report", "show what is in a shard set"),
     "verify": ("preprocess.verify", "check a shard set from end to end"),
-    "bench": ("pipelines.bench", "time the pipelines on a shard set"),
+    "bench": ("pipelines.bench", "time the pipelines; bench step: the training step"),
 }
 
 
@@ -38,6 +38,8 @@ def _predict(arguments: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status. One of `PROGRAMS` ends with `SystemExit`, as it does by itself."""
     argv = sys.argv[1:] if argv is None else argv
+    if argv[:2] == ["bench", "step"]:
+        return bench_step.main(argv[2:])
     if argv and argv[0] in PROGRAMS:
         sys.argv = [f"sdpnet {argv[0]}", *argv[1:]]
         runpy.run_module(PROGRAMS[argv[0]][0], run_name="__main__")

@@ -57,7 +57,7 @@ def choose_depthwise(
         if processes.is_main:
             shape = (min(batch_size, _MOST_IMAGES), model.options.dim, *[image_size // model.options.patch_size] * 2)
             kernel_size = model.options.kernel_size
-            seconds = known_seconds(shape, kernel_size, dtype, device, compiled=options.compile)
+            seconds = known_seconds(shape, kernel_size, dtype, device, compiled=options.compile is True)
             chosen = _faster(seconds, options.memory_format)
             times = ", ".join(f"{name} {value * 1e3:.2f} ms" for name, value in seconds.items())
             notes.append(f"depthwise convolutions: {'triton' if chosen else 'torch'}; a block takes: {times}")

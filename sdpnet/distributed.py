@@ -14,9 +14,12 @@ from torch import nn
 
 from pipelines.contract import ShardOptions
 from pipelines.errors import UserError
+from sdpnet.hardware import choose_dtype, look_at
 
 __all__ = [
+    "Arriving",
     "Processes",
+    "StopVote",
     "amp_dtype",
     "from_main",
     "join",
@@ -25,6 +28,7 @@ __all__ = [
     "most",
     "one_line_when_lost",
     "same_weights",
+    "sum_on_device",
     "sum_over_processes",
     "total",
 ]
@@ -150,12 +154,44 @@ def same_weights(model: nn.Module, processes: Processes) -> None:
 
 
 def amp_dtype(choice: str, device: torch.device) -> torch.dtype:
-    """The dtype of the forward pass: bf16 where the card has it in hardware, else fp16 (with a scaler), fp32 on CPUs.
+    """The dtype of the forward pass on `device`; see `sdpnet.hardware.choose_dtype`."""
+    return choose_dtype(choice, look_at(device))
 
-    `is_bf16_supported()` alone also says yes to cards (V100) that only emulate it.
+
+def sum_on_device(values: torch.Tensor, processes: Processes) -> torch.Tensor:
+    """The element-wise sum over all processes, in place; on GPUs the host does not wait for it."""
+    if processes.world_size > 1:
+        dist.all_reduce(values)
+    return values
+
+
+class Arriving:
+    """A tensor's values on their way to the host: nobody waits until they are read."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self._copy = values.to("cpu", non_blocking=True)  # pinned, of a GPU's
+        self._copied = torch.cuda.current_stream(values.device).record_event() if values.is_cuda else None
+
+    def read(self) -> list[float]:
+        """Waits for the copy alone, not for what the device was given to do after it."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._copy.numpy().tolist()
+
+
+class StopVote:
+    """Whether any process was asked to stop, by every process's vote after each step; all get the same answer.
+
+    With `late` a vote of several processes is counted on the device and read after the next step: nobody waits for it.
     """
-    if choice != "auto":
-        return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[choice]
-    if device.type != "cuda":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+    def __init__(self, processes: Processes, *, late: bool) -> None:
+        self._processes, self._late = processes, late
+        self._earlier: Arriving | None = None
+
+    def __call__(self, flag: bool) -> bool:
+        if not self._late or self._processes.world_size == 1:
+            return most(int(flag), self._processes) > 0
+        votes = torch.full((1,), float(flag), device=self._processes.device)
+        earlier, self._earlier = self._earlier, Arriving(sum_on_device(votes, self._processes))
+        return earlier is not None and earlier.read()[0] > 0

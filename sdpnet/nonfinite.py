@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from pipelines.errors import UserError
-from sdpnet.distributed import Processes, sum_over_processes
+from sdpnet.distributed import Arriving, Processes, sum_on_device, sum_over_processes
 from sdpnet.options import TrainOptions
 
 __all__ = ["Guard", "NonFinite", "Verdict"]
@@ -50,6 +51,17 @@ class Guard:
     The forward pass has already moved the batch-norm statistics: `keep` copies the model's buffers, and `check` puts
     them back when the step is not taken. Parameters, optimizer and EMA have not been touched at that point.
 
+    `check` waits for the device. Where that costs time, on GPUs, the device itself leaves a bad step out, and the host
+    reads what became of it after the next step's backward pass (`sdpnet.update` does either):
+
+        guard.keep()
+        forward, backward, scaler.unscale_, total norm of the gradients
+        bad = guard.mark(step, loss, grad_norm)
+        sdpnet.optim.step_unless(optimizer, bad); scaler.update(); EMA with bad
+        verdict = guard.told()  # on the step before; before anything is saved or scored: guard.told(all_steps=True)
+
+    So a run that stops has taken one good step more, and a rollback undoes one.
+
     With a gradient scaler (fp16) an infinite gradient is how it finds its scale: such a step is skipped without
     counting, unless something else is not finite or the scale is down to 1.
 
@@ -70,6 +82,7 @@ class Guard:
         for buffer in model.buffers():
             self._buffers.setdefault(buffer.dtype, []).append(buffer)
         self._kept = {dtype: [torch.empty_like(b) for b in buffers] for dtype, buffers in self._buffers.items()}
+        self._marked: deque[tuple[int, Arriving]] = deque()  # steps that are not yet told, and what was bad, the scale
 
     @torch.no_grad()
     def keep(self) -> None:
@@ -89,15 +102,56 @@ class Guard:
             NonFinite: `on_nonfinite` is stop, or more than `max_nonfinite` steps were bad. The model is as before the
                 forward pass then, too.
         """
-        # An activation above 1e19 squares to an infinite variance, of which the loss shows nothing: x / inf is 0.
-        largest = torch.nn.utils.get_total_norm(self._buffers.get(torch.float32, []), norm_type=float("inf"))
-        values = torch.stack([value.to(loss.device, torch.float32) for value in (loss.detach(), grad_norm, largest)])
-        bad = sum_over_processes((~torch.isfinite(values)).double(), self.processes).tolist()
+        bad = sum_over_processes(self._not_finite(loss, grad_norm), self.processes).tolist()
         if not any(bad):
             return Verdict("step")
         for dtype, buffers in self._buffers.items():
             torch._foreach_copy_(buffers, self._kept[dtype])
-        if not bad[0] and not bad[2] and self.scaler.is_enabled() and self.scaler.get_scale() > _MIN_SCALE:
+        return self._judge(step, bad, self.scaler.get_scale())
+
+    @torch.no_grad()
+    def mark(self, step: int, loss: torch.Tensor, grad_norm: torch.Tensor) -> torch.Tensor:
+        """1.0 where the step must be left out, else 0.0, the same for all processes: float32, a scalar on the device.
+
+        The buffers are as before the forward pass then. The arguments are `check`'s; nobody waits for the device.
+        """
+        counts = sum_on_device(self._not_finite(loss, grad_norm), self.processes)
+        scale = self.scaler.scale(torch.ones((1,), device=loss.device)).double()  # get_scale() would wait for it
+        self._marked.append((step, Arriving(torch.cat([counts, scale]))))
+        bad = counts.any()
+        for dtype, buffers in self._buffers.items():  # not by arithmetic: a NaN times 0 is a NaN
+            for buffer, kept in zip(buffers, self._kept[dtype], strict=True):
+                torch.where(bad, kept, buffer, out=buffer)
+        return bad.float()
+
+    def told(self, *, all_steps: bool = False) -> Verdict:
+        """What became of the marked step before the newest, or with `all_steps` of the newest: there is one at most.
+
+        All processes must ask after the same steps and get the same answer. Waits for the marks it reads.
+
+        Raises:
+            NonFinite: as `check`.
+        """
+        answer = Verdict("step")
+        while len(self._marked) > (0 if all_steps else 1):
+            step, arriving = self._marked.popleft()
+            *bad, scale = arriving.read()
+            if any(bad):
+                answer = self._judge(step, bad, scale)
+            if answer.action == "rollback":
+                self._marked.clear()  # the loading undoes those steps
+        return answer
+
+    def _not_finite(self, loss: torch.Tensor, grad_norm: torch.Tensor) -> torch.Tensor:
+        """1 or 0 for loss, gradients, batch-norm statistics: float64 (3,), of this process, on the device."""
+        # An activation above 1e19 squares to an infinite variance, of which the loss shows nothing: x / inf is 0.
+        largest = torch.nn.utils.get_total_norm(self._buffers.get(torch.float32, []), norm_type=float("inf"))
+        values = torch.stack([value.to(loss.device, torch.float32) for value in (loss.detach(), grad_norm, largest)])
+        return (~torch.isfinite(values)).double()
+
+    def _judge(self, step: int, bad: Sequence[float], scale: float) -> Verdict:
+        """What follows from a step of which something was bad, in so many processes."""
+        if not bad[0] and not bad[2] and self.scaler.is_enabled() and scale > _MIN_SCALE:
             return Verdict("skip")
         return self._decide(step, bad)
 

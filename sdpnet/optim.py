@@ -12,14 +12,15 @@ from sdpnet.model import SdPNet
 from sdpnet.muon import Muon, MuonAdamW
 from sdpnet.options import OptimOptions
 
-__all__ = ["learning_rate", "make_optimizer", "peak_learning_rate", "set_learning_rate"]
+__all__ = ["learning_rate", "make_optimizer", "peak_learning_rate", "set_learning_rate", "step_unless"]
 
 _TOKENS = ("class_token", "registers", "position")
 
 
-def make_optimizer(model: SdPNet, options: OptimOptions) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter, 2017), fused where the parameters are on a GPU; with `name: muon`, Muon for the
-    blocks' matrices and 1 x 1 convolutions, and AdamW for the rest (patch convolution, depthwise filters, head).
+def make_optimizer(model: SdPNet, options: OptimOptions, *, fused: bool | None = None) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter, 2017), by default fused where the parameters are on a GPU; with `name: muon`,
+    Muon for the blocks' matrices and 1 x 1 convolutions, and AdamW for the rest (patch convolution, depthwise filters,
+    head).
 
     Weight decay acts on matrices and filters only, not on norms, biases, layer scales, the class token, the registers
     or the position embedding. Each group has an `lr_scale`, for `set_learning_rate`: `layer_decay` to the power of the
@@ -50,11 +51,23 @@ def make_optimizer(model: SdPNet, options: OptimOptions) -> torch.optim.Optimize
             if kind[0] == muon
         ]
 
-    fused = next(model.parameters()).is_cuda or None
+    fused = fused or next(model.parameters()).is_cuda or None
     adamw = torch.optim.AdamW(groups_for(False), lr=options.lr, betas=options.betas, eps=options.eps, fused=fused)
     if options.name == "adamw":
         return adamw
     return MuonAdamW(Muon(groups_for(True), options.lr, options.weight_decay), adamw)
+
+
+def step_unless(optimizer: torch.optim.Optimizer, bad: torch.Tensor) -> None:
+    """A step of a fused AdamW that is none where `bad` (float32, a scalar on its device) is 1; nobody waits for it.
+
+    Weights, moments and step counts stay as they were then, whatever the gradients are.
+    """
+    optimizer.grad_scale, optimizer.found_inf = None, bad  # type: ignore[attr-defined]  # as GradScaler does
+    try:
+        optimizer.step()
+    finally:
+        del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

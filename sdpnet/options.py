@@ -163,10 +163,10 @@ class TrainOptions:
     `start_from`: another run, or a model.safetensors or checkpoint of it, whose weights a new run begins with (see
     `sdpnet.finetune`). `sync_batch_norm`: batch norm sees the samples of all processes. `checkpoint_activations` keeps
     only the blocks' inputs for the backward pass and computes the rest again. `compile` compiles the blocks with
-    torch.compile. `memory_format`: `probe` tries both at the start. `depthwise`: whose convolutions; `auto` times
-    torch's and Triton's once on a GPU, and is torch elsewhere (see `sdpnet.depthwise_choice`). `keep_checkpoints` are
-    kept, and with `keep_best` the one of the best top-1 (the average's where there is one); `async_checkpoints` writes
-    them beside the training.
+    torch.compile (auto: on GPUs of compute capability 8.0 and more). `memory_format`: `probe` tries both at the start.
+    `depthwise`: whose convolutions; `auto` times torch's and Triton's once on a GPU, and is torch elsewhere (see
+    `sdpnet.depthwise_choice`). `keep_checkpoints` are kept, and with `keep_best` the one of the best top-1 (the
+    average's where there is one); `async_checkpoints` writes them beside the training.
 
     `micro_batch`: the images of one forward and backward pass: null is the whole batch, `auto` what fits into the GPU
     (see `sdpnet.micro_batch`). `on_nonfinite` is what a step with a loss or gradient that is not finite leads to, and
@@ -184,7 +184,7 @@ class TrainOptions:
     max_nonfinite: int = 10
     sync_batch_norm: bool = False
     checkpoint_activations: bool = False
-    compile: bool = False
+    compile: Literal["auto"] | bool = "auto"
     memory_format: Literal["channels_last", "contiguous", "probe"] = "channels_last"
     depthwise: Literal["auto", "torch", "triton"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -21,7 +21,7 @@ from sdpnet.model import SdPNet
 from sdpnet.optim import make_optimizer
 from sdpnet.options import Config
 
-__all__ = ["Reading", "copy_rate", "decode_round", "reading_rates", "step_rate"]
+__all__ = ["Reading", "copy_rate", "decode_round", "matmul_rate", "reading_rates", "step_rate"]
 
 DECODE_BATCH = 64
 
@@ -94,6 +94,13 @@ def copy_rate(image_size: int, device: torch.device, seconds: float) -> float:
     images = torch.empty(256, image_size, image_size, 3, dtype=torch.uint8, pin_memory=True)
     there = torch.empty_like(images, device=device)
     return _rate(lambda: there.copy_(images, non_blocking=True), len(images), device, seconds)
+
+
+def matmul_rate(dtype: torch.dtype, device: torch.device, seconds: float) -> float:
+    """FLOP/s of products of large square matrices in this dtype: what no training step comes near."""
+    size = 8192 if device.type == "cuda" else 1024
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    return 2 * size**3 * _rate(lambda: left @ right, 1, device, seconds)
 
 
 def step_rate(config: Config, batch_size: int, device: torch.device, seconds: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,19 @@ from pipelines.contract import Loader, choose_pipeline, make_loader
 from pipelines.errors import UserError
 from sdpnet.checkpoint import ModelCard, load_optimizer, load_weights
 from sdpnet.depthwise_choice import choose_depthwise
-from sdpnet.distributed import Processes, amp_dtype
+from sdpnet.distributed import Processes
 from sdpnet.ema import ModelEma
 from sdpnet.finetune import start_from
+from sdpnet.hardware import StepChoices, choose_step, look_at
 from sdpnet.loss import make_loss
 from sdpnet.memory_format import choose_memory_format
 from sdpnet.micro_batch import choose_micro_batch, training_pass
 from sdpnet.model import SdPNet
-from sdpnet.nonfinite import Guard
+from sdpnet.nonfinite import Guard, Verdict
 from sdpnet.optim import make_optimizer, peak_learning_rate
 from sdpnet.options import Config
 from sdpnet.sync_norm import synchronize_batch_norm
+from sdpnet.update import update
 
 __all__ = ["Cursor", "Run", "introduction", "prepare"]
 
@@ -44,7 +46,8 @@ class Cursor:
 class Run:
     """One training run. What changes while it trains is in `model`, `ema`, `optimizer`, `scaler`, `guard`, `cursor` and
     `evaluation` (the scores of the last epoch that was scored); `ddp` wraps the model in several processes.
-    `one_pass` runs forward and backward over so many blank images; `notes` are lines for the user.
+    `choices` say how a step is taken; `one_pass` runs forward and backward over so many blank images; `notes` are lines
+    for the user.
     """
 
     config: Config
@@ -61,12 +64,21 @@ class Run:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     guard: Guard
-    dtype: torch.dtype
+    choices: StepChoices
     memory_format: torch.memory_format
     micro_batch: int
     notes: list[str]
     cursor: Cursor = field(default_factory=Cursor)
     evaluation: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.choices.dtype
+
+    @property
+    def late(self) -> bool:
+        """Whether the host never waits for the device within a step."""
+        return self.choices.late
 
     @property
     def network(self) -> nn.Module:
@@ -111,6 +123,20 @@ class Run:
             augment.mean,
             augment.std,
             self.evaluation,
+        )
+
+    def update(self, loss: torch.Tensor, grad_norm: torch.Tensor) -> Verdict:
+        """Ends the step that the cursor is at, after its backward pass: see `sdpnet.update`."""
+        return update(
+            self.cursor.step + 1,
+            loss,
+            grad_norm,
+            model=self.model,
+            optimizer=self.optimizer,
+            scaler=self.scaler,
+            guard=self.guard,
+            ema=self.ema,
+            late=self.late,
         )
 
     def state(self) -> dict[str, Any]:
@@ -171,7 +197,8 @@ def prepare(config: Config, processes: Processes) -> Run:
     if len(train_loader) < options.accumulate:
         raise UserError(f"train.accumulate = {options.accumulate}: an epoch has only {len(train_loader)} batches")
 
-    dtype = amp_dtype(options.amp, device)
+    choices = choose_step(look_at(device), amp=options.amp, compile=options.compile, optimizer=config.optim.name)
+    dtype, options = choices.dtype, replace(options, compile=choices.compile)
     torch.manual_seed(config.seed)
     model = SdPNet(config.model.options(num_classes))
     notes = [start_from(model, options.start_from)] if options.start_from else []
@@ -194,7 +221,7 @@ def prepare(config: Config, processes: Processes) -> Run:
     if options.compile:
         for block in (*model.conv_blocks, *model.transformer_blocks):
             block.compile()
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    scaler = torch.amp.GradScaler(device.type, enabled=choices.scaler)
     ddp = DistributedDataParallel(model, gradient_as_bucket_view=True) if processes.world_size > 1 else None
     return Run(
         config=config,
@@ -208,10 +235,10 @@ def prepare(config: Config, processes: Processes) -> Run:
         loss=loss,
         one_pass=one_pass,
         ema=ema,
-        optimizer=make_optimizer(model, config.optim),
+        optimizer=make_optimizer(model, config.optim, fused=choices.late or None),
         scaler=scaler,
         guard=Guard(options, model, scaler, processes),
-        dtype=dtype,
+        choices=choices,
         memory_format=memory_format,
         micro_batch=micro_batch,
         notes=notes,
@@ -229,4 +256,6 @@ def introduction(run: Run) -> Iterator[str]:
         f"{processes.world_size} x {processes.device.type}, global batch {run.global_batch_size}, "
         f"{run.steps_per_epoch} steps an epoch, {config.train.epochs} epochs, peak lr {run.peak_learning_rate:.3g}"
     )
+    if processes.device.type == "cuda":
+        yield f"step on {torch.cuda.get_device_name(processes.device)}: {run.choices}"
     yield from run.notes

@@ -26,6 +26,7 @@ from sdpnet.checkpoint import (
 from sdpnet.config import dump_config, load_config
 from sdpnet.distributed import (
     Processes,
+    StopVote,
     from_main,
     join,
     leave,
@@ -113,11 +114,17 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> i
             assert path is not None, "one is saved before the first step"
             run.restore(path, load_checkpoint(path))
 
+        def heed(verdict: Verdict) -> None:
+            if verdict.message:
+                reporter.say(verdict.message)
+            if verdict.action == "rollback":
+                roll_back()
+
         for line in introduction(run):
             reporter.say(line)
         if options.on_nonfinite == "rollback" and cursor.step == 0:
             save()
-        gauge = GpuGauge(processes.device)
+        gauge, vote = GpuGauge(processes.device), StopVote(processes, late=run.late)
         while cursor.epoch < options.epochs:
             image_size = image_size_of(cursor.epoch, config.resolution, config.data.image_size)
             run.train_loader.set_image_size(image_size)
@@ -129,10 +136,7 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> i
                 stream = clock.timed(batches)
                 while cursor.step_in_epoch < run.steps_per_epoch:
                     loss, grad_norm, verdict = take_step(run, stream, profile)
-                    if verdict.message:
-                        reporter.say(verdict.message)
-                    if verdict.action == "rollback":
-                        roll_back()
+                    heed(verdict)
                     reporter.advance()
                     clock.stepped(run.global_batch_size)
                     if cursor.step % options.log_interval == 0:
@@ -141,10 +145,12 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> i
                         metrics = {"train_loss": mean_loss, "lr": lr, "grad_norm": grad_norm.item()}
                         position = {"epoch": cursor.epoch, "step": cursor.step}
                         reporter.training({**position, **metrics, **clock.read(), **gauge.read()})
-                    if stopped():
+                    if vote(bool(received)):
                         break
                     if options.checkpoint_interval and cursor.step % options.checkpoint_interval == 0:
+                        heed(run.guard.told(all_steps=True))
                         save()
+            heed(run.guard.told(all_steps=True))
             split = config.data.train_split
             reporter.masked(cursor.epoch, split, total(len(run.train_loader.masked), processes))
             finished, score = cursor.step_in_epoch == run.steps_per_epoch and not stopped(), None
@@ -171,7 +177,8 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> i
 def take_step(run: Run, stream: Iterator[Batch], profile: StepProfile) -> tuple[torch.Tensor, torch.Tensor, Verdict]:
     """One optimizer step, over `train.accumulate` batches; the cursor moves on, whether or not the step was taken.
 
-    Returns the loss of this process's samples, the norm of the gradients (before clipping) and the guard's verdict.
+    Returns the loss of this process's samples, the norm of the gradients (before clipping) and the guard's verdict:
+    with `run.late` on the step before, and nothing here waits for what the device does.
     """
     config, cursor, processes, accumulate = run.config, run.cursor, run.processes, run.config.train.accumulate
     epochs, steps = config.train.epochs, run.steps_per_epoch
@@ -215,12 +222,7 @@ def take_step(run: Run, stream: Iterator[Batch], profile: StepProfile) -> tuple[
         else:
             gradients = [parameter.grad for parameter in run.model.parameters() if parameter.grad is not None]
             grad_norm = torch.nn.utils.get_total_norm(gradients)
-        verdict = run.guard.check(cursor.step + 1, loss, grad_norm)
-        if verdict.action == "step":
-            run.scaler.step(run.optimizer)
-            if run.ema is not None:
-                run.ema.update(run.model)
-        run.scaler.update()
+        verdict = run.update(loss, grad_norm)
     profile.step()
     cursor.step += 1
     cursor.step_in_epoch += 1

@@ -1,8 +1,9 @@
 """Runs several trainings, one after the other, in processes that meet once: python ranks.py CASES.json RANK WORLD_SIZE.
 
 CASES.json: a list of {"arguments": [...] for `train`, "stop": [where, rank or ranks, number, signal (SIGTERM)] or null,
-"nan": [rank, step] or absent}. A process writes CASES.RANK.json: for each case the exit status and the samples of each
-step. In step `step` (from 1) of "nan" the loss of that process is NaN.
+"nan": [rank, step] or absent, "late": true for steps that do not wait for the device, as on GPUs}. A process writes
+CASES.RANK.json: for each case the exit status and the samples of each step. In step `step` (from 1) of "nan" the loss
+of that process is NaN.
 """
 
 from __future__ import annotations
@@ -12,16 +13,19 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import sdpnet.setup
 import sdpnet.train
 from pipelines.augment import DeviceStage
 from pipelines.contract import Batch
 from sdpnet.checkpoint import Checkpoints
 from sdpnet.config import load_config
 from sdpnet.distributed import join, leave
+from sdpnet.hardware import choose_step
 from sdpnet.report import Reporter
 
 STOPS = {  # where the signal comes: what is called then, for the `number`th time
@@ -84,7 +88,12 @@ def main(cases: Path, rank: int, world_size: int) -> None:
         arguments.out.mkdir(exist_ok=True)
         config = load_config(arguments.config, settings)
         stop = interrupted(where, number if rank in ranks else 0, sent)
-        with stop, mock.patch.object(sdpnet.train, "take_step", recording):
+
+        def choose(*args: Any, late: bool = case.get("late", False), **options: Any) -> Any:
+            return replace(choose_step(*args, **options), late=late)
+
+        choices = mock.patch.object(sdpnet.setup, "choose_step", choose)
+        with stop, choices, mock.patch.object(sdpnet.train, "take_step", recording):
             status = sdpnet.train.train(config, arguments.out, resume=arguments.resume, processes=processes)
         results.append({"status": status, "samples": samples})
     leave()

@@ -17,6 +17,7 @@ from sdpnet.model import create_model
 from sdpnet.nonfinite import Guard, NonFinite, Verdict
 from sdpnet.optim import make_optimizer
 from sdpnet.options import EmaOptions, OptimOptions, TrainOptions
+from sdpnet.update import update
 
 ALONE = Processes(ShardOptions(0, 1), torch.device("cpu"))
 FINITE, NAN, INFINITE = torch.tensor(1.0), torch.tensor(float("nan")), torch.tensor(float("inf"))
@@ -27,11 +28,12 @@ def guard(scaler: torch.amp.GradScaler | None = None, **options: Any) -> Guard:
     return Guard(TrainOptions(**options), torch.nn.BatchNorm2d(3), scaler, ALONE)
 
 
-def trained(bad_image: float | None, *, fp16_scale: float | None = None) -> dict[str, Any]:
-    """All state after four batches; with `bad_image` a fifth one between them holds a pixel of that value."""
+def trained(bad_image: float | None, *, fp16_scale: float | None = None, late: bool = False) -> dict[str, Any]:
+    """All state after four batches; with `bad_image` a fifth one between them holds a pixel of that value. With `late`
+    the device leaves it out, which a fused AdamW can on a CPU too."""
     torch.manual_seed(0)
     model = create_model("sdpnet_tiny", 10)
-    optimizer = make_optimizer(model, OptimOptions())
+    optimizer = make_optimizer(model, OptimOptions(), fused=late or None)
     scaler = torch.amp.GradScaler("cpu", enabled=fp16_scale is not None, init_scale=fp16_scale or 1.0)
     ema = ModelEma(model, EmaOptions(0.9))
     guards = Guard(TrainOptions(on_nonfinite="skip"), model, scaler, ALONE)
@@ -48,27 +50,32 @@ def trained(bad_image: float | None, *, fp16_scale: float | None = None) -> dict
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        verdict = guards.check(step, loss, grad_norm)
-        if verdict.action == "step":
-            scaler.step(optimizer)
-            ema.update(model)
-        scaler.update()
-        actions.append(verdict.action)
+        parts = {"model": model, "optimizer": optimizer, "scaler": scaler, "guard": guards, "ema": ema}
+        verdict = update(step, loss, grad_norm, **parts, late=late)  # type: ignore[arg-type]
+        actions += [verdict.action] if step > 1 or not late else []
+    actions += [guards.told(all_steps=True).action] if late else []
     assert actions == ["step", "step", *([] if bad_image is None else ["skip"]), "step", "step"]
     return {"model": model.state_dict(), "optimizer": optimizer.state_dict()["state"], "ema": ema.state_dict()}
 
 
+@pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
-def test_a_skipped_batch_leaves_no_trace(value: float) -> None:
+def test_a_skipped_batch_leaves_no_trace(value: float, late: bool) -> None:
     """Weights, batch-norm statistics, AdamW's moments and steps, and EMA are those of a run that never saw it.
 
     A pixel of 1e30 leaves loss and gradients finite: only the patch norm's variance overflows.
     """
-    torch.testing.assert_close(trained(value), trained(None), rtol=0, atol=0, equal_nan=False)
+    ours, theirs = trained(value, late=late), trained(None, late=late)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=False)
 
 
-def test_a_skipped_batch_leaves_no_trace_with_a_scaler() -> None:
-    ours, theirs = trained(float("nan"), fp16_scale=4.0), trained(None, fp16_scale=4.0)
+def test_late_steps_are_steps() -> None:
+    torch.testing.assert_close(trained(None, late=True), trained(None), rtol=1e-4, atol=1e-6)  # fused and not
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_skipped_batch_leaves_no_trace_with_a_scaler(late: bool) -> None:
+    ours, theirs = trained(float("nan"), fp16_scale=4.0, late=late), trained(None, fp16_scale=4.0, late=late)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)  # another scale from there on
 
 
@@ -131,6 +138,38 @@ def test_the_scalers_search_does_not_count() -> None:
     scaler.update(1.0)
     with pytest.raises(NonFinite, match="step 3: gradient"):
         judge.check(3, FINITE, INFINITE)
+
+
+def test_what_is_told_late() -> None:
+    """The words and the limit of `check`, one step later; a rollback forgets what its loading undoes."""
+    judge, at_once = (guard(on_nonfinite="skip", max_nonfinite=2) for _ in range(2))
+    assert judge.mark(1, FINITE, FINITE) == 0 and judge.told() == Verdict("step")
+    assert judge.mark(2, NAN, INFINITE) == 1 and judge.told() == Verdict("step")
+    assert judge.mark(3, FINITE, NAN) == 1 and judge.told() == at_once.check(2, NAN, INFINITE)
+    assert judge.told(all_steps=True) == at_once.check(3, FINITE, NAN)
+    assert judge.told(all_steps=True) == Verdict("step") and judge.state_dict() == at_once.state_dict()
+    judge.mark(4, NAN, NAN)
+    with pytest.raises(NonFinite, match=r"3 of the last 1000 steps"):
+        judge.told(all_steps=True)
+    back = guard(on_nonfinite="rollback")
+    back.mark(1, NAN, NAN)
+    back.mark(2, NAN, NAN)
+    assert back.told().action == "rollback" and back.told(all_steps=True) == Verdict("step")
+    stopping = guard()
+    stopping.mark(1, NAN, NAN)
+    with pytest.raises(NonFinite, match="step 1: loss and gradient not finite; lower"):
+        stopping.told(all_steps=True)
+
+
+def test_the_scalers_search_is_told_late_with_its_scale_then() -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    judge = guard(scaler)
+    judge.mark(1, FINITE, INFINITE)
+    scaler.update(1.0)
+    judge.mark(2, FINITE, INFINITE)
+    assert judge.told() == Verdict("skip")
+    with pytest.raises(NonFinite, match="step 2: gradient"):
+        judge.told(all_steps=True)
 
 
 PROCESS = """

@@ -1,0 +1,313 @@
+"""The race of `sdpnet bench step`: training steps of several models on several feeds, by turns, part by part."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipelines.augment import DeviceStage
+from pipelines.bench_stream import RepeatedPlan
+from pipelines.contract import Batch, Loader, ShardOptions, make_loader, make_plan, why_missing
+from pipelines.errors import UserError
+from pipelines.plan import Plan
+from sdpnet.distributed import Processes
+from sdpnet.ema import ModelEma
+from sdpnet.flops import counted_macs, forward_macs
+from sdpnet.hardware import StepChoices
+from sdpnet.loss import soft_cross_entropy
+from sdpnet.model import MODELS, SdPNet
+from sdpnet.nonfinite import Guard
+from sdpnet.optim import make_optimizer
+from sdpnet.options import Config, EmaOptions, TrainOptions
+from sdpnet.rates import copy_rate, matmul_rate
+from sdpnet.update import update
+
+__all__ = ["PARTS", "SYNTHETIC", "Entry", "PartClock", "Race", "Round", "run_race"]
+
+PARTS: Final = ("data wait", "augment", "forward", "backward", "optimizer", "EMA")
+WARM_UP: Final = 2  # steps before a round's clock runs
+SYNTHETIC: Final = "synthetic"
+_ALONE_SECONDS: Final = 0.5  # of what is measured by itself
+
+
+class PartClock:
+    """Seconds of a step's parts: on a GPU of the device's own time between events, on a CPU of the wall clock.
+
+    So "data wait" on a GPU is the time it had nothing to do before a batch was complete there.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+        self._marks: list[tuple[str, Any]] = []
+        self.mark("")
+
+    def mark(self, part: str) -> None:
+        """Ends `part`, which began with the mark before."""
+        at = time.perf_counter() if self._stream is None else self._stream.record_event(torch.cuda.Event(True))
+        self._marks.append((part, at))
+
+    def seconds(self) -> dict[str, float]:
+        """By part, over all steps; the device must have finished."""
+        totals = dict.fromkeys(PARTS, 0.0)
+        for (_, began), (part, ended) in itertools.pairwise(self._marks):
+            totals[part] += ended - began if self._stream is None else began.elapsed_time(ended) / 1000
+        return totals
+
+
+@dataclass(frozen=True)
+class Round:
+    """So many steps in a row; `peak_bytes` is None on CPUs."""
+
+    num_images: int
+    seconds: float
+    part_seconds: dict[str, float]
+    peak_bytes: int | None
+
+    @property
+    def rate(self) -> float:
+        return self.num_images / self.seconds
+
+
+@dataclass
+class Entry:
+    """A model on a feed: what it did, or in `reason` why it did nothing. `macs`: of a forward pass, an image."""
+
+    model: str
+    feed: str
+    macs: int = 0
+    num_parameters: int = 0
+    num_steps: int = 0
+    reason: str = ""
+    rounds: list[Round] = field(default_factory=list)
+
+    @property
+    def rates(self) -> list[float]:
+        return [round_.rate for round_ in self.rounds]
+
+    def milliseconds(self, part: str) -> list[float]:
+        """Of a step, by round."""
+        return [1000 * round_.part_seconds[part] / self.num_steps for round_ in self.rounds]
+
+
+@dataclass
+class Race:
+    """All of them; `matmul_rates` (FLOP/s) and `copy_seconds` (of a batch, by itself; [] on CPUs) by round."""
+
+    entries: list[Entry]
+    matmul_rates: list[float] = field(default_factory=list)
+    copy_seconds: list[float] = field(default_factory=list)
+
+    @property
+    def running(self) -> list[Entry]:
+        return [entry for entry in self.entries if not entry.reason]
+
+
+class _Contestant:
+    """A model and all that trains it, the seed recipe's augmentation included."""
+
+    def __init__(self, name: str, config: Config, num_classes: int, device: torch.device, choices: StepChoices) -> None:
+        self.device, self.choices = device, choices
+        size = config.data.image_size
+        model: nn.Module
+        if name in MODELS:
+            options = replace(MODELS[name], num_classes=num_classes)
+            self.macs = forward_macs(options, size)
+            model = SdPNet(options)
+        else:
+            try:
+                import timm
+            except ImportError:
+                raise UserError("timm is not installed: pip install 'sdpnet[timm]'") from None
+            sized = {"img_size": size} if name.startswith("vit_") else {}
+            make = lambda: timm.create_model(name, num_classes=num_classes, **sized)  # noqa: E731
+            self.macs = counted_macs(make, size)
+            model = make()
+        self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.model = model.to(device).to(memory_format=torch.channels_last).train()
+        self.ema = ModelEma(self.model, EmaOptions(decay=0.9999))
+        if isinstance(model, SdPNet):
+            self.optimizer = make_optimizer(model, config.optim)
+        else:
+            optim, fused = config.optim, device.type == "cuda" or None
+            parameters = self.model.parameters()
+            self.optimizer = torch.optim.AdamW(parameters, optim.lr, weight_decay=optim.weight_decay, fused=fused)
+        if choices.compile:
+            blocks = (*model.conv_blocks, *model.transformer_blocks) if isinstance(model, SdPNet) else (model,)
+            for block in blocks:
+                block.compile()
+        self.scaler = torch.amp.GradScaler(device.type, enabled=choices.scaler)
+        # What is trained on need not make sense, so a step that is not finite is no reason to end.
+        borne = TrainOptions(on_nonfinite="skip", max_nonfinite=10**9)
+        self._guard, self._steps = Guard(borne, model, self.scaler, Processes(ShardOptions(), device)), 0
+        self.stage = DeviceStage(config.augment, num_classes, choices.dtype, train=True)
+
+    def step(self, batches: Iterator[Batch], clock: PartClock) -> int:
+        """One training step; returns its number of images."""
+        batch = next(batches)
+        clock.mark("data wait")
+        images, targets = self.stage(batch)
+        images = images.to(memory_format=torch.channels_last)
+        clock.mark("augment")
+        self.optimizer.zero_grad(set_to_none=True)
+        self._guard.keep()
+        dtype = self.choices.dtype
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            loss = soft_cross_entropy(self.model(images), targets)
+        clock.mark("forward")
+        self.scaler.scale(loss).backward()
+        clock.mark("backward")
+        self.scaler.unscale_(self.optimizer)
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        grad_norm = torch.nn.utils.get_total_norm(gradients)
+        self._steps += 1
+        update(
+            self._steps,
+            loss,
+            grad_norm,
+            model=self.model,
+            optimizer=self.optimizer,
+            scaler=self.scaler,
+            guard=self._guard,
+            ema=self.ema,
+            late=self.choices.late,
+            mark=clock.mark,
+        )
+        return len(images)
+
+    def round(self, batches: Generator[Batch, None, None], num_steps: int) -> Round:
+        on_gpu = self.device.type == "cuda"
+        with closing(batches):
+            for _ in range(WARM_UP):
+                self.step(batches, PartClock(self.device))
+            self.optimizer.zero_grad(set_to_none=True)
+            _finish(self.device)
+            before = 0
+            if on_gpu:
+                before = torch.cuda.memory_allocated(self.device)
+                torch.cuda.reset_peak_memory_stats(self.device)
+            began, num_images, clock = time.perf_counter(), 0, PartClock(self.device)
+            for _ in range(num_steps):
+                num_images += self.step(batches, clock)
+            _finish(self.device)
+            seconds = time.perf_counter() - began
+            peak = torch.cuda.max_memory_allocated(self.device) - before + self._resident() if on_gpu else None
+        self.optimizer.zero_grad(set_to_none=True)
+        return Round(num_images, seconds, clock.seconds(), peak)
+
+    def _resident(self) -> int:
+        """Bytes of the weights, their average and the optimizer's state: others' weights lie beside them."""
+        tensors = [*self.model.state_dict().values(), *self.ema.module.state_dict().values()]
+        for state in self.optimizer.state.values():
+            tensors += [value for value in state.values() if isinstance(value, torch.Tensor)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _noise(config: Config, num_classes: int, device: torch.device) -> Generator[Batch, None, None]:
+    """Endless batches of one noise that is on the device already, with the draws of a plan."""
+    size, count = config.data.image_size, config.data.batch_size_per_gpu
+    generator = np.random.default_rng(0)
+    images = torch.from_numpy(generator.integers(0, 256, (count, size, size, 3), np.uint8)).to(device)
+    labels = torch.from_numpy(generator.integers(0, num_classes, count)).to(device)
+    plan = make_plan(config, np.full((8 * count, 2), 256, np.int32), train=True, world_size=1)
+    valid = torch.ones(count, dtype=torch.bool, device=device)
+    for index in itertools.count():
+        draws = plan.batch(0, index % len(plan))
+        yield Batch(images, labels, torch.from_numpy(draws.sample_ids).to(device), valid, draws)
+
+
+class _Feeds:
+    """Batches by the feed's name, each loader opened once."""
+
+    def __init__(self, config: Config, num_classes: int, device: torch.device) -> None:
+        self._config, self._num_classes, self._device = config, num_classes, device
+        self._loaders: dict[str, tuple[Loader, Plan]] = {}
+
+    def batches(self, feed: str, num_steps: int) -> Generator[Batch, None, None]:
+        if feed == SYNTHETIC:
+            return _noise(self._config, self._num_classes, self._device)
+        if feed not in self._loaders:
+            if reason := why_missing(feed):
+                raise UserError(reason)
+            config = replace(self._config, data=replace(self._config.data, pipeline=feed))  # type: ignore[arg-type]
+            loader = make_loader(config, "train", ShardOptions(), self._device)
+            self._loaders[feed] = loader, loader.source.plan
+        loader, plan = self._loaders[feed]
+        # More than asked for, so that the last ones are made as all others are: with the next under way.
+        count = WARM_UP + num_steps + self._config.data.prefetch_batches + 1
+        loader.source = replace(loader.source, plan=RepeatedPlan(plan, count))
+        return loader.batches()
+
+    def close(self) -> None:
+        for loader, _ in self._loaders.values():
+            loader.close()
+
+
+def run_race(
+    models: list[str],
+    feeds: list[str],
+    config: Config,
+    num_classes: int,
+    device: torch.device,
+    choices: StepChoices,
+    *,
+    rounds: int,
+    seconds: float,
+    say: Callable[[str], None] = lambda text: None,
+) -> Race:
+    """Every model on every feed, by turns; the first round does not count, and the order turns from round to round.
+
+    Args:
+        models: of `sdpnet.model.MODELS` or timm's.
+        feeds: "synthetic" or pipelines; these read `config.data.path`.
+        seconds: a round, about; at least two steps.
+    """
+    race = Race([Entry(model, feed) for model in models for feed in feeds])
+    contestants: dict[str, _Contestant] = {}
+    batches = _Feeds(config, num_classes, device)
+
+    def attempt(entry: Entry, num_steps: int) -> Round | None:
+        try:
+            if entry.model not in contestants:
+                contestants[entry.model] = _Contestant(entry.model, config, num_classes, device, choices)
+            return contestants[entry.model].round(batches.batches(entry.feed, num_steps), num_steps)
+        except torch.OutOfMemoryError:
+            entry.reason = f"out of GPU memory with batches of {config.data.batch_size_per_gpu}: lower --batch-size"
+        except (UserError, RuntimeError) as error:
+            entry.reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        if entry.model in contestants:
+            contestants[entry.model].optimizer.zero_grad(set_to_none=True)
+        return None
+
+    with closing(batches):
+        for entry in race.entries:
+            say(f"{entry.model}, {entry.feed}: starting")
+            first = attempt(entry, 2)
+            if first is not None:
+                entry.macs = contestants[entry.model].macs
+                entry.num_parameters = contestants[entry.model].num_parameters
+                entry.num_steps = max(2, round(2 * seconds / first.seconds))
+        for number in range(rounds + 1):
+            for entry in race.running if number % 2 else reversed(race.running):
+                say(f"{f'round {number} of {rounds}' if number else 'warm-up'}: {entry.model}, {entry.feed}")
+                measured = attempt(entry, entry.num_steps)
+                if number and measured is not None:
+                    entry.rounds.append(measured)
+            if number and race.running:
+                race.matmul_rates.append(matmul_rate(choices.dtype, device, _ALONE_SECONDS))
+                if device.type == "cuda":
+                    rate = copy_rate(config.data.image_size, device, _ALONE_SECONDS)
+                    race.copy_seconds.append(config.data.batch_size_per_gpu / rate)
+    return race

@@ -1,0 +1,98 @@
+"""The benchmark of the training step: what it reports and refuses, never how fast anything is."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_cli import one_line
+from test_pipelines import installed
+
+from sdpnet import bench_step, cli
+from sdpnet.bench_step_race import PARTS, PartClock
+from sdpnet.flops import forward_macs
+from sdpnet.model import MODELS
+
+FEEDS = [name for name in ("native", "dali") if installed(name)]
+SMALL = ["--image-size", "64", "--batch-size", "4", "--rounds", "2", "--seconds", "0.01", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def measure(tmp_path: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
+    out = tmp_path / "record.json"
+    status = cli.main(["bench", "step", *SMALL, *arguments, "--json", str(out)])
+    return status, json.loads(out.read_text())
+
+
+@pytest.mark.skipif(not FEEDS, reason="neither native nor dali")
+def test_synthetic_and_real_feed(tmp_path: Path, shard_set: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--model", "sdpnet_tiny", "--data", str(shard_set), "--pipelines", ",".join(FEEDS)]
+    status, record = measure(tmp_path, *arguments)
+    assert status == 0 and "waiting" not in capsys.readouterr().err
+    assert [row["feed"] for row in record["results"]] == ["synthetic", *FEEDS]
+    for row in record["results"]:
+        assert row["forward_gmac"] == round(forward_macs(MODELS["sdpnet_tiny"], 64) / 1e9, 3)
+        assert len(row["images_per_second"]) == 2 and row["min"] <= row["median"] <= row["max"]
+        assert set(row["part_ms"]) == set(PARTS)
+        assert all(0 <= part["min"] <= part["median"] <= part["max"] for part in row["part_ms"].values())
+        # The parts are the step: no time is in none of them or in two.
+        step_ms = 4 * 1000 / row["median"]
+        assert sum(part["min"] for part in row["part_ms"].values()) <= 1000 * 4 / row["min"]
+        assert sum(part["max"] for part in row["part_ms"].values()) >= 0.5 * step_ms
+        assert row["share_of_matmul"] > 0 and row["peak_bytes"] is None
+    assert len(record["matmul_tflops"]) == 2 and record["copy_ms"] is None
+    assert {"cpu", "cores", "gpu", "driver"} <= set(record["hardware"])
+
+
+def test_a_peer_of_timms(tmp_path: Path) -> None:
+    _, record = measure(tmp_path, "--model", "convmixer_1024_20_ks9_p14,no_such_model", "--batch-size", "2")
+    peer, unknown = record["results"]
+    assert peer["parameters"] == 24_383_464 and peer["median"] > 0  # timm's table: 24.38 M
+    assert "no_such_model" in unknown["not_measured"]
+
+
+def test_without_timm_a_row_has_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    status, record = measure(tmp_path, "--model", "vit_base_patch16_224")
+    assert status == 1
+    assert record["results"][0]["not_measured"] == "timm is not installed: pip install 'sdpnet[timm]'"
+
+
+def test_parts_are_told_apart() -> None:
+    clock = PartClock(torch.device("cpu"))
+    for part in (*PARTS, *PARTS):
+        clock.mark(part)
+    assert list(clock.seconds()) == list(PARTS) and all(seconds >= 0 for seconds in clock.seconds().values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "sdpnet_x"], ["--model", "sdpnet_xl"]),
+        (["--batch-size", "3"], ["--batch-size", "even"]),
+        (["--rounds", "0"], ["--rounds", "at least 1"]),
+        (["--seconds", "0"], ["--seconds"]),
+        (["--image-size", "65"], ["data.image_size", "multiple"]),
+        (["--json", "/no/such/directory/x.json"], ["--json", "directory"]),
+    ],
+)
+def test_mistakes_are_one_line(arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    one_line(bench_step.main([*SMALL, *arguments]), capsys, *words)
+
+
+def test_mistakes_with_data(shard_set: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = ["--model", "sdpnet_tiny", "--data", str(shard_set)]
+    one_line(bench_step.main([*SMALL, *data, "--pipelines", "natif"]), capsys, "--pipelines", "native")
+    one_line(bench_step.main([*SMALL, *data, "--batch-size", "26"]), capsys, "--batch-size", "at most 24")
