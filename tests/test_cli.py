@@ -178,7 +178,8 @@ def test_help_lists_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["--help"])
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("    ")]
     assert caught.value.code == 0
-    assert listed == ["train", "evaluate", "predict", "report", "sheet", "doctor", "inspect", "verify", "bench"]
+    assert listed[:5] == ["train", "evaluate", "predict", "report", "export"]
+    assert listed[5:] == ["sheet", "doctor", "inspect", "verify", "bench"]
 
 
 def test_the_commands_and_flags_of_train_are_few() -> None:
@@ -188,4 +189,4 @@ def test_the_commands_and_flags_of_train_are_few() -> None:
     parser = argparse.ArgumentParser()
     train.add_arguments(parser)
     flags = {option for action in parser._actions for option in action.option_strings}
-    assert flags == {"-h", "--help", "--config", "--data", "--out", "--pipeline", "--set", "--resume"}
+    assert flags == {"-h", "--help", "--config", "--data", "--out", "--pipeline", "--set", "--resume", "--profile"}
