@@ -169,7 +169,7 @@ def test_crop_of_an_extreme_shape_falls_back_as_torchvisions(size: tuple[int, in
 
 @pytest.mark.parametrize("ratio", [(0.3, 3.3), (0.2, 0.5)])
 def test_erase_boxes_are_distributed_as_torchvisions(ratio: tuple[float, float]) -> None:
-    n = 8000
+    n = 100_000
     plan = training_plan(n, n, image_size=100, erase=EraseOptions(0.25, ratio=ratio))
     boxes = plan.batch(0, 0).erase_boxes
     erased = boxes[boxes[:, 2] > 0]
@@ -180,10 +180,12 @@ def test_erase_boxes_are_distributed_as_torchvisions(ratio: tuple[float, float])
     theirs = np.array([[d["i"], d["j"], d["h"], d["w"]] for d in drawn])
     for column in range(4):
         assert same_distribution(erased[:, column], theirs[:, column]), column
+    for measure in (lambda box: box[:, 2] * box[:, 3], lambda box: box[:, 2] / box[:, 3]):  # area, aspect ratio
+        assert same_distribution(measure(erased), measure(theirs))
 
 
 def test_mixing_is_distributed_as_defined() -> None:
-    n = 20_000
+    n = 100_000
     plan = training_plan(n, n, image_size=224, mix=MixOptions(0.8, 1.0, 0.9, 0.3))
     batch = plan.batch(0, 0)
     up, cut = batch.mix_kinds == MIX_MIXUP, batch.mix_kinds == MIX_CUTMIX
