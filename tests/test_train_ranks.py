@@ -84,8 +84,14 @@ def in_order(of_ranks: list[dict[str, Any]], batch: int) -> list[list[int]]:
     return steps
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-@pytest.mark.parametrize("pipeline", PIPELINES)
+@pytest.mark.parametrize(
+    ("pipeline", "world_size"),
+    [
+        pytest.param(p, n, marks=pytest.mark.slow if (p, n) in (("torchvision", 1), ("dali", 2)) else ())
+        for p in PIPELINES
+        for n in (1, 2)
+    ],
+)
 def test_stopped_anywhere_and_resumed_it_is_the_same_run(
     pipeline: str, world_size: int, shard_set: Path, tmp_path: Path
 ) -> None:
