@@ -105,7 +105,7 @@ class Run:
 
     @property
     def world(self) -> dict[str, int]:
-        """How a global batch is spread, which may change from one session to the next."""
+        """How a global batch is spread, which may change when a run continues."""
         return {
             "world_size": self.processes.world_size,
             "batch_size_per_gpu": self.config.data.batch_size_per_gpu,
