@@ -20,7 +20,7 @@ from torch import nn
 
 from pipelines.errors import UserError
 from pipelines.publish import publish_bytes
-from sdpnet.checkpoint_directory import Checkpoints, latest_checkpoint, save_checkpoint
+from sdpnet.checkpoint_directory import Checkpoints, latest_checkpoint
 from sdpnet.checkpoint_file import load_checkpoint, refusals, write_atomically
 from sdpnet.model import ModelOptions, SdPNet
 from sdpnet.resume import load_newest, require_same_order
@@ -35,7 +35,6 @@ __all__ = [
     "load_optimizer",
     "load_weights",
     "require_same_order",
-    "save_checkpoint",
     "save_model",
     "write_atomically",
 ]

@@ -20,7 +20,7 @@ from pipelines.publish import publish_bytes
 from sdpnet.checkpoint_file import plain_state, refusals, write_checkpoint
 from sdpnet.host_copy import HostCopy
 
-__all__ = ["BEST_NAME", "Checkpoints", "latest_checkpoint", "list_checkpoints", "save_checkpoint"]
+__all__ = ["BEST_NAME", "Checkpoints", "latest_checkpoint", "list_checkpoints"]
 
 BEST_NAME: Final = "best.json"
 _NAME: Final = re.compile(r"step_(\d+)\.pt")
@@ -36,12 +36,6 @@ def latest_checkpoint(directory: Path) -> Path | None:
     """The checkpoint of the highest step, or None."""
     found = list_checkpoints(directory)
     return found[-1] if found else None
-
-
-def save_checkpoint(directory: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Writes `directory/step_XXXXXXXX.pt` and removes all but the newest `keep` checkpoints."""
-    Checkpoints(directory, keep, keep_best=False, asynchronous=False).save(step, state)
-    return _path(directory, step)
 
 
 class Checkpoints:

@@ -146,7 +146,7 @@ class _Axis:
 
     def __init__(self, values: np.ndarray, from_zero: bool, may_be_log: bool) -> None:
         low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
-        self.log = bool(may_be_log and low > 0 and high > LOG_FROM * float(np.median(values)))
+        self.log = bool(may_be_log and not from_zero and low > 0 and high > LOG_FROM * float(np.median(values)))
         if from_zero:
             low, high = min(low, 0.0), max(high, 0.0)
         if low == high:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -84,6 +85,10 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
+_TIMEOUT = re.compile(r"timed?[ -]?out", re.IGNORECASE)
+_OF_OTHER_PROCESSES = re.compile(r"gloo|nccl|process group|connection (closed|reset)", re.IGNORECASE)
+
+
 @contextlib.contextmanager
 def one_line_when_lost(timeout_seconds: float) -> Iterator[None]:
     """Turns torch's errors about a process that has ended, or keeps silent, into a `UserError`.
@@ -94,10 +99,10 @@ def one_line_when_lost(timeout_seconds: float) -> Iterator[None]:
         yield
     except RuntimeError as error:
         text = str(error)
-        if not isinstance(error, dist.DistError) and "gloo/transport" not in text:
+        if not isinstance(error, dist.DistError) and not _OF_OTHER_PROCESSES.search(text):
             raise
         rank = f"process {os.environ.get('RANK', '0')}"
-        if "timed out" in text.lower():
+        if _TIMEOUT.search(text):
             raise UserError(
                 f"{rank}: no answer from another process for {timeout_seconds:g} s (train.timeout_seconds): it hangs, "
                 "was stopped or never began; continue from the last checkpoint with --resume"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
 from torch import nn
@@ -78,10 +77,3 @@ class ModelEma:
             decay = torch.minimum(decay, (1 + updates) / (10 + updates))
         self._left_out += bad
         return ((1 - decay) * (1 - bad)).float()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"num_updates": self.num_updates, "weights": self.module.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.num_updates = state["num_updates"]
-        self.module.load_state_dict(state["weights"])

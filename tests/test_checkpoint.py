@@ -9,13 +9,13 @@ import torch
 
 from pipelines.errors import UserError
 from sdpnet.checkpoint import (
+    Checkpoints,
     ModelCard,
     latest_checkpoint,
     load_checkpoint,
     load_model,
     load_optimizer,
     load_weights,
-    save_checkpoint,
     save_model,
     write_atomically,
 )
@@ -29,6 +29,11 @@ STATE = {
     "order": {},
     "evaluation": {},
 }
+
+
+def save_checkpoint(directory: Path, step: int, state: dict[str, Any], keep: int) -> Path:
+    Checkpoints(directory, keep, keep_best=False, asynchronous=False).save(step, state)
+    return directory / f"step_{step:08d}.pt"
 
 
 def test_newest_is_by_step_and_old_ones_go(tmp_path: Path) -> None:

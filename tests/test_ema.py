@@ -84,9 +84,10 @@ def test_it_continues_from_its_state(model: SdPNet, tmp_path: Path) -> None:
     ema = ModelEma(model, EmaOptions(0.9))
     disturb(model, 0)
     ema.update(model)
-    torch.save(ema.state_dict(), tmp_path / "ema.pt")
+    torch.save(ema.module.state_dict(), tmp_path / "ema.pt")
     again = ModelEma(create_model("sdpnet_tiny", 10), EmaOptions(0.9))
-    again.load_state_dict(torch.load(tmp_path / "ema.pt", weights_only=True))
+    again.module.load_state_dict(torch.load(tmp_path / "ema.pt", weights_only=True))
+    again.num_updates = ema.num_updates
     disturb(model, 1)
     for average in (ema, again):
         average.update(model)

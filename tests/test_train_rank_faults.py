@@ -123,6 +123,7 @@ def test_an_error_in_one_process_ends_the_other(failing: int, shard_set: Path, t
     assert failing == 0 or "step 2" in said
 
 
+@pytest.mark.slow
 def test_a_stopped_process_is_not_waited_for_for_ever(shard_set: Path, tmp_path: Path) -> None:
     """Nor does it hang when it wakes up."""
     settings = ["train.epochs=1000", "train.timeout_seconds=8"]
@@ -153,6 +154,7 @@ def under_torchrun(command: Sequence[str], *options: str) -> subprocess.Popen[st
     return subprocess.Popen(torchrun, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_where_the_run_was(whole: Path, shard_set: Path, tmp_path: Path) -> None:
     """One process is killed; the group starts again by itself and ends as the run to which nothing happened."""
     torchrun = under_torchrun(arguments(shard_set, tmp_path / "run", "train.epochs=2"), "--max-restarts=1")
