@@ -86,7 +86,7 @@ def leave() -> None:
 
 
 _TIMEOUT = re.compile(r"timed?[ -]?out", re.IGNORECASE)
-_OF_OTHER_PROCESSES = re.compile(r"gloo|nccl|process group|connection (closed|reset)", re.IGNORECASE)
+_OF_OTHER_PROCESSES = re.compile(r"gloo|connection (closed|reset)", re.IGNORECASE)
 
 
 @contextlib.contextmanager

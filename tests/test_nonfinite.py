@@ -55,7 +55,8 @@ def trained(bad_image: float | None, *, fp16_scale: float | None = None, late: b
         actions += [verdict.action] if step > 1 or not late else []
     actions += [guards.told(all_steps=True).action] if late else []
     assert actions == ["step", "step", *([] if bad_image is None else ["skip"]), "step", "step"]
-    return {"model": model.state_dict(), "optimizer": optimizer.state_dict()["state"], "ema": ema.state_dict()}
+    averages = {**ema.module.state_dict(), "updates": ema.num_updates}
+    return {"model": model.state_dict(), "optimizer": optimizer.state_dict()["state"], "ema": averages}
 
 
 @pytest.mark.parametrize("late", [False, True])

@@ -48,22 +48,23 @@ def same_run(one: Path, other: Path) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C during the given step (counted over the whole run, from 1)."""
+    advance, count = Reporter.advance, [0]
+
+    def counting(self: Reporter) -> None:
+        advance(self)
+        count[0] += 1
+        if count[0] == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Reporter, "advance", counting)
+
+
 @pytest.fixture
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Ctrl-C during the given step (counted over the whole run, from 1)."""
-
-    def arm(step: int) -> None:
-        advance, count = Reporter.advance, [0]
-
-        def counting(self: Reporter) -> None:
-            advance(self)
-            count[0] += 1
-            if count[0] == step:
-                os.kill(os.getpid(), signal.SIGINT)
-
-        monkeypatch.setattr(Reporter, "advance", counting)
-
-    return arm
+    """`stop_after` for the test's duration."""
+    return lambda step: stop_after(step, monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from test_pipelines import installed
-from test_train import metrics
+from test_train import metrics, stop_after
 from torch import nn
 
 import sdpnet.train
@@ -21,7 +21,6 @@ from sdpnet.checkpoint import latest_checkpoint, load_checkpoint
 from sdpnet.evaluate import Scores, evaluate
 from sdpnet.model import SdPNet
 from sdpnet.nonfinite import Verdict
-from sdpnet.report import Reporter
 from sdpnet.run_directory import run_directory
 from sdpnet.setup import Run
 from sdpnet.train import main
@@ -199,19 +198,6 @@ def without(step: int, checkpoint: Path | None) -> Callable[..., Any]:
         return torch.zeros(()), torch.zeros(()), Verdict("step")
 
     return taking
-
-
-def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C during a step (from 1)."""
-    advance, count = Reporter.advance, [0]
-
-    def counting(self: Reporter) -> None:
-        advance(self)
-        count[0] += 1
-        if count[0] == step:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(Reporter, "advance", counting)
 
 
 @pytest.mark.parametrize("policy", ["skip", "rollback"])
