@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -177,8 +178,14 @@ class Arriving:
         self._copy = values.to("cpu", non_blocking=True)  # pinned, of a GPU's
         self._copied = torch.cuda.current_stream(values.device).record_event() if values.is_cuda else None
 
-    def read(self) -> list[float]:
-        """Waits for the copy alone, not for what the device was given to do after it."""
+    @property
+    def here(self) -> bool:
+        """Whether `read` would not wait."""
+        return self._copied is None or self._copied.query()
+
+    def read(self) -> Any:
+        """Floats, in lists as the tensor's shape says. Waits for the copy alone, not for what the device was given to
+        do after it."""
         if self._copied is not None:
             self._copied.synchronize()
         return self._copy.numpy().tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -14,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from sdpnet.distributed import Arriving
 from sdpnet.trackers import Tracker
 
 __all__ = ["Clock", "GpuGauge", "Reporter"]
@@ -82,7 +84,7 @@ class Reporter:
     `metrics.jsonl` has one JSON object per line: after a log interval `epoch, step, train_loss, lr, grad_norm,
     images_per_second, data_wait_fraction, step_ms` and on a GPU `gpu_memory_gb, gpu_utilisation`; after an evaluation
     `epoch, step, top1, top5, val_loss` and with averaged weights `ema_top1, ema_top5, ema_val_loss`. The `trackers` get
-    the same.
+    the same. Metrics whose values are still on their way from a GPU are told after the next step.
     """
 
     def __init__(self, path: Path, *, is_main: bool, resumed_step: int, trackers: Sequence[Tracker] = ()) -> None:
@@ -93,6 +95,7 @@ class Reporter:
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._status = ""
+        self._coming: dict[str, Any] | None = None  # metrics of a log interval, with values that may not be here yet
         if is_main and path.exists():  # lines from after the checkpoint that the run resumes from are told again
             lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= resumed_step]
             path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -112,6 +115,8 @@ class Reporter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        with contextlib.suppress(*([] if error is None else [RuntimeError])):  # the GPU's, which is being told already
+            self._tell()
         if self._progress is not None:
             self._progress.stop()
         for tracker in self._trackers:
@@ -128,10 +133,23 @@ class Reporter:
             self._task = self._progress.add_task("", total=steps, completed=step, epoch=epoch + 1, status=self._status)
 
     def advance(self) -> None:
+        """After each step."""
+        self._tell()
         if self._progress is not None and self._task is not None:
             self._progress.advance(self._task)
 
     def training(self, metrics: dict[str, Any]) -> None:
+        """After a log interval; values may be of `Arriving`."""
+        self._tell()
+        self._coming = metrics
+        if all(value.here for value in metrics.values() if isinstance(value, Arriving)):
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._coming is None:
+            return
+        coming, self._coming = self._coming, None
+        metrics = {key: value.read() if isinstance(value, Arriving) else value for key, value in coming.items()}
         self._write(metrics)
         self._status = status = (
             f"loss {metrics['train_loss']:.4f}  lr {metrics['lr']:.2e}  "
@@ -143,6 +161,7 @@ class Reporter:
             self.say(f"epoch {metrics['epoch'] + 1}  step {metrics['step']}  {status}")
 
     def evaluation(self, metrics: dict[str, Any], num_samples: int) -> None:
+        self._tell()
         self._write(metrics)
         self.say(
             f"epoch {metrics['epoch'] + 1}  step {metrics['step']}  {_scores(metrics, '')}"

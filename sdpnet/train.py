@@ -25,6 +25,7 @@ from sdpnet.checkpoint import (
 )
 from sdpnet.config import dump_config, load_config
 from sdpnet.distributed import (
+    Arriving,
     Processes,
     StopVote,
     from_main,
@@ -33,7 +34,7 @@ from sdpnet.distributed import (
     most,
     one_line_when_lost,
     same_weights,
-    sum_over_processes,
+    sum_on_device,
     total,
 )
 from sdpnet.evaluate import evaluate, write_per_class
@@ -141,8 +142,8 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> i
                     clock.stepped(run.global_batch_size)
                     if cursor.step % options.log_interval == 0:
                         lr = max(group["lr"] for group in run.optimizer.param_groups)
-                        mean_loss = sum_over_processes(loss, processes).item() / processes.world_size
-                        metrics = {"train_loss": mean_loss, "lr": lr, "grad_norm": grad_norm.item()}
+                        mean_loss = sum_on_device(loss.clone(), processes) / processes.world_size
+                        metrics = {"train_loss": Arriving(mean_loss), "lr": lr, "grad_norm": Arriving(grad_norm)}
                         position = {"epoch": cursor.epoch, "step": cursor.step}
                         reporter.training({**position, **metrics, **clock.read(), **gauge.read()})
                     if vote(bool(received)):

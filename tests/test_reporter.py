@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from sdpnet.distributed import Arriving
 from sdpnet.report import Clock, GpuGauge, Reporter
 
 TRAINING = {
@@ -38,6 +39,55 @@ class Recorder:
 
     def close(self, *, failed: bool) -> None:
         self.failed = failed
+
+
+class Late(Arriving):
+    """Values that a device is still to compute: only `read` gets them, and the test sees when."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+        self.reads = 0
+
+    @property
+    def here(self) -> bool:
+        return False
+
+    def read(self) -> float:
+        self.reads += 1
+        return self.value
+
+
+@pytest.mark.parametrize("next_", ["step", "metrics", "evaluation", "end"])
+def test_nobody_waits_for_values_on_their_way(next_: str, tmp_path: Path) -> None:
+    path, loss = tmp_path / "metrics.jsonl", Late(2.5)
+    with Reporter(path, is_main=True, resumed_step=0) as reporter:
+        reporter.training({**TRAINING, "train_loss": loss, "grad_norm": Arriving(torch.tensor(0.5))})
+        assert not loss.reads and not path.exists()
+        if next_ == "step":
+            reporter.advance()
+        elif next_ == "metrics":
+            reporter.training({**TRAINING, "step": 6})
+        elif next_ == "evaluation":
+            reporter.evaluation(EVALUATION, 10)
+        assert loss.reads == (next_ != "end")
+    first, *others = [json.loads(line) for line in path.read_text().splitlines()]
+    assert first == TRAINING and [line["step"] for line in others] == [6] * (next_ in ("metrics", "evaluation"))
+
+
+def test_a_failed_device_hides_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Late) -> float:
+        raise RuntimeError("the device")
+
+    monkeypatch.setattr(Late, "read", fail)
+    metrics = {**TRAINING, "train_loss": Late(2.5)}
+    with pytest.raises(KeyError), Reporter(tmp_path / "a", is_main=True, resumed_step=0) as reporter:
+        reporter.training(metrics)
+        raise KeyError
+    with (
+        pytest.raises(RuntimeError, match="the device"),
+        Reporter(tmp_path / "b", is_main=True, resumed_step=0) as reporter,
+    ):
+        reporter.training(metrics)
 
 
 def test_lines_in_the_file_on_the_screen_and_in_trackers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
