@@ -9,7 +9,6 @@ what is left to gain.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import shlex
 import statistics
@@ -19,18 +18,16 @@ from typing import Any, Final
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from pipelines.contract import PIPELINES
 from pipelines.errors import UserError, nearest, require, run_command
 from pipelines.layout import open_split
-from pipelines.machine import commit, cpu_name, driver, installed_versions, usable_cores
 from pipelines.publish import publish_bytes
 from pipelines.status_line import StatusLine
-from sdpnet.bench_step_race import PARTS, SYNTHETIC, Entry, Race, run_race
+from sdpnet.bench_step_race import SYNTHETIC, run_race
+from sdpnet.bench_step_report import Page, record, tables
 from sdpnet.config import load_config
-from sdpnet.flops import TRAINING_FLOPS_PER_MAC
-from sdpnet.hardware import Card, StepChoices, choose_step, look_at
+from sdpnet.hardware import choose_step, look_at
 from sdpnet.model import MODELS
 
 __all__ = ["MODELS_BY_DEFAULT", "PEERS", "main"]
@@ -38,102 +35,6 @@ __all__ = ["MODELS_BY_DEFAULT", "PEERS", "main"]
 PEERS: Final = ("vit_base_patch16_224", "convmixer_1024_20_ks9_p14", "convnext_base")  # timm's
 MODELS_BY_DEFAULT: Final = ("sdpnet_l", "sdpnet_xl", "sdpnet_xxl", *PEERS)
 FEEDS: Final = tuple(name for name in PIPELINES if name != SYNTHETIC)
-_NOTE: Final = (
-    "Images/s are of each round. Parts are ms a step: of the GPU's own time between events, of the wall clock on "
-    "CPUs; the GPU's data wait is the time without a complete batch. Copy: of one batch from pinned memory, by "
-    "itself. Share of matmul: 6 FLOP for each multiply-accumulate of the forward pass, by the rate of large "
-    "matrix products in the step's dtype, measured between the rounds. Peak memory: torch's, of this model alone;"
-    " a pipeline's own is not in it."
-)
-
-
-def _share(race: Race, entry: Entry) -> float:
-    """Of the matrix products' rate that the model's arithmetic reaches, the median over rounds."""
-    flops = TRAINING_FLOPS_PER_MAC * entry.macs
-    return statistics.median(
-        rate * flops / matmul for rate, matmul in zip(entry.rates, race.matmul_rates, strict=False)
-    )
-
-
-def _tables(race: Race, title: str) -> list[Table]:
-    """Rates, and parts of a step."""
-    tables = []
-    for heading, columns in ((title, ("images/s", "min..max", "of matmul", "memory")), ("ms of a step", PARTS)):
-        table = Table(title=heading, title_justify="left", title_style="bold", box=None, pad_edge=False)
-        table.add_column("", overflow="fold")
-        table.add_column("feed", no_wrap=True)
-        for name in columns:
-            table.add_column("wait" if name == "data wait" else name, justify="right", no_wrap=True)
-        tables.append(table)
-    for entry in race.entries:
-        if entry.reason:
-            tables[0].add_row(entry.model, entry.feed, "-")
-            continue
-        peaks = [round_.peak_bytes for round_ in entry.rounds if round_.peak_bytes is not None]
-        tables[0].add_row(
-            entry.model,
-            entry.feed,
-            f"{statistics.median(entry.rates):,.0f}",
-            f"{min(entry.rates):,.0f}..{max(entry.rates):,.0f}",
-            f"{_share(race, entry):.0%}",
-            f"{max(peaks) / 1e9:,.1f} GB" if peaks else "",
-        )
-        parts = (f"{statistics.median(entry.milliseconds(part)):,.1f}" for part in PARTS)
-        tables[1].add_row(entry.model, entry.feed, *parts)
-    return tables
-
-
-def _result(race: Race, entry: Entry) -> dict[str, Any]:
-    row = {"model": entry.model, "feed": entry.feed}
-    if entry.reason:
-        return {**row, "not_measured": entry.reason}
-    peaks = [round_.peak_bytes for round_ in entry.rounds if round_.peak_bytes is not None]
-    parts = {part: entry.milliseconds(part) for part in PARTS}
-    return {
-        **row,
-        "parameters": entry.num_parameters,
-        "forward_gmac": round(entry.macs / 1e9, 3),
-        "steps": entry.num_steps,
-        "images_per_second": [round(rate, 1) for rate in entry.rates],
-        "median": round(statistics.median(entry.rates), 1),
-        "min": round(min(entry.rates), 1),
-        "max": round(max(entry.rates), 1),
-        "part_ms": {
-            part: {"median": round(statistics.median(ms), 3), "min": round(min(ms), 3), "max": round(max(ms), 3)}
-            for part, ms in parts.items()
-        },
-        "share_of_matmul": round(_share(race, entry), 4),
-        "peak_bytes": max(peaks) if peaks else None,
-    }
-
-
-def _report(race: Race, arguments: argparse.Namespace, card: Card, choices: StepChoices) -> dict[str, Any]:
-    """The record, as those in records/."""
-    now = datetime.datetime.now(datetime.timezone.utc)
-    on_gpu = card.capability is not None
-    return {
-        "date": now.date().isoformat(),
-        "what": "Training steps timed part by part, models and feeds by turns in one process",
-        "commit": commit(),
-        "commands": [f"sdpnet bench step {shlex.join(arguments.argv)}".strip()],
-        "hardware": {
-            "cpu": cpu_name(),
-            "cores": len(usable_cores()),
-            "threads": torch.get_num_threads(),
-            "gpu": card.name if on_gpu else None,
-            "compute_capability": f"{card.capability[0]}.{card.capability[1]}" if card.capability else None,
-            "driver": driver(),
-        },
-        "versions": installed_versions(),
-        "note": _NOTE,
-        "step": str(choices),
-        "image_size": arguments.image_size,
-        "batch_size": arguments.batch_size,
-        "rounds": arguments.rounds,
-        "matmul_tflops": [round(rate / 1e12, 3) for rate in race.matmul_rates],
-        "copy_ms": [round(1000 * seconds, 3) for seconds in race.copy_seconds] or None,
-        "results": [_result(race, entry) for entry in race.entries],
-    }
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -155,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--compile", choices=["auto", "yes", "no"], default="auto", help="default: %(default)s")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: %(default)s")
     add("--json", metavar="FILE", type=Path, help="also write the figures here")
+    add("--markdown", metavar="FILE", type=Path, help="also put them into this page's table")
     return parser
 
 
@@ -170,6 +72,7 @@ def _main(arguments: argparse.Namespace) -> int:
         raise UserError("--device cuda: this torch sees no CUDA device; sdpnet doctor says why")
     if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
         raise UserError(f"--json {arguments.json}: its directory is not there")
+    page = None if arguments.markdown is None else Page(arguments.markdown)
     feeds, num_classes = [SYNTHETIC], 1000
     settings = [f"data.image_size={arguments.image_size}", f"data.batch_size_per_gpu={arguments.batch_size}"]
     if arguments.data:
@@ -203,7 +106,9 @@ def _main(arguments: argparse.Namespace) -> int:
             seconds=arguments.seconds,
             say=say,
         )
-    for table in _tables(race, title):
+    for note in race.notes:
+        console.print(note, markup=False, soft_wrap=True)
+    for table in tables(race, title):
         console.print(table)
         console.print()
     for entry in race.entries:
@@ -214,8 +119,12 @@ def _main(arguments: argparse.Namespace) -> int:
     if race.copy_seconds:
         console.print(f"copying a batch to the GPU, by itself: {1000 * statistics.median(race.copy_seconds):,.2f} ms")
     if arguments.json is not None:
-        record = _report(race, arguments, card, choices)
-        publish_bytes(arguments.json, (json.dumps(record, indent=1) + "\n").encode())
+        command = f"sdpnet bench step {shlex.join(arguments.argv)}".strip()
+        sizes = {name: getattr(arguments, name) for name in ("image_size", "batch_size", "rounds")}
+        report = record(race, command, sizes, card, choices)
+        publish_bytes(arguments.json, (json.dumps(report, indent=1) + "\n").encode())
+    if page is not None:
+        page.fill(race, f"{title}; {choices}", arguments.json)
     return 0 if race.running else 1
 
 

@@ -18,9 +18,10 @@ from pipelines.bench_stream import RepeatedPlan
 from pipelines.contract import Batch, Loader, ShardOptions, make_loader, make_plan, why_missing
 from pipelines.errors import UserError
 from pipelines.plan import Plan
+from sdpnet.depthwise_choice import choose_depthwise
 from sdpnet.distributed import Processes
 from sdpnet.ema import ModelEma
-from sdpnet.flops import counted_macs, forward_macs
+from sdpnet.flops import conv_block_macs, counted_macs, forward_macs
 from sdpnet.hardware import StepChoices
 from sdpnet.loss import soft_cross_entropy
 from sdpnet.model import MODELS, SdPNet
@@ -30,9 +31,11 @@ from sdpnet.options import Config, EmaOptions, TrainOptions
 from sdpnet.rates import copy_rate, matmul_rate
 from sdpnet.update import update
 
-__all__ = ["PARTS", "SYNTHETIC", "Entry", "PartClock", "Race", "Round", "run_race"]
+__all__ = ["CONV_BLOCKS", "PARTS", "SYNTHETIC", "Entry", "PartClock", "Race", "Round", "run_race"]
 
 PARTS: Final = ("data wait", "augment", "forward", "backward", "optimizer", "EMA")
+CONV_BLOCKS: Final = "conv blocks"  # within forward and backward
+_WITHIN: Final = {"conv forward": "forward", "conv backward": "backward"}
 WARM_UP: Final = 2  # steps before a round's clock runs
 SYNTHETIC: Final = "synthetic"
 _ALONE_SECONDS: Final = 0.5  # of what is measured by itself
@@ -55,10 +58,12 @@ class PartClock:
         self._marks.append((part, at))
 
     def seconds(self) -> dict[str, float]:
-        """By part, over all steps; the device must have finished."""
-        totals = dict.fromkeys(PARTS, 0.0)
+        """By part, over all steps, and of the conv blocks; the device must have finished."""
+        totals = dict.fromkeys((*PARTS, CONV_BLOCKS), 0.0)
         for (_, began), (part, ended) in itertools.pairwise(self._marks):
-            totals[part] += ended - began if self._stream is None else began.elapsed_time(ended) / 1000
+            seconds = ended - began if self._stream is None else began.elapsed_time(ended) / 1000
+            totals[_WITHIN.get(part, part)] += seconds
+            totals[CONV_BLOCKS] += seconds if part in _WITHIN else 0
         return totals
 
 
@@ -78,11 +83,13 @@ class Round:
 
 @dataclass
 class Entry:
-    """A model on a feed: what it did, or in `reason` why it did nothing. `macs`: of a forward pass, an image."""
+    """A model on a feed: what it did, or in `reason` why it did nothing. `macs`: of a forward pass, an image, and of
+    these the conv blocks'; 0 of what is no SdP-Net."""
 
     model: str
     feed: str
     macs: int = 0
+    conv_macs: int = 0
     num_parameters: int = 0
     num_steps: int = 0
     reason: str = ""
@@ -99,9 +106,11 @@ class Entry:
 
 @dataclass
 class Race:
-    """All of them; `matmul_rates` (FLOP/s) and `copy_seconds` (of a batch, by itself; [] on CPUs) by round."""
+    """All of them; `matmul_rates` (FLOP/s) and `copy_seconds` (of a batch, by itself; [] on CPUs) by round; `notes` on
+    what was chosen for a model."""
 
     entries: list[Entry]
+    notes: list[str] = field(default_factory=list)
     matmul_rates: list[float] = field(default_factory=list)
     copy_seconds: list[float] = field(default_factory=list)
 
@@ -115,12 +124,17 @@ class _Contestant:
 
     def __init__(self, name: str, config: Config, num_classes: int, device: torch.device, choices: StepChoices) -> None:
         self.device, self.choices = device, choices
-        size = config.data.image_size
+        self._clock = PartClock(device)
+        size, processes = config.data.image_size, Processes(ShardOptions(), device)
+        self.conv_macs = 0
         model: nn.Module
         if name in MODELS:
             options = replace(MODELS[name], num_classes=num_classes)
-            self.macs = forward_macs(options, size)
-            model = SdPNet(options)
+            self.macs, self.conv_macs = forward_macs(options, size), conv_block_macs(options, size)
+            model = SdPNet(options).to(device)
+            train = replace(config.train, compile=choices.compile)
+            self.notes = choose_depthwise(train, model, config.data.batch_size_per_gpu, size, choices.dtype, processes)
+            self._watch(model)
         else:
             try:
                 import timm
@@ -129,7 +143,7 @@ class _Contestant:
             sized = {"img_size": size} if name.startswith("vit_") else {}
             make = lambda: timm.create_model(name, num_classes=num_classes, **sized)  # noqa: E731
             self.macs = counted_macs(make, size)
-            model = make()
+            model, self.notes = make(), []
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
         self.model = model.to(device).to(memory_format=torch.channels_last).train()
         self.ema = ModelEma(self.model, EmaOptions(decay=0.9999))
@@ -146,11 +160,29 @@ class _Contestant:
         self.scaler = torch.amp.GradScaler(device.type, enabled=choices.scaler)
         # What is trained on need not make sense, so a step that is not finite is no reason to end.
         borne = TrainOptions(on_nonfinite="skip", max_nonfinite=10**9)
-        self._guard, self._steps = Guard(borne, model, self.scaler, Processes(ShardOptions(), device)), 0
+        self._guard, self._steps = Guard(borne, model, self.scaler, processes), 0
         self.stage = DeviceStage(config.augment, num_classes, choices.dtype, train=True)
+
+    def _watch(self, model: SdPNet) -> None:
+        """Marks where the conv blocks begin and end, in the forward and the backward pass. Not by hooks of modules,
+        which torch.compile would trace."""
+        run, first, last = model._run, model.conv_blocks[0], model.conv_blocks[-1]
+
+        def watched(block: nn.Module, x: torch.Tensor, *others: torch.Tensor | None) -> torch.Tensor:
+            if block is first:
+                self._clock.mark("forward")
+                x.register_hook(lambda _: self._clock.mark("conv backward"))
+            y = run(block, x, *others)
+            if block is last:
+                self._clock.mark("conv forward")
+                y.register_hook(lambda _: self._clock.mark("backward"))
+            return y
+
+        model._run = watched  # type: ignore[method-assign, assignment]
 
     def step(self, batches: Iterator[Batch], clock: PartClock) -> int:
         """One training step; returns its number of images."""
+        self._clock = clock
         batch = next(batches)
         clock.mark("data wait")
         images, targets = self.stage(batch)
@@ -282,6 +314,7 @@ def run_race(
         try:
             if entry.model not in contestants:
                 contestants[entry.model] = _Contestant(entry.model, config, num_classes, device, choices)
+                race.notes += [f"{entry.model}: {note}" for note in contestants[entry.model].notes]
             return contestants[entry.model].round(batches.batches(entry.feed, num_steps), num_steps)
         except torch.OutOfMemoryError:
             entry.reason = f"out of GPU memory with batches of {config.data.batch_size_per_gpu}: lower --batch-size"
@@ -297,6 +330,7 @@ def run_race(
             first = attempt(entry, 2)
             if first is not None:
                 entry.macs = contestants[entry.model].macs
+                entry.conv_macs = contestants[entry.model].conv_macs
                 entry.num_parameters = contestants[entry.model].num_parameters
                 entry.num_steps = max(2, round(2 * seconds / first.seconds))
         for number in range(rounds + 1):

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sdpnet.model import ModelOptions
 
-__all__ = ["TRAINING_FLOPS_PER_MAC", "counted_macs", "forward_macs"]
+__all__ = ["TRAINING_FLOPS_PER_MAC", "conv_block_macs", "counted_macs", "forward_macs"]
 
 TRAINING_FLOPS_PER_MAC: Final = 6  # a multiplication and an addition; the backward pass takes two products for each
 
@@ -24,12 +24,17 @@ def forward_macs(options: ModelOptions, image_size: int) -> int:
     dim, patches = options.dim, (image_size // options.patch_size) ** 2
     tokens = 1 + options.registers + patches
     patch = patches * dim * 3 * options.patch_size**2
-    conv_block = patches * dim * (options.kernel_size**2 + dim)
     projections = tokens * dim * dim * (4 + 2 * options.mlp_ratio)
     attention = 2 * tokens * tokens * dim
     head = options.head_hidden * (dim + options.num_classes)
-    blocks = options.conv_blocks * conv_block + options.transformer_blocks * (projections + attention)
-    return patch + blocks + head
+    transformer_blocks = options.transformer_blocks * (projections + attention)
+    return patch + conv_block_macs(options, image_size) + transformer_blocks + head
+
+
+def conv_block_macs(options: ModelOptions, image_size: int) -> int:
+    """Of these, the conv blocks'."""
+    patches = (image_size // options.patch_size) ** 2
+    return options.conv_blocks * patches * options.dim * (options.kernel_size**2 + options.dim)
 
 
 def counted_macs(make: Callable[[], nn.Module], image_size: int) -> int:

@@ -14,8 +14,10 @@ from test_cli import one_line
 from test_pipelines import installed
 
 from sdpnet import bench_step, cli
-from sdpnet.bench_step_race import PARTS, PartClock
-from sdpnet.flops import forward_macs
+from sdpnet.bench_step_race import CONV_BLOCKS, PARTS, PartClock, _Contestant, _noise
+from sdpnet.config import load_config
+from sdpnet.flops import conv_block_macs, forward_macs
+from sdpnet.hardware import Card, choose_step
 from sdpnet.model import MODELS
 
 FEEDS = [name for name in ("native", "dali") if installed(name)]
@@ -45,13 +47,20 @@ def test_synthetic_and_real_feed(tmp_path: Path, shard_set: Path, capsys: pytest
     for row in record["results"]:
         assert row["forward_gmac"] == round(forward_macs(MODELS["sdpnet_tiny"], 64) / 1e9, 3)
         assert len(row["images_per_second"]) == 2 and row["min"] <= row["median"] <= row["max"]
-        assert set(row["part_ms"]) == set(PARTS)
+        assert set(row["part_ms"]) == {*PARTS, CONV_BLOCKS}
+        conv_ms = row["part_ms"].pop(CONV_BLOCKS)
+        passes = [row["part_ms"][name] for name in ("forward", "backward")]
+        assert conv_ms["min"] > 0 and conv_ms["max"] < sum(part["max"] for part in passes)
+        share = conv_block_macs(MODELS["sdpnet_tiny"], 64) / forward_macs(MODELS["sdpnet_tiny"], 64)
+        assert row["conv_blocks"]["share_of_macs"] == round(share, 4)
         assert all(0 <= part["min"] <= part["median"] <= part["max"] for part in row["part_ms"].values())
         # The parts are the step: no time is in none of them or in two.
         step_ms = 4 * 1000 / row["median"]
         assert sum(part["min"] for part in row["part_ms"].values()) <= 1000 * 4 / row["min"]
         assert sum(part["max"] for part in row["part_ms"].values()) >= 0.5 * step_ms
         assert row["share_of_matmul"] > 0 and row["peak_bytes"] is None
+    synthetic, *real = record["results"]
+    assert synthetic["to_synthetic"] == 1 and all(row["to_synthetic"] > 0 for row in real)
     assert len(record["matmul_tflops"]) == 2 and record["copy_ms"] is None
     assert {"cpu", "cores", "gpu", "driver"} <= set(record["hardware"])
 
@@ -59,6 +68,7 @@ def test_synthetic_and_real_feed(tmp_path: Path, shard_set: Path, capsys: pytest
 def test_a_peer_of_timms(tmp_path: Path) -> None:
     _, record = measure(tmp_path, "--model", "convmixer_1024_20_ks9_p14,no_such_model", "--batch-size", "2")
     peer, unknown = record["results"]
+    assert peer["conv_blocks"] is None and CONV_BLOCKS not in peer["part_ms"]
     assert peer["parameters"] == 24_383_464 and peer["median"] > 0  # timm's table: 24.38 M
     assert "no_such_model" in unknown["not_measured"]
 
@@ -70,11 +80,46 @@ def test_without_timm_a_row_has_the_reason(tmp_path: Path, monkeypatch: pytest.M
     assert record["results"][0]["not_measured"] == "timm is not installed: pip install 'sdpnet[timm]'"
 
 
-def test_parts_are_told_apart() -> None:
+def test_parts_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 1.0, 3.0, 6.0, 10.0, 15.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(times))
     clock = PartClock(torch.device("cpu"))
-    for part in (*PARTS, *PARTS):
+    for part in ("data wait", "forward", "conv forward", "forward", "conv backward"):
         clock.mark(part)
-    assert list(clock.seconds()) == list(PARTS) and all(seconds >= 0 for seconds in clock.seconds().values())
+    seconds = {"data wait": 1, "augment": 0, "forward": 9, "backward": 5, "optimizer": 0, "EMA": 0, CONV_BLOCKS: 8}
+    assert clock.seconds() == seconds
+
+
+def test_conv_blocks_begin_and_end_where_they_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order in which a step computes; compiled blocks do not hide it."""
+    marks: list[str] = []
+    monkeypatch.setattr(PartClock, "mark", lambda self, part: marks.append(part))
+    config = load_config("sdpnet_xl", ["data.image_size=64", "data.batch_size_per_gpu=2"])
+    device = torch.device("cpu")
+    contestant = _Contestant("sdpnet_tiny", config, 10, device, choose_step(Card()))
+    passes = ["forward", "conv forward", "forward", "backward", "conv backward", "backward"]
+    marks.clear()
+    contestant.step(_noise(config, 10, device), PartClock(device))
+    assert marks == ["", "data wait", "augment", *passes, "optimizer", "EMA"]
+
+
+BEGIN, END = "<!-- sdpnet" + " bench step -->", "<!-- end of sdpnet bench step -->"
+
+
+def test_a_page_gets_the_table(tmp_path: Path) -> None:
+    page = tmp_path / "docs.md"
+    page.write_text(f"# Before\n\n{BEGIN}\nold\n{END}\n\nAfter\n")
+    for _ in range(2):  # what it wrote, it can write again
+        _, record = measure(tmp_path, "--model", "sdpnet_tiny,no_such_model", "--markdown", str(page))
+    before, _, rest = page.read_text().partition(f"{BEGIN}\n")
+    table, _, after = rest.partition(END)
+    assert before == "# Before\n\n" and after == "\n\nAfter\n" and "old" not in table
+    source, _, header, rule, tiny, unknown = table.splitlines()
+    assert "CPU, 64 px, batches of 4" in source and source.endswith("[record](record.json).")
+    assert header.count("|") == rule.count("|") == tiny.count("|") == unknown.count("|") == 9
+    assert [cell.strip() for cell in tiny.split("|")[1:3]] == ["sdpnet_tiny", "synthetic"]
+    assert tiny.split("|")[3].split()[0] == f"{record['results'][0]['median']:,.0f}"
+    assert "no_such_model" in unknown.split("|")[3]
 
 
 @pytest.mark.parametrize(
@@ -86,6 +131,8 @@ def test_parts_are_told_apart() -> None:
         (["--seconds", "0"], ["--seconds"]),
         (["--image-size", "65"], ["data.image_size", "multiple"]),
         (["--json", "/no/such/directory/x.json"], ["--json", "directory"]),
+        (["--markdown", "/no/such/page.md"], ["--markdown", "No such file"]),
+        (["--markdown", __file__], ["--markdown", "has no line"]),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:

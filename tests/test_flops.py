@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import timm
 
-from sdpnet.flops import counted_macs, forward_macs
+from sdpnet.flops import conv_block_macs, counted_macs, forward_macs
 from sdpnet.model import MODELS, SdPNet
 
 
@@ -14,6 +16,9 @@ from sdpnet.model import MODELS, SdPNet
 def test_it_is_what_torch_counts(name: str, image_size: int) -> None:
     options = MODELS[name]
     assert forward_macs(options, image_size) == counted_macs(lambda: SdPNet(options), image_size)
+    without = replace(options, conv_blocks=0)
+    conv_blocks = forward_macs(options, image_size) - counted_macs(lambda: SdPNet(without), image_size)
+    assert conv_block_macs(options, image_size) == conv_blocks
 
 
 @pytest.mark.parametrize(("name", "gmac"), [("sdpnet_l", 11.1), ("sdpnet_xl", 15.6), ("sdpnet_xxl", 17.4)])
