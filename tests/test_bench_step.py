@@ -14,7 +14,9 @@ from test_cli import one_line
 from test_pipelines import installed
 
 from sdpnet import bench_step, cli
+from sdpnet.bench_step import MODELS_BY_DEFAULT
 from sdpnet.bench_step_race import CONV_BLOCKS, PARTS, PartClock, _Contestant, _noise
+from sdpnet.bench_step_report import Page
 from sdpnet.config import load_config
 from sdpnet.flops import conv_block_macs, forward_macs
 from sdpnet.hardware import Card, choose_step
@@ -120,6 +122,15 @@ def test_a_page_gets_the_table(tmp_path: Path) -> None:
     assert [cell.strip() for cell in tiny.split("|")[1:3]] == ["sdpnet_tiny", "synthetic"]
     assert tiny.split("|")[3].split()[0] == f"{record['results'][0]['median']:,.0f}"
     assert "no_such_model" in unknown.split("|")[3]
+
+
+def test_the_readme_has_a_place_for_it() -> None:
+    readme = Path(__file__).parents[1] / "README.md"
+    Page(readme)
+    lines = readme.read_text().splitlines()
+    for model in MODELS_BY_DEFAULT:  # a row for each, measured or not
+        for feed in ("synthetic", "native", "dali"):
+            assert sum(line.startswith(f"| {model} | {feed} |") for line in lines) == 1
 
 
 @pytest.mark.parametrize(
