@@ -47,22 +47,27 @@ SWITCHES = {
     "label smoothing": ["augment.label_smoothing=0.1"],
     "clipping": ["optim.clip_grad_norm=1"],
     "EMA": ["ema.decay=0.99"],
-    "half the lr": ["optim.lr=1.5e-3"],  # these two, so that Muon is held against AdamW at its best
+    "half the lr": ["optim.lr=1.5e-3"],  # these three, so that Muon is held against AdamW at its best
     "twice the lr": ["optim.lr=6e-3"],
+    "4 times the lr": ["optim.lr=12e-3"],
     "muon": ["optim.name=muon"],
     "no mixing": ["augment.mix.mixup_alpha=0", "augment.mix.cutmix_alpha=0"],
     "no RandAugment": ["augment.randaugment.policy=none"],
 }
-NOT_MODERN = ("rope position", "half the lr", "twice the lr", "muon", "no mixing", "no RandAugment")
+NOT_MODERN = (
+    *("rope position", "half the lr", "twice the lr", "4 times the lr", "muon"),
+    *("no mixing", "no RandAugment"),
+)
 MODERN = [name for name in SWITCHES if name not in NOT_MODERN]
 
 
 def variants() -> dict[str, list[str]]:
-    """name -> settings: "seed", "modern", "seed + SWITCH"."""
+    """name -> settings: "seed", "modern", "modern - layer scale", "seed + SWITCH"."""
     seed = [*SIZE, *SEED]
     modern = [setting for name in MODERN for setting in SWITCHES[name]]
     single = {f"seed + {name}": [*seed, *settings] for name, settings in SWITCHES.items()}
-    return {"seed": seed, "modern": [*seed, *modern], **single}
+    large = [*seed, *modern, "model.layer_scale=0"]
+    return {"seed": seed, "modern": [*seed, *modern], **single, "modern - layer scale": large}
 
 
 def train(settings: list[str], out: Path, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
