@@ -51,10 +51,11 @@ PIPELINES: Final[dict[str, tuple[str, str, str]]] = {
 
 @dataclass(frozen=True)
 class ShardOptions:
-    """Which part of every batch belongs to this process."""
+    """Which part of every batch belongs to this process, and how many processes share this machine's cores."""
 
     rank: int = 0
     world_size: int = 1
+    local_world_size: int = 1
 
     def __post_init__(self) -> None:
         if self.world_size < 1 or not 0 <= self.rank < self.world_size:
@@ -65,11 +66,11 @@ class ShardOptions:
 class DataOptions:
     """Section `data` of a config: where the shards are and how they are read.
 
-    `path` is a shard set; `batch_size_per_gpu` counts one micro-batch of one process; `num_workers` 0 means one a core;
-    `centre_fraction` is the share of the shorter side that evaluation keeps (224 / 256 by custom). An image that cannot
-    be decoded is an error, or with `on_error` "mask" (native only) a black one that contributes neither loss nor score,
-    though batch norms see it. `read_ahead_batches` (native only; 0: off) says how many batches before its decoding a
-    batch is asked for from the disk.
+    `path` is a shard set; `batch_size_per_gpu` counts one micro-batch of one process; `num_workers` 0 means this
+    machine's cores, divided among its processes; `centre_fraction` is the share of the shorter side that evaluation
+    keeps (224 / 256 by custom). An image that cannot be decoded is an error, or with `on_error` "mask" (native only) a
+    black one that contributes neither loss nor score, though batch norms see it. `read_ahead_batches` (native only; 0:
+    off) says how many batches before its decoding a batch is asked for from the disk.
     """
 
     path: str = ""
@@ -89,7 +90,7 @@ class DataOptions:
     def __post_init__(self) -> None:
         require(self.image_size >= 8, "data.image_size", self.image_size, "at least 8 pixels")
         require(self.batch_size_per_gpu >= 1, "data.batch_size_per_gpu", self.batch_size_per_gpu, "at least 1")
-        require(self.num_workers >= 0, "data.num_workers", self.num_workers, "0 (one a core) or more")
+        require(self.num_workers >= 0, "data.num_workers", self.num_workers, "0 (one a core of this machine) or more")
         require(self.prefetch_batches >= 1, "data.prefetch_batches", self.prefetch_batches, "at least 1")
         require(self.read_ahead_batches >= 0, "data.read_ahead_batches", self.read_ahead_batches, "0 (off) or more")
         require(self.on_error in ("raise", "mask"), "data.on_error", self.on_error, "raise or mask")
@@ -102,9 +103,9 @@ class DataOptions:
             0 <= self.crop.flip_probability <= 1, "data.crop.flip_probability", self.crop.flip_probability, "in [0, 1]"
         )
 
-    @property
-    def threads(self) -> int:
-        return self.num_workers or len(os.sched_getaffinity(0))
+    def threads(self, processes: int = 1) -> int:
+        """Of each of `processes` on this machine."""
+        return self.num_workers or max(1, len(os.sched_getaffinity(0)) // processes)
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ class Source:
 
         return Batch(
             images=images.to(self.device, non_blocking=True),
-            labels=send(self.reader.labels[plan.sample_ids]) if labels is None else labels.to(self.device),
+            labels=send(self.reader.labels[plan.sample_ids] if labels is None else labels.numpy()),
             sample_ids=send(plan.sample_ids),
             valid=send(plan.valid),
             plan=plan,
@@ -321,7 +322,14 @@ def make_loader(
     if data.on_error == "mask" and pipeline != "native":
         raise UserError(f"data.on_error = 'mask': pipeline {pipeline!r} cannot mask, only --pipeline native can")
     source = Source(
-        reader, plan, shard, device, data.threads, data.prefetch_batches, data.read_ahead_batches, data.on_error
+        reader,
+        plan,
+        shard,
+        device,
+        data.threads(shard.local_world_size),
+        data.prefetch_batches,
+        data.read_ahead_batches,
+        data.on_error,
     )
     return _backend(pipeline)(source, manifest)
 

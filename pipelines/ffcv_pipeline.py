@@ -129,6 +129,7 @@ class FfcvLoader:
         self.manifest = manifest
         self._table = np.zeros((source.reader.num_samples, _COLUMNS), np.int32)
         self._batch_size = source.plan.batch_size // source.shard.world_size
+        self._copies = torch.cuda.Stream(source.device) if source.device.type == "cuda" else None
         self._compile()
 
     def _compile(self) -> None:
@@ -176,9 +177,9 @@ class FfcvLoader:
                 failed = np.flatnonzero(self._table[plan.sample_ids, _STATUS])
                 if len(failed):
                     raise ShardError(f"{source.reader.path}: sample {plan.sample_ids[failed[0]]}: damaged JPEG")
-                # The copy must have ended before FFCV writes there again; from pinned memory it could be asynchronous.
-                on_device = torch.as_tensor(images).to(source.device, non_blocking=False)
-                yield source.batch(on_device, plan, torch.as_tensor(labels).view(-1).clone())
+                images = torch.as_tensor(images)
+                images = images if self._copies is None else self._on_gpu(images, self._copies)
+                yield source.batch(images, plan, torch.as_tensor(labels).view(-1).clone())
                 if index + lead < count:
                     plans[index + lead] = self._tabulate(epoch, index + lead)
         finally:
@@ -188,6 +189,14 @@ class FfcvLoader:
                     iterator.output_queue.get_nowait()
                 iterator.join(timeout=0.01)
             iterator.close()
+
+    def _on_gpu(self, images: torch.Tensor, copies: torch.cuda.Stream) -> torch.Tensor:
+        """A copy on a stream of its own, which has ended: FFCV writes to `images` again."""
+        with torch.cuda.stream(copies):
+            there = images.to(self.source.device, non_blocking=True)
+        copies.synchronize()
+        there.record_stream(torch.cuda.current_stream(self.source.device))  # its memory is the other stream's
+        return there
 
     def _tabulate(self, epoch: int, index: int) -> Any:
         plan = self.source.batch_plan(epoch, index)

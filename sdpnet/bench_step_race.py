@@ -18,6 +18,7 @@ from pipelines.bench_stream import RepeatedPlan
 from pipelines.contract import Batch, Loader, ShardOptions, make_loader, make_plan, why_missing
 from pipelines.errors import UserError
 from pipelines.plan import Plan
+from sdpnet.compiled import compile_blocks
 from sdpnet.depthwise_choice import choose_depthwise
 from sdpnet.distributed import Processes
 from sdpnet.ema import ModelEma
@@ -155,8 +156,7 @@ class _Contestant:
             self.optimizer = torch.optim.AdamW(parameters, optim.lr, weight_decay=optim.weight_decay, fused=fused)
         if choices.compile:
             blocks = (*model.conv_blocks, *model.transformer_blocks) if isinstance(model, SdPNet) else (model,)
-            for block in blocks:
-                block.compile()
+            compile_blocks(blocks)
         self.scaler = torch.amp.GradScaler(device.type, enabled=choices.scaler)
         # What is trained on need not make sense, so a step that is not finite is no reason to end.
         borne = TrainOptions(on_nonfinite="skip", max_nonfinite=10**9)
@@ -257,7 +257,7 @@ def _noise(config: Config, num_classes: int, device: torch.device) -> Generator[
     valid = torch.ones(count, dtype=torch.bool, device=device)
     for index in itertools.count():
         draws = plan.batch(0, index % len(plan))
-        yield Batch(images, labels, torch.from_numpy(draws.sample_ids).to(device), valid, draws)
+        yield Batch(images, labels, torch.from_numpy(draws.sample_ids).to(device, non_blocking=True), valid, draws)
 
 
 class _Feeds:

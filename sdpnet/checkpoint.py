@@ -23,7 +23,8 @@ from pipelines.publish import publish_bytes
 from sdpnet.checkpoint_directory import Checkpoints, latest_checkpoint
 from sdpnet.checkpoint_file import load_checkpoint, refusals, write_atomically
 from sdpnet.model import ModelOptions, SdPNet
-from sdpnet.resume import load_newest, require_same_order
+from sdpnet.muon import MuonAdamW
+from sdpnet.resume import load_newest, require_same_order, require_same_step
 
 __all__ = [
     "Checkpoints",
@@ -35,6 +36,7 @@ __all__ = [
     "load_optimizer",
     "load_weights",
     "require_same_order",
+    "require_same_step",
     "save_model",
     "write_atomically",
 ]
@@ -47,18 +49,41 @@ def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], path: Pa
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], path: Path) -> None:
-    """Loads the state of an optimizer over the same parameters. Raises `UserError` when it is another one's."""
+    """Loads the state of an optimizer over the same parameters: its moments and counts of steps, not its settings.
+
+    Raises `UserError` when it is another one's.
+    """
     try:
+        parts = optimizer.parts.values() if isinstance(optimizer, MuonAdamW) else [optimizer]
+        own = [
+            {key: value for key, value in group.items() if key != "params"}
+            for part in parts
+            for group in part.param_groups
+        ]
         optimizer.load_state_dict(state)
-        for parameter, values in optimizer.state.items():
-            for name, value in values.items():
-                if torch.is_tensor(value) and value.ndim == parameter.ndim and value.shape != parameter.shape:
-                    raise ValueError(f"{name} is {tuple(value.shape)} where the weight is {tuple(parameter.shape)}")
+        groups = [(part, group) for part in parts for group in part.param_groups]
+        for (part, group), settings in zip(groups, own, strict=True):
+            group.update(settings)  # as the config and the machine have them now
+            for parameter in group["params"]:
+                _fit_state(part.state.get(parameter, {}), parameter, on_device=bool(group.get("fused")))
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
             f"{path}: holds the state of another optimizer ({reason[0]}); use the config that it was trained with"
         ) from None
+
+
+def _fit_state(values: dict[str, Any], parameter: torch.Tensor, *, on_device: bool) -> None:
+    """Gives a parameter's loaded state its strides, and its count of steps the place where the optimizer wants it."""
+    for name, value in values.items():
+        if not torch.is_tensor(value):
+            continue
+        if value.ndim == parameter.ndim and value.shape != parameter.shape:
+            raise ValueError(f"{name} is {tuple(value.shape)} where the weight is {tuple(parameter.shape)}")
+        if name == "step":
+            values[name] = value.to(parameter.device if on_device else "cpu", torch.float32)
+        elif value.ndim == parameter.ndim:
+            values[name] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 def _require_same_model(model: nn.Module, weights: Mapping[str, torch.Tensor], path: Path) -> None:

@@ -122,7 +122,7 @@ class Checkpoints:
         with refusals(path):
             size = write_checkpoint(path, state)
             if self._keep_best and score is not None and not math.isnan(score):
-                best, best_score = self._best()
+                best, best_score = self._best(step)
                 if best in (None, step) or score > best_score:
                     publish_bytes(self._directory / BEST_NAME, json.dumps({"step": step, "score": score}).encode())
             self._remove_old(step)
@@ -130,18 +130,21 @@ class Checkpoints:
 
     def _remove_old(self, step: int) -> None:
         files = [path for path in list_checkpoints(self._directory) if not path.is_dir()]
-        kept = {*[path for path in files if _step(path) <= step][-self._keep :], self.best()}
+        older = [path for path in files if _step(path) <= step]
+        kept = {*older[-self._keep :], *({self.best()} & set(older))}
         for path in files:
             if path not in kept:
                 path.unlink()
 
-    def _best(self) -> tuple[int | None, float]:
+    def _best(self, newest: float = math.inf) -> tuple[int | None, float]:
+        """(step, score) of the best one up to the step `newest`."""
         try:
             best = json.loads((self._directory / BEST_NAME).read_bytes())
             step, score = int(best["step"]), float(best["score"])
         except (OSError, ValueError, KeyError, TypeError):
             return None, -math.inf
-        return (step, score) if _path(self._directory, step).is_file() else (None, -math.inf)
+        here = step <= newest and _path(self._directory, step).is_file()
+        return (step, score) if here else (None, -math.inf)
 
     def _warn_of_full_disk(self, size: int) -> None:
         free = shutil.disk_usage(self._directory).free

@@ -16,6 +16,7 @@ from torch import nn
 from pipelines.errors import UserError
 from sdpnet import __version__
 from sdpnet.checkpoint_file import write_atomically
+from sdpnet.compiled import compile_blocks
 from sdpnet.depthwise import runs_on
 from sdpnet.distributed import Processes, from_main
 from sdpnet.model import ConvBlock, SdPNet
@@ -133,7 +134,7 @@ def block_seconds(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         block = ConvBlock(shape[1], kernel_size, 0.0).to(device)
         if compiled:
-            block.compile()
+            compile_blocks([block])
         x, gradient = torch.randn(2, *shape, device=device, dtype=dtype)
     seconds: dict[str, list[float]] = {name: [] for name in CANDIDATES}
     for _ in range(rounds + 1):  # the first one compiles and warms up
@@ -148,6 +149,8 @@ def block_seconds(
                 _one_pass(block, here, above if backward else None, dtype)
             _wait(device)
             seconds[name].append((time.perf_counter() - began) / _PASSES)
+    if compiled:
+        torch._dynamo.reset()  # what it learnt of this batch size and these formats is not the training model's
     return {name: values[1:] for name, values in seconds.items()}
 
 

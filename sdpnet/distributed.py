@@ -78,7 +78,7 @@ def join(device: str = "auto", timeout_seconds: float = 600) -> Processes:
         # torchrun may keep its store over a restart: processes then found the addresses of killed ones, and hung.
         store = dist.PrefixStore(f"restart{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
-    return Processes(ShardOptions(rank, world_size), chosen)
+    return Processes(ShardOptions(rank, world_size, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))), chosen)
 
 
 def leave() -> None:

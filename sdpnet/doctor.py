@@ -266,7 +266,7 @@ def _print(facts: dict[str, Any], console: Console) -> None:
     row("decoding, all cores", images(rates["decode_all_cores"]))
     row("copying to a GPU", images(rates["copy"]))
     step = f" a {'GPU' if rates['gpus'] else 'CPU'} ({rates['config']}, batch {rates['step_batch_size']})"
-    row("model step", images(rates["step"]) + (step if rates["step"] else ""))
+    row("model step", images(rates["step"]) + (f"{step}, not compiled" if rates["step"] else ""))
     console.print(table)
     console.print()
     for line in (*rates["problems"], *facts["verdict"]):

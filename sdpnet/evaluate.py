@@ -21,6 +21,8 @@ from sdpnet.distributed import Processes, sum_over_processes
 
 __all__ = ["Scores", "evaluate", "write_per_class"]
 
+_BATCHES_BETWEEN_QUESTIONS = 16
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -49,7 +51,8 @@ def evaluate(
 ) -> Scores | None:
     """Scores `model` on all batches of an evaluation loader, but for samples that are not valid.
 
-    Returns None when `interrupted` was not 0 between two batches. The model is left in eval mode.
+    Returns None when `interrupted` was not 0 between two batches (several processes ask after each 16). The model is
+    left in eval mode.
 
     Raises:
         UserError: no sample could be decoded.
@@ -60,7 +63,7 @@ def evaluate(
     counts = torch.zeros(stage.num_classes, 3, dtype=torch.float64, device=processes.device)
     total_loss = torch.zeros((), dtype=torch.float64, device=processes.device)
     with torch.inference_mode():
-        for batch in loader.batches():
+        for number, batch in enumerate(loader.batches()):
             images, _ = stage(batch)
             with torch.autocast(processes.device.type, stage.dtype, enabled=stage.dtype != torch.float32):
                 logits = model(images)
@@ -70,7 +73,8 @@ def evaluate(
             total_loss += losses.where(batch.valid, 0.0).double().sum()
             hits = torch.stack([batch.valid, batch.valid & best[:, 0], batch.valid & best.any(dim=1)], dim=1)
             counts.index_add_(0, batch.labels, hits.double())
-            if interrupted():
+            # Several processes ask each other, and wait.
+            if (processes.world_size == 1 or number % _BATCHES_BETWEEN_QUESTIONS == 0) and interrupted():
                 return None
     loss, *summed = sum_over_processes(torch.cat([total_loss.view(1), counts.view(-1)]), processes).tolist()
     by_class = np.array(summed).round().astype(np.int64).reshape(-1, 3)

@@ -11,6 +11,8 @@ from typing import Final, Literal
 
 import torch
 
+from pipelines.errors import UserError
+
 __all__ = ["Card", "StepChoices", "choose_dtype", "choose_step", "look_at"]
 
 _DTYPES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -66,7 +68,7 @@ class StepChoices:
 def look_at(device: torch.device) -> Card:
     """The card that `device` is."""
     if device.type != "cuda":
-        return Card()
+        return Card(has_compiler=_has_compiler())
     with torch.cuda.device(device):
         # is_bf16_supported() alone also says yes to cards (V100) that only emulate it.
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -99,9 +101,14 @@ def choose_step(
     """The choices for a card and the keys `train.amp`, `train.compile` and `optim.name`.
 
     What a key asks for is done; `auto` compiles on GPUs from compute capability 8.0 on that have all it takes.
+
+    Raises `UserError` when compiling is asked for and cannot be done.
     """
     dtype, on_gpu, capability = choose_dtype(amp, card), card.capability is not None, card.capability or (0, 0)
     triton = capability >= _TRITON and card.has_triton
+    if compile is True and not (card.has_compiler and (triton or not on_gpu)):
+        lacks = "a C compiler" if not card.has_compiler else "Triton" if not card.has_triton else "a newer GPU"
+        raise UserError(f"train.compile = true: needs {lacks} on this machine; use auto or false")
     flash = capability >= _AMPERE and dtype != torch.float32
     return StepChoices(
         dtype=dtype,

@@ -149,16 +149,22 @@ def _fits(allocate: Callable[[int], None], amount: int) -> bool:
     return False
 
 
-def out_of_memory(model: nn.Module, one_pass: Callable[[int], None], micro_batch: int, *, batch_size: int) -> UserError:
+def out_of_memory(
+    model: nn.Module, one_pass: Callable[[int], None] | None, micro_batch: int, *, batch_size: int
+) -> UserError:
     """The error to end on after a training step of `micro_batch` images at a time ran out of GPU memory.
 
-    Says what would fit, by `probe`. To be called after the `except` block, when nothing refers to the failed step's
-    tensors any more.
+    Says what would fit, by `probe`, unless `one_pass` is None. To be called after the `except` block, when nothing
+    refers to the failed step's tensors any more.
     """
     gc.collect()
     torch.cuda.empty_cache()
-    fit = probe(model, one_pass, micro_batch)
     what = f"out of GPU memory with {micro_batch} images at a time"
+    if one_pass is None:
+        return UserError(
+            f"{what}; set train.micro_batch=auto to keep batches of {batch_size}, or lower data.batch_size_per_gpu"
+        )
+    fit = probe(model, one_pass, micro_batch)
     if fit.images == micro_batch:
         return UserError(
             f"{what}, though they fit by themselves: see with nvidia-smi whether the GPU is shared, or set "

@@ -18,6 +18,7 @@ from typing import Any, Final, Literal, get_args
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from pipelines.errors import UserError, nearest
@@ -60,10 +61,10 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         whole = ("num_classes", "dim", "heads", "mlp_ratio", "patch_size", "kernel_size", "head_hidden", "grid_size")
-        for name in whole:
+        for name in (*whole, "transformer_blocks"):  # the class token sees the patches in these alone
             if getattr(self, name) < 1:
                 raise UserError(f"model.{name} = {getattr(self, name)}: must be at least 1")
-        for name in ("conv_blocks", "transformer_blocks", "registers"):
+        for name in ("conv_blocks", "registers"):
             if getattr(self, name) < 0:
                 raise UserError(f"model.{name} = {getattr(self, name)}: must be 0 or more")
         if self.dim % self.heads:
@@ -99,12 +100,16 @@ class DropPath(nn.Module):
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
+        self.drops = rate > 0
+        # A tensor, or torch.compile would make a graph for each rate.
+        self.kept: torch.Tensor
+        self.register_buffer("kept", torch.tensor(1 - rate), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.training or self.rate == 0:
+        if not self.training or not self.drops:
             return x
-        kept = x.new_empty([len(x)] + [1] * (x.ndim - 1)).bernoulli_(1 - self.rate)
-        return x * kept.div_(1 - self.rate)
+        taken = torch.rand([len(x)] + [1] * (x.ndim - 1), device=x.device) < self.kept
+        return x * (taken / self.kept).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3g}"
@@ -274,11 +279,12 @@ class SdPNet(nn.Module):
 @contextmanager
 def _statistics_kept(block: nn.Module) -> Iterator[None]:
     """For computing a block a second time: its batch norms do as before and leave their running statistics alone."""
-    norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]  # SyncBatchNorm too
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         # Not track_running_stats: without them the backward pass has other tensors than the first time.
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+        norm.momentum = 0.0
+        norm.num_batches_tracked = None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone()
     try:
         yield
     finally:

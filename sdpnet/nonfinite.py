@@ -79,7 +79,8 @@ class Guard:
         self.processes = processes
         self._bad_steps: list[int] = []  # of the last _WINDOW
         self._buffers: dict[torch.dtype, list[torch.Tensor]] = {}  # by dtype: copied by one kernel each
-        for buffer in model.buffers():
+        persistent = model.state_dict().keys()
+        for buffer in (buffer for name, buffer in model.named_buffers() if name in persistent):
             self._buffers.setdefault(buffer.dtype, []).append(buffer)
         self._kept = {dtype: [torch.empty_like(b) for b in buffers] for dtype, buffers in self._buffers.items()}
         self._marked: deque[tuple[int, Arriving]] = deque()  # steps that are not yet told, and what was bad, the scale
@@ -145,7 +146,8 @@ class Guard:
     def _not_finite(self, loss: torch.Tensor, grad_norm: torch.Tensor) -> torch.Tensor:
         """1 or 0 for loss, gradients, batch-norm statistics: float64 (3,), of this process, on the device."""
         # An activation above 1e19 squares to an infinite variance, of which the loss shows nothing: x / inf is 0.
-        largest = torch.nn.utils.get_total_norm(self._buffers.get(torch.float32, []), norm_type=float("inf"))
+        statistics = self._buffers.get(torch.float32, [loss.new_zeros(())])
+        largest = torch.nn.utils.get_total_norm(statistics, norm_type=float("inf"))
         values = torch.stack([value.to(loss.device, torch.float32) for value in (loss.detach(), grad_norm, largest)])
         return (~torch.isfinite(values)).double()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
@@ -94,7 +95,8 @@ class OptimOptions:
         require(self.clip_grad_norm >= 0, "optim.clip_grad_norm", self.clip_grad_norm, "0 (off) or more")
         require(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, "in (0, 1]")
         require(self.warmup_epochs >= 0, "optim.warmup_epochs", self.warmup_epochs, "0 or more")
-        require(self.restart_epochs >= 0, "optim.restart_epochs", self.restart_epochs, "0 (no restarts) or more")
+        finite = 0 <= self.restart_epochs < math.inf
+        require(finite, "optim.restart_epochs", self.restart_epochs, "0 (no restarts) or more, and finite")
         require(self.restart_factor >= 1, "optim.restart_factor", self.restart_factor, "at least 1")
 
 
@@ -265,6 +267,13 @@ class Config:
             step = f"a multiple of resolution.multiple ({growing.multiple})"
             require(whole, "resolution.start_size", growing.start_size, step)
             require(growing.start_size <= full, "resolution.start_size", growing.start_size, f"at most {full} px")
+            ends = f"at most train.epochs ({self.train.epochs})"
+            require(growing.end_epoch <= self.train.epochs, "resolution.end_epoch", growing.end_epoch, ends)
+        threshold, smoothing = self.loss.target_threshold, self.augment.label_smoothing
+        if threshold is not None:
+            share = smoothing / (self.model.num_classes or 1) if smoothing else 0.0
+            above = "above augment.label_smoothing / model.num_classes, which smoothing gives to every class"
+            require(not smoothing or threshold > share, "loss.target_threshold", threshold, above)
         require(
             self.optim.warmup_epochs <= self.train.epochs,
             "optim.warmup_epochs",

@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from pipelines.publish import publish_bytes
 from sdpnet.distributed import Arriving
 from sdpnet.trackers import Tracker
 
@@ -98,7 +99,7 @@ class Reporter:
         self._coming: dict[str, Any] | None = None  # metrics of a log interval, with values that may not be here yet
         if is_main and path.exists():  # lines from after the checkpoint that the run resumes from are told again
             lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= resumed_step]
-            path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            publish_bytes(path, "".join(f"{line}\n" for line in lines).encode())
 
     def __enter__(self) -> Reporter:
         if self._is_main and sys.stdout.isatty():

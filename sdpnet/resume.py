@@ -9,8 +9,9 @@ from typing import Any
 from pipelines.errors import UserError
 from sdpnet.checkpoint_directory import list_checkpoints
 from sdpnet.checkpoint_file import load_checkpoint
+from sdpnet.distributed import Processes, least, most
 
-__all__ = ["load_newest", "require_same_order"]
+__all__ = ["load_newest", "require_same_order", "require_same_step"]
 
 
 def load_newest(directory: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
@@ -30,17 +31,18 @@ def load_newest(directory: Path, say: Callable[[str], None]) -> tuple[Path, dict
 
 
 def require_same_order(
-    path: Path, state: Mapping[str, Any], order: Mapping[str, int], world: Mapping[str, int]
+    path: Path, state: Mapping[str, Any], order: Mapping[str, int | str], world: Mapping[str, int]
 ) -> str | None:
     """Checks that samples come in the order in which they came in the run that saved `state` at `path`.
 
-    `order` is what the order depends on: seed, global_batch_size, num_samples. `world` is how a global batch is spread:
+    `order` is what the order depends on: seed, global_batch_size, num_samples, and data.order (which checkpoints that
+    are older than it do not tell). `world` is how a global batch is spread:
     world_size, batch_size_per_gpu, accumulate; it may change. Returns the line that says how it did, or None.
 
     Raises `UserError`, naming all of `order` that changed.
     """
     was = state["order"]
-    changed = [name for name, value in order.items() if was.get(name) != value]
+    changed = [name for name, value in order.items() if was.get(name, value if name == "data.order" else None) != value]
     if changed:
         differences = ", ".join(f"with {name} {was.get(name)}, not {order[name]}" for name in changed)
         advice = ""
@@ -52,6 +54,12 @@ def require_same_order(
     if before is None or all(before.get(name) == value for name, value in world.items()):
         return None
     return f"the same global batch of {order['global_batch_size']}: was {_spread(before)}, now {_spread(world)}"
+
+
+def require_same_step(step: int, out: Path, processes: Processes) -> None:
+    """Every process must call it. Raises `UserError` when they stand at different steps."""
+    if least(step, processes) != most(step, processes):
+        raise UserError(f"{out}: not the same checkpoints for all processes; --out must be on a disk that they share")
 
 
 def _spread(world: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from pipelines.augment import DeviceStage
 from pipelines.contract import Loader, choose_pipeline, make_loader
 from pipelines.errors import UserError
 from sdpnet.checkpoint import ModelCard, load_optimizer, load_weights
+from sdpnet.compiled import compile_blocks
 from sdpnet.depthwise_choice import choose_depthwise
 from sdpnet.distributed import Processes
 from sdpnet.ema import ModelEma
@@ -32,6 +33,8 @@ from sdpnet.update import update
 
 __all__ = ["Cursor", "Run", "introduction", "prepare"]
 
+_PROBED_IMAGES = 64  # at most, of the memory format's probe: they fit where one pass of training does
+
 
 @dataclass
 class Cursor:
@@ -46,8 +49,8 @@ class Cursor:
 class Run:
     """One training run. What changes while it trains is in `model`, `ema`, `optimizer`, `scaler`, `guard`, `cursor` and
     `evaluation` (the scores of the last epoch that was scored); `ddp` wraps the model in several processes.
-    `choices` say how a step is taken; `one_pass` runs forward and backward over so many blank images; `notes` are lines
-    for the user.
+    `choices` say how a step is taken; `one_pass` runs forward and backward over so many blank images, or is None in
+    several processes, where DDP would take its gradients for a step's; `notes` are lines for the user.
     """
 
     config: Config
@@ -59,7 +62,7 @@ class Run:
     model: SdPNet
     ddp: DistributedDataParallel | None
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    one_pass: Callable[[int], None]
+    one_pass: Callable[[int], None] | None
     ema: ModelEma | None
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -98,10 +101,11 @@ class Run:
         return peak_learning_rate(self.config.optim, self.global_batch_size)
 
     @property
-    def order(self) -> dict[str, int]:
+    def order(self) -> dict[str, int | str]:
         """What the order of samples depends on: a run continues only where all of it is the same."""
         num_samples = self.train_loader.source.plan.num_samples
-        return {"seed": self.config.seed, "global_batch_size": self.global_batch_size, "num_samples": num_samples}
+        sizes = {"global_batch_size": self.global_batch_size, "num_samples": num_samples}
+        return {"seed": self.config.seed, **sizes, "data.order": self.config.data.order}
 
     @property
     def world(self) -> dict[str, int]:
@@ -179,8 +183,9 @@ class Run:
             self.scaler.load_state_dict(state["scaler"])
 
 
-def prepare(config: Config, processes: Processes) -> Run:
-    """Opens the shards, makes the model and places it. The weights' start follows from the seed, or `train.start_from`.
+def prepare(config: Config, processes: Processes, *, begins: bool = True) -> Run:
+    """Opens the shards, makes the model and places it. The weights' start follows from the seed, or `train.start_from`,
+    which is not looked at unless the run `begins`: what continues has weights.
 
     Raises:
         UserError: config, data and machine do not fit together.
@@ -201,16 +206,17 @@ def prepare(config: Config, processes: Processes) -> Run:
     dtype, options = choices.dtype, replace(options, compile=choices.compile)
     torch.manual_seed(config.seed)
     model = SdPNet(config.model.options(num_classes))
-    notes = [start_from(model, options.start_from)] if options.start_from else []
+    notes = [start_from(model, options.start_from)] if options.start_from and begins else []
     model = model.to(device)
     model.checkpointing = options.checkpoint_activations
     batch_size, image_size = config.data.batch_size_per_gpu, config.data.image_size
     notes += choose_depthwise(options, model, batch_size, image_size, dtype, processes)
     ema = ModelEma(model, config.ema) if config.ema.decay else None
-    if options.sync_batch_norm and processes.world_size > 1:
-        synchronize_batch_norm(model, device)
-    memory_format = choose_memory_format(options.memory_format, model, batch_size, image_size, dtype, processes)
+    of_probe = min(batch_size, options.micro_batch if isinstance(options.micro_batch, int) else _PROBED_IMAGES)
+    memory_format = choose_memory_format(options.memory_format, model, of_probe, image_size, dtype, processes)
     model = model.to(memory_format=memory_format)
+    if ema is not None:
+        ema.module.to(memory_format=memory_format)  # of other strides, each tensor would be averaged by itself
     if options.memory_format == "probe":
         notes.append(f"memory format: {str(memory_format).removeprefix('torch.')} is faster here")
     loss = make_loss(config.loss)
@@ -218,9 +224,11 @@ def prepare(config: Config, processes: Processes) -> Run:
     micro_batch = choose_micro_batch(options.micro_batch, batch_size, model, one_pass, processes)
     if micro_batch < batch_size:
         notes.append(f"micro batches of {micro_batch}: batch norm sees these")
+    if options.sync_batch_norm and processes.world_size > 1:  # after the probes, whose tries differ
+        synchronize_batch_norm(model, device)
     if options.compile:
-        for block in (*model.conv_blocks, *model.transformer_blocks):
-            block.compile()
+        synchronized = options.sync_batch_norm and processes.world_size > 1  # waits for the device in the middle
+        compile_blocks([*([] if synchronized else model.conv_blocks), *model.transformer_blocks])
     scaler = torch.amp.GradScaler(device.type, enabled=choices.scaler)
     ddp = DistributedDataParallel(model, gradient_as_bucket_view=True) if processes.world_size > 1 else None
     return Run(
@@ -233,7 +241,7 @@ def prepare(config: Config, processes: Processes) -> Run:
         model=model,
         ddp=ddp,
         loss=loss,
-        one_pass=one_pass,
+        one_pass=None if ddp else one_pass,
         ema=ema,
         optimizer=make_optimizer(model, config.optim, fused=choices.late or None),
         scaler=scaler,

@@ -40,6 +40,7 @@ class _CpuSyncBatchNorm(nn.BatchNorm2d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return super().forward(x)
+        dtype, x = x.dtype, x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         count = x.new_tensor([x.numel() / x.shape[1]])
         dist.all_reduce(count)
         mean = _Sum.apply(x.sum(dim=(0, 2, 3))) / count
@@ -52,7 +53,7 @@ class _CpuSyncBatchNorm(nn.BatchNorm2d):
             if self.num_batches_tracked is not None:
                 self.num_batches_tracked.add_(1)
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        return centred * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
+        return (centred * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)).to(dtype)
 
 
 def synchronize_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,9 +18,9 @@ from pipelines.errors import UserError, run_command
 from sdpnet.checkpoint import (
     Checkpoints,
     latest_checkpoint,
-    load_checkpoint,
     load_newest,
     require_same_order,
+    require_same_step,
     save_model,
     write_atomically,
 )
@@ -65,7 +66,7 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> i
         raise UserError(f"{out}: holds a run already; pass --resume to continue it, or another --out")
     say = print if processes.is_main else lambda *_: None
     newest = load_newest(directory, say) if resume else None
-    run = prepare(config, processes)
+    run = prepare(config, processes, begins=newest is None)
     if newest is not None:
         path, state = newest
         spread = require_same_order(path, state, run.order, run.world)
@@ -73,6 +74,7 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> i
         run.notes += [spread] if spread else []
         run.notes.append(f"resumed from {path} (epoch {run.cursor.epoch + 1}, step {run.cursor.step})")
         del newest, state
+    require_same_step(run.cursor.step, out, processes)
     cursor, options = run.cursor, config.train
 
     with contextlib.ExitStack() as stack:
@@ -111,9 +113,10 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> i
 
         def roll_back() -> None:
             wait_for_save()
-            path = latest_checkpoint(directory)
-            assert path is not None, "one is saved before the first step"
-            run.restore(path, load_checkpoint(path))
+            saved = load_newest(directory, reporter.say)
+            assert saved is not None, "one is saved before the first step"
+            run.restore(*saved)
+            total(0, processes)  # all have read it: a save may remove it
 
         def heed(verdict: Verdict) -> None:
             if verdict.message:
@@ -152,8 +155,7 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> i
                         heed(run.guard.told(all_steps=True))
                         save()
             heed(run.guard.told(all_steps=True))
-            split = config.data.train_split
-            reporter.masked(cursor.epoch, split, total(len(run.train_loader.masked), processes))
+            reporter.masked(cursor.epoch, config.data.train_split, total(len(run.train_loader.masked), processes))
             finished, score = cursor.step_in_epoch == run.steps_per_epoch and not stopped(), None
             last = cursor.epoch + 1 == options.epochs
             if finished and (last or (cursor.epoch + 1) % options.eval_interval == 0):
@@ -267,7 +269,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     settings = list(arguments.set)
-    settings += [f"data.path={arguments.data}"] if arguments.data else []
+    settings += [f"data.path={json.dumps(arguments.data)}"] if arguments.data else []
     settings += [f"data.pipeline={arguments.pipeline}"] if arguments.pipeline else []
     settings += [f"log.profile={list(DEFAULT_STEPS)}"] if arguments.profile else []
     own = arguments.out / "config.yaml"

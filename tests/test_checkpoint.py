@@ -20,6 +20,8 @@ from sdpnet.checkpoint import (
     write_atomically,
 )
 from sdpnet.model import create_model
+from sdpnet.optim import make_optimizer, step_unless
+from sdpnet.options import OptimOptions
 
 STATE = {
     "model": {"w": torch.arange(3.0)},
@@ -168,6 +170,45 @@ def test_the_state_of_another_optimizer_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="the state of another optimizer") as caught:
             load_optimizer(stepped(3, 2), state, tmp_path)
         assert "\n" not in str(caught.value)
+
+
+def test_an_optimizers_settings_are_the_configs_not_the_files(tmp_path: Path) -> None:
+    """A run may go on with another weight decay, on another device (fused) and in another memory format."""
+
+    def stepped(memory_format: torch.memory_format, **settings: Any) -> torch.optim.AdamW:
+        torch.manual_seed(0)
+        layer = torch.nn.Conv2d(3, 4, 3).to(memory_format=memory_format)
+        layer(torch.ones(1, 3, 5, 5)).sum().backward()
+        optimizer = torch.optim.AdamW(layer.parameters(), **settings)
+        optimizer.step()
+        return optimizer
+
+    for was, now in ((None, True), (True, None)):
+        own = stepped(torch.channels_last, weight_decay=0.5, betas=(0.5, 0.6), fused=now)
+        load_optimizer(own, stepped(torch.contiguous_format, weight_decay=0.05, fused=was).state_dict(), tmp_path)
+        (group,) = own.param_groups
+        assert (group["weight_decay"], group["betas"], group["fused"]) == (0.5, (0.5, 0.6), now)
+        weight = group["params"][0]
+        assert own.state[weight]["exp_avg"].stride() == weight.stride()
+        torch.testing.assert_close(own.state[weight]["exp_avg"], 0.1 * weight.grad)  # by the file's betas
+        if now:
+            step_unless(own, torch.zeros(()))
+        else:
+            own.step()
+        assert own.state[weight]["step"] == 2
+
+
+def test_muons_state_is_checked_too(tmp_path: Path) -> None:
+    def stepped(dim: int) -> torch.optim.Optimizer:
+        model = create_model("sdpnet_tiny", 3, dim=dim)
+        optimizer = make_optimizer(model, OptimOptions(name="muon"))
+        model(torch.randn(2, 3, 16, 16)).sum().backward()
+        optimizer.step()
+        return optimizer
+
+    load_optimizer(stepped(32), stepped(32).state_dict(), tmp_path)
+    with pytest.raises(UserError, match="the state of another optimizer"):
+        load_optimizer(stepped(32), stepped(64).state_dict(), tmp_path)
 
 
 def test_a_missing_or_damaged_model_is_one_line(tmp_path: Path) -> None:

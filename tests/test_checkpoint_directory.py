@@ -70,6 +70,17 @@ def test_an_abandoned_run_goes_when_a_new_checkpoint_is_there(tmp_path: Path) ->
     assert steps(tmp_path) == [15, 30] and equal(load_checkpoint(tmp_path / "step_00000015.pt"), state_of(15))
 
 
+def test_the_best_of_an_abandoned_run_goes_with_it(tmp_path: Path) -> None:
+    """Step 20 is the best and damaged: what goes on from 10 has a best of its own, lower as it is."""
+    checkpoints = Checkpoints(tmp_path, 1, asynchronous=False)
+    checkpoints.save(10, state_of(10), 0.5)
+    checkpoints.save(20, state_of(20), 0.9)
+    (tmp_path / "step_00000020.pt").write_bytes(b"damaged")
+    write_checkpoint(tmp_path / "step_00000010.pt", state_of(10))
+    checkpoints.save(15, state_of(15), 0.6)
+    assert steps(tmp_path) == [15] and checkpoints.best() == tmp_path / "step_00000015.pt"
+
+
 def test_leftovers_of_a_killed_save_go_and_nothing_else(tmp_path: Path) -> None:
     ours = {".step_00000003.pt.partial", ".best.json.partial"}
     others = {".notes.partial", "step_3.txt", ".step_x.pt.partial"}

@@ -82,6 +82,12 @@ def test_all_of_the_recipes_augmentation_is_one_setting_away() -> None:
         ("loss.target_threshold=0.2", r"loss\.target_threshold = 0\.2: must be null for loss\.kind ce"),
         ("loss.sum_classes=true", r"loss\.sum_classes = True: must be false for loss\.kind ce"),
         ("loss={kind: bce, target_threshold: 1}", r"loss\.target_threshold = 1\.0: must be in \[0, 1\)"),
+        ("optim.restart_epochs=.inf", r"optim\.restart_epochs = inf: must be 0 \(no restarts\) or more, and finite"),
+        (
+            "resolution={start_size: 32, end_epoch: 2}",
+            r"resolution\.end_epoch = 2: must be at most train\.epochs \(1\)",
+        ),
+        ("model.transformer_blocks=0", r"model\.transformer_blocks = 0: must be at least 1"),
         ("train.micro_batch=aut", r"train\.micro_batch = 'aut': did you mean 'auto'\?"),
         ("train.micro_batch=0", r"train\.micro_batch = 0: must be auto, null or at least 1"),
         ("train.micro_batch=1.5", r"train\.micro_batch = 1\.5: must be a whole number"),
@@ -115,6 +121,14 @@ def test_mistakes_are_one_line_that_helps(setting: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         load_config("debug", [setting])
     assert "\n" not in str(caught.value)
+
+
+def test_a_threshold_that_every_class_passes() -> None:
+    smoothed = ["augment.label_smoothing=0.1", "model.num_classes=10"]
+    load_config("debug", [*smoothed, "loss={kind: bce, target_threshold: 0.02}"])
+    for threshold in (0, 0.01):
+        with pytest.raises(UserError, match=r"loss\.target_threshold = .* must be above augment\.label_smoothing"):
+            load_config("debug", [*smoothed, f"loss={{kind: bce, target_threshold: {threshold}}}"])
 
 
 def test_a_name_that_is_no_config(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from pipelines.errors import UserError
 from sdpnet.config import load_config
 from sdpnet.hardware import Card, StepChoices, choose_step, look_at
 
@@ -40,7 +41,8 @@ def test_v100_in_one_line() -> None:
 
 
 def test_keys_are_obeyed() -> None:
-    assert not choose_step(H200, compile=False).compile and choose_step(Card(), compile=True).compile
+    assert not choose_step(H200, compile=False).compile
+    assert choose_step(Card(has_compiler=True), compile=True).compile and choose_step(T4, compile=True).compile
     assert choose_step(H200, amp="fp32").attention == "memory-efficient"  # FlashAttention takes half precision only
     assert choose_step(H200, amp="fp16").scaler and not choose_step(H200).scaler
     assert not choose_step(H200, optimizer="muon").late
@@ -51,6 +53,21 @@ def test_nothing_is_compiled_without_what_it_takes() -> None:
         assert not choose_step(replace(H200, **{missing: False})).compile  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("card", "lacks"),
+    [
+        (V100, "a newer GPU"),
+        (replace(H200, has_triton=False), "Triton"),
+        (replace(H200, has_compiler=False), "a C compiler"),
+        (Card(), "a C compiler"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
+def test_compiling_where_it_cannot_be_done(card: Card, lacks: str) -> None:
+    with pytest.raises(UserError, match=f"train.compile = true: needs {lacks} on this machine"):
+        choose_step(card, compile=True)
+
+
 def test_compile_in_a_config() -> None:
     for text, value in (("auto", "auto"), ("true", True), ("false", False)):
         assert load_config("debug", [f"train.compile={text}"]).train.compile == value
@@ -58,7 +75,8 @@ def test_compile_in_a_config() -> None:
 
 
 def test_a_cpu() -> None:
-    assert look_at(torch.device("cpu")) == Card()
+    card = look_at(torch.device("cpu"))
+    assert replace(card, has_compiler=False) == Card() and not choose_step(card).compile
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

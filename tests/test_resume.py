@@ -4,12 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from checkpoint_faults import state_of
 from test_faults_checkpoint import equal
 
+from pipelines.contract import ShardOptions
 from pipelines.errors import UserError
 from sdpnet.checkpoint_file import write_checkpoint
-from sdpnet.resume import load_newest, require_same_order
+from sdpnet.distributed import Processes
+from sdpnet.resume import load_newest, require_same_order, require_same_step
 
 PATH = Path("run/checkpoints/step_00000008.pt")
 ORDER = {"seed": 3, "global_batch_size": 1024, "num_samples": 50_000}
@@ -70,3 +73,18 @@ def test_a_batch_that_cannot_be_split_over_the_processes_gets_no_advice() -> Non
     now = {**ORDER, "global_batch_size": 384}
     with pytest.raises(UserError, match=r"not 384: it cannot be continued exactly$"):
         require_same_order(PATH, {"order": ORDER}, now, {**WORLD, "world_size": 3})
+
+
+def test_checkpoints_that_are_older_than_the_orders_name() -> None:
+    blocks = {**ORDER, "data.order": "blocks"}
+    assert require_same_order(PATH, {"order": ORDER, "world": WORLD}, blocks, WORLD) is None
+    with pytest.raises(UserError, match=r"with data.order random, not blocks"):
+        require_same_order(PATH, {"order": {**ORDER, "data.order": "random"}}, blocks, WORLD)
+
+
+def test_processes_at_different_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = Processes(ShardOptions(), torch.device("cpu"))
+    require_same_step(7, Path("run"), alone)
+    monkeypatch.setattr("sdpnet.resume.most", lambda step, processes: 8)
+    with pytest.raises(UserError, match="run: not the same checkpoints for all processes"):
+        require_same_step(7, Path("run"), alone)

@@ -67,3 +67,19 @@ def test_names_and_weights_stay() -> None:
     assert list(synchronize_batch_norm(copy.deepcopy(plain), torch.device("cpu")).state_dict()) == list(
         plain.state_dict()
     )
+
+
+def test_half_precision_is_normalised_in_float32() -> None:
+    """As `nn.BatchNorm2d` does it; one process is a group too."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        norm = nn.BatchNorm2d(4)
+        ours = copy.deepcopy(nn.Sequential(norm))
+        ours = synchronize_batch_norm(ours, torch.device("cpu"))
+        x = (torch.randn(3, 4, 19, 19) * 3 + 10).bfloat16()  # more samples a channel than bfloat16 counts exactly
+        expected, outputs = norm(x), ours(x)
+    finally:
+        dist.destroy_process_group()
+    assert outputs.dtype == torch.bfloat16
+    torch.testing.assert_close(outputs, expected)
+    torch.testing.assert_close(ours[0].running_var, norm.running_var)

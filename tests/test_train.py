@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +17,14 @@ import pytest
 import torch
 from test_pipelines import installed
 
+from pipelines.contract import ShardOptions
 from sdpnet.checkpoint import latest_checkpoint, load_checkpoint, load_model
+from sdpnet.config import load_config
+from sdpnet.distributed import Processes
 from sdpnet.evaluate import evaluate
 from sdpnet.model import SdPNet
 from sdpnet.report import Reporter
+from sdpnet.setup import prepare
 from sdpnet.train import main
 
 GOLDEN = Path(__file__).parent / "assets" / "golden_losses.json"
@@ -305,3 +310,34 @@ def test_fine_tuning_starts_from_another_run(
     before, after = weights(uninterrupted), weights(tmp_path)
     learned = [name for name in before if "norm" not in name]  # batch norm's statistics move in any case
     assert learned and all(torch.allclose(before[name], after[name], atol=1e-6) for name in learned)
+
+
+def test_what_continues_needs_nothing_of_where_it_started(
+    shard_set: Path, uninterrupted: Path, tmp_path: Path, interrupt: Callable[[int], None]
+) -> None:
+    source = shutil.copytree(uninterrupted, tmp_path / "source")
+    command = arguments(shard_set, tmp_path / "run", f"train.start_from={source}", "train.epochs=1")
+    interrupt(2)
+    assert main(command) == 128 + signal.SIGINT
+    interrupt(-1)
+    shutil.rmtree(source)
+    assert main(["--resume", *command]) == 0
+
+
+def test_a_shard_set_whose_name_reads_like_a_date(
+    shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "2026-11-23").symlink_to(shard_set)
+    monkeypatch.chdir(tmp_path)
+    assert main([*arguments(Path("2026-11-23"), tmp_path / "run"), "--set", "train.epochs=1"]) == 0
+
+
+def test_the_average_has_the_models_strides(shard_set: Path) -> None:
+    """Else every tensor is averaged by itself."""
+    for memory_format in ("channels_last", "contiguous"):
+        settings = [f"data.path={shard_set}", "data.pipeline=synthetic", "ema.decay=0.9"]
+        config = load_config("debug", [*settings, f"train.memory_format={memory_format}"])
+        prepared = prepare(config, Processes(ShardOptions(), torch.device("cpu")))
+        assert prepared.ema is not None
+        pairs = zip(prepared.model.state_dict().values(), prepared.ema.module.state_dict().values(), strict=True)
+        assert all(ours.stride() == theirs.stride() for ours, theirs in pairs)

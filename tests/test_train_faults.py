@@ -222,6 +222,25 @@ def test_a_run_with_a_bad_step_is_a_run_without_it(
     assert same(kept(final(never)), kept(final(bad)))
 
 
+def test_a_rollback_takes_the_checkpoint_before_a_damaged_one(
+    shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["train.on_nonfinite=rollback", "train.checkpoint_interval=1", "train.async_checkpoints=false"]
+    steps = BadSteps("loss", NAN)
+    damaged = tmp_path / "checkpoints" / f"step_{BAD_STEP - 1:08d}.pt"
+
+    def spoiling(run: Run, *rest: Any) -> Any:
+        if run.cursor.step + 1 == BAD_STEP:
+            damaged.write_bytes(b"damaged")
+        return steps(run, *rest)
+
+    monkeypatch.setattr(sdpnet.train, "take_step", spoiling)
+    assert main(arguments(shard_set, tmp_path, *settings)) == 0
+    out = capsys.readouterr().out
+    assert f"{damaged}: " in out and "trying the one before it" in out
+    assert same(steps.before[BAD_STEP + 1], steps.before[BAD_STEP - 1])
+
+
 @pytest.mark.parametrize("policy", ["skip", "rollback"])
 def test_too_many_bad_steps_end_the_run(
     policy: str,

@@ -71,7 +71,7 @@ def _nearest(images: torch.Tensor, grid: torch.Tensor, fill: tuple[float, float,
     `grid_sample` with floats on a CPU. `grid` is (B, 2, H, W); it is written to."""
     batch, _, height, width = images.shape
     columns, rows = grid.add_(1).unbind(1)
-    half = torch.tensor(-0.5, device=images.device)  # add's alpha: a product that is not rounded, as in grid_sample
+    half = torch.full((), -0.5, device=images.device)  # add's alpha: a product that is not rounded, as in grid_sample
     columns = torch.add(half, columns, alpha=width * 0.5).round_().clamp_(-1, width).to(torch.int32)
     rows = torch.add(half, rows, alpha=height * 0.5).round_().clamp_(-1, height).to(torch.int32)
     index = rows.mul_(width + 2).add_(columns).add_(width + 3)
