@@ -46,6 +46,7 @@ def test_rates_of_their_own_share_graphs(checkpointing: bool) -> None:
     assert not counters["graph_break"] and "recompile_limit" not in str(counters)
 
 
+@pytest.mark.slow
 def test_other_sizes_and_evaluation_stay_compiled() -> None:
     model = create_model("sdpnet_tiny", 10, conv_blocks=2, transformer_blocks=1, dim=32, heads=2, drop_path=0.2)
     compile_blocks([*model.conv_blocks, *model.transformer_blocks])

@@ -87,7 +87,7 @@ def test_a_signal_from_outside(name: str, at: list[int], shard_set: Path, tmp_pa
     assert said.endswith(f"stopped after step {step}; the same command with --resume continues exactly there\n")
 
 
-@pytest.mark.parametrize("policy", ["skip", "rollback"])
+@pytest.mark.parametrize("policy", [pytest.param("skip", marks=pytest.mark.slow), "rollback"])
 def test_what_is_not_finite_in_one_process_is_left_out_in_all(policy: str, shard_set: Path, tmp_path: Path) -> None:
     """In whichever it is, the run is the same; so is the one that was stopped behind it and resumed."""
     settings = [f"train.on_nonfinite={policy}", "train.epochs=1"]
@@ -109,7 +109,7 @@ def test_what_is_not_finite_in_one_process_is_left_out_in_all(policy: str, shard
     assert one["guard"]["bad_steps"] == other["guard"]["bad_steps"] == [4]
 
 
-@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize("failing", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_an_error_in_one_process_ends_the_other(failing: int, shard_set: Path, tmp_path: Path) -> None:
     command = [str(failing), "3", *arguments(shard_set, tmp_path / "run")]
     with ranks(command, 2, tmp_path / "output", FAILING) as started:
