@@ -271,7 +271,8 @@ class Config:
             require(growing.end_epoch <= self.train.epochs, "resolution.end_epoch", growing.end_epoch, ends)
         threshold, smoothing = self.loss.target_threshold, self.augment.label_smoothing
         if threshold is not None:
-            share = smoothing / (self.model.num_classes or 1) if smoothing else 0.0
+            # Where the data tells the number of classes it is unknown here: any threshold above 0 may do.
+            share = smoothing / self.model.num_classes if self.model.num_classes else 0.0
             above = "above augment.label_smoothing / model.num_classes, which smoothing gives to every class"
             require(not smoothing or threshold > share, "loss.target_threshold", threshold, above)
         require(

@@ -36,8 +36,8 @@ def require_same_order(
     """Checks that samples come in the order in which they came in the run that saved `state` at `path`.
 
     `order` is what the order depends on: seed, global_batch_size, num_samples, and data.order (which checkpoints that
-    are older than it do not tell). `world` is how a global batch is spread:
-    world_size, batch_size_per_gpu, accumulate; it may change. Returns the line that says how it did, or None.
+    are older than it do not tell). `world` is how a global batch is spread: world_size, batch_size_per_gpu, accumulate;
+    it may change. Returns the line that says how it did, or None.
 
     Raises `UserError`, naming all of `order` that changed.
     """

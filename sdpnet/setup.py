@@ -224,10 +224,10 @@ def prepare(config: Config, processes: Processes, *, begins: bool = True) -> Run
     micro_batch = choose_micro_batch(options.micro_batch, batch_size, model, one_pass, processes)
     if micro_batch < batch_size:
         notes.append(f"micro batches of {micro_batch}: batch norm sees these")
-    if options.sync_batch_norm and processes.world_size > 1:  # after the probes, whose tries differ
+    synchronized = options.sync_batch_norm and processes.world_size > 1
+    if synchronized:  # after the probes, whose tries differ
         synchronize_batch_norm(model, device)
-    if options.compile:
-        synchronized = options.sync_batch_norm and processes.world_size > 1  # waits for the device in the middle
+    if options.compile:  # what is synchronized waits for the device in its middle
         compile_blocks([*([] if synchronized else model.conv_blocks), *model.transformer_blocks])
     scaler = torch.amp.GradScaler(device.type, enabled=choices.scaler)
     ddp = DistributedDataParallel(model, gradient_as_bucket_view=True) if processes.world_size > 1 else None

@@ -126,6 +126,7 @@ def test_mistakes_are_one_line_that_helps(setting: str, message: str) -> None:
 def test_a_threshold_that_every_class_passes() -> None:
     smoothed = ["augment.label_smoothing=0.1", "model.num_classes=10"]
     load_config("debug", [*smoothed, "loss={kind: bce, target_threshold: 0.02}"])
+    load_config("debug", [*smoothed[:1], "loss={kind: bce, target_threshold: 0.02}"])  # as many classes as the data has
     for threshold in (0, 0.01):
         with pytest.raises(UserError, match=r"loss\.target_threshold = .* must be above augment\.label_smoothing"):
             load_config("debug", [*smoothed, f"loss={{kind: bce, target_threshold: {threshold}}}"])
