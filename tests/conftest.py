@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conversion import convert_folder
 from decoder_parts import CropLibrary, RegionLibrary, build_shim
 from faults import Commands, command_line
@@ -21,6 +22,14 @@ from preprocess import jpeg
 from preprocess.tar_shards import TarWriter
 
 CLASSES = ("ant", "bee", "cow")
+
+
+def pytest_configure() -> None:
+    """Gives each of pytest-xdist's workers its share of the cores: threads beyond them spin while they wait."""
+    if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+        threads = max(1, len(os.sched_getaffinity(0)) // int(workers))
+        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # of what the tests start
 
 
 def make_image(seed: int, height: int, width: int) -> np.ndarray:
