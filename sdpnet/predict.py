@@ -1,13 +1,15 @@
-"""Prediction: image files in, the five likeliest classes out."""
+"""Prediction, and command `sdpnet predict`: image files in, the five likeliest classes out."""
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from rich.console import Console
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import pil_to_tensor, resized_crop
 
@@ -15,10 +17,10 @@ from pipelines.augment import DeviceStage
 from pipelines.contract import AugmentOptions, Batch
 from pipelines.errors import UserError
 from pipelines.plan import Plan
-from sdpnet.checkpoint import ModelCard
+from sdpnet.checkpoint import ModelCard, load_model
 from sdpnet.model import SdPNet
 
-__all__ = ["Prediction", "predict"]
+__all__ = ["Prediction", "add_arguments", "predict", "run"]
 
 
 @dataclass(frozen=True)
@@ -68,3 +70,19 @@ def _load(path: Path) -> torch.Tensor:
             return pil_to_tensor(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: cannot be read as an image ({error})") from None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    parser.add_argument("--model", required=True, type=Path, help="run directory or model.safetensors")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The command; returns the exit status."""
+    model, card = load_model(arguments.model)
+    console = Console(highlight=False)
+    for path, predictions in zip(arguments.images, predict(model, card, arguments.images), strict=True):
+        console.print(f"{path}", markup=False)
+        for prediction in predictions:
+            console.print(f"  {prediction.probability:7.2%}  {prediction.name}", markup=False)
+    return 0

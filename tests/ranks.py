@@ -1,4 +1,7 @@
-"""Runs several trainings, one after the other, in processes that meet once: python ranks.py CASES.json RANK WORLD_SIZE.
+"""Runs several trainings, one after the other, in processes that meet once.
+
+It imports everything once. Then it takes launches from standard input, a JSON line each: [CASES.json, world size,
+port]; forks the processes of each, which write to CASES.RANK.txt what they print; and answers with their exit statuses.
 
 CASES.json: a list of {"arguments": [...] for `train`, "stop": [where, rank or ranks, number, signal (SIGTERM)] or null,
 "nan": [rank, step] or absent, "late": true for steps that do not wait for the device, as on GPUs}. A process writes
@@ -13,11 +16,14 @@ import json
 import os
 import signal
 import sys
+import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pipelines.native_pipeline
+import pipelines.torchvision_pipeline  # noqa: F401 (once for all)
 import sdpnet.setup
 import sdpnet.train
 from pipelines.augment import DeviceStage
@@ -100,5 +106,32 @@ def main(cases: Path, rank: int, world_size: int) -> None:
     cases.with_suffix(f".{rank}.json").write_text(json.dumps(results))
 
 
+def fork(cases: Path, rank: int, world_size: int) -> int:
+    """Starts one process; returns its id."""
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        output = os.open(cases.with_suffix(f".{rank}.txt"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        for descriptor, replacement in ((0, os.open(os.devnull, os.O_RDONLY)), (1, output), (2, output)):
+            os.dup2(replacement, descriptor)
+        main(cases, rank, world_size)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def serve() -> None:
+    for line in sys.stdin:
+        cases, world_size, os.environ["MASTER_PORT"] = json.loads(line)
+        children = [fork(Path(cases), rank, world_size) for rank in range(world_size)]
+        print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    serve()

@@ -182,13 +182,19 @@ def array(index: int) -> tuple[np.ndarray, int]:
     return np.asarray(coarse.resize((40 + index, 90 - index))), index % 7
 
 
+@pytest.fixture(scope="module")
+def stock_files(tmp_path_factory):
+    """The same 30 samples by write mode."""
+    pytest.importorskip("ffcv", reason=NEED_FFCV)
+    files = {mode: tmp_path_factory.mktemp("ffcv") / f"{mode}.beton" for mode in ("jpg", "raw")}
+    write_with_ffcv({path: mode for mode, path in files.items()}, [array(index) for index in range(30)])
+    return files
+
+
 @ffcv_test
 @pytest.mark.parametrize(("write_mode", "mode"), [("jpg", MODE_JPEG), ("raw", MODE_RAW)])
-def test_reads_what_stock_ffcv_writes(tmp_path, write_mode, mode):
-    pytest.importorskip("ffcv", reason=NEED_FFCV)
-    path = tmp_path / "ffcv.beton"
-    write_with_ffcv({path: write_mode}, [array(index) for index in range(30)])
-    reader = BetonReader(path)
+def test_reads_what_stock_ffcv_writes(stock_files, write_mode, mode):
+    reader = BetonReader(stock_files[write_mode])
     assert reader.num_samples == 30
     assert set(reader.modes) == {mode}
     for index in range(30):

@@ -161,6 +161,13 @@ def test_verify_is_a_subcommand(shard_set: Path, tmp_path: Path) -> None:
     assert status == 2 and stderr.startswith("usage: sdpnet verify [-h]") and "unrecognized arguments: --fast" in stderr
 
 
+def test_what_needs_no_torch_does_not_wait_for_it(shard_set: Path) -> None:
+    code = "from sdpnet.cli import main; import atexit; atexit.register(lambda: print('torch' in sys.modules)); main()"
+    for arguments in (["verify", "--quick", shard_set], ["inspect", shard_set, "--help"], ["--help"], ["--version"]):
+        status, stdout, stderr = run(*arguments, code=code)
+        assert (status, stderr) == (0, "") and stdout.endswith("\nFalse\n"), arguments
+
+
 def test_ctrl_c_in_a_program_of_the_other_package(shard_set: Path) -> None:
     interrupted = """
 import os, signal, sys

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import itertools
 import json
 import os
@@ -49,6 +51,17 @@ def resumed(of: dict[str, Any]) -> dict[str, Any]:
     return {"arguments": [*of["arguments"], "--resume"], "stop": None}
 
 
+@functools.cache
+def launcher() -> subprocess.Popen[str]:
+    """`ranks.py`, which ends with this process."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(RANKS.parent.parent), str(RANKS.parent)])
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, str(RANKS)], env=environment, text=True, **pipes)
+    atexit.register(process.communicate)  # closes its standard input, which ends it
+    return process
+
+
 def run(cases: list[dict[str, Any]], world_size: int, scratch: Path) -> list[list[dict[str, Any]]]:
     """Of each case and process: exit status, and the samples of each step."""
     scratch.mkdir(exist_ok=True)
@@ -57,20 +70,12 @@ def run(cases: list[dict[str, Any]], world_size: int, scratch: Path) -> list[lis
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    environment = {**os.environ, "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(RANKS.parent.parent), str(RANKS.parent)])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(RANKS), str(path), str(rank), str(world_size)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world_size)
-    ]
-    outputs = [process.communicate(timeout=500)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * world_size, "\n".join(outputs)
+    stdin, stdout = launcher().stdin, launcher().stdout
+    assert stdin is not None and stdout is not None
+    print(json.dumps([str(path), world_size, port]), file=stdin, flush=True)
+    statuses = json.loads(stdout.readline())
+    outputs = [path.with_suffix(f".{rank}.txt").read_text() for rank in range(world_size)]
+    assert statuses == [0] * world_size, "\n".join(outputs)
     results = [json.loads(path.with_suffix(f".{rank}.json").read_text()) for rank in range(world_size)]
     return [list(of_ranks) for of_ranks in zip(*results, strict=True)]
 
