@@ -44,12 +44,8 @@ def run(*command: str, **environment: str) -> None:
 @pytest.mark.parametrize(
     "tests",
     [
-        "nothing_but or (erasing and float32)",
-        pytest.param("erasing and not float32", marks=pytest.mark.slow),
-        "each_operation or unusual",
-        "pairs and nearest",
-        pytest.param("(pairs and bilinear) or in_turn", marks=pytest.mark.slow),
-        "all_together",
+        "nothing_but or (erasing and float32) or each_operation or unusual or (pairs and nearest) or all_together",
+        pytest.param("(erasing and not float32) or (pairs and bilinear) or in_turn", marks=pytest.mark.slow),
     ],
 )
 def test_equals_the_reference_in_the_interpreter(tests: str) -> None:

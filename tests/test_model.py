@@ -283,7 +283,8 @@ def test_checkpointing_keeps_less_for_the_backward_pass() -> None:
     assert kept[1] < 0.5 * kept[0]
 
 
-@pytest.mark.parametrize("position", [pytest.param("learned", marks=pytest.mark.slow), "rope"])
+@pytest.mark.slow
+@pytest.mark.parametrize("position", ["learned", "rope"])
 def test_checkpointing_compiles_and_agrees(position: str) -> None:
     images, models = torch.randn(4, 3, 32, 32), [tiny(position=position, layer_scale=0.1) for _ in range(2)]
     models[1].checkpointing = True
