@@ -116,6 +116,8 @@ def _main(arguments: argparse.Namespace) -> int:
             console.print(f"{entry.model}, {entry.feed}: {entry.reason}", markup=False, soft_wrap=True)
     if race.matmul_rates:
         console.print(f"large matrix products: {statistics.median(race.matmul_rates) / 1e12:,.2f} TFLOP/s")
+    if race.augment_seconds:
+        console.print(f"augmenting a batch, by itself: {1000 * statistics.median(race.augment_seconds):,.2f} ms")
     if race.copy_seconds:
         console.print(f"copying a batch to the GPU, by itself: {1000 * statistics.median(race.copy_seconds):,.2f} ms")
     if arguments.json is not None:

@@ -29,7 +29,8 @@ from sdpnet.model import MODELS, SdPNet
 from sdpnet.nonfinite import Guard
 from sdpnet.optim import make_optimizer
 from sdpnet.options import Config, EmaOptions, TrainOptions
-from sdpnet.rates import copy_rate, matmul_rate
+from sdpnet.rates import augment_rate, copy_rate, matmul_rate
+from sdpnet.side_stream import SideStream
 from sdpnet.update import update
 
 __all__ = ["CONV_BLOCKS", "PARTS", "SYNTHETIC", "Entry", "PartClock", "Race", "Round", "run_race"]
@@ -45,7 +46,8 @@ _ALONE_SECONDS: Final = 0.5  # of what is measured by itself
 class PartClock:
     """Seconds of a step's parts: on a GPU of the device's own time between events, on a CPU of the wall clock.
 
-    So "data wait" on a GPU is the time it had nothing to do before a batch was complete there.
+    So on a GPU "data wait" is the time it had nothing to do before a batch was complete there, and "augment" the same
+    before that was augmented, beside the step before.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -107,12 +109,13 @@ class Entry:
 
 @dataclass
 class Race:
-    """All of them; `matmul_rates` (FLOP/s) and `copy_seconds` (of a batch, by itself; [] on CPUs) by round; `notes` on
-    what was chosen for a model."""
+    """All of them; by round `matmul_rates` (FLOP/s), and of a batch by itself `augment_seconds` and, on GPUs,
+    `copy_seconds`; `notes` on what was chosen for a model."""
 
     entries: list[Entry]
     notes: list[str] = field(default_factory=list)
     matmul_rates: list[float] = field(default_factory=list)
+    augment_seconds: list[float] = field(default_factory=list)
     copy_seconds: list[float] = field(default_factory=list)
 
     @property
@@ -162,6 +165,7 @@ class _Contestant:
         borne = TrainOptions(on_nonfinite="skip", max_nonfinite=10**9)
         self._guard, self._steps = Guard(borne, model, self.scaler, processes), 0
         self.stage = DeviceStage(config.augment, num_classes, choices.dtype, train=True)
+        self._side = SideStream(device)
 
     def _watch(self, model: SdPNet) -> None:
         """Marks where the conv blocks begin and end, in the forward and the backward pass. Not by hooks of modules,
@@ -183,10 +187,14 @@ class _Contestant:
     def step(self, batches: Iterator[Batch], clock: PartClock) -> int:
         """One training step; returns its number of images."""
         self._clock = clock
-        batch = next(batches)
+        with self._side():
+            batch = next(batches)
+        self._side.join()
         clock.mark("data wait")
-        images, targets = self.stage(batch)
-        images = images.to(memory_format=torch.channels_last)
+        with self._side():
+            images, targets = self.stage(batch)
+            images = images.to(memory_format=torch.channels_last)
+        self._side.join(images, targets)
         clock.mark("augment")
         self.optimizer.zero_grad(set_to_none=True)
         self._guard.keep()
@@ -278,7 +286,7 @@ class _Feeds:
             self._loaders[feed] = loader, loader.source.plan
         loader, plan = self._loaders[feed]
         # More than asked for, so that the last ones are made as all others are: with the next under way.
-        count = WARM_UP + num_steps + self._config.data.prefetch_batches + 1
+        count = WARM_UP + num_steps + self._config.data.prefetch[1] + 1
         loader.source = replace(loader.source, plan=RepeatedPlan(plan, count))
         return loader.batches()
 
@@ -309,6 +317,7 @@ def run_race(
     race = Race([Entry(model, feed) for model in models for feed in feeds])
     contestants: dict[str, _Contestant] = {}
     batches = _Feeds(config, num_classes, device)
+    stage = DeviceStage(config.augment, num_classes, choices.dtype, train=True)
 
     def attempt(entry: Entry, num_steps: int) -> Round | None:
         try:
@@ -341,7 +350,9 @@ def run_race(
                     entry.rounds.append(measured)
             if number and race.running:
                 race.matmul_rates.append(matmul_rate(choices.dtype, device, _ALONE_SECONDS))
+                batch = next(_noise(config, num_classes, device))
+                race.augment_seconds.append(len(batch.images) / augment_rate(stage, batch, _ALONE_SECONDS))
                 if device.type == "cuda":
                     rate = copy_rate(config.data.image_size, device, _ALONE_SECONDS)
-                    race.copy_seconds.append(config.data.batch_size_per_gpu / rate)
+                    race.copy_seconds.append(len(batch.images) / rate)
     return race

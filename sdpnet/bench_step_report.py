@@ -25,10 +25,11 @@ _BEGIN: Final = "<!-- sdpnet bench step -->"
 _END: Final = "<!-- end of sdpnet bench step -->"
 _NOTE: Final = (
     "Images/s are of each round. Parts are ms a step: of the GPU's own time between events, of the wall clock on "
-    "CPUs; the GPU's data wait is the time without a complete batch. Copy: of one batch from pinned memory, by "
-    "itself. Share of matmul: 6 FLOP for each multiply-accumulate of the forward pass, by the rate of large "
-    "matrix products in the step's dtype, measured between the rounds. Conv blocks: their share of forward and "
-    "backward, and of the arithmetic. Peak memory: torch's, of this model alone; a pipeline's own is not in it."
+    "CPUs; the GPU's data wait and augment are the times without a complete and without an augmented batch, both "
+    "being made beside the step before. Augment and copy by themselves: of one batch, on an idle device. Share of "
+    "matmul: 6 FLOP for each multiply-accumulate of the forward pass, by the rate of large matrix products in the "
+    "step's dtype, measured between the rounds. Conv blocks: their share of forward and backward, and of the "
+    "arithmetic. Peak memory: torch's, of this model alone; a pipeline's own is not in it."
 )
 
 
@@ -60,6 +61,12 @@ def _conv_blocks(entry: Entry) -> tuple[float, float] | None:
     if not entry.conv_macs:
         return None
     return _share(entry, CONV_BLOCKS, ("forward", "backward")), entry.conv_macs / entry.macs
+
+
+def _share_of_augment(race: Race, entry: Entry) -> float:
+    """The device stage's time by itself, by a whole step's, the median over rounds."""
+    steps = (round_.seconds / entry.num_steps for round_ in entry.rounds)
+    return statistics.median(alone / step for alone, step in zip(race.augment_seconds, steps, strict=False))
 
 
 def _peak_bytes(entry: Entry) -> int | None:
@@ -119,6 +126,7 @@ def _result(race: Race, entry: Entry) -> dict[str, Any]:
             if conv or part != CONV_BLOCKS
         },
         "conv_blocks": conv and {"share_of_time": round(conv[0], 4), "share_of_macs": round(conv[1], 4)},
+        "share_of_augment": round(_share_of_augment(race, entry), 4),
         "share_of_matmul": round(_share_of_matmul(race, entry), 4),
         "peak_bytes": _peak_bytes(entry),
     }
@@ -147,6 +155,7 @@ def record(race: Race, command: str, sizes: dict[str, int], card: Card, choices:
         "choices": race.notes,
         **sizes,
         "matmul_tflops": [round(rate / 1e12, 3) for rate in race.matmul_rates],
+        "augment_ms": [round(1000 * seconds, 3) for seconds in race.augment_seconds],
         "copy_ms": [round(1000 * seconds, 3) for seconds in race.copy_seconds] or None,
         "results": [_result(race, entry) for entry in race.entries],
     }
@@ -192,7 +201,7 @@ def _markdown(race: Race) -> Iterator[str]:
                 f"{statistics.median(entry.rates):,.0f} ({min(entry.rates):,.0f} to {max(entry.rates):,.0f})",
                 f"{ratio:.3f}" if ratio is not None and entry.feed != SYNTHETIC else "",
                 f"{_share_of_matmul(race, entry):.1%}",
-                f"{_share(entry, 'augment', PARTS):.1%}",
+                f"{_share_of_augment(race, entry):.1%}",
                 f"{conv[0]:.1%}, {conv[1]:.1%}" if conv else "",
                 f"{peak / 1e9:,.1f} GB" if peak is not None else "",
             ]

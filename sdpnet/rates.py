@@ -1,4 +1,5 @@
-"""How fast each part of training is on this machine, measured alone: reading, decoding, copying, the model's step."""
+"""How fast each part of training is on this machine, measured alone: reading, decoding, copying, augmenting, the
+model's step."""
 
 from __future__ import annotations
 
@@ -12,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pipelines.augment import DeviceStage
 from pipelines.bench_process import BenchProcess
 from pipelines.bench_worker import Job, Round
+from pipelines.contract import Batch
 from pipelines.layout import open_split
 from sdpnet.distributed import amp_dtype
 from sdpnet.loss import soft_cross_entropy
@@ -21,7 +24,7 @@ from sdpnet.model import SdPNet
 from sdpnet.optim import make_optimizer
 from sdpnet.options import Config
 
-__all__ = ["Reading", "copy_rate", "decode_round", "matmul_rate", "reading_rates", "step_rate"]
+__all__ = ["Reading", "augment_rate", "copy_rate", "decode_round", "matmul_rate", "reading_rates", "step_rate"]
 
 DECODE_BATCH = 64
 
@@ -94,6 +97,11 @@ def copy_rate(image_size: int, device: torch.device, seconds: float) -> float:
     images = torch.empty(256, image_size, image_size, 3, dtype=torch.uint8, pin_memory=True)
     there = torch.empty_like(images, device=device)
     return _rate(lambda: there.copy_(images, non_blocking=True), len(images), device, seconds)
+
+
+def augment_rate(stage: DeviceStage, batch: Batch, seconds: float) -> float:
+    """Images/s of the device stage, on the batch's device."""
+    return _rate(lambda: stage(batch), len(batch.images), batch.images.device, seconds)
 
 
 def matmul_rate(dtype: torch.dtype, device: torch.device, seconds: float) -> float:

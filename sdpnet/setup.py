@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.augment import DeviceStage
-from pipelines.contract import Loader, choose_pipeline, make_loader
+from pipelines.contract import Batch, Loader, choose_pipeline, make_loader
 from pipelines.errors import UserError
 from sdpnet.checkpoint import ModelCard, load_optimizer, load_weights
 from sdpnet.compiled import compile_blocks
@@ -28,6 +29,7 @@ from sdpnet.model import SdPNet
 from sdpnet.nonfinite import Guard, Verdict
 from sdpnet.optim import make_optimizer, peak_learning_rate
 from sdpnet.options import Config
+from sdpnet.side_stream import SideStream
 from sdpnet.sync_norm import synchronize_batch_norm
 from sdpnet.update import update
 
@@ -48,9 +50,10 @@ class Cursor:
 @dataclass
 class Run:
     """One training run. What changes while it trains is in `model`, `ema`, `optimizer`, `scaler`, `guard`, `cursor` and
-    `evaluation` (the scores of the last epoch that was scored); `ddp` wraps the model in several processes.
-    `choices` say how a step is taken; `one_pass` runs forward and backward over so many blank images, or is None in
-    several processes, where DDP would take its gradients for a step's; `notes` are lines for the user.
+    `evaluation` (the scores of the last epoch that was scored); `ddp` wraps the model in several processes; training's
+    batches are made ready at `side`. `choices` say how a step is taken; `one_pass` runs forward and backward over so
+    many blank images, or is None in several processes, where DDP would take its gradients for a step's; `notes` are
+    lines for the user.
     """
 
     config: Config
@@ -59,6 +62,7 @@ class Run:
     val_loader: Loader
     stage: DeviceStage
     val_stage: DeviceStage
+    side: SideStream
     model: SdPNet
     ddp: DistributedDataParallel | None
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -128,6 +132,19 @@ class Run:
             augment.std,
             self.evaluation,
         )
+
+    def take(
+        self, batches: Iterator[Batch], mark: Callable[[str], AbstractContextManager[object]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The next training batch's images and targets for the model, made ready beside the step before. `mark` frames
+        the waiting ("data wait") and the device stage ("augment")."""
+        with mark("data wait"), self.side():
+            batch = next(batches)
+        with mark("augment"), self.side():
+            images, targets = self.stage(batch)
+            images = images.to(memory_format=self.memory_format)
+        self.side.join(images, targets)
+        return images, targets
 
     def update(self, loss: torch.Tensor, grad_norm: torch.Tensor) -> Verdict:
         """Ends the step that the cursor is at, after its backward pass: see `sdpnet.update`."""
@@ -238,6 +255,7 @@ def prepare(config: Config, processes: Processes, *, begins: bool = True) -> Run
         val_loader=val_loader,
         stage=DeviceStage(config.augment, num_classes, dtype, train=True),
         val_stage=DeviceStage(config.augment, num_classes, dtype, train=False),
+        side=SideStream(device),
         model=model,
         ddp=ddp,
         loss=loss,

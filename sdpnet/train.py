@@ -131,7 +131,8 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> i
         gauge, vote = GpuGauge(processes.device), StopVote(processes, late=run.late)
         while cursor.epoch < options.epochs:
             image_size = image_size_of(cursor.epoch, config.resolution, config.data.image_size)
-            run.train_loader.set_image_size(image_size)
+            with run.side():
+                run.train_loader.set_image_size(image_size)
             run.network.train()
             reporter.begin_epoch(cursor.epoch, cursor.step_in_epoch, run.steps_per_epoch)
             batches = run.train_loader.batches(cursor.epoch, cursor.step_in_epoch * options.accumulate)
@@ -194,11 +195,7 @@ def take_step(run: Run, stream: Iterator[Batch], profile: StepProfile) -> tuple[
     loss = torch.zeros((), device=processes.device)
     too_large = False
     for remaining in reversed(range(accumulate)):
-        with profile.mark("data wait"):
-            batch = next(stream)
-        with profile.mark("augment"):
-            images, targets = run.stage(batch)
-            images = images.to(memory_format=run.memory_format)
+        images, targets = run.take(stream, profile.mark)
         micro_batches = parts(len(images), run.micro_batch)
         for part in micro_batches:
             weight = (part.stop - part.start) / len(images) / accumulate

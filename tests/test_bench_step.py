@@ -60,18 +60,20 @@ def test_synthetic_and_real_feed(tmp_path: Path, shard_set: Path, capsys: pytest
         step_ms = 4 * 1000 / row["median"]
         assert sum(part["min"] for part in row["part_ms"].values()) <= 1000 * 4 / row["min"]
         assert sum(part["max"] for part in row["part_ms"].values()) >= 0.5 * step_ms
+        ms = sorted(record["augment_ms"])  # by itself, of a batch of 4
+        assert ms[0] / 1000 * row["min"] / 4 * 0.99 <= row["share_of_augment"] <= ms[-1] / 1000 * row["max"] / 4 * 1.01
         assert row["share_of_matmul"] > 0 and row["peak_bytes"] is None
     synthetic, *real = record["results"]
     assert synthetic["to_synthetic"] == 1 and all(row["to_synthetic"] > 0 for row in real)
-    assert len(record["matmul_tflops"]) == 2 and record["copy_ms"] is None
+    assert len(record["matmul_tflops"]) == len(record["augment_ms"]) == 2 and record["copy_ms"] is None
     assert {"cpu", "cores", "gpu", "driver"} <= set(record["hardware"])
 
 
 def test_a_peer_of_timms(tmp_path: Path) -> None:
-    _, record = measure(tmp_path, "--model", "convmixer_1024_20_ks9_p14,no_such_model", "--batch-size", "2")
+    _, record = measure(tmp_path, "--model", "convnext_atto,no_such_model", "--batch-size", "2")
     peer, unknown = record["results"]
     assert peer["conv_blocks"] is None and CONV_BLOCKS not in peer["part_ms"]
-    assert peer["parameters"] == 24_383_464 and peer["median"] > 0  # timm's table: 24.38 M
+    assert peer["parameters"] == 3_695_520 and peer["median"] > 0  # timm's table: 3.7 M
     assert "no_such_model" in unknown["not_measured"]
 
 
