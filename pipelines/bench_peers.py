@@ -124,7 +124,7 @@ class SpdlStream:
         io.demux_image(self._reader.encoded(0).tobytes())  # in the pipeline, a missing FFmpeg would not be the reason
         config = BenchConfig(job)
         self._plan = make_plan(config, self._reader.sizes, train=job.mode == "train", world_size=1)
-        self._threads, self._ahead = len(job.cores), config.data.prefetch_batches
+        self._threads, self._ahead = len(job.cores), config.data.prefetch[0]
 
     def batches(self, count: int) -> Generator[tuple[int, np.ndarray], None, None]:
         from spdl import io

@@ -61,7 +61,7 @@ class PipelineStream:
         self._loader = make_loader(config, split, ShardOptions(), torch.device(job.device))
         self._plan = self._loader.source.plan
         # Made beyond those asked for, so that the last ones are made as all others are: with the next under way.
-        self._more = config.data.prefetch_batches + len(job.cores) + 3
+        self._more = config.data.prefetch[1] + len(job.cores) + 3
 
     def batches(self, count: int) -> Generator[tuple[int, np.ndarray | None], None, None]:
         plan = RepeatedPlan(self._plan, count + self._more)

@@ -49,6 +49,9 @@ PIPELINES: Final[dict[str, tuple[str, str, str]]] = {
 }
 
 
+_PREFETCH: Final = (3, 8)  # data.prefetch_batches = auto
+
+
 @dataclass(frozen=True)
 class ShardOptions:
     """Which part of every batch belongs to this process, and how many processes share this machine's cores."""
@@ -69,8 +72,11 @@ class DataOptions:
     `path` is a shard set; `batch_size_per_gpu` counts one micro-batch of one process; `num_workers` 0 means this
     machine's cores, divided among its processes; `centre_fraction` is the share of the shorter side that evaluation
     keeps (224 / 256 by custom). An image that cannot be decoded is an error, or with `on_error` "mask" (native only) a
-    black one that contributes neither loss nor score, though batch norms see it. `read_ahead_batches` (native only; 0:
-    off) says how many batches before its decoding a batch is asked for from the disk.
+    black one that contributes neither loss nor score, though batch norms see it. `prefetch_batches` are decoded ahead
+    of the one that is asked for: auto begins with 3, and native goes on to 8 where the step waits for batches that
+    could have been decoded before. `read_ahead_batches` (native only; 0: off) says how many batches before its decoding
+    a batch is asked for from the disk. `hw_decoder_load` (dali only, on GPUs with a JPEG unit) is the share of images
+    that this unit decodes, beside CUDA; DALI says that the best one must be found by trying.
     """
 
     path: str = ""
@@ -80,8 +86,9 @@ class DataOptions:
     image_size: int = 224
     batch_size_per_gpu: int = 256
     num_workers: int = 0
-    prefetch_batches: int = 3
+    prefetch_batches: Literal["auto"] | int = "auto"
     read_ahead_batches: int = 4
+    hw_decoder_load: float = 0.65
     on_error: Literal["raise", "mask"] = "raise"
     order: Order = "random"
     centre_fraction: float = 0.875
@@ -91,8 +98,10 @@ class DataOptions:
         require(self.image_size >= 8, "data.image_size", self.image_size, "at least 8 pixels")
         require(self.batch_size_per_gpu >= 1, "data.batch_size_per_gpu", self.batch_size_per_gpu, "at least 1")
         require(self.num_workers >= 0, "data.num_workers", self.num_workers, "0 (one a core of this machine) or more")
-        require(self.prefetch_batches >= 1, "data.prefetch_batches", self.prefetch_batches, "at least 1")
+        least, _ = self.prefetch
+        require(least >= 1, "data.prefetch_batches", self.prefetch_batches, "at least 1, or auto")
         require(self.read_ahead_batches >= 0, "data.read_ahead_batches", self.read_ahead_batches, "0 (off) or more")
+        require(0 <= self.hw_decoder_load <= 1, "data.hw_decoder_load", self.hw_decoder_load, "in [0, 1]")
         require(self.on_error in ("raise", "mask"), "data.on_error", self.on_error, "raise or mask")
         require(self.order != "sequential", "data.order", self.order, "random or blocks (evaluation is sequential)")
         require(0 < self.centre_fraction <= 1, "data.centre_fraction", self.centre_fraction, "in (0, 1]")
@@ -102,6 +111,11 @@ class DataOptions:
         require(
             0 <= self.crop.flip_probability <= 1, "data.crop.flip_probability", self.crop.flip_probability, "in [0, 1]"
         )
+
+    @property
+    def prefetch(self) -> tuple[int, int]:
+        """Batches decoded ahead: at first, and at most."""
+        return _PREFETCH if self.prefetch_batches == "auto" else (self.prefetch_batches, self.prefetch_batches)
 
     def threads(self, processes: int = 1) -> int:
         """Of each of `processes` on this machine."""
@@ -184,7 +198,9 @@ class Source:
     device: torch.device
     threads: int
     prefetch_batches: int
+    most_prefetched: int
     read_ahead_batches: int = 0
+    hw_decoder_load: float = 0.0
     on_error: Literal["raise", "mask"] = "raise"
 
     def resized(self, image_size: int) -> Source:
@@ -327,8 +343,9 @@ def make_loader(
         shard,
         device,
         data.threads(shard.local_world_size),
-        data.prefetch_batches,
+        *data.prefetch,
         data.read_ahead_batches,
+        data.hw_decoder_load,
         data.on_error,
     )
     return _backend(pipeline)(source, manifest)

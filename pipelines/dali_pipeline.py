@@ -51,7 +51,10 @@ class DaliLoader:
         if start >= len(self):
             return
         self._plans = (self.source.batch_plan(epoch, index) for index in range(start, len(self)))
-        pipe = self._pipe = self._pipe or self._build()
+        if self._pipe is None:
+            self._pipe = self._define()
+            self._pipe.build()
+        pipe = self._pipe
         on_gpu = self.source.device.type == "cuda"
         pipe.reset()  # it may stand at the end of an earlier epoch, whether or not that was asked for
         try:
@@ -69,10 +72,19 @@ class DaliLoader:
             if self._running:  # an early exit or an error: what is in flight goes with the pipeline
                 self.close()
 
-    def _build(self) -> Pipeline:
+    def _define(self) -> Pipeline:
+        """The graph, for `build`; not even a card is looked for yet."""
         source = self.source
         on_gpu = source.device.type == "cuda"
         size = source.plan.image_size
+        height, width = source.reader.sizes.max(axis=0).tolist()
+        # What the card's JPEG unit takes beforehand is for the largest image; the CUDA decoder's own 16 MiB of padding
+        # a thread are more than an image of 500 pixels a side needs.
+        unit = {
+            "hw_decoder_load": source.hw_decoder_load,
+            "preallocate_width_hint": width,
+            "preallocate_height_hint": height,
+        }
         pipe = Pipeline(
             batch_size=source.plan.batch_size // source.shard.world_size,
             num_threads=source.threads,
@@ -95,10 +107,10 @@ class DaliLoader:
                 device="mixed" if on_gpu else "cpu",
                 output_type=types.RGB,
                 adjust_orientation=False,
+                **(unit if on_gpu else {}),
             )
             images = fn.resize(images, size=[size, size], interp_type=types.INTERP_LINEAR, antialias=True)
             pipe.set_outputs(fn.flip(images, horizontal=flip))
-        pipe.build()
         return pipe
 
     def _feed(self) -> tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray]:

@@ -1,6 +1,6 @@
 """The `native` pipeline, the default: our crop decoder fills reused batches, in threads of this process.
 
-plans -> read-ahead -> jobs under way (prefetch_batches and one) -> (CUDA: a copy on its own stream) -> Batch
+plans -> read-ahead -> jobs under way (`_Depth` and one) -> (CUDA: a copy on its own stream) -> Batch
 """
 
 from __future__ import annotations
@@ -35,24 +35,77 @@ class _Buffer:
 
 
 class _Pool:
-    """At most `limit` buffers, made when they are needed."""
+    """Buffers of a shape, made when they are needed."""
 
-    def __init__(self, shape: tuple[int, ...], limit: int, pinned: bool) -> None:
+    def __init__(self, shape: tuple[int, ...], *, pinned: bool) -> None:
         self.shape = shape
-        self.limit = limit
         self.pinned = pinned
         self.buffers: list[_Buffer] = []
         self.free: deque[_Buffer] = deque()  # the longest free first
 
-    def take(self) -> _Buffer:
+    def take(self, limit: int) -> _Buffer:
+        """A free one, or a new one while there are fewer than `limit`: no more are needed at once."""
         ready = self.free and (self.free[0].copied is None or self.free[0].copied.query())
-        if not ready and len(self.buffers) < self.limit:
+        if not ready and len(self.buffers) < limit:
             self.buffers.append(_Buffer(self.shape, self.pinned))
             return self.buffers[-1]
         buffer = self.free.popleft()
         if buffer.copied is not None:
             buffer.copied.synchronize()
         return buffer
+
+
+class _Depth:
+    """How many batches are decoded ahead of the one that is asked for: between `source`'s first number and its most.
+
+    One more whenever a batch had to be waited for though the threads had nothing to do at some time since the last
+    change: then they could have worked further ahead. Threads that are never done need no room.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.batches = source.prefetch_batches
+        self._most = source.most_prefetched
+        self._rested = False
+
+    def begin(self) -> None:
+        """An epoch: its first batch is always waited for."""
+        self._rested = False
+
+    def asked(self, *, rested: bool, waited: bool) -> None:
+        self._rested |= rested
+        if waited and self._rested and self.batches < self._most:
+            self.batches += 1
+            self._rested = False
+
+
+class _OnDevice:
+    """Two batches of images on the GPU, by turns: one is copied to while the other may still be read.
+
+    They are copied on the stream `copies`, and read on the stream that is current where this is made.
+    """
+
+    def __init__(self, shape: tuple[int, ...], copies: torch.cuda.Stream) -> None:
+        self._copies, self._reads = copies, torch.cuda.current_stream(copies.device)
+        self._images = [torch.empty(shape, dtype=torch.uint8, device=copies.device) for _ in range(2)]
+        self._read = [self._reads.record_event() for _ in range(2)]  # at first: who had this memory before is done
+        self._turn = 0
+        for images in self._images:
+            images.record_stream(copies)  # who gets it afterwards waits for the copies too
+
+    def copy(self, buffer: _Buffer) -> torch.Tensor:
+        """The buffer's images, complete for what the reading stream does next."""
+        self._turn = 1 - self._turn
+        images = self._images[self._turn]
+        with torch.cuda.stream(self._copies):
+            self._copies.wait_event(self._read[self._turn])
+            images.copy_(buffer.images, non_blocking=True)
+            buffer.copied = self._copies.record_event()
+        self._reads.wait_event(buffer.copied)
+        return images
+
+    def has_been_read(self) -> None:
+        """All that reads the newest images has been queued."""
+        self._read[self._turn] = self._reads.record_event()
 
 
 @dataclass(frozen=True)
@@ -67,7 +120,8 @@ class _Flight:
 class NativeLoader:
     """See `pipelines.contract.Loader`. Threads start with the first batch and end with `close`.
 
-    An iterator holds at most `prefetch_batches` + 1 batches of pixels, for CUDA one more, and leaves them to the next.
+    An iterator holds one batch of pixels more than are decoded ahead, for CUDA two, and leaves them to the next; on the
+    GPU it has two.
     """
 
     def __init__(self, source: Source, manifest: Manifest) -> None:
@@ -75,6 +129,7 @@ class NativeLoader:
         self.manifest = manifest
         self.masked: list[int] = []
         self._decoder: Decoder | None = None
+        self._depth = _Depth(source)
         self._pool: _Pool | None = None  # while no iterator has it
         self._copies = torch.cuda.Stream(source.device) if source.device.type == "cuda" else None
 
@@ -85,28 +140,34 @@ class NativeLoader:
         self.source = self.source.resized(image_size)
 
     def batches(self, epoch: int = 0, start: int = 0) -> Generator[Batch, None, None]:
-        source, size = self.source, self.source.plan.image_size
+        source, size, depth = self.source, self.source.plan.image_size, self._depth
         decoder = self._decoder = self._decoder or Decoder(source.threads)
         pool, self._pool, self.masked = self._pool, None, []
         shape = (source.plan.batch_size // source.shard.world_size, size, size, 3)
         if pool is None or pool.shape != shape:
-            on_gpu = self._copies is not None
-            pool = _Pool(shape, source.prefetch_batches + (2 if on_gpu else 1), pinned=on_gpu)
+            pool = _Pool(shape, pinned=self._copies is not None)
+        there = None if self._copies is None else _OnDevice(shape, self._copies)
         plans = _plans(source, decoder, epoch, start)
         flights: deque[_Flight] = deque()
+        depth.begin()
         try:
             while True:
-                while len(flights) <= source.prefetch_batches and (plan := next(plans, None)) is not None:
-                    buffer = pool.take()
+                rested = bool(flights) and flights[-1].job.wait(0)
+                while len(flights) <= depth.batches and (plan := next(plans, None)) is not None:
+                    buffer = pool.take(depth.batches + (1 if there is None else 2))
                     flights.append(_Flight(plan, _submit(source, decoder, plan, buffer), buffer))
                 if not flights:
                     return
+                depth.asked(rested=rested, waited=not flights[0].job.wait(0))
                 while not flights[0].job.wait(_WAIT_MS):
                     pass
                 flight = flights.popleft()
                 plan = self._outcome(source, flight)
-                images = flight.buffer.images if self._copies is None else self._on_gpu(flight.buffer, self._copies)
-                yield source.batch(images, plan)
+                if there is None:
+                    yield source.batch(flight.buffer.images, plan)
+                else:
+                    yield source.batch(there.copy(flight.buffer), plan)
+                    there.has_been_read()
                 pool.free.append(flight.buffer)
         finally:
             for flight in flights:
@@ -130,16 +191,6 @@ class NativeLoader:
             plan = plan.mask(failed)
         job.release()
         return plan
-
-    def _on_gpu(self, buffer: _Buffer, copies: torch.cuda.Stream) -> torch.Tensor:
-        """A copy of the buffer's images that is complete for what the current stream does next."""
-        with torch.cuda.stream(copies):
-            images = buffer.images.to(self.source.device, non_blocking=True)
-            buffer.copied = copies.record_event()
-        current = torch.cuda.current_stream(self.source.device)
-        current.wait_event(buffer.copied)
-        images.record_stream(current)  # their memory is the other stream's: not reused before this one is done
-        return images
 
     def close(self) -> None:
         """Ends the threads and frees the buffers; another `batches` starts anew."""

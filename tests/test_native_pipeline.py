@@ -23,7 +23,7 @@ from pipelines.augment import DeviceStage
 from pipelines.contract import Batch, Loader, ShardOptions, make_loader
 from pipelines.errors import BackendMissingError, ShardError, UserError
 from pipelines.layout import open_split
-from pipelines.native_pipeline import NativeLoader
+from pipelines.native_pipeline import NativeLoader, _Depth
 from pipelines.plan import MIX_NONE
 from sdpnet import train
 from sdpnet.loss import soft_cross_entropy
@@ -279,6 +279,40 @@ def test_the_buffers_are_few_and_reused(shard_set: Path, native_loader: Callable
     next(iterator)
     iterator.close()
     assert {batch.images.data_ptr() for batch in loader.batches()} == addresses
+
+
+def test_it_decodes_further_ahead_where_that_helps(shard_set: Path, native_loader: Callable[..., NativeLoader]) -> None:
+    """A step that is slow at times and fast between finds batches to wait for that could have been decoded before."""
+    loader, fixed = (native_loader(shard_set, image_size=720, prefetch_batches=n) for n in ("auto", 3))
+    for epoch in range(40):
+        for of_both in zip(*(each.batches(epoch) for each in (loader, fixed)), strict=True):
+            assert same(*([batch] for batch in of_both))
+        for number, _ in enumerate(loader.batches(epoch)):
+            time.sleep(0.2 if number == 0 else 0)
+        if loader._depth.batches > 3:
+            break
+    assert 3 < loader._depth.batches <= 8 and fixed._depth.batches == 3
+
+
+@pytest.mark.parametrize(
+    ("asked", "grown"),
+    [
+        ([(False, True)] * 9, 0),  # the threads are never done: no room helps
+        ([(True, False)] * 9, 0),  # there is always one
+        ([(True, False), (False, True)] * 2, 2),
+        ([(True, True), (False, True), (False, True)], 1),  # rested once
+        ([(True, True)] * 9, 5),
+    ],
+)
+def test_what_makes_it_decode_further_ahead(asked: list[tuple[bool, bool]], grown: int, shard_set: Path) -> None:
+    depth = _Depth(load(shard_set, "native", prefetch_batches="auto").source)
+    for rested, waited in asked:
+        depth.asked(rested=rested, waited=waited)
+    assert depth.batches == 3 + grown
+    depth.asked(rested=True, waited=False)
+    depth.begin()
+    depth.asked(rested=False, waited=True)  # an epoch's first batch
+    assert depth.batches == 3 + grown
 
 
 def test_memory_does_not_grow(shard_set: Path) -> None:

@@ -278,6 +278,28 @@ assert torch.get_num_threads() == 3 and "ffcv" in sys.modules
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
 
 
+@pytest.mark.skipif(not installed("dali"), reason="no DALI")
+def test_dalis_graph_for_a_gpu_that_is_not_here(shard_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DALI takes all that its decoder is told there; only what a card does with it cannot be seen."""
+    from nvidia.dali import fn
+
+    define, told = fn.decoders.image_slice, {}
+
+    def telling(*args: Any, **options: Any) -> Any:
+        told.update(options)
+        return define(*args, **options)
+
+    monkeypatch.setattr(fn.decoders, "image_slice", telling)
+    loader = load(shard_set, "dali", hw_decoder_load=0.8)
+    loader.source = replace(loader.source, device=torch.device("cuda", 0))
+    loader._define()
+    assert told["device"] == "mixed" and told["hw_decoder_load"] == 0.8
+    largest = loader.source.reader.sizes.max(axis=0).tolist()
+    assert [told["preallocate_height_hint"], told["preallocate_width_hint"]] == largest
+    with pytest.raises(KeyError, match="not defined"):  # so it would have said
+        telling(loader._define(), hw_decoder_lode=0.8)
+
+
 def test_raw_pixels_are_refused_by_dali_only(shard_set: Path, tmp_path: Path) -> None:
     pytest.importorskip("ffcv")
     images = [np.random.default_rng(i).integers(0, 256, (20 + i, 30, 3), dtype=np.uint8) for i in range(6)]
