@@ -1,17 +1,15 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forked import run_group
 
 from pipelines.contract import ShardOptions
-from sdpnet.distributed import Processes
+from sdpnet.distributed import Processes, join, leave
 from sdpnet.ema import ModelEma
 from sdpnet.model import create_model
 from sdpnet.nonfinite import Guard, NonFinite, Verdict
@@ -173,36 +171,17 @@ def test_the_scalers_search_is_told_late_with_its_scale_then() -> None:
         judge.told(all_steps=True)
 
 
-PROCESS = """
-import torch
-from sdpnet.options import TrainOptions
-from sdpnet.distributed import join, leave
-from sdpnet.nonfinite import Guard
-
-processes = join("cpu")
-scaler = torch.amp.GradScaler("cpu", enabled=False)
-guard = Guard(TrainOptions(on_nonfinite="rollback"), torch.nn.BatchNorm2d(3), scaler, processes)
-only_here = float("nan") if processes.shard.rank == 1 else 1.0
-for loss in (1.0, only_here):
-    print(guard.check(5, torch.tensor(loss), torch.tensor(1.0)), flush=True)
-leave()
-"""
+def two_verdicts() -> list[Verdict]:
+    processes = join("cpu")
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    guard = Guard(TrainOptions(on_nonfinite="rollback"), torch.nn.BatchNorm2d(3), scaler, processes)
+    only_here = float("nan") if processes.shard.rank == 1 else 1.0
+    verdicts = [guard.check(5, torch.tensor(loss), FINITE) for loss in (1.0, only_here)]
+    leave()
+    return verdicts
 
 
 def test_all_processes_agree(tmp_path: Path) -> None:
-    script = tmp_path / "process.py"
-    script.write_text(PROCESS)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    root = str(Path(__file__).parent.parent)
-    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    result = subprocess.run(
-        torchrun,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert result.returncode == 0, result.stderr
     message = "step 5: loss not finite: rollback (1 of at most 10)"
-    assert result.stdout.count(str(Verdict("step"))) == 2
-    assert result.stdout.count(str(Verdict("rollback", message))) == 2
+    verdicts = run_group(two_verdicts, world_size=2, scratch=tmp_path)
+    assert verdicts == [[Verdict("step"), Verdict("rollback", message)]] * 2

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from forked import run_group
 from torch import nn
 
+from sdpnet.distributed import join, leave
 from sdpnet.sync_norm import synchronize_batch_norm
 
 WORLD = 2
@@ -29,8 +30,8 @@ def inputs() -> torch.Tensor:
     return torch.randn(6, 3, 7, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 3 + 10
 
 
-def of_one_rank(rank: int, where: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{where}/meet", rank=rank, world_size=WORLD)
+def of_one_rank() -> tuple[Any, ...]:
+    rank = join("cpu").shard.rank
     net = synchronize_batch_norm(network(), torch.device("cpu"))
     part = inputs()[:2] if rank == 0 else inputs()[2:]  # of different sizes
     outputs = net(part)
@@ -39,19 +40,12 @@ def of_one_rank(rank: int, where: str) -> None:
     for gradient in gradients:
         dist.all_reduce(gradient)
     evaluated = net.eval()(part)
-    torch.save((outputs, gradients, net.state_dict(), evaluated), f"{where}/{rank}.pt")
-    dist.destroy_process_group()
+    leave()
+    return outputs.detach(), gradients, net.state_dict(), evaluated.detach()
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=of_one_rank, args=(rank, str(tmp_path))) for rank in range(WORLD)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-        assert process.exitcode == 0
-    parts: list[Any] = [torch.load(tmp_path / f"{rank}.pt") for rank in range(WORLD)]
+    parts = run_group(of_one_rank, world_size=WORLD, scratch=tmp_path)
     net = network()
     outputs = net(inputs())
     outputs.square().sum().backward()

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import atexit
-import functools
 import itertools
-import json
-import os
 import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import run_group
+from ranks import run_trainings
 from test_pipelines import installed
 from test_train import metrics, same_run
 
 from sdpnet.train import main
 
-RANKS = Path(__file__).parent / "ranks.py"
 PIPELINES = [p for p in ("torchvision", "native", "dali") if installed(p)]
 GLOBAL_BATCH, STEPS = 4, 6  # 24 images
 
@@ -37,7 +31,7 @@ STOPS = {
 def case(
     data: Path, out: Path, world_size: int, *settings: str, pipeline: str = "torchvision", stop: Any = None
 ) -> dict[str, Any]:
-    """One training for `ranks.py`: two epochs, global batches of four, in two accumulated halves."""
+    """One training for `run_trainings`: two epochs, global batches of four, in two accumulated halves."""
     batch = GLOBAL_BATCH // 2 // world_size
     common = [f"data.batch_size_per_gpu={batch}", "train.accumulate=2", "data.num_workers=1", "train.epochs=2"]
     common += ["model.dropout=0.2", "optim.warmup_epochs=0.5", "train.checkpoint_interval=4", "ema.decay=0.9"]
@@ -51,32 +45,9 @@ def resumed(of: dict[str, Any]) -> dict[str, Any]:
     return {"arguments": [*of["arguments"], "--resume"], "stop": None}
 
 
-@functools.cache
-def launcher() -> subprocess.Popen[str]:
-    """`ranks.py`, which ends with this process."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(RANKS.parent.parent), str(RANKS.parent)])
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    process = subprocess.Popen([sys.executable, str(RANKS)], env=environment, text=True, **pipes)
-    atexit.register(process.communicate)  # closes its standard input, which ends it
-    return process
-
-
 def run(cases: list[dict[str, Any]], world_size: int, scratch: Path) -> list[list[dict[str, Any]]]:
     """Of each case and process: exit status, and the samples of each step."""
-    scratch.mkdir(exist_ok=True)
-    path = scratch / f"cases{len(list(scratch.iterdir()))}.json"
-    path.write_text(json.dumps(cases))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    stdin, stdout = launcher().stdin, launcher().stdout
-    assert stdin is not None and stdout is not None
-    print(json.dumps([str(path), world_size, port]), file=stdin, flush=True)
-    statuses = json.loads(stdout.readline())
-    outputs = [path.with_suffix(f".{rank}.txt").read_text() for rank in range(world_size)]
-    assert statuses == [0] * world_size, "\n".join(outputs)
-    results = [json.loads(path.with_suffix(f".{rank}.json").read_text()) for rank in range(world_size)]
+    results = run_group(run_trainings, cases, world_size=world_size, scratch=scratch)
     return [list(of_ranks) for of_ranks in zip(*results, strict=True)]
 
 
