@@ -33,6 +33,7 @@ _SECTIONS: Final[dict[int, dict[str, type]]] = {
 _SECTIONS[2] = {**_SECTIONS[1], **dict.fromkeys(("card", "config", "world", "guard"), dict)}
 # All that the pickle of a state names: tensors, their storages, and the mapping that holds a tensor's hooks (none).
 _GLOBAL: Final = re.compile(r"torch\._utils _rebuild_tensor_v2|torch [A-Za-z0-9]+Storage|collections OrderedDict")
+_DIRECTORY: Final = 0x10  # of an archive's file attributes: torch would leave what such a member held uninitialised
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -162,6 +163,8 @@ def _require_intact(file: Any) -> None:
             raise ValueError("two members have one name")
         if any(m.compress_type != zipfile.ZIP_STORED or m.compress_size != m.file_size for m in members):
             raise ValueError("compressed")
+        if any(member.external_attr & _DIRECTORY for member in members):
+            raise ValueError("a member is marked as a directory")
         if sum(member.file_size for member in members) > status.st_size:
             raise ValueError("claims more bytes than it has")
         pickles = [member for member in members if member.filename.endswith("/data.pkl")]
