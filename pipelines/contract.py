@@ -75,8 +75,8 @@ class DataOptions:
     black one that contributes neither loss nor score, though batch norms see it. `prefetch_batches` are decoded ahead
     of the one that is asked for: auto begins with 3, and native goes on to 8 where the step waits for batches that
     could have been decoded before. `read_ahead_batches` (native only; 0: off) says how many batches before its decoding
-    a batch is asked for from the disk. `hw_decoder_load` (dali only, on GPUs with a JPEG unit) is the share of images
-    that this unit decodes, beside CUDA; DALI says that the best one must be found by trying.
+    a batch is asked for from the disk. `hw_decoder_load` (dali only, on GPUs with a JPEG unit) is the most of a batch
+    that this unit decodes, beside CUDA; DALI says that the best share must be found by trying.
     """
 
     path: str = ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Iterator
+from typing import Final
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from pipelines.layout import Manifest
 from pipelines.plan import BatchPlan
 
 __all__ = ["DaliLoader", "make"]
+
+_MOST_PREALLOCATED: Final = 1 << 30  # bytes on the card
 
 
 class DaliLoader:
@@ -77,16 +80,19 @@ class DaliLoader:
         source = self.source
         on_gpu = source.device.type == "cuda"
         size = source.plan.image_size
+        batch_size = source.plan.batch_size // source.shard.world_size
+        # What the card's JPEG unit takes beforehand is for a batch of the largest image; the CUDA decoder's own 16 MiB
+        # of padding a thread are more than an image of 500 pixels a side needs.
         height, width = source.reader.sizes.max(axis=0).tolist()
-        # What the card's JPEG unit takes beforehand is for the largest image; the CUDA decoder's own 16 MiB of padding
-        # a thread are more than an image of 500 pixels a side needs.
+        if 3 * batch_size * height * width > _MOST_PREALLOCATED:
+            height = width = 0
         unit = {
             "hw_decoder_load": source.hw_decoder_load,
             "preallocate_width_hint": width,
             "preallocate_height_hint": height,
         }
         pipe = Pipeline(
-            batch_size=source.plan.batch_size // source.shard.world_size,
+            batch_size=batch_size,
             num_threads=source.threads,
             device_id=(source.device.index or 0) if on_gpu else None,
             prefetch_queue_depth=source.prefetch_batches,

@@ -158,6 +158,7 @@ class NativeLoader:
                     flights.append(_Flight(plan, _submit(source, decoder, plan, buffer), buffer))
                 if not flights:
                     return
+                rested = rested and len(flights) > depth.batches  # not merely because the epoch has no more
                 depth.asked(rested=rested, waited=not flights[0].job.wait(0))
                 while not flights[0].job.wait(_WAIT_MS):
                     pass

@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         command = commands.add_parser(name, help=purpose)
         if name == asked:
             implementation = importlib.import_module(module)
-            command.description = implementation.__doc__
+            command.description = (implementation.__doc__ or "").split("\n\n")[0]
             implementation.add_arguments(command)
             command.set_defaults(run=implementation.run)
     arguments = parser.parse_args(argv)

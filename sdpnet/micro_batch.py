@@ -26,7 +26,10 @@ from sdpnet.distributed import Processes, least
 
 __all__ = ["Fit", "choose_micro_batch", "out_of_memory", "parts", "probe", "training_pass"]
 
-_HEADROOM = 0.05  # of the GPU's memory: for the batches being loaded and for fragmentation
+_HEADROOM = 0.05  # of the GPU's memory: for fragmentation
+_BESIDE = (
+    20  # bytes for each value of a batch that is made ready meanwhile: as loaded, in the device stage, and results
+)
 
 
 def parts(batch_size: int, micro_batch: int) -> list[slice]:
@@ -63,16 +66,20 @@ def training_pass(
     image_size: int,
     num_classes: int,
     dtype: torch.dtype,
+    beside: int = 0,
 ) -> Callable[[int], None]:
-    """One forward and backward pass over a given number of blank images, as training does it in `dtype`."""
+    """One forward and backward pass over a given number of blank images, as training does it in `dtype`, with memory
+    for `beside` images that are made ready at the same time."""
     device = next(model.parameters()).device
 
     def one_pass(num_images: int) -> None:
+        made_ready = torch.empty(_BESIDE * beside * 3 * image_size**2, dtype=torch.uint8, device=device)
         images = torch.zeros(num_images, 3, image_size, image_size, dtype=dtype, device=device)
         targets = torch.full((num_images, num_classes), 1 / num_classes, device=device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             logits = model(images.to(memory_format=torch.channels_last))
         loss_function(logits, targets).backward()
+        del made_ready
 
     return one_pass
 

@@ -237,7 +237,8 @@ def prepare(config: Config, processes: Processes, *, begins: bool = True) -> Run
     if options.memory_format == "probe":
         notes.append(f"memory format: {str(memory_format).removeprefix('torch.')} is faster here")
     loss = make_loss(config.loss)
-    one_pass = training_pass(model, loss, image_size=image_size, num_classes=num_classes, dtype=dtype)
+    beside = batch_size if device.type == "cuda" else 0
+    one_pass = training_pass(model, loss, image_size=image_size, num_classes=num_classes, dtype=dtype, beside=beside)
     micro_batch = choose_micro_batch(options.micro_batch, batch_size, model, one_pass, processes)
     if micro_batch < batch_size:
         notes.append(f"micro batches of {micro_batch}: batch norm sees these")

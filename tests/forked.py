@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import socket
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 
 __all__ = ["run_group"]
 
+_SECONDS = 400  # then they hang: before pytest's faulthandler_timeout ends all
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["sdpnet.train", "pipelines.native_pipeline", "pipelines.torchvision_pipeline"])
 
@@ -30,28 +32,34 @@ def run_group(function: Callable[..., Any], *args: Any, world_size: int, scratch
         port = probe.getsockname()[1]
     printed, returned = ([scratch / f"{what}.{rank}" for rank in range(world_size)] for what in ("printed", "returned"))
     processes = []
-    for rank in range(world_size):
-        group = {"RANK": rank, "WORLD_SIZE": world_size, "LOCAL_RANK": rank, "MASTER_PORT": port}
-        arguments = (function, args, group, printed[rank], returned[rank])
-        processes.append(_CONTEXT.Process(target=_member, args=arguments))
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(500)
-    statuses = [process.exitcode for process in processes]
-    for process in processes:
-        process.kill()
+    try:
+        for rank in range(world_size):
+            group = {"RANK": rank, "WORLD_SIZE": world_size, "LOCAL_RANK": rank, "MASTER_PORT": port}
+            environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", **{name: str(n) for name, n in group.items()}}
+            arguments = (function, args, environment, printed[rank], returned[rank])
+            processes.append(_CONTEXT.Process(target=_member, args=arguments))
+            processes[-1].start()
+        until = time.monotonic() + _SECONDS
+        for process in processes:
+            process.join(max(0, until - time.monotonic()))
+        statuses = [process.exitcode for process in processes]
+    finally:
+        for process in processes:
+            if process.is_alive():
+                process.kill()
+                process.join()
     assert statuses == [0] * world_size, "\n".join(path.read_text() for path in printed if path.exists())
     return [pickle.loads(path.read_bytes()) for path in returned]
 
 
 def _member(
-    function: Callable[..., Any], args: tuple[Any, ...], group: dict[str, int], printed: Path, returned: Path
+    function: Callable[..., Any], args: tuple[Any, ...], environment: dict[str, str], printed: Path, returned: Path
 ) -> None:
     output = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    os.environ.update({name: str(value) for name, value in group.items()}, MASTER_ADDR="127.0.0.1")
+    os.environ.clear()
+    os.environ.update(environment)
     torch.set_num_threads(1)
     try:
         returned.write_bytes(pickle.dumps(function(*args)))

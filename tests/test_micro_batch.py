@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import numpy as np
@@ -7,11 +8,14 @@ import pytest
 import torch
 from torch import nn
 
+from pipelines.augment import DeviceStage
 from pipelines.contract import ShardOptions
 from pipelines.errors import UserError
+from sdpnet.bench_step_race import _noise
+from sdpnet.config import load_config
 from sdpnet.distributed import Processes
 from sdpnet.loss import soft_cross_entropy
-from sdpnet.micro_batch import Fit, choose_micro_batch, out_of_memory, parts, probe, training_pass
+from sdpnet.micro_batch import _BESIDE, Fit, choose_micro_batch, out_of_memory, parts, probe, training_pass
 from sdpnet.model import SdPNet, create_model
 
 ON_CPU = Processes(ShardOptions(0, 1), torch.device("cpu"))
@@ -74,6 +78,38 @@ def test_choices_need_no_tries_on_a_cpu(choice: Any, expected: int) -> None:
     model = Cramped(0)
     assert choose_micro_batch(choice, 8, model, blank_pass(model), ON_CPU) == expected
     assert not model.given
+
+
+def test_a_batch_that_is_made_ready_meanwhile_has_its_memory() -> None:
+    """Bytes that are held during the pass, 26 for each value of 100 images."""
+    held = []
+
+    class Watching(Cramped):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            tensors = (thing for thing in gc.get_objects() if type(thing) is torch.Tensor)
+            held.append(sum(tensor.nbytes for tensor in tensors if tensor.dtype == torch.uint8))
+            return super().forward(images)
+
+    for beside in (0, 100):
+        shape = {"image_size": 16, "num_classes": 10, "dtype": torch.float32}
+        training_pass(Watching(99), soft_cross_entropy, **shape, beside=beside)(2)  # type: ignore[arg-type]
+    assert held[1] - held[0] == 26 * 100 * 3 * 16 * 16
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("fused", ["auto", "off"])
+def test_on_a_gpu_that_memory_is_enough(fused: str) -> None:
+    config = load_config("sdpnet_xl", ["data.batch_size_per_gpu=64", f"augment.fused={fused}"])
+    device = torch.device("cuda")
+    stage = DeviceStage(config.augment, 10, torch.float16, train=True)
+    ready = (stage(batch) for batch in _noise(config, 10, device))
+    before = [next(ready) for _ in range(2)]  # the one in use, and the next
+    torch.cuda.synchronize(device)
+    held = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    next(ready)
+    peak = torch.cuda.max_memory_allocated(device) - held + sum(images.nbytes for images, _ in before)
+    assert peak + 2 * 64 * 3 * 224**2 <= _BESIDE * 64 * 3 * 224**2  # two more as loaded
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -296,6 +296,10 @@ def test_dalis_graph_for_a_gpu_that_is_not_here(shard_set: Path, monkeypatch: py
     assert told["device"] == "mixed" and told["hw_decoder_load"] == 0.8
     largest = loader.source.reader.sizes.max(axis=0).tolist()
     assert [told["preallocate_height_hint"], told["preallocate_width_hint"]] == largest
+    sizes = np.array([[500, 375], [9000, 40000]], np.int32)  # of a set with one that would take gigabytes
+    monkeypatch.setattr(loader.source.reader, "sizes", sizes)
+    loader._define()
+    assert told["preallocate_height_hint"] == told["preallocate_width_hint"] == 0
     with pytest.raises(KeyError, match="not defined"):  # so it would have said
         telling(loader._define(), hw_decoder_lode=0.8)
 

@@ -34,16 +34,21 @@ def test_what_was_made_before_is_complete_there() -> None:
 @needs_gpu
 def test_it_runs_beside_the_step_and_its_memory_stays() -> None:
     device = torch.device("cuda")
-    side, sums = SideStream(device), []
+    side, sums, size = SideStream(device), [], 1 << 20
+
+    def batch(number: int) -> tuple[torch.Tensor, torch.cuda.Event]:
+        with side():
+            return torch.full((size,), float(number), device=device), torch.cuda.current_stream(device).record_event()
+
+    kept = [batch(0) for _ in range(3)]  # memory and kernels are there from now on
+    torch.cuda.synchronize(device)
+    del kept
     for number in range(20):
         torch.cuda._sleep(_SLEEP)  # the step before
-        with side():
-            batch = torch.full((1 << 20,), float(number), device=device)
-            made = torch.cuda.Event()
-            made.record()
+        images, made = batch(number)
         made.synchronize()
-        assert number or not torch.cuda.current_stream(device).query(), "it has not waited for the step"
-        side.join(batch)
-        sums.append(batch.sum())
-        del batch  # another one of this size may lie there once the sum is there, no sooner
-    assert torch.stack(sums).tolist() == [number * float(1 << 20) for number in range(20)]
+        assert not torch.cuda.current_stream(device).query(), "it has waited for the step"
+        side.join(images)
+        sums.append(images.sum())
+        del images  # another one of this size may lie there once the sum is there, no sooner
+    assert torch.stack(sums).tolist() == [number * float(size) for number in range(20)]
