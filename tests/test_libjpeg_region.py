@@ -64,6 +64,16 @@ def test_every_row_and_column_of_a_box(region, sampling, progressive):
             check_box(region, data, whole, box)
 
 
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_boxes_at_the_right_edge(region, sampling):
+    """Of images that end with any column of a block: few columns are left of the components of least resolution."""
+    for width in range(1, 70):
+        data = region.write(make_image(width, 3, width), sampling)
+        whole = decoded(data)
+        for left in range(max(0, width - 7), width):
+            check_box(region, data, whole, (1, left, 2, width - left))
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.data(), files())
 def test_any_box(region, data, file):

@@ -88,7 +88,11 @@ inline Status decode_region(const Task &task, uint32_t out_height, uint32_t out_
         const uint32_t context = left > 0;
         const uint64_t end = (static_cast<uint64_t>(right) / mcu_width + 1) * mcu_width;
         first_column = (left - context) / mcu_width * mcu_width;
-        JDIMENSION width = static_cast<JDIMENSION>(end < in.output_width ? end : in.output_width) - first_column;
+        const auto last = static_cast<JDIMENSION>(end < in.output_width ? end : in.output_width);
+        // A component of which one column is left would no longer be upsampled fancily.
+        if (first_column > 0 && last - first_column < 2 * static_cast<uint32_t>(in.max_h_samp_factor))
+          first_column -= mcu_width;
+        JDIMENSION width = last - first_column;
         jpeg_crop_scanline(&in, &first_column, &width);
       }
       // Other rows than an MCU row's first are skipped wrongly before libjpeg-turbo 3.1.
