@@ -283,7 +283,8 @@ def test_the_buffers_are_few_and_reused(shard_set: Path, native_loader: Callable
 
 def test_it_decodes_further_ahead_where_that_helps(shard_set: Path, native_loader: Callable[..., NativeLoader]) -> None:
     """A step that is slow at times and fast between finds batches to wait for that could have been decoded before."""
-    loader, fixed = (native_loader(shard_set, image_size=720, prefetch_batches=n) for n in ("auto", 3))
+    slow = {"image_size": 1440, "num_workers": 1}  # decoding takes longer than asking
+    loader, fixed = (native_loader(shard_set, **slow, prefetch_batches=n) for n in ("auto", 3))
     for epoch in range(40):
         for of_both in zip(*(each.batches(epoch) for each in (loader, fixed)), strict=True):
             assert same(*([batch] for batch in of_both))
