@@ -199,9 +199,9 @@ class Source:
     threads: int
     prefetch_batches: int
     most_prefetched: int
-    read_ahead_batches: int = 0
-    hw_decoder_load: float = 0.0
-    on_error: Literal["raise", "mask"] = "raise"
+    read_ahead_batches: int
+    hw_decoder_load: float
+    on_error: Literal["raise", "mask"]
 
     def resized(self, image_size: int) -> Source:
         """The same for another image size."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
-import socket
 import time
 import traceback
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from launches import free_port, member
 
 __all__ = ["run_group"]
 
@@ -27,15 +27,12 @@ def run_group(function: Callable[..., Any], *args: Any, world_size: int, scratch
     Files go to `scratch`, a directory that need not be there. Fails with what all have printed when one does.
     """
     scratch.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     printed, returned = ([scratch / f"{what}.{rank}" for rank in range(world_size)] for what in ("printed", "returned"))
     processes = []
     try:
         for rank in range(world_size):
-            group = {"RANK": rank, "WORLD_SIZE": world_size, "LOCAL_RANK": rank, "MASTER_PORT": port}
-            environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", **{name: str(n) for name, n in group.items()}}
+            environment = {**os.environ, **member(rank, world_size, port)}
             arguments = (function, args, environment, printed[rank], returned[rank])
             processes.append(_CONTEXT.Process(target=_member, args=arguments))
             processes[-1].start()

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["TORCHRUN", "Rank", "environment", "ranks", "wait_for_step"]
+__all__ = ["TORCHRUN", "Rank", "environment", "free_port", "member", "ranks", "wait_for_step"]
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 ROOT = Path(__file__).parent.parent
@@ -39,21 +39,30 @@ def environment(**variables: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **variables}
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def member(rank: int, world_size: int, port: int) -> dict[str, str]:
+    """What a process of a group on this machine finds in its environment."""
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_PORT": port}
+    return {"MASTER_ADDR": "127.0.0.1", **{name: str(number) for name, number in numbers.items()}}
+
+
 @contextmanager
 def ranks(
     arguments: Sequence[str], world_size: int, scratch: Path, program: Sequence[str] = ("-m", "sdpnet.train")
 ) -> Iterator[list[Rank]]:
     """The processes of a program, without torchrun, which would end all with the first one. Those that still run at the
     end are killed."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = free_port()
     command = [sys.executable, *program, *arguments]
     started = []
     try:
         for rank in range(world_size):
-            group = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
-            variables = environment(**group, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+            variables = environment(**member(rank, world_size, port))
             started.append(Rank(command, variables, scratch / f"rank{rank}"))
         yield started
     finally:

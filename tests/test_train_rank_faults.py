@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launches import TORCHRUN, environment, ranks, wait_for_step
+from launches import TORCHRUN, environment, member, ranks, wait_for_step
 from processes import children_of
 from test_pipelines import installed
 from test_train import metrics, same_run
@@ -142,7 +142,7 @@ def test_a_stopped_process_is_not_waited_for_for_ever(shard_set: Path, tmp_path:
 
 def test_a_process_that_never_comes(shard_set: Path, tmp_path: Path) -> None:
     command = arguments(shard_set, tmp_path / "run", "train.timeout_seconds=2")
-    alone = environment(RANK="0", LOCAL_RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    alone = environment(**member(0, 2, 0))
     result = subprocess.run(
         [*TORCHRUN[:1], "-m", "sdpnet.train", *command], env=alone, capture_output=True, text=True, timeout=90
     )
