@@ -14,6 +14,7 @@ import torch
 
 from pipelines.augment import DeviceStage, fused
 from pipelines.augment.fused import finish, split_draws
+from pipelines.augment.geometry import GEOMETRIC
 from pipelines.augment.operations import apply_operations
 from pipelines.contract import AugmentOptions, Batch
 from pipelines.plan import MIX_CUTMIX, MIX_MIXUP, MIX_NONE, BatchPlan, EraseOptions, MixOptions, Plan
@@ -146,6 +147,13 @@ def assert_equal(
     expected = apply_operations(images.permute(0, 3, 1, 2), operations, magnitudes, interpolation=mode, fill=fill)
     wrong = (out != expected.float()).flatten(1).any(1).numpy()
     assert not wrong.any(), [[Operation(int(op)).name for op in row] for row in operations[wrong]]
+
+
+@pytest.mark.parametrize("fill", [(0.0, 0.0, 0.0), (124.0, 0.5, 255.0)])
+def test_each_operation_of_geometry_bilinearly(fill: tuple[float, float, float]) -> None:
+    drawn = [(operation, m) for operation in GEOMETRIC for m in STRENGTHS[operation][1::3]]
+    operations, magnitudes = np.array(drawn)[:, :1].astype(np.uint8), np.array(drawn)[:, 1:].astype(np.float32)
+    assert_equal(images_of(len(drawn), 9, 13), operations, magnitudes, "bilinear", fill)
 
 
 def test_statistics_of_unusual_images() -> None:

@@ -63,16 +63,19 @@ from pipelines.augment.fused_statistics import count_kernel, table_kernel
 capability, out, erase = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 types = dict(images="*u8", prepared="*u8", tables="*u8", counts="*i32", draws="*i32", scale="*fp32", out=out)
 types |= dict.fromkeys(("red", "green", "blue"), "fp32")
-for kernel, static, exact in (
-    (finish_kernel, dict(COLUMNS=2, ERASE=erase, MIX=erase >= 0, BLOCK=256), "fma"),
-    (neighbour_kernel, dict(COLUMNS=2, BLOCK=256), "fma"),
-    (count_kernel, dict(COLUMNS=2, BLOCK=256, BLOCKS=32), "fma"),
-    (table_kernel, dict(COLUMNS=2), "div"),
+for kernel, static in (
+    (finish_kernel, dict(COLUMNS=2, ERASE=erase, MIX=erase >= 0, BLOCK=256)),
+    (neighbour_kernel, dict(COLUMNS=2, BLOCK=256)),
+    (count_kernel, dict(COLUMNS=2, BLOCK=256, BLOCKS=32)),
+    (table_kernel, dict(COLUMNS=2)),
 ):
     signature = {name: "constexpr" if name in static else types.get(name, "i32") for name in kernel.arg_names}
     target, options = GPUTarget("cuda", capability, 32), {"enable_fp_fusion": False}
     compiled = compile(ASTSource(kernel, signature, static), target=target, options=options)
-    assert compiled.asm["cubin"] and exact + ".rn.f32" in compiled.asm["ptx"]
+    assert compiled.asm["cubin"]
+    # Products and sums are rounded one by one, except in the noise, whose cosine has contractions of its own.
+    assert (kernel is finish_kernel and erase >= 1) or "fma." not in compiled.asm["ptx"]
+    assert kernel is not table_kernel or "div.rn.f32" in compiled.asm["ptx"]
     if erase < 0:
         break
 """
@@ -211,12 +214,13 @@ def test_verifying_refuses_pixels_that_are_not_the_references(monkeypatch: pytes
         return lambda images, scale, dtype, options, plan: wrong.to(dtype, memory_format=torch.channels_last)
 
     assert right.numel() == 6144
-    for levels, values in ((0.9, 200), (50.0, 6)):  # under a level; under one in a thousand
+    monkeypatch.setattr(fused, "finish", finish_with(0.2, 200))  # as the noise's last bits may be
+    assert torch.allclose(stage("verify")(batch)[0], fused.finish(None, None, torch.float16, None, None))
+    for levels, values, share in ((1.5, 20, "0.33%"), (1.0, 1, "0.02%"), (float("nan"), 1, "0.00%")):
         monkeypatch.setattr(fused, "finish", finish_with(levels, values))
-        assert torch.allclose(stage("verify")(batch)[0], fused.finish(None, None, torch.float16, None, None))
-    monkeypatch.setattr(fused, "finish", finish_with(1.5, 20))
-    with pytest.raises(UserError, match=r"^augment\.fused: 0\.33% of .* 1\.5 levels\); set augment\.fused to off$"):
-        stage("verify")(batch)
+        said = rf"^augment\.fused: {share} of .* {levels:.1f} levels\); set augment\.fused to off$"
+        with pytest.raises(UserError, match=said):
+            stage("verify")(batch)
 
 
 def test_a_kernel_that_does_not_run_is_said_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

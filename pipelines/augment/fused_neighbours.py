@@ -22,7 +22,7 @@ _SHARPNESS = tl.constexpr(int(Operation.SHARPNESS))
 def _sharpen(v, total, inside, weight):
     """`total` is of 3 x 3 levels with the middle counted five times; a whole number / 13 is never a tie."""
     difference = (2 * total + 13) // 26 - v
-    return tl.where(inside, clamp_level(tl.fma(difference.to(tl.float32), weight, v.to(tl.float32))), v)
+    return tl.where(inside, clamp_level(v.to(tl.float32) + difference.to(tl.float32) * weight), v)
 
 
 @triton.jit
@@ -107,9 +107,9 @@ def neighbour_kernel(
                     0,
                     COLUMNS,
                 )
-                sum_r = tl.fma(near_r.to(tl.float32), weight, sum_r)
-                sum_g = tl.fma(near_g.to(tl.float32), weight, sum_g)
-                sum_b = tl.fma(near_b.to(tl.float32), weight, sum_b)
+                sum_r += near_r.to(tl.float32) * weight
+                sum_g += near_g.to(tl.float32) * weight
+                sum_b += near_b.to(tl.float32) * weight
                 covered += weight
             filled = (red != 0) | (green != 0) | (blue != 0)
             r, g = _blend_fill(sum_r, covered, red, filled), _blend_fill(sum_g, covered, green, filled)

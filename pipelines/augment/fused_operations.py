@@ -8,12 +8,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from pipelines.augment.filters import GREY_ADDEND, GREY_SHIFT, GREY_WEIGHTS
 from pipelines.augment.fused import COLUMN, FIELDS
 from pipelines.policies import Operation
 
 __all__ = ["blend_level", "clamp_level", "grey_level", "load_float", "operate", "source_of", "to_even"]
 
 _FIELDS, _COLUMN = tl.constexpr(FIELDS), tl.constexpr(COLUMN)
+_GREY_RED, _GREY_GREEN, _GREY_BLUE = (tl.constexpr(weight) for weight in GREY_WEIGHTS)
+_GREY_ADDEND, _GREY_SHIFT = tl.constexpr(GREY_ADDEND), tl.constexpr(GREY_SHIFT)
 _FIRST_GEOMETRIC, _LAST_GEOMETRIC = tl.constexpr(int(Operation.SHEAR_X)), tl.constexpr(int(Operation.ROTATE))
 _BRIGHTNESS, _COLOUR = tl.constexpr(int(Operation.BRIGHTNESS)), tl.constexpr(int(Operation.COLOUR))
 _POSTERIZE, _SOLARIZE = tl.constexpr(int(Operation.POSTERIZE)), tl.constexpr(int(Operation.SOLARIZE))
@@ -40,23 +43,22 @@ def clamp_level(x):
 
 @triton.jit
 def grey_level(r, g, b):
-    grey = tl.fma(g.to(tl.float32), 0.587, r.to(tl.float32) * 0.2989)
-    return tl.fma(b.to(tl.float32), 0.114, grey).to(tl.int32)
+    return (r * _GREY_RED + g * _GREY_GREEN + b * _GREY_BLUE + _GREY_ADDEND) >> _GREY_SHIFT
 
 
 @triton.jit
 def blend_level(v, grey, factor, weight):
-    return clamp_level(tl.fma(grey, weight, v.to(tl.float32) * factor))
+    return clamp_level(v.to(tl.float32) * factor + grey * weight)
 
 
 @triton.jit
 def source_of(column, x, y, height, width):
-    """Where one column's geometric operation takes the pixels at (x, y) from, float32, as `grid_sample` computes it."""
-    from_x = x.to(tl.float32) + (1.0 - width) * 0.5
-    from_y = y.to(tl.float32) + (1.0 - height) * 0.5
-    grid_x = from_x * load_float(column + 3) + from_y * load_float(column + 4) + load_float(column + 5)
-    grid_y = from_x * load_float(column + 6) + from_y * load_float(column + 7) + load_float(column + 8)
-    return tl.fma(grid_x + 1.0, width * 0.5, -0.5), tl.fma(grid_y + 1.0, height * 0.5, -0.5)
+    """Where one column's geometric operation takes the pixels at (x, y) from: column and row, float32."""
+    from_x = x.to(tl.float32) - (width - 1) * 0.5
+    from_y = y.to(tl.float32) - (height - 1) * 0.5
+    to_x = from_x * load_float(column + 3) + from_y * load_float(column + 4) + load_float(column + 5)
+    to_y = from_x * load_float(column + 6) + from_y * load_float(column + 7) + load_float(column + 8)
+    return to_x, to_y
 
 
 @triton.jit

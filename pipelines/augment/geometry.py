@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch.nn.functional import grid_sample
 
-from pipelines.augment.filters import to_levels
+from pipelines.augment.filters import IN_CACHE, to_levels
 from pipelines.policies import Operation
 
 __all__ = ["GEOMETRIC", "affine_matrices", "resample"]
@@ -21,8 +20,8 @@ GEOMETRIC = (
 
 
 def affine_matrices(operations: np.ndarray, magnitudes: np.ndarray, height: int, width: int) -> np.ndarray:
-    """float32 (B, 2, 3): where the pixels of the result come from, in half-sizes about the image's centre, as a
-    function of (x, y, 1) in pixels about it.
+    """float32 (B, 2, 3): the column and the row, counted from 0, that the pixels of the result come from, as a function
+    of (x, y, 1), where x and y are in pixels from the image's centre.
 
     `operations` (B,) are of `GEOMETRIC`. Shears fix the top left corner, rotations the centre, as torchvision's
     RandAugment has it.
@@ -38,7 +37,8 @@ def affine_matrices(operations: np.ndarray, magnitudes: np.ndarray, height: int,
     angle = np.radians(m[rotate])
     matrices[rotate, 0, 0] = matrices[rotate, 1, 1] = np.cos(angle)
     matrices[rotate, 0, 1], matrices[rotate, 1, 0] = -np.sin(angle), np.sin(angle)
-    return matrices.astype(np.float32) / np.array([[0.5 * width], [0.5 * height]], np.float32)
+    matrices[:, :, 2] += (width - 1) * 0.5, (height - 1) * 0.5
+    return matrices.astype(np.float32)
 
 
 def resample(
@@ -46,41 +46,71 @@ def resample(
 ) -> torch.Tensor:
     """Images uint8 (B, 3, H, W) through `affine_matrices`, float32 (B, 2, 3), as torchvision's `affine`.
 
-    `interpolation` is "nearest" or "bilinear"; `fill`, levels from 0 to 255, is what lies outside. The coordinates are
-    rounded to float32 where torchvision's are on a CPU, so that ties between two pixels fall alike.
+    `interpolation` is "nearest" or "bilinear"; `fill`, levels from 0 to 255, is what lies outside. Coordinates are
+    float32, in pixels, and each product and sum is rounded by itself: shifts by whole and half pixels are exact, the
+    nearest pixel of a tie is the one with the even number, and results are the same on every CPU and GPU.
     """
+    if images.device.type == "cpu" and interpolation == "bilinear" and len(images) > IN_CACHE:
+        parts = zip(images.split(IN_CACHE), matrices.split(IN_CACHE), strict=True)
+        return torch.cat([resample(*part, interpolation, fill) for part in parts])
     height, width = images.shape[2:]
-    x = torch.linspace((1.0 - width) * 0.5, (width - 1.0) * 0.5, width, device=images.device)
-    y = torch.linspace((1.0 - height) * 0.5, (height - 1.0) * 0.5, height, device=images.device)
+    x = torch.arange(width, device=images.device) - (width - 1) * 0.5
+    y = torch.arange(height, device=images.device) - (height - 1) * 0.5
     of_x, of_y, shift = matrices[..., None, None].unbind(2)  # (B, 2, 1, 1) each
-    grid = (x * of_x + y.unsqueeze(1) * of_y).add_(shift)
-    if interpolation == "nearest":
-        return _nearest(images, grid, fill)
-    grid = grid.permute(0, 2, 3, 1)
-    if not any(fill):
-        return to_levels(grid_sample(images.float(), grid, align_corners=False).round_())
-    covered = torch.ones(len(images), 1, height, width, device=images.device)
-    sampled = grid_sample(torch.cat([images.float(), covered], 1), grid, align_corners=False)
-    pixels, covered = sampled[:, :3], sampled[:, 3:]
-    outside = torch.tensor(fill, device=images.device).view(1, 3, 1, 1)
-    return to_levels(pixels.sub_(outside).mul_(covered).add_(outside).round_())
+    source = (x * of_x + y.unsqueeze(1) * of_y).add_(shift)
+    return (_nearest if interpolation == "nearest" else _bilinear)(images, source, fill)
 
 
-def _nearest(images: torch.Tensor, grid: torch.Tensor, fill: tuple[float, float, float]) -> torch.Tensor:
-    """Whole pixels, packed into int32, are gathered from images with a border of the fill: half of the time of
-    `grid_sample` with floats on a CPU. `grid` is (B, 2, H, W); it is written to."""
+def _packed(images: torch.Tensor, border: int, around: int, inside: int) -> torch.Tensor:
+    """int32 (B, (H + 2 border) * (W + 2 border)): red + 256 green + 65,536 blue + `inside`; `around` in the border.
+
+    Gathering whole pixels takes half of the time of gathering planes of floats on a CPU.
+    """
     batch, _, height, width = images.shape
-    columns, rows = grid.add_(1).unbind(1)
-    half = torch.full((), -0.5, device=images.device)  # add's alpha: a product that is not rounded, as in grid_sample
-    columns = torch.add(half, columns, alpha=width * 0.5).round_().clamp_(-1, width).to(torch.int32)
-    rows = torch.add(half, rows, alpha=height * 0.5).round_().clamp_(-1, height).to(torch.int32)
+    shape = (batch, height + 2 * border, width + 2 * border)
+    packed = torch.full(shape, around, dtype=torch.int32, device=images.device)
+    planes = images.to(torch.int32)
+    pixels = planes[:, 0].add_(planes[:, 1], alpha=256).add_(planes[:, 2], alpha=65536)
+    packed[:, border:-border, border:-border] = pixels.add_(inside) if inside else pixels
+    return packed.flatten(1)
+
+
+def _nearest(images: torch.Tensor, source: torch.Tensor, fill: tuple[float, float, float]) -> torch.Tensor:
+    """`source` is (B, 2, H, W), columns and rows; it is written to."""
+    batch, _, height, width = images.shape
+    columns, rows = (to.round_().clamp_(-1, size).to(torch.int32) for to, size in _with_sizes(source))
     index = rows.mul_(width + 2).add_(columns).add_(width + 3)
     red, green, blue = (round(level) for level in fill)
-    colour, shape = red + 256 * green + 65536 * blue, (batch, height + 2, width + 2)
-    packed = torch.full(shape, colour, dtype=torch.int32, device=images.device)
-    planes = images.to(torch.int32)
-    packed[:, 1:-1, 1:-1] = planes[:, 0].add_(planes[:, 1], alpha=256).add_(planes[:, 2], alpha=65536)
-    pixels = packed.flatten(1).gather(1, index.flatten(1).long()).view(batch, height, width)
+    packed = _packed(images, 1, red + 256 * green + 65536 * blue, 0)
+    pixels = packed.gather(1, index.flatten(1).long()).view(batch, height, width)
     out = torch.empty_like(images)
     out[:, 0], out[:, 1], out[:, 2] = pixels, pixels >> 8, pixels >> 16
     return out
+
+
+def _bilinear(images: torch.Tensor, source: torch.Tensor, fill: tuple[float, float, float]) -> torch.Tensor:
+    """As `_nearest`. As in torchvision, pixels outside count as 0 and the sum is then blended with the fill by the
+    weights of the pixels inside."""
+    batch, _, height, width = images.shape
+    before = source.floor()
+    after_x, after_y = source.sub_(before).unbind(1)  # weights of the pixel to the east and of that to the south
+    columns, rows = (to.clamp_(-2, size).to(torch.int32) for to, size in _with_sizes(before))
+    line, inside = width + 4, 1 << 24
+    first = rows.mul_(line).add_(columns).add_(2 * line + 2).flatten(1).long()
+    packed = _packed(images, 2, 0, inside)
+    out = torch.zeros((4, batch, height, width), device=images.device)  # red, green, blue, weights inside
+    for n in range(4):
+        weights = (after_x if n % 2 else 1 - after_x) * (after_y if n // 2 else 1 - after_y)
+        pixels = packed.gather(1, first + (n // 2 * line + n % 2)).view(batch, height, width)
+        for channel in range(4 if any(fill) else 3):
+            out[channel].add_((pixels >> 8 * channel & 255).float().mul_(weights))
+    if any(fill):
+        colour = torch.tensor(fill, device=images.device).view(3, 1, 1, 1)
+        out[:3].sub_(colour).mul_(out[3]).add_(colour)
+    return to_levels(out[:3].round_()).transpose(0, 1)
+
+
+def _with_sizes(coordinates: torch.Tensor) -> list[tuple[torch.Tensor, int]]:
+    """Columns and the images' width, rows and their height, of (B, 2, H, W)."""
+    columns, rows = coordinates.unbind(1)
+    return [(columns, coordinates.shape[3]), (rows, coordinates.shape[2])]

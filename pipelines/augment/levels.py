@@ -1,8 +1,8 @@
 """Operations whose result at a pixel depends on its own level alone, given its channel's or image's statistics.
 
-Float32 where torchvision's functions use it, by the same operations, so that the results are equal to theirs; else
-integers. On a CPU a table of 256 levels and torch's look-up take twice the time of brightness by arithmetic, and 3 to
-19 times that of what needs integers alone (records/LOG.md); only equalize needs one.
+Float32 where torchvision's functions use it, else integers, and the same results on every CPU and GPU (see `filters`).
+On a CPU a table of 256 levels and torch's look-up take twice the time of brightness by arithmetic, and 3 to 19 times
+that of what needs integers alone (records/LOG.md); only equalize needs one.
 """
 
 from __future__ import annotations
@@ -24,12 +24,11 @@ def brightness(images: torch.Tensor, magnitudes: torch.Tensor) -> torch.Tensor:
 
 
 def contrast(images: torch.Tensor, magnitudes: torch.Tensor) -> torch.Tensor:
-    grey = grey_levels(images).to(torch.int16)
-    means = _per_sample(grey.flatten(1).sum(1)).float() / grey[0].numel()
+    grey = grey_levels(images).flatten(1)
+    totals = _per_sample(grey.sum(1)).float()
+    means = totals / torch.full_like(totals, grey.shape[1])  # a GPU would multiply by a number's reciprocal
     factors = _per_sample(1.0 + magnitudes)
-    own = images.float().mul_(factors.float())
-    means = means.expand(-1, 1, *images.shape[2:]).contiguous()  # addcmul_ with two broadcast numbers has no SIMD
-    return to_levels(own.addcmul_(means, (1.0 - factors).float()).clamp_(0, 255))
+    return to_levels(images.float().mul_(factors.float()).add_(means * (1.0 - factors).float()).clamp_(0, 255))
 
 
 def posterize(images: torch.Tensor, magnitudes: torch.Tensor) -> torch.Tensor:
