@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFilter
+from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from pipelines.augment.filters import grey_levels
@@ -56,7 +57,7 @@ def affine(image: torch.Tensor, shear: list[float], shift: list[float], mode: st
     """As torchvision's RandAugment calls it."""
     degrees = [math.degrees(math.atan(s)) for s in shear]
     center = [0.0, 0.0] if any(shear) else None
-    return TF.affine(image, 0.0, shift, 1.0, degrees, mode, fill, center)  # type: ignore[arg-type]
+    return TF.affine(image, 0.0, shift, 1.0, degrees, InterpolationMode(mode), fill, center)  # type: ignore[arg-type]
 
 
 GEOMETRIC: dict[Operation, tuple[Callable[..., torch.Tensor], Sequence[float]]] = {
@@ -64,7 +65,10 @@ GEOMETRIC: dict[Operation, tuple[Callable[..., torch.Tensor], Sequence[float]]] 
     Operation.SHEAR_Y: (lambda i, m, *how: affine(i, [0.0, m], [0, 0], *how), np.linspace(-0.3, 0.3, 31)),
     Operation.TRANSLATE_X: (lambda i, m, *how: affine(i, [0.0, 0.0], [m, 0], *how), [*range(-9, 10), -0.5, 3.7, 200]),
     Operation.TRANSLATE_Y: (lambda i, m, *how: affine(i, [0.0, 0.0], [0, m], *how), [*range(-9, 10), -0.5, 3.7, 200]),
-    Operation.ROTATE: (lambda i, m, mode, fill: TF.rotate(i, m, mode, fill=fill), np.linspace(-30, 30, 31)),
+    Operation.ROTATE: (
+        lambda i, m, mode, fill: TF.rotate(i, m, InterpolationMode(mode), fill=fill),
+        np.linspace(-30, 30, 31),
+    ),
 }
 
 
@@ -182,7 +186,7 @@ def shifted(image: torch.Tensor, operation: Operation, m: float, by: tuple[float
     angle = -m if operation == Operation.ROTATE else 0.0
     to = [move[0] + by[0], move[1] + by[1]]
     mode, fill = how
-    return TF.affine(image.double(), angle, to, 1.0, degrees, mode, fill, centre)  # type: ignore[arg-type]
+    return TF.affine(image.double(), angle, to, 1.0, degrees, InterpolationMode(mode), fill, centre)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("fill", [(0.0, 0.0, 0.0), OCHRE])
