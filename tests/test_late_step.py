@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -173,8 +174,10 @@ def test_nothing_is_waited_for_on_a_gpu(shard_set: Path, tmp_path: Path, monkeyp
         count[0] += 1
         if count[0] < 4:  # the first ones allocate, compile and send constants
             return step(*args)
-        torch.cuda.set_sync_debug_mode("error")
         try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype", UserWarning)
+                torch.cuda.set_sync_debug_mode("error")
             return step(*args)
         finally:
             torch.cuda.set_sync_debug_mode("default")

@@ -28,7 +28,7 @@ from sdpnet.setup import prepare
 from sdpnet.train import main
 
 GOLDEN = Path(__file__).parent / "assets" / "golden_losses.json"
-TIMES = ("images_per_second", "data_wait_fraction", "step_ms")
+TIMES = ("images_per_second", "data_wait_fraction", "step_ms", "gpu_memory_gb", "gpu_utilisation")
 STEPS_PER_EPOCH, EPOCHS = 6, 2  # 24 images, 4 a step
 
 
