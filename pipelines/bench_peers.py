@@ -21,6 +21,7 @@ from pipelines.bench_worker import Job, Stream
 from pipelines.contract import make_plan
 from pipelines.errors import BackendMissingError, UserError
 from pipelines.layout import ShardReader, open_split
+from pipelines.remedy import install
 
 __all__ = ["PEERS", "PeerStream", "SpdlStream", "open_peer"]
 
@@ -171,7 +172,7 @@ def open_peer(name: str) -> Callable[[Job], Stream]:
     try:
         importlib.import_module(module)  # before the clock of the first batch starts
     except ModuleNotFoundError:
-        raise BackendMissingError(f"{name} is not installed: pip install {name}") from None
+        raise BackendMissingError(f"{name} is not installed: {install(name)}") from None
 
     def opened(job: Job) -> Stream:
         if job.device != "cpu":

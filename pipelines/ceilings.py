@@ -21,16 +21,16 @@ from pipelines.beton_reader import MODE_RAW
 from pipelines.contract import make_plan
 from pipelines.errors import BackendMissingError, ShardError, UserError
 from pipelines.layout import open_split
+from pipelines.remedy import rebuild
 from pipelines.strict_jpeg import decode_jpeg
 
-__all__ = ["CEILINGS", "HOW_TO_BUILD", "CeilingStream", "available", "open_ceiling", "turbo_version"]
+__all__ = ["CEILINGS", "CeilingStream", "available", "open_ceiling", "turbo_version"]
 
 CEILINGS: Final = {
     "decode": "whole frames, libjpeg-turbo",
     "huffman": "the Huffman decoder alone, libjpeg-turbo",
     "resize": "our resize of the planned crops",
 }
-HOW_TO_BUILD: Final = "it needs g++ and libjpeg's headers (Debian: g++ libjpeg-dev), then pip install again"
 INTERFACE: Final = 1
 LIBRARY: Final = Path(__file__).parent / "native" / f"ceilings{sysconfig.get_config_var('EXT_SUFFIX')}"
 
@@ -92,7 +92,7 @@ def _call(function: Any, arrays: list[np.ndarray], more: list[int]) -> int:
 def _loaded() -> ctypes.CDLL:
     library = _library()
     if library is None:
-        raise BackendMissingError(f"the native ceilings are not built: {HOW_TO_BUILD}")
+        raise BackendMissingError(f"the native ceilings are not built: {rebuild()}")
     return library
 
 

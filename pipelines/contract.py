@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, Protocol
 
@@ -23,6 +23,7 @@ from pipelines.errors import BackendMissingError, UserError, require
 from pipelines.layout import Manifest, ShardReader, open_split
 from pipelines.plan import ERASE_MODES, BatchPlan, CropOptions, EraseOptions, MixOptions, Order, Plan
 from pipelines.policies import RandAugmentOptions
+from pipelines.remedy import install, install_extra, rebuild, set_up_again
 
 __all__ = [
     "PIPELINES",
@@ -40,12 +41,12 @@ __all__ = [
 ]
 
 # name -> (module, what must be importable, how to get it); `native` needs its library instead
-PIPELINES: Final[dict[str, tuple[str, str, str]]] = {
-    "native": ("pipelines.native_pipeline", "", native_decoder.HOW_TO_BUILD),
-    "torchvision": ("pipelines.torchvision_pipeline", "torchvision", "pip install torchvision"),
-    "ffcv": ("pipelines.ffcv_pipeline", "ffcv", "./dev setup --retry (or: pip install 'sdpnet[ffcv]')"),
-    "dali": ("pipelines.dali_pipeline", "nvidia.dali", "./dev setup --retry (or: pip install 'sdpnet[dali]')"),
-    "synthetic": ("pipelines.synthetic_pipeline", "torch", "pip install torch"),
+PIPELINES: Final[dict[str, tuple[str, str, Callable[[], str]]]] = {
+    "native": ("pipelines.native_pipeline", "", rebuild),
+    "torchvision": ("pipelines.torchvision_pipeline", "torchvision", lambda: install("torchvision")),
+    "ffcv": ("pipelines.ffcv_pipeline", "ffcv", lambda: set_up_again(install_extra("ffcv"))),
+    "dali": ("pipelines.dali_pipeline", "nvidia.dali", lambda: set_up_again(install_extra("dali"))),
+    "synthetic": ("pipelines.synthetic_pipeline", "torch", lambda: install("torch")),
 }
 
 
@@ -361,7 +362,7 @@ def _backend(name: str) -> Any:
         working = [other for other in PIPELINES if other != name and _installed(other)]
         cause = " ".join(str(error).split())
         raise BackendMissingError(
-            f"pipeline {name!r} cannot be used here: {cause}; to mend it: {remedy}; "
+            f"pipeline {name!r} cannot be used here: {cause}; to mend it: {remedy()}; "
             f"these would work: {', '.join(working)}"
         ) from error
 

@@ -18,7 +18,6 @@ import numpy as np
 
 __all__ = [
     "DAMAGED",
-    "HOW_TO_BUILD",
     "NO_MEMORY",
     "OK",
     "TOO_LARGE",
@@ -29,7 +28,6 @@ __all__ = [
     "load",
 ]
 
-HOW_TO_BUILD: Final = "./dev setup --retry (or: install g++ and libjpeg's headers, then pip install sdpnet again)"
 INTERFACE: Final = 1  # decoder_interface(): another number is a library left by another version of this package
 LIBRARY: Final = Path(__file__).parent / "native" / f"crop_decoder{sysconfig.get_config_var('EXT_SUFFIX')}"
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from pipelines.errors import UserError
 from pipelines.layout import QUARANTINE_NAME, Manifest
+from pipelines.remedy import rebuild
 from preprocess import jpeg
 from preprocess.convert import Conversion, Image, ImageSource, MakeWriter, convert
 from preprocess.encode import EXIF_CHOICES, REENCODE_CHOICES, SUBSAMPLINGS, EncodeSettings, codec
@@ -152,7 +153,7 @@ def _prepared(arguments: argparse.Namespace, part: Part | None) -> Iterator[tupl
         exif=arguments.exif,
     )
     if settings.reencode != "always" and not jpeg.available():
-        raise UserError(f"--reencode {settings.reencode}: the native JPEG codec is not built: {jpeg.HOW_TO_BUILD}")
+        raise UserError(f"--reencode {settings.reencode}: the native JPEG codec is not built: {rebuild()}")
     with Workers(settings, num_workers, arguments.hang_seconds) as workers:  # which start while we look for images
         found = scan_arguments(arguments)
         for name, split in found.splits.items():

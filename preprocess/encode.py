@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from pipelines.errors import UserError
+from pipelines.remedy import rebuild
 from preprocess import jpeg
 
 __all__ = [
@@ -119,9 +120,7 @@ def encode_image(
     if not data:
         raise UserError(f"{name}: empty (0 bytes); copy it again or remove it")
     if settings.reencode != "always" and not jpeg.available():
-        raise UserError(
-            f"--reencode {settings.reencode} needs the native JPEG codec, which is not built: {jpeg.HOW_TO_BUILD}"
-        )
+        raise UserError(f"--reencode {settings.reencode} needs the native JPEG codec, which is not built: {rebuild()}")
     try:
         return _encode(data, settings, name)
     except UserError:

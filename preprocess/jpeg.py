@@ -12,11 +12,12 @@ from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from pipelines.remedy import rebuild
+
 if TYPE_CHECKING:
     import numpy as np
 
 __all__ = [
-    "HOW_TO_BUILD",
     "DamagedError",
     "Encoded",
     "TooLargeError",
@@ -29,7 +30,6 @@ __all__ = [
     "version",
 ]
 
-HOW_TO_BUILD: Final = "it needs g++ and libjpeg's headers (Debian: g++ libjpeg-dev), then pip install again"
 INTERFACE: Final = 4  # codec_interface(): another number is a library left by another version of this package
 LIBRARY: Final = os.path.join(os.path.dirname(__file__), "native", f"jpeg_codec{EXTENSION_SUFFIXES[0]}")
 SAMPLING_FACTORS: Final = {"4:4:4": (1, 1), "4:2:2": (2, 1), "4:2:0": (2, 2)}
@@ -154,7 +154,7 @@ def _call(name: str, *arguments: object) -> Encoded:
 def _loaded() -> ctypes.CDLL:
     library = _library()
     if library is None:
-        raise RuntimeError(f"the native JPEG codec is not built: {HOW_TO_BUILD}")
+        raise RuntimeError(f"the native JPEG codec is not built: {rebuild()}")
     return library
 
 

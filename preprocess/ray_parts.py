@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from pipelines.errors import BackendMissingError, UserError
+from pipelines.remedy import install_extra
 
 __all__ = ["run_on_ray"]
 
@@ -25,7 +26,7 @@ def run_on_ray(tasks: Sequence[Callable[[], int]], num_cpus: int) -> None:
         import ray
     except ImportError as error:
         raise BackendMissingError(
-            f"--ray: Ray cannot be imported ({error}); to mend it: pip install 'sdpnet[ray]'"
+            f"--ray: Ray cannot be imported ({error}); to mend it: {install_extra('ray')}"
         ) from None
     started = not ray.is_initialized()
     if started:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from pipelines.errors import UserError
+from pipelines.remedy import install
 
 __all__ = ["DEVKIT_NAME", "GROUND_TRUTH_NAME", "is_devkit", "read_devkit", "read_synsets", "read_text"]
 
@@ -107,7 +108,7 @@ def _from_meta(content: bytes, path: Path) -> dict[int, str]:
     try:
         from scipy.io import loadmat
     except ImportError as error:
-        raise UserError(f"{path}: reading meta.mat needs scipy ({error}); pip install scipy") from None
+        raise UserError(f"{path}: reading meta.mat needs scipy ({error}); {install('scipy')}") from None
     try:
         synsets = loadmat(io.BytesIO(content), variable_names=["synsets"])["synsets"].ravel()
         pairs = [(int(synset["ILSVRC2012_ID"].item()), str(synset["WNID"].item())) for synset in synsets]

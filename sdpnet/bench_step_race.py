@@ -18,6 +18,7 @@ from pipelines.bench_stream import RepeatedPlan
 from pipelines.contract import Batch, Loader, ShardOptions, make_loader, make_plan, why_missing
 from pipelines.errors import UserError
 from pipelines.plan import Plan
+from pipelines.remedy import install_extra
 from sdpnet.compiled import compile_blocks
 from sdpnet.depthwise_choice import choose_depthwise
 from sdpnet.distributed import Processes
@@ -143,7 +144,7 @@ class _Contestant:
             try:
                 import timm
             except ImportError:
-                raise UserError("timm is not installed: pip install 'sdpnet[timm]'") from None
+                raise UserError(f"timm is not installed: {install_extra('timm')}") from None
             sized = {"img_size": size} if name.startswith("vit_") else {}
             make = lambda: timm.create_model(name, num_classes=num_classes, **sized)  # noqa: E731
             self.macs = counted_macs(make, size)

@@ -21,6 +21,7 @@ from pipelines.bench_process import ContestantError
 from pipelines.contract import PIPELINES, choose_pipeline, why_missing
 from pipelines.layout import open_split
 from pipelines.machine import cgroup_cores, cpu_name, driver, installed_versions, usable_cores
+from pipelines.remedy import install
 from pipelines.status_line import StatusLine
 from sdpnet import __version__
 from sdpnet.config import load_config
@@ -34,6 +35,7 @@ UNKNOWN: Final = "not measured"
 SECONDS: Final = 1.5  # of each measurement
 CPU_BATCH: Final = 8
 LOADED: Final = 0.05
+OLD_TORCH: Final = ("torch==2.10.*", "torchvision==0.25.*")  # the last with code for cards before Turing
 
 ADVICE: Final = {
     "reading": "put the shards on a local SSD, or where they stay in memory; data.order=blocks spares slow disks",
@@ -234,7 +236,7 @@ def _print(facts: dict[str, Any], console: Console) -> None:
             "GPU",
             f"{card['name']}, compute capability {card['compute_capability']}, "
             f"{card['memory_bytes'] / 1e9:,.0f} GB, bf16: {'yes' if card['bf16'] else 'no, fp16 is used'}"
-            + ("" if supported else "; THIS TORCH HAS NO CODE FOR IT: ./dev setup, or pip install 'torch==2.10.*'"),
+            + ("" if supported else f"; THIS TORCH HAS NO CODE FOR IT: {install(*OLD_TORCH)}"),
         )
     if facts["no_gpu"]:
         row("GPU", facts["no_gpu"])

@@ -17,6 +17,7 @@ from typing import Final, Literal, get_args
 import torch
 
 from pipelines.errors import UserError, require
+from pipelines.remedy import install_extra
 from sdpnet.checkpoint import ModelCard, load_model, write_atomically
 from sdpnet.model import SdPNet
 
@@ -106,7 +107,7 @@ def _require_onnx() -> None:
         try:
             importlib.import_module(name)
         except ImportError as error:
-            raise UserError(f"export to onnx needs {name} ({error}): pip install 'sdpnet[export]'") from None
+            raise UserError(f"export to onnx needs {name} ({error}): {install_extra('export')}") from None
 
 
 def _save_onnx(model: SdPNet, example: torch.Tensor, dynamic: tuple | None, path: Path) -> None:

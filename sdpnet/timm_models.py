@@ -7,7 +7,7 @@
 
 Parameters have the same names as in `sdpnet.model`. timm reads the weights and not the `model.json` beside them: what
 that says of `model` and is not the name's own goes along as keywords (num_classes=100, position="rope", ...).
-Needs the extra `sdpnet[timm]`.
+Needs the extra `timm` (in a checkout: pip install -e '.[timm]').
 """
 
 from __future__ import annotations

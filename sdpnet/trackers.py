@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 from pipelines.errors import UserError
+from pipelines.remedy import install_extra
 from sdpnet.options import LogOptions
 
 __all__ = ["Tracker", "open_trackers"]
@@ -89,4 +90,4 @@ class _WandB:
 
 def _missing(setting: str, extra: str, error: ImportError) -> UserError:
     cause = " ".join(str(error).split())
-    return UserError(f"{setting}: {cause}; pip install 'sdpnet[{extra}]' brings it, or leave the setting out")
+    return UserError(f"{setting}: {cause}; {install_extra(extra)} brings it, or leave the setting out")

@@ -18,6 +18,7 @@ from faults import Commands, command_line
 from PIL import Image
 
 from pipelines import native_decoder
+from pipelines.remedy import rebuild
 from preprocess import jpeg
 from preprocess.tar_shards import TarWriter
 
@@ -55,7 +56,7 @@ def native() -> None:
             [compiler, "-x", "c++", "-fsyntax-only", "-"], input=headers, text=True, capture_output=True, check=False
         ).returncode
     ):
-        pytest.skip(f"not built: {jpeg.HOW_TO_BUILD}")
+        pytest.skip(f"not built: {rebuild()}")
     pytest.fail("a native library is not built though a compiler and libjpeg's headers are here: pip install -e .")
 
 

@@ -27,6 +27,7 @@ from pipelines.bench_stream import RepeatedPlan
 from pipelines.bench_worker import WARM_UP, Job, Round, Started
 from pipelines.contract import PIPELINES, AugmentOptions, ShardOptions, make_loader, why_missing
 from pipelines.machine import usable_cores
+from pipelines.remedy import install, rebuild
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--cores", "1", "--image-size", "32", "--batch-size", "5", "--rounds", "2", "--batches", "3"]
@@ -219,7 +220,7 @@ def test_a_peer_that_is_not_installed(shard_set: Path, tmp_path: Path, monkeypat
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
     with BenchProcess(job("timm", shard_set)) as process, pytest.raises(ContestantError) as caught:
         process.start()
-    assert str(caught.value) == "timm is not installed: pip install timm"
+    assert str(caught.value) == f"timm is not installed: {install('timm')}"
 
 
 def test_webdataset_reads_no_beton(shard_set: Path) -> None:
@@ -231,7 +232,7 @@ def test_webdataset_reads_no_beton(shard_set: Path) -> None:
 @pytest.mark.parametrize("name", list(ceilings.CEILINGS))
 def test_ceilings_count_every_image(name: str, shard_set: Path) -> None:
     if not ceilings.available():
-        pytest.skip(f"not built: {ceilings.HOW_TO_BUILD}")
+        pytest.skip(f"not built: {rebuild()}")
     stream = ceilings.open_ceiling(job(name, shard_set, batch_size=7, cores=(0, 1, 2)))
     assert [size for size, _ in stream.batches(2)] == [7, 7]
 

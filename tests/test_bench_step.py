@@ -13,6 +13,7 @@ import torch
 from test_cli import one_line
 from test_pipelines import installed
 
+from pipelines.remedy import install_extra
 from sdpnet import bench_step, cli
 from sdpnet.bench_step import MODELS_BY_DEFAULT
 from sdpnet.bench_step_race import CONV_BLOCKS, PARTS, PartClock, _Contestant, _noise
@@ -81,7 +82,7 @@ def test_without_timm_a_row_has_the_reason(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "timm", None)
     status, record = measure(tmp_path, "--model", "vit_base_patch16_224")
     assert status == 1
-    assert record["results"][0]["not_measured"] == "timm is not installed: pip install 'sdpnet[timm]'"
+    assert record["results"][0]["not_measured"] == f"timm is not installed: {install_extra('timm')}"
 
 
 def test_parts_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:

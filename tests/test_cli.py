@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from conversion import write_manifest
 
+from pipelines.remedy import install_extra
 from preprocess import build_ffcv
 from sdpnet import cli, train
 from sdpnet.checkpoint import load_model
@@ -108,7 +109,7 @@ def test_a_missing_backend(
         monkeypatch.delitem(sys.modules, loaded)
     monkeypatch.setitem(sys.modules, "ffcv", None)
     command = ["--out", str(tmp_path / "out"), *training(shard_set), "--pipeline", "ffcv"]
-    one_line(train.main(command), capsys, "pipeline 'ffcv' cannot be used here", "./dev setup --retry", "torchvision")
+    one_line(train.main(command), capsys, "pipeline 'ffcv' cannot be used here", install_extra("ffcv"), "torchvision")
 
 
 def test_mistakes_in_evaluation_and_prediction(
@@ -172,7 +173,7 @@ def test_ctrl_c_in_a_program_of_the_other_package(shard_set: Path) -> None:
     interrupted = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from pipelines import layout
+from pipelines.remedy import install_extra
 layout.sha256_of = lambda path, first: os.kill(os.getpid(), signal.SIGINT)
 from sdpnet.cli import main
 sys.exit(main())

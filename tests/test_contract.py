@@ -11,6 +11,7 @@ from conversion import write_manifest
 
 from pipelines.contract import PIPELINES, ShardOptions, choose_pipeline, make_loader
 from pipelines.errors import BackendMissingError, ShardError, UserError
+from pipelines.remedy import install_extra
 from sdpnet.config import load_config
 from sdpnet.options import Config
 
@@ -38,7 +39,7 @@ def test_a_missing_backend_says_cause_remedy_and_what_works(
         make_loader(config_for(shard_set, f"data.pipeline={name}"), "train", ShardOptions(), CPU)
     message = str(caught.value)
     assert f"pipeline {name!r} cannot be used here" in message and module in message and "\n" not in message
-    assert "./dev setup --retry" in message and "torchvision" in message.split("would work:")[1]
+    assert install_extra(name) in message and "torchvision" in message.split("would work:")[1]
 
 
 def test_auto_takes_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import torch
 from test_cli import one_line
 
 from pipelines.layout import open_split
+from pipelines.remedy import install_extra
 from sdpnet import cli, doctor, rates
 from sdpnet.doctor import build_supports, verdict
 
@@ -68,7 +69,7 @@ def test_a_backend_that_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     monkeypatch.setitem(sys.modules, "ffcv", None)
     facts = examine(capsys)
     assert "pipeline 'ffcv' cannot be used here" in facts["pipelines"]["ffcv"]
-    assert "./dev setup --retry" in facts["pipelines"]["ffcv"]
+    assert install_extra("ffcv") in facts["pipelines"]["ffcv"]
     assert facts["pipelines"]["torchvision"] is None and facts["versions"]["torch"] == torch.__version__.split("+")[0]
     assert facts["gpus"] == [] and facts["no_gpu"].startswith("none") and facts["usable_cores"] >= 1
     rates = facts["rates"]

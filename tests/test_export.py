@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pipelines.errors import UserError
+from pipelines.remedy import install_extra
 from sdpnet import cli
 from sdpnet import export as module
 from sdpnet.checkpoint import ModelCard, load_model, save_model
@@ -121,7 +122,7 @@ def test_a_missing_package_is_one_line(
     assert cli.main(["export", "--model", str(runs["rope"]), "--format", "onnx", *out]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: export to onnx needs {missing} (") and error.count("\n") == 1
-    assert "pip install 'sdpnet[export]'" in error
+    assert install_extra("export") in error
 
 
 def test_without_onnxruntime_the_reference_checks_the_onnx_file(

@@ -25,6 +25,7 @@ from pipelines.errors import BackendMissingError, ShardError, UserError
 from pipelines.layout import open_split
 from pipelines.native_pipeline import NativeLoader, _Depth
 from pipelines.plan import MIX_NONE
+from pipelines.remedy import rebuild
 from sdpnet import train
 from sdpnet.loss import soft_cross_entropy
 
@@ -350,7 +351,7 @@ def test_without_the_library(shard_set: Path, tar_set: Path, tmp_path: Path, mon
             make_loader(config_for(shard_set, "native"), "train", ShardOptions(), CPU)
         message = str(caught.value)
         assert message.startswith("pipeline 'native' cannot be used here: ") and "\n" not in message
-        assert "crop_decoder.so: cannot open shared object file" in message and "./dev setup --retry" in message
+        assert "crop_decoder.so: cannot open shared object file" in message and rebuild() in message
         working = message.split("these would work: ")[1]
         assert "torchvision" in working and "native" not in working
         loader: Loader = load(tar_set, "auto", "val")

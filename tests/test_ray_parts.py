@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from conversion import convert_folder
 
+from pipelines.remedy import install_extra
 from preprocess import build_ffcv
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,6 +41,6 @@ def test_parts_on_a_real_ray_cluster_make_the_same_shards(image_folder, tmp_path
 def test_without_ray_one_line_says_what_to_install(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
     assert build_ffcv.main(["--source", "in", "--out", str(tmp_path / "out"), "--ray", "2"]) == 2
-    assert capsys.readouterr().err.endswith("to mend it: pip install 'sdpnet[ray]'\n")
+    assert capsys.readouterr().err.endswith(f"to mend it: {install_extra('ray')}\n")
     assert build_ffcv.main(["--source", "in", "--out", str(tmp_path / "out"), "--ray", "0"]) == 2
     assert "--ray 0: must be at least 1" in capsys.readouterr().err

@@ -87,6 +87,6 @@ def test_a_missing_package(
     module: str, options: LogOptions, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UserError, match=f"{extra}: .*pip install 'sdpnet") as caught:
+    with pytest.raises(UserError, match=f"{extra}: .*pip install ") as caught:
         open_trackers(options, tmp_path, resumed_step=0, config={})
     assert "\n" not in str(caught.value)

@@ -17,6 +17,7 @@ from test_train import metrics, stop_after
 from torch import nn
 
 import sdpnet.train
+from pipelines.remedy import install_extra
 from sdpnet.checkpoint import latest_checkpoint, load_checkpoint
 from sdpnet.evaluate import Scores, evaluate
 from sdpnet.model import SdPNet
@@ -365,8 +366,8 @@ def test_a_second_run_in_the_same_place(finished: Path, shard_set: Path, capsys:
         (["train.accumulate=7"], "an epoch has only 6 batches"),
         (["train.timeout_seconds=0"], "train.timeout_seconds = 0.0: must be at least 1"),
         (["model.num_classes=2"], "must be at least 3"),
-        (["log.tensorboard=true"], "pip install 'sdpnet[tensorboard]'"),
-        (["log.wandb=project"], "pip install 'sdpnet[wandb]'"),
+        (["log.tensorboard=true"], install_extra("tensorboard")),
+        (["log.wandb=project"], install_extra("wandb")),
     ],
 )
 def test_what_cannot_be_trained(
