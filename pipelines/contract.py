@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, Protocol
@@ -21,6 +20,7 @@ import torch
 from pipelines import native_decoder
 from pipelines.errors import BackendMissingError, UserError, require
 from pipelines.layout import Manifest, ShardReader, open_split
+from pipelines.machine import core_share
 from pipelines.plan import ERASE_MODES, BatchPlan, CropOptions, EraseOptions, MixOptions, Order, Plan
 from pipelines.policies import RandAugmentOptions
 from pipelines.remedy import install, install_extra, rebuild, set_up_again
@@ -120,7 +120,7 @@ class DataOptions:
 
     def threads(self, processes: int = 1) -> int:
         """Of each of `processes` on this machine."""
-        return self.num_workers or max(1, len(os.sched_getaffinity(0)) // processes)
+        return self.num_workers or core_share(processes)
 
 
 @dataclass(frozen=True)

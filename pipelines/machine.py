@@ -5,11 +5,23 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
-__all__ = ["DISTRIBUTIONS", "cgroup_cores", "commit", "cpu_name", "driver", "installed_versions", "usable_cores"]
+__all__ = [
+    "DISTRIBUTIONS",
+    "busy_cores",
+    "cgroup_cores",
+    "commit",
+    "core_share",
+    "cpu_name",
+    "driver",
+    "installed_versions",
+    "usable_cores",
+]
 
 # name -> the distributions that may hold it
 DISTRIBUTIONS: Final = {
@@ -27,6 +39,43 @@ DISTRIBUTIONS: Final = {
 def usable_cores() -> list[int]:
     """The numbers of the cores that this process may run on."""
     return sorted(os.sched_getaffinity(0))
+
+
+def core_share(processes: int = 1) -> int:
+    """How many cores' time each of `processes` here can have, at least 1: the usable cores or the container's limit,
+    whichever is less, in whole cores. Threads beyond it are stopped by the system while the others wait for them."""
+    cores, limit = float(len(usable_cores())), cgroup_cores()
+    return max(1, int((cores if limit is None else min(cores, limit)) // processes))
+
+
+def busy_cores(
+    seconds: float = 0.3, stat: Path = Path("/proc/stat"), sleep: Callable[[float], None] = time.sleep
+) -> float:
+    """How many of the usable cores other processes keep busy: looked at for `seconds`, in which this one sleeps.
+
+    The load average of the last minute, which still counts work that has ended, serves only where Linux does not say.
+    """
+    cores = usable_cores()
+    before = _busy_ticks(stat, cores)
+    sleep(seconds)
+    after = _busy_ticks(stat, cores)
+    if before is None or after is None or sum(after) <= sum(before):
+        return min(float(len(cores)), os.getloadavg()[0])
+    return len(cores) * (after[0] - before[0]) / (sum(after) - sum(before))
+
+
+def _busy_ticks(stat: Path, cores: list[int]) -> tuple[int, int] | None:
+    """The ticks that the cores have worked and idled, or None where that cannot be read."""
+    wanted, busy, idle = {f"cpu{core}" for core in cores}, 0, 0
+    try:
+        for name, *words in map(str.split, stat.read_text().splitlines()):
+            if name in wanted:
+                ticks = [int(word) for word in words[:8]]  # user nice system idle iowait irq softirq steal
+                idle += ticks[3] + ticks[4]
+                busy += sum(ticks) - ticks[3] - ticks[4]
+    except (OSError, ValueError, IndexError):
+        return None
+    return (busy, idle) if busy + idle else None
 
 
 def cgroup_cores(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float | None:

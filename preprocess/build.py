@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from pipelines.errors import UserError
 from pipelines.layout import QUARANTINE_NAME, Manifest
+from pipelines.machine import core_share
 from pipelines.remedy import rebuild
 from preprocess import jpeg
 from preprocess.convert import Conversion, Image, ImageSource, MakeWriter, convert
@@ -167,7 +168,7 @@ def _prepared(arguments: argparse.Namespace, part: Part | None) -> Iterator[tupl
 
 def _workers(arguments: argparse.Namespace) -> int:
     if arguments.workers is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return core_share()
     if arguments.workers < 1:
         raise UserError(f"--workers {arguments.workers}: must be at least 1")
     return int(arguments.workers)

@@ -26,6 +26,7 @@ import numpy as np
 from pipelines.beton_reader import CRC32_DTYPE, MODE_RAW
 from pipelines.errors import ShardError, run_command
 from pipelines.layout import QUARANTINE_NAME, Manifest, ShardFile, ShardReader, open_file, read_manifest, sha256_of
+from pipelines.machine import core_share
 from pipelines.strict_jpeg import DamagedJpegError, decode_jpeg
 from pipelines.tar_reader import SAMPLE_DTYPE
 from preprocess.unfinished import UNFINISHED_NAME
@@ -204,7 +205,7 @@ def main(argv: list[str] | None = None) -> int:
     depth = parser.add_mutually_exclusive_group()
     depth.add_argument("--quick", action="store_true", help="only the structure: no image is read")
     depth.add_argument("--decode", action="store_true", help="decode every image too")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="threads that decode")
+    parser.add_argument("--workers", type=int, default=core_share(), help="threads that decode")
     arguments = parser.parse_args(argv)
     if arguments.workers < 1:
         parser.error(f"--workers {arguments.workers}: must be at least 1")

@@ -27,6 +27,7 @@ from sdpnet import __version__
 from sdpnet.config import load_config
 from sdpnet.options import Config
 from sdpnet.rates import copy_rate, decode_round, reading_rates, step_rate
+from sdpnet.threads import use_threads
 
 __all__ = ["add_arguments", "build_supports", "run", "verdict"]
 
@@ -212,6 +213,7 @@ def _examine(arguments: argparse.Namespace, config: Config, say: Callable[[str],
         "cpu": cpu_name(),
         "usable_cores": len(usable_cores()),
         "cgroup_cores": cgroup_cores(),
+        "threads": str(use_threads()),
     }
     facts["pipelines"] = {name: why_missing(name) for name in PIPELINES}
     facts["rates"] = _measure(arguments, config, say)
@@ -244,6 +246,7 @@ def _print(facts: dict[str, Any], console: Console) -> None:
     limit = facts["cgroup_cores"]
     limited = f", limited to {limit:g} by the container" if limit is not None else ""
     row("cores", f"{facts['usable_cores']} usable{limited}; {facts['cpu'] or 'unknown'}")
+    row("torch's threads", facts["threads"].removeprefix("threads: "))
     table.add_row()
     for name, reason in facts["pipelines"].items():
         row(f"pipeline {name}", reason or "can be used")

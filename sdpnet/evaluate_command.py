@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from pipelines.errors import UserError, require
 from sdpnet.checkpoint import load_model
 from sdpnet.distributed import amp_dtype, join, leave
 from sdpnet.evaluate import evaluate, write_per_class
+from sdpnet.threads import use_threads
 
 __all__ = ["add_arguments", "run"]
 
@@ -53,6 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--per-class {out}: there is no directory {out.parent}; make it first")
     processes = join(arguments.device)
     try:
+        if processes.device.type == "cpu" and (chosen := use_threads(processes.shard.local_world_size)).reduced:
+            print(chosen, file=sys.stderr)
         model, card = load_model(arguments.model, arguments.weights)
         patch = card.model.patch_size
         require(size is None or (size >= patch and size % patch == 0), "--image-size", size, f"a multiple of {patch}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from pipelines.errors import UserError
 from pipelines.plan import Plan
 from sdpnet.checkpoint import ModelCard, load_model
 from sdpnet.model import SdPNet
+from sdpnet.threads import use_threads
 
 __all__ = ["Prediction", "add_arguments", "predict", "run"]
 
@@ -79,6 +81,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """The command; returns the exit status."""
+    if (chosen := use_threads()).reduced:
+        print(chosen, file=sys.stderr)
     model, card = load_model(arguments.model)
     console = Console(highlight=False)
     for path, predictions in zip(arguments.images, predict(model, card, arguments.images), strict=True):

@@ -31,6 +31,7 @@ from sdpnet.optim import make_optimizer, peak_learning_rate
 from sdpnet.options import Config
 from sdpnet.side_stream import SideStream
 from sdpnet.sync_norm import synchronize_batch_norm
+from sdpnet.threads import use_threads
 from sdpnet.update import update
 
 __all__ = ["Cursor", "Run", "introduction", "prepare"]
@@ -176,6 +177,7 @@ class Run:
             "evaluation": self.evaluation,
             "card": asdict(self.card),
             "config": asdict(self.config),
+            "threads": torch.get_num_threads(),  # a CPU's sums depend on it in their last bits
         }
 
     def load(self, path: Path, state: dict[str, Any]) -> None:
@@ -200,14 +202,16 @@ class Run:
             self.scaler.load_state_dict(state["scaler"])
 
 
-def prepare(config: Config, processes: Processes, *, begins: bool = True) -> Run:
+def prepare(config: Config, processes: Processes, *, begins: bool = True, threads: int | None = None) -> Run:
     """Opens the shards, makes the model and places it. The weights' start follows from the seed, or `train.start_from`,
-    which is not looked at unless the run `begins`: what continues has weights.
+    which is not looked at unless the run `begins`: what continues has weights, and `threads` is the number of torch's
+    threads that it began with.
 
     Raises:
         UserError: config, data and machine do not fit together.
     """
     device, options = processes.device, config.train
+    chosen = [use_threads(processes.shard.local_world_size, threads)] if device.type == "cpu" else []
     train_loader = make_loader(config, "train", processes.shard, device)
     val_loader = make_loader(config, "val", processes.shard, device)
     num_classes = config.model.num_classes or len(train_loader.manifest.classes)
@@ -223,7 +227,8 @@ def prepare(config: Config, processes: Processes, *, begins: bool = True) -> Run
     dtype, options = choices.dtype, replace(options, compile=choices.compile)
     torch.manual_seed(config.seed)
     model = SdPNet(config.model.options(num_classes))
-    notes = [start_from(model, options.start_from)] if options.start_from and begins else []
+    notes = [str(choice) for choice in chosen]
+    notes += [start_from(model, options.start_from)] if options.start_from and begins else []
     model = model.to(device)
     model.checkpointing = options.checkpoint_activations
     batch_size, image_size = config.data.batch_size_per_gpu, config.data.image_size

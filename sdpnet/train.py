@@ -66,7 +66,7 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> i
         raise UserError(f"{out}: holds a run already; pass --resume to continue it, or another --out")
     say = print if processes.is_main else lambda *_: None
     newest = load_newest(directory, say) if resume else None
-    run = prepare(config, processes, begins=newest is None)
+    run = prepare(config, processes, begins=newest is None, threads=newest[1].get("threads") if newest else None)
     if newest is not None:
         path, state = newest
         spread = require_same_order(path, state, run.order, run.world)

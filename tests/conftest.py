@@ -18,6 +18,7 @@ from faults import Commands, command_line
 from PIL import Image
 
 from pipelines import native_decoder
+from pipelines.machine import core_share
 from pipelines.remedy import rebuild
 from preprocess import jpeg
 from preprocess.tar_shards import TarWriter
@@ -25,12 +26,15 @@ from preprocess.tar_shards import TarWriter
 CLASSES = ("ant", "bee", "cow")
 
 
-def pytest_configure() -> None:
-    """Gives each of pytest-xdist's workers its share of the cores: threads beyond them spin while they wait."""
-    if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
-        threads = max(1, len(os.sched_getaffinity(0)) // int(workers))
-        torch.set_num_threads(threads)
-        os.environ["OMP_NUM_THREADS"] = str(threads)  # of what the tests start
+def pytest_configure(config: pytest.Config) -> None:
+    """Gives each of pytest-xdist's workers its share of the cores: threads beyond them spin while they wait. The number
+    is explicit, so that no run of a test depends on the load."""
+    if config.getoption("numprocesses", None):
+        return  # the process that starts the workers, which would inherit its number
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    threads = int(os.environ.get("OMP_NUM_THREADS", "0")) or max(1, core_share(workers))
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # of what the tests start
 
 
 def make_image(seed: int, height: int, width: int) -> np.ndarray:

@@ -173,7 +173,7 @@ def test_ctrl_c_in_a_program_of_the_other_package(shard_set: Path) -> None:
     interrupted = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from pipelines.remedy import install_extra
+from pipelines import layout
 layout.sha256_of = lambda path, first: os.kill(os.getpid(), signal.SIGINT)
 from sdpnet.cli import main
 sys.exit(main())
