@@ -22,15 +22,16 @@ from packaging.version import Version
 NAMED = ("torch", "torchvision", "triton", "numpy", "pillow", "pytest", "hypothesis")  # what most failures come from
 
 
-def locked_versions(text: str) -> dict[str, str]:
-    """Distribution -> version, of the lines of a lock that are meant for this Python and system."""
+def locked_versions(text: str, environment: dict[str, str] | None = None) -> dict[str, str]:
+    """Distribution -> version, of the lines of a lock that are meant for this Python and system, but for the markers
+    that `environment` says otherwise."""
     found: dict[str, str] = {}
     for line in text.splitlines():
         line = line.split("#")[0].strip()
         if not line:
             continue
         requirement = Requirement(line)
-        if requirement.marker is None or requirement.marker.evaluate():
+        if requirement.marker is None or requirement.marker.evaluate(environment):
             (specifier,) = requirement.specifier
             found[canonicalize_name(requirement.name)] = specifier.version
     return found

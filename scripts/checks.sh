@@ -1,0 +1,68 @@
+# ./dev test and ./dev lock: the checks, what a failure means, and the versions that passed.
+
+run_tests() { # [--full] [pytest's arguments]
+    full=
+    count=$#
+    while [ "$count" -gt 0 ]; do
+        argument=$1
+        shift
+        count=$((count - 1))
+        if [ "$argument" = --full ]; then full=1; else set -- "$@" "$argument"; fi
+    done
+    selected=$*
+    if [ -n "$full" ]; then set -- -m '' "$@"; fi
+    : >"$test_log"
+    rm -f "$test_log.failed"
+    failed=
+    check 'ruff check' ruff check
+    check 'ruff format' ruff format --check
+    check mypy mypy
+    check pytest pytest -q -n 2 --dist loadfile "$@"
+    if [ -n "$failed" ]; then
+        explain_failure
+        exit 1
+    fi
+    [ -n "$selected" ] || python -m pip freeze --exclude-editable >"$passed"
+}
+
+check() { # NAME COMMAND...: its output is shown and kept
+    name=$1
+    shift
+    printf '==== %s\n' "$*" >>"$test_log"
+    { "$@" 2>&1 || echo "$name" >"$test_log.failed"; } | tee -i -a "$test_log"
+    if [ -e "$test_log.failed" ]; then
+        failed="${failed:+$failed, }$name"
+        rm "$test_log.failed"
+    fi
+}
+
+explain_failure() {
+    printf '\nNot passed: %s. All output is in %s\n' "$failed" "$test_log"
+    case $failed in
+    *'ruff format'*) echo '  ruff format: files are not laid out as the style has it; ruff format mends them' ;;
+    esac
+    case $failed in
+    *pytest*)
+        first=$(sed -n 's/^\(FAILED\|ERROR\) \(tests[^ ]*::.*\)/\2/p' "$test_log" | sed 's/ - .*//' | head -n 1)
+        [ -z "$first" ] || printf "  one test alone:  .venv/bin/python -m pytest '%s'\n" "$first"
+        ;;
+    esac
+    python tests/locked_versions.py "$lock" || true
+}
+
+write_lock() {
+    freeze=$(python -m pip freeze --exclude-editable)
+    [ "$freeze" = "$(cat "$passed" 2>/dev/null)" ] ||
+        die "the whole suite has not passed with the versions in .venv: run ./dev test (without arguments) first"
+    uv=$(command -v uv) || {
+        pip_install -q --target "$venv/lock-tools" uv
+        uv=$venv/lock-tools/bin/uv
+    }
+    # uv keeps what is in the file that it writes, wherever it fits, and adds what other Pythons need.
+    cp "$passed" "$lock.new"
+    "$uv" pip compile -q --universal --python-version 3.10 --extra test --extra ffcv --extra dali \
+        --no-header --no-annotate --no-emit-index-url --no-emit-find-links -o "$lock.new" pyproject.toml
+    python tests/locked_versions.py --write "$lock.new" "$lock"
+    rm -f "$lock.new"
+    echo "$lock: written; ./dev setup --locked installs these versions"
+}
