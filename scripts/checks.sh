@@ -55,8 +55,9 @@ write_lock() {
     [ "$freeze" = "$(cat "$passed" 2>/dev/null)" ] ||
         die "the whole suite has not passed with the versions in .venv: run ./dev test (without arguments) first"
     uv=$(command -v uv) || {
-        pip_install -q --target "$venv/lock-tools" uv
-        uv=$venv/lock-tools/bin/uv
+        uv=
+        [ -x "$venv/uv/bin/uv" ] || pip_install -q --target "$venv/uv" uv
+        uv=$venv/uv/bin/uv
     }
     # uv keeps what is in the file that it writes, wherever it fits, and adds what other Pythons need.
     cp "$passed" "$lock.new"

@@ -86,7 +86,33 @@ set_up_venv() {
 # ---- Python packages
 
 pip_install() {
+    if [ -n "$uv" ]; then
+        "$uv" pip install --python "$venv/bin/python" --no-progress "$@" && return
+        echo 'uv could not do it; now pip tries:'
+    fi
     TMPDIR=$venv/tmp "$venv/bin/python" -m pip --disable-pip-version-check --no-input install --progress-bar off "$@"
+}
+
+uv=
+
+# uv takes a quarter of pip's time (68 s against 262 s for '.[test]', cold, on two busy cores), but it reads neither
+# pip's configuration nor its environment variables: where these say anything about where packages come from, or which,
+# pip does the work.
+choose_installer() { # sets uv
+    rest=$("$venv/bin/python" -m pip config list 2>/dev/null | sed "s/^:env:/env/; s/=.*//" |
+        grep -vE '[.](config-file|disable-pip-version-check|no-input|user|require-virtualenv|(default-)?timeout|retries|cache-dir|progress-bar|root-user-action|break-system-packages|no-color)$' |
+        sed 's/.*[.]//' | sort -u | paste -s -d ' ' -)
+    if [ -n "$rest" ]; then
+        echo "  installing with pip: its configuration says more than uv reads ($rest)"
+        return
+    fi
+    found=$(command -v uv) || {
+        found=$venv/uv/bin/uv
+        [ -x "$found" ] || run uv pip_install --target "$venv/uv" uv || return 0
+    }
+    "$found" --version >/dev/null 2>&1 || return 0
+    uv=$found
+    echo "  installing with $("$uv" --version | cut -d ' ' -f 1,2)"
 }
 
 needs_cuda_12() { # CUDA 13 has neither kernels for cards before 7.5 (V100) nor support for drivers before 580

@@ -45,16 +45,26 @@ announce() { # what will be installed, what for and how large; dies where it can
         fi
     }
     free=$(($(df -Pk "$venv" | awk 'NR == 2 { print $4 }') / 1000))
+    room=$free # what a set-up that was cut short has brought counts as room
+    torch_is_there || room=$((free + $(du -sk "$venv" | awk '{ print $1 }') / 1000))
     echo "  about $(gigabytes "$download") to download and $(gigabytes "$disk") on the disk (less where packages are cached or there already); $(gigabytes "$free") are free"
     [ -n "${SDPNET_SKIP_BACKENDS:-}" ] ||
         echo "  without FFCV and DALI, which neither demo nor test needs: SDPNET_SKIP_BACKENDS=1 ./dev $command"
     [ -n "${SDPNET_TORCH_INDEX:-}" ] || torch_is_there ||
         echo '  without CUDA, for machines without a GPU: SDPNET_TORCH_INDEX=URL (see ./dev --help)'
-    # pip keeps its downloads until all is unpacked; and copies of them in its cache, if it can.
-    if [ "$free" -lt "$((disk + download))" ]; then
-        die "the disk is too small: $(gigabytes "$((disk + download))") are needed while it installs, $(gigabytes "$free") are free below $venv.
+    require_room "$disk"
+}
+
+require_room() { # MEGABYTES: dies where there are fewer
+    [ "$room" -lt "$1" ] || return 0
+    die "the disk is too small: $(gigabytes "$1") are needed while it installs, $(gigabytes "$free") are free below $venv.
      Free some, put the checkout on another disk, or leave parts out as said above" 1
-    elif [ "$free" -lt "$((disk + 2 * download))" ]; then
+}
+
+make_room() { # before the large downloads. pip keeps them all until it has unpacked them, and copies in its cache
+    [ -z "$uv" ] || return 0
+    require_room "$((disk + download))"
+    if [ "$room" -lt "$((disk + 2 * download))" ]; then
         echo "  pip's cache is not used: it would take $(gigabytes "$download") more than there is room for"
         export PIP_NO_CACHE_DIR=1
     fi
@@ -172,12 +182,15 @@ setup() { # [--retry] [--locked]
         set_up_venv
         choose_constraints
         mandatory 'pip' pip_install --upgrade pip
+        choose_installer
+        make_room
         install_side_by_side
     elif wanted "$ffcv" || wanted "$dali" || { [ -n "$retry" ] && [ "$native" != ok ]; }; then
         echo "set-up of what was missing (log: $log)"
         clear_venv
         whole=''
         choose_constraints
+        choose_installer
         install_side_by_side
     else
         [ "$command" != setup ] || echo "set-up: already done ($venv${locked:+, with the versions in $lock})"

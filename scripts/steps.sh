@@ -92,13 +92,11 @@ end_lanes() { # Ctrl-C or SIGTERM: background processes of sh ignore the termina
     lanes=
 }
 
-end_tree() { # PID: and what it has started
-    # shellcheck disable=SC2013 # numbers
-    for child in $(cat "/proc/$1/task/$1/children" 2>/dev/null); do
-        (end_tree "$child") # of its own, for its variable
-    done
+end_tree() ( # PID: and what it has started; the parent first, which would go on with its next command
+    children=$(cat "/proc/$1/task/$1/children" 2>/dev/null || true)
     kill -TERM "$1" 2>/dev/null || true
-}
+    for child in $children; do end_tree "$child"; done
+)
 
 must_have_passed() { # LABEL: dies with the end of its log where it did not
     status_of_shown "$1" && return
@@ -106,7 +104,7 @@ must_have_passed() { # LABEL: dies with the end of its log where it did not
     tail -n 20 "$log" >&2
     if grep -qiE 'no space left on device' "$log"; then
         die "the set-up stopped at: $1: the disk is full (see above)" 1
-    elif grep -qiE 'Temporary failure in name resolution|Name or service not known|Connection refused|Network is unreachable|NewConnectionError|Failed to establish a new connection' "$log"; then
+    elif grep -qiE 'Temporary failure in name resolution|Name or service not known|Connection refused|Network is unreachable|NewConnectionError|Failed to establish a new connection|error sending request|dns error' "$log"; then
         die "the set-up stopped at: $1: no package index could be reached. With a proxy or an index of your own, set
      PIP_PROXY or PIP_INDEX_URL; then repeat ./dev $command: it goes on where it stopped" 1
     fi

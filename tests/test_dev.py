@@ -24,6 +24,7 @@ case "$1 $2" in
     case $* in
     *--version) ;;
     *freeze*) echo "torch==1.0" ;;
+    *"config list"*) cat "{configuration}" ;;
     *)
         echo "constraint=${{PIP_CONSTRAINT:-}} cache=${{PIP_NO_CACHE_DIR:-}} $*" >>"{calls}"
         [ ! -e "{does}" ] || . "{does}"
@@ -40,14 +41,17 @@ class Checkout:
 
     def __init__(self, root: Path) -> None:
         self.root, self.bin = root / "check out", root / "bin"
-        self.calls, self.does = root / "calls", root / "pip-does"
+        self.calls, self.does, self.configuration = root / "calls", root / "pip-does", root / "pip.conf"
+        self.configuration.write_text("global.index-url='file:///index'\n")
         scripts = [path.relative_to(ROOT) for path in (ROOT / "scripts").glob("*.sh")]
         for name in ("dev", "pyproject.toml", "tests/locked_versions.py", "pipelines/native/task.h", *scripts):
             (self.root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, self.root / name)
         (self.root / "pipelines" / "native" / "a.cpp").write_text("")
         self.bin.mkdir()
-        python = PYTHON.format(calls=self.calls, does=self.does, python=sys.executable)
+        python = PYTHON.format(
+            calls=self.calls, does=self.does, configuration=self.configuration, python=sys.executable
+        )
         for name, text in {"python3": python, "apt-get": "#!/bin/sh\n", "dpkg": "#!/bin/sh\n"}.items():
             self.stand_in(name, text)
         self.free(100_000)
@@ -114,15 +118,58 @@ def test_a_disk_too_small_is_said_before_anything_is_fetched(
 ) -> None:
     """6,550 MB are to lie there in the end, 3,350 MB beside them meanwhile, and as much in pip's cache if it can."""
     checkout.free(free)
-    checkout.does.write_text("exit 1\n")
+    checkout.does.write_text("case $* in *test*) exit 1 ;; esac\n")
     status, out, err = checkout.run("setup")
     assert status == 1
+    calls = [call for call in checkout.pip_calls() if "test" in call]
     if fits:
-        assert checkout.pip_calls() and all(f" cache={cache} " in f" {call} " for call in checkout.pip_calls())
+        assert calls and all(f" cache={cache} " in f" {call} " for call in calls)
         assert ("pip's cache is not used" in out) is (cache == "1")
     else:
-        assert checkout.pip_calls() == [] and len(err.splitlines()) == 2
+        assert calls == [] and len(err.splitlines()) == 2
         assert err.startswith("dev: the disk is too small: 9.9 GB are needed while it installs, 9.8 GB are free")
+
+
+def test_a_disk_that_cannot_take_it_at_all(checkout: Checkout) -> None:
+    checkout.free(6_000)
+    status, _, err = checkout.run("setup")
+    assert (
+        status == 1 and err.startswith("dev: the disk is too small: 6.5 GB are needed") and checkout.pip_calls() == []
+    )
+
+
+UV = """#!/bin/sh
+if [ "$1" = --version ]; then echo "uv 9.9.9 (somewhere)"; exit; fi
+echo "uv $*" >>"{calls}"
+exit {status}
+"""
+
+
+@pytest.mark.parametrize(
+    ("configuration", "works", "by_uv", "by_pip"),
+    [
+        ("", True, True, False),
+        (":env:.disable-pip-version-check='1'\n:env:.user='0'\nglobal.timeout='60'\n", True, True, False),
+        ("", False, True, True),  # another look with pip
+        ("global.extra-index-url='https://user:secret@host/simple'\n:env:.cert='/ca'\n", True, False, True),
+    ],
+)
+def test_uv_where_it_sees_what_pip_sees(
+    configuration: str, works: bool, by_uv: bool, by_pip: bool, checkout: Checkout
+) -> None:
+    checkout.configuration.write_text(configuration)
+    checkout.stand_in("uv", UV.format(calls=checkout.calls, status=int(not works)))
+    checkout.free(9_000)  # enough for uv, which keeps no downloads
+    status, out, err = checkout.run("setup")
+    calls = [call for call in checkout.pip_calls() if "-e .[test]" in call]
+    assert [call.startswith("uv pip install --python ") for call in calls] == [True] * by_uv + [False] * (
+        by_pip and by_uv
+    )
+    if by_uv:
+        assert status == 0 and "installing with uv 9.9.9\n" in out, err
+    else:
+        assert "installing with pip: its configuration says more than uv reads (cert extra-index-url)" in out
+        assert "secret" not in out and status == 1 and "the disk is too small: 9.9 GB" in err
 
 
 def test_torch_from_another_index(checkout: Checkout) -> None:
