@@ -134,7 +134,7 @@ choose_constraints() {
         printf '  GPU or driver without CUDA 13: torch 2.10 and the CUDA 12 build of DALI\n'
         if [ -n "$locked" ]; then
             echo "  so $lock holds here without torch and what belongs to it"
-            grep -vE '^(torch|torchvision|triton|cuda-|nvidia-)' "$lock" >"$constraints"
+            grep -vE '^(torch==|torchvision==|triton==|cuda-|nvidia-)' "$lock" >"$constraints"
         fi
         printf 'torch==2.10.*\ntorchvision==0.25.*\n' >>"$constraints"
         dali_extra='dali-cuda120'

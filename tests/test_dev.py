@@ -261,6 +261,16 @@ def test_locked(checkout: Checkout) -> None:
     assert "torch" in checkout.run("setup")[1], "another lock is another set-up"
 
 
+def test_the_lock_on_a_card_without_cuda_13(checkout: Checkout) -> None:
+    checkout.stand_in("nvidia-smi", "#!/bin/sh\necho '7.0, 535.104.05'\n")
+    pins = ["torch==2.14.1", "torchvision==0.29.1", "triton==3.8.0", "nvidia-nccl-cu13==2.30.7", "torchmetrics==1.9.0"]
+    (checkout.root / "requirements.lock").write_text("\n".join(pins) + "\n")
+    status, out, err = checkout.run("setup", "--locked")
+    assert status == 0 and "requirements.lock holds here without torch" in out, err
+    kept = (checkout.root / ".venv" / "constraints.txt").read_text().split()
+    assert kept == ["torchmetrics==1.9.0", "torch==2.10.*", "torchvision==0.25.*"]
+
+
 def test_the_newest_are_bound_by_nothing_but_the_machines_own(checkout: Checkout) -> None:
     assert checkout.run("setup", PIP_CONSTRAINT="/mine")[0] == 0
     assert all(call.startswith("constraint=/mine ") for call in checkout.pip_calls())

@@ -72,6 +72,7 @@ def test_a_backend_that_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert install_extra("ffcv") in facts["pipelines"]["ffcv"]
     assert facts["pipelines"]["torchvision"] is None and facts["versions"]["torch"] == torch.__version__.split("+")[0]
     assert facts["gpus"] == [] and facts["no_gpu"].startswith("none") and facts["usable_cores"] >= 1
+    assert facts["threads"].startswith(f"threads: {torch.get_num_threads()} (")
     rates = facts["rates"]
     assert all(
         rates[name] is None for name in ("disk", "memory", "decode_one_core", "decode_all_cores", "copy", "step")
@@ -80,7 +81,7 @@ def test_a_backend_that_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert "reading: not measured (pass --data SHARDS)" in facts["verdict"]
     assert cli.main(["doctor"]) == 0
     out = capsys.readouterr().out
-    assert "pipeline ffcv" in out and out.count("not measured") >= 6
+    assert "torch's threads" in out and "pipeline ffcv" in out and out.count("not measured") >= 6
 
 
 @NO_GPU
