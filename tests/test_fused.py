@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 import yaml
 
 from pipelines.augment import DeviceStage, fused
+from pipelines.augment.operations import apply_operations
 from pipelines.contract import AugmentOptions, Batch
 from pipelines.errors import UserError
 from pipelines.plan import EraseOptions, MixOptions, Plan
@@ -238,3 +240,32 @@ def test_a_kernel_that_does_not_run_is_said_and_replaced(monkeypatch: pytest.Mon
     assert torch.equal(first[1], expected)
     with pytest.raises(RuntimeError, match="compiler"):
         stage("verify")(batch)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize(
+    ("mode", "fill"), [("nearest", (124.0, 0.5, 255.0)), ("bilinear", (0.0, 0.0, 0.0)), ("bilinear", (1.0, 2.5, 3.0))]
+)
+def test_a_gpu_has_the_levels_of_a_cpu(mode: str, fill: tuple[float, float, float]) -> None:
+    """All ordered pairs of operations: the kernels on the GPU, the reference there, and the reference on the CPU."""
+    operations, magnitudes = every_pair()
+    images = torch.randint(0, 256, (len(operations), 37, 45, 3), dtype=torch.uint8)
+    randaugment = RandAugmentOptions("randaugment", interpolation=mode, fill=fill)  # type: ignore[arg-type]
+    plan = replace(batch_of(len(operations)).plan, ops=operations, magnitudes=magnitudes)
+    scale = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0, 0.0], device="cuda")
+    out = fused.finish(images.cuda(), scale, torch.float32, AugmentOptions(randaugment=randaugment), plan)
+    planes = images.permute(0, 3, 1, 2)
+    expected = apply_operations(planes, operations, magnitudes, interpolation=mode, fill=fill)
+    there = apply_operations(planes.cuda(), operations, magnitudes, interpolation=mode, fill=fill)
+    assert torch.equal(there.cpu(), expected)
+    assert torch.equal(out.cpu(), expected.float())
+
+
+def every_pair() -> tuple[np.ndarray, np.ndarray]:
+    """uint8 and float32 (18 * 18, 2)."""
+    limits = {Operation.TRANSLATE_X: (-15, 15), Operation.TRANSLATE_Y: (-15, 15), Operation.ROTATE: (-30, 30)}
+    limits |= {Operation.POSTERIZE: (0, 8), Operation.SOLARIZE: (0, 256), Operation.SOLARIZE_ADD: (0, 128)}
+    limits |= {Operation.GAUSSIAN_BLUR: (1, 2)}
+    pairs, rng = list(itertools.product(Operation, repeat=2)), np.random.default_rng(3)
+    magnitudes = [[rng.uniform(*limits.get(operation, (-0.9, 0.9))) for operation in pair] for pair in pairs]
+    return np.array(pairs, np.uint8), np.array(magnitudes, np.float32)
