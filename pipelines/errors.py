@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
-__all__ = ["BackendMissingError", "ShardError", "UserError", "nearest", "require", "run_command"]
+__all__ = ["BackendMissingError", "ImageFileError", "ShardError", "UserError", "nearest", "require", "run_command"]
 
 
 class UserError(ValueError):
@@ -15,6 +15,11 @@ class UserError(ValueError):
 
 class ShardError(UserError):
     """A shard, or its manifest, is not what it claims to be."""
+
+
+class ImageFileError(UserError):
+    """An image file that cannot be decoded. The message says why and what to do, but not which file it is: whoever
+    knows its name puts that before it."""
 
 
 class BackendMissingError(UserError):

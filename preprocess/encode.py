@@ -15,7 +15,7 @@ import os
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from pipelines.errors import UserError
+from pipelines.errors import ImageFileError, UserError
 from preprocess import jpeg
 
 __all__ = [
@@ -124,14 +124,12 @@ def encode_image(
         )
     try:
         return _encode(data, settings, name)
-    except UserError:
-        raise
+    except ImageFileError as error:
+        raise UserError(f"{name}: {error}") from error
     except jpeg.TooLargeError as error:
         raise UserError(f"{name}: too large to decode safely ({error}); reduce or remove it") from None
-    except Exception as error:  # Pillow's readers raise almost any type on damaged files
-        from preprocess import pillow
-
-        raise UserError(f"{name}: {pillow.reason(error)}") from error
+    except jpeg.DamagedError as error:
+        raise UserError(f"{name}: damaged image ({error}); copy it again, replace or remove it") from error
 
 
 def codec() -> str:
@@ -165,26 +163,30 @@ def _encode(data: bytes, settings: EncodeSettings, name: str) -> EncodedImage:
 
 
 def _encode_pixels(data: bytes, settings: EncodeSettings, name: str) -> EncodedImage:
-    from preprocess import pillow
-    from preprocess.area import fit
+    from pipelines.image_file import decode_image
+    from preprocess.area import average, fit
 
-    image = pillow.decode(data, settings.exif, name)
-    width, height = fit(image.width, image.height, settings.max_side)
+    pixels = decode_image(data, exif=settings.exif)
+    width, height = fit(pixels.shape[1], pixels.shape[0], settings.max_side)
     if max(width, height) > JPEG_MAX_SIDE:
         raise UserError(f"{name}: {width} x {height} pixels, but a JPEG has at most {JPEG_MAX_SIDE}; set --max-side")
     options = (settings.quality, settings.subsampling, settings.restart_rows)
     if jpeg.available():
-        return EncodedImage(*jpeg.encode(pillow.pixels_of(image), settings.max_side, *options))
-    return EncodedImage(pillow.save(pillow.reduce(image, height, width), *options), height, width)
+        return EncodedImage(*jpeg.encode(pixels, settings.max_side, *options))
+    from preprocess import pillow
+
+    if pixels.shape[:2] != (height, width):
+        pixels = average(pixels, height, width)
+    return EncodedImage(pillow.save(pixels, *options), height, width)
 
 
 def _is_upright(data: bytes) -> bool:
-    from preprocess import pillow
+    from pipelines.image_file import is_upright
 
-    return pillow.turn_of(pillow.open_image(data)) is None
+    return is_upright(data)
 
 
-def _format(data: bytes) -> str | None:
-    from preprocess import pillow
+def _format(data: bytes) -> str:
+    from pipelines.image_file import format_of
 
-    return pillow.open_image(data).format
+    return format_of(data)

@@ -35,7 +35,7 @@ def by_pillow(pixels: np.ndarray, max_side: int, quality: int, subsampling: str,
     new_width, new_height = fit(width, height, max_side)
     if (new_width, new_height) != (width, height):
         pixels = average(pixels, new_height, new_width)
-    return pillow.save(Image.fromarray(pixels), quality, subsampling, restart_rows)
+    return pillow.save(pixels, quality, subsampling, restart_rows)
 
 
 def frame(data: bytes) -> bytes:
