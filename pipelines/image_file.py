@@ -1,27 +1,42 @@
 """Decodes any image file to 8-bit RGB: the one decoder of conversion, prediction and whatever else reads image files.
 
-    a file's bytes -> Pillow, one of `FORMATS` -> 8 bits a sample -> RGB -> upright, where that is asked for
+    a file's bytes -> its kind by the first bytes -> without metadata -> the kind's decoder -> 8 bits a sample -> RGB
+                   -> upright, where that is asked for
 
 The colours are those of torchvision's `default_loader`, Pillow's `convert("RGB")`: an alpha channel is dropped, not
-composited, and CMYK is converted without its profile. One difference: greyscale of 16 bits is scaled to 8, where
-`convert` clips. Of several frames or pages the first counts.
+composited, and CMYK is converted without its profile. Three differences: greyscale of 12 and 16 bits is scaled to 8,
+where `convert` clips; TIFF's CIELab becomes sRGB; and samples without a known range (32-bit integers, signed ones,
+floating-point numbers) are refused. Of several frames or pages the first counts.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError, features
 
 from pipelines.errors import ImageFileError
+from pipelines.image_kinds import Kind, kind_of
+from pipelines.image_metadata import without_metadata
+from pipelines.image_reasons import damaged, out_of_memory, too_large, undecodable, unknown_range
+from pipelines.jpeg_frame import Frame, frame_of
+from pipelines.native_decoder import DAMAGED, OK, TOO_LARGE, Decoder
+from pipelines.native_decoder import available as native_is_built
+from pipelines.tiff_directory import FLOAT, SIGNED, TiffImage, first_image
 
 __all__ = ["FORMATS", "decode_image", "format_of", "is_upright"]
 
-# What Pillow may try, whatever the suffix says. Other formats start programs (EPS: Ghostscript).
-FORMATS: Final = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "PPM", "GIF")
-TURNS: Final = {
+# All that Pillow may ever be asked to open. Other formats start programs (EPS: Ghostscript).
+FORMATS: Final = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "PPM", "GIF", "AVIF", "JPEG2000")
+_PARTS_OF_PILLOW: Final = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000", "JPEG": "jpg", "PNG": "zlib"}
+_TURNS: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -38,80 +53,193 @@ def decode_image(data: bytes, *, exif: str = "ignore") -> np.ndarray:
     Args:
         data: the whole file. Its format is found by its content.
         exif: "ignore" gives the pixels as the file stores them, "apply" turns them upright as the file's EXIF
-            orientation says. Unreadable EXIF data says nothing.
+            orientation says (of AVIF: as its own properties say). Unreadable EXIF data says nothing. TIFF's
+            orientation is part of how it stores pixels: it is always applied, as Pillow does.
 
     Returns:
-        RGB, uint8 (height, width, 3).
+        RGB, uint8 (height, width, 3), of its own memory.
 
     Raises:
         ImageFileError: for a file that is empty, no image, of a format that is not read, truncated or otherwise
-            damaged, a decompression bomb (over 178,956,970 pixels), or of samples without a known range.
+            damaged, a decompression bomb (over 178,956,970 pixels), or of samples without a known range. The message
+            says which, and what to do.
     """
     if exif not in ("ignore", "apply"):
         raise ValueError(f"exif {exif!r}: must be ignore or apply")
-    if not data:
-        raise ImageFileError("empty (0 bytes); copy it again or remove it")
-    try:
-        image = _open(data)
-        image.load()
-        turn = _turn_of(image) if exif == "apply" else None
-        image = _to_rgb(image)
-        return np.asarray(image if turn is None else image.transpose(turn))
-    except ImageFileError:
-        raise
-    except Exception as error:  # Pillow's readers raise almost any type on damaged files
-        raise ImageFileError(_reason(error)) from error
+    kind = _readable_kind(data)
+    with _without_warnings():
+        turn = _turn_of(data, kind) if exif == "apply" else None
+        image = _decode(data, kind)
+        return np.array(image if turn is None else image.transpose(turn))
 
 
 def format_of(data: bytes) -> str:
-    """Pillow's name of the format, such as "PNG". Raises `ImageFileError`."""
-    try:
-        return str(_open(data).format)
-    except Exception as error:
-        raise ImageFileError(_reason(error)) from error
+    """Pillow's name of the format, one of `FORMATS`. Raises `ImageFileError`."""
+    return str(_readable_kind(data).format)
 
 
 def is_upright(data: bytes) -> bool:
-    """Whether the file's EXIF orientation leaves its pixels as they are. Raises `ImageFileError`."""
+    """Whether the file's EXIF orientation leaves its pixels as they are; unreadable EXIF data, and all of what is no
+    image, does."""
+    kind = kind_of(data)
+    with _without_warnings():
+        return kind.format is None or _turn_of(data, kind) is None
+
+
+def _readable_kind(data: bytes) -> Kind:
+    if not data:
+        raise ImageFileError("empty (0 bytes); copy it again or remove it")
+    kind = kind_of(data)
+    if kind.format is None:
+        raise ImageFileError(kind.refusal)
+    part = _PARTS_OF_PILLOW.get(kind.format)
+    if part is not None and not features.check(part):
+        raise ImageFileError(
+            f"{kind.name}, which this build of Pillow cannot decode: install Pillow's own wheel "
+            "(pip install --force-reinstall --only-binary pillow pillow), or convert it to PNG or JPEG"
+        )
+    return kind
+
+
+def _decode(data: bytes, kind: Kind) -> Image.Image:
+    """The first frame, as mode RGB."""
+    assert kind.format is not None
+    tiff = first_image(data) if kind.format == "TIFF" else None
+    if tiff is not None:
+        _require_range(tiff)
+    frame = frame_of(data) if kind.format == "JPEG" else None
+    plain = without_metadata(data, kind.format)
     try:
-        return _turn_of(_open(data)) is None
-    except Exception as error:
-        raise ImageFileError(_reason(error)) from error
+        if frame is not None and frame.is_common and (pixels := _natively(plain, frame)) is not None:
+            return Image.fromarray(pixels)
+        image = _open(plain, kind.format)
+        image.load()
+        return _to_rgb(image, tiff)
+    except ImageFileError:
+        raise
+    except MemoryError:
+        raise out_of_memory() from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise too_large(error) from error
+    except Exception as error:  # Pillow's readers raise almost any type on damaged files
+        raise undecodable(error, kind, frame, tiff) from error
 
 
-def _open(data: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(data), formats=FORMATS)
+def _natively(data: bytes, frame: Frame) -> np.ndarray | None:
+    """A JPEG's pixels from our own decoder, which knows damage that Pillow does not report; None where it is not built
+    or does not know the colours."""
+    if not native_is_built() or 0 in (frame.height, frame.width):
+        return None
+    if frame.height * frame.width > 2 * (Image.MAX_IMAGE_PIXELS or sys.maxsize):
+        raise too_large(f"{frame.height * frame.width:,} pixels")
+    size, encoded = np.array([[frame.height, frame.width]], np.int32), np.frombuffer(data, np.uint8)
+    pixels = np.zeros((1, frame.height, frame.width, 3), np.uint8)
+    box, no = np.insert(size, 0, [[0], [0]], axis=1), np.zeros(1, np.bool_)
+    decoder = Decoder(1)
+    try:
+        address = np.array([encoded.ctypes.data], np.uint64)
+        job = decoder.submit(address, np.array([len(data)], np.int64), size, box, no, no, pixels)
+        while not job.wait(1000):
+            pass
+        status, message = int(job.statuses[0]), job.message(0)
+        job.release()
+    finally:
+        decoder.close()
+    if status == OK:
+        return pixels[0]
+    if status == DAMAGED:
+        raise damaged(message)
+    if status == TOO_LARGE:
+        raise too_large(message)
+    return None
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _open(data: bytes, format: str) -> Image.Image:
+    """The image in a file of this format, not yet decoded."""
+    assert format in FORMATS
+    try:
+        return Image.open(io.BytesIO(data), formats=[format])
+    except UnidentifiedImageError:
+        open_format, _ = Image.OPEN[format]
+        open_format(io.BytesIO(data), "")  # Image.open says no more than that; the format's own reader says why
+        raise
+
+
+def _to_rgb(image: Image.Image, tiff: TiffImage | None) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
-        image = _from_16_bits(image)
+        image = _to_8_bits(image, tiff)
     elif image.mode == "F":
-        raise ImageFileError("floating-point pixels of unknown range; convert it to 8 or 16 bits")
+        raise unknown_range("floating-point pixels")
     image.info.clear()  # else Pillow keeps the comment, and warns about a palette's transparency
+    if image.mode == "LAB":
+        return _from_cielab(image)
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _from_16_bits(image: Image.Image) -> Image.Image:
-    # Pillow gives 16-bit PGM and some TIFF files as mode I (int32), 16-bit PNG as I;16.
+def _require_range(tiff: TiffImage) -> None:
+    """Raises `ImageFileError` unless it is known which values of a TIFF file's samples are black and white."""
+    if tiff.is_raw:
+        raise ImageFileError("a camera's raw image (DNG or the like), which is not read: develop it to PNG or JPEG")
+    if tiff.format == FLOAT:
+        raise unknown_range("floating-point pixels")
+    if tiff.format == SIGNED and tiff.bits > 8:
+        raise unknown_range(f"signed {tiff.bits}-bit pixels")
+    if tiff.bits > 16:
+        raise unknown_range(f"{tiff.bits}-bit pixels")
+
+
+def _to_8_bits(image: Image.Image, tiff: TiffImage | None) -> Image.Image:
+    """Greyscale of more than 8 bits, scaled. Pillow gives 16-bit PGM as mode I (int32), other files as I;16."""
+    highest = 65_535 if tiff is None else (1 << tiff.bits) - 1
     grey = np.asarray(image).astype(np.int64)
-    if grey.min() < 0 or grey.max() > 65_535:
-        raise ImageFileError("greyscale values beyond 16 bits; convert it to 8 or 16 bits")
-    return Image.fromarray(((grey * 255 + 32_767) // 65_535).astype(np.uint8))
+    if grey.min() < 0 or grey.max() > highest:
+        raise ImageFileError(f"greyscale values beyond {highest.bit_length()} bits; convert it to 8 or 16 bits")
+    if tiff is not None and tiff.white_is_zero:  # Pillow inverts only what has 8 bits or fewer
+        grey = highest - grey
+    return Image.fromarray(((grey * 255 + highest // 2) // highest).astype(np.uint8))
 
 
-def _turn_of(image: Image.Image) -> Image.Transpose | None:
+def _from_cielab(image: Image.Image) -> Image.Image:
+    from PIL import ImageCms
+
+    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+    assert converted is not None
+    return converted
+
+
+def _turn_of(data: bytes, kind: Kind) -> Image.Transpose | None:
     """What makes the image upright according to its EXIF orientation. Unreadable EXIF data says nothing."""
+    assert kind.format is not None
+    if kind.format == "TIFF":  # turned while it is loaded
+        return None
     try:
-        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        image = _open(without_metadata(data, kind.format, orientation=True), kind.format)
+        if kind.format == "PNG":  # EXIF data may follow the pixels
+            image.load()
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # damaged EXIF data raises almost any type
         return None
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return f"not an image (none of {', '.join(FORMATS)}); replace or remove it"
-    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
-        return f"too large to decode safely ({error}); reduce or remove it"
-    message = " ".join(str(error).split()) or type(error).__name__
-    return f"damaged image ({message}); copy it again, replace or remove it"
+_silenced = 0  # calls under way that want no warnings
+_lock = threading.Lock()
+_restore = contextlib.ExitStack()
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Pillow warns about odd files. What it says is the same whoever listens, and no filter may make it an error."""
+    global _silenced
+    with _lock:
+        if _silenced == 0:
+            _restore.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+        _silenced += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _silenced -= 1
+            if _silenced == 0:
+                _restore.close()
