@@ -221,7 +221,8 @@ def kind_of(data: bytes) -> Kind:
         return Kind("a BMP image without its file header", "DIB", True, _CONVERT)
     if data.endswith(b"TRUEVISION-XFILE.\0") or _is_targa(data):
         return Kind("a TGA image", None, True, _CONVERT)
-    return _text(head) or Kind(f"not an image of a known format (it begins with {head[:8].hex(' ')})", None, False, _REMOVE)
+    start = head[:8].hex(" ")
+    return _text(head) or Kind(f"not an image of a known format (it begins with {start})", None, False, _REMOVE)
 
 
 def _media(head: bytes) -> Kind:
