@@ -21,7 +21,6 @@ _NOT_READ: Final = re.compile(
 # What Pillow says, where that is no reason.
 _IN_WORDS: Final = {
     "not identified by this driver": "its width or height is missing or 0",
-    "not a JPEG file": "its frame header is missing",
     "cannot load this image": "it holds no pixels",
     "decoder error -2": "the decoder cannot read its pixels",
     "broken data stream when reading image file": "the decoder cannot read its pixels",
@@ -41,9 +40,7 @@ def out_of_memory() -> ImageFileError:
 
 
 def unknown_range(samples: str) -> ImageFileError:
-    return ImageFileError(
-        f"{samples} of unknown range; convert it to 8 or 16 bits with a range of values that you choose"
-    )
+    return ImageFileError(f"{samples} of unknown range; choose a range of values, and convert it to 8 or 16 bits")
 
 
 def undecodable(error: Exception, kind: Kind, jpeg: Frame | None, tiff: TiffImage | None) -> ImageFileError:
@@ -57,11 +54,15 @@ def undecodable(error: Exception, kind: Kind, jpeg: Frame | None, tiff: TiffImag
     """
     message = " ".join(str(error).split()) or type(error).__name__
     message = _IN_WORDS.get(message, message)
+    if kind.format == "JPEG" and jpeg is None:
+        message = "its frame header is missing"
     if jpeg is not None and (jpeg.bits != 8 or jpeg.components not in (1, 3, 4)):
         remedy = "convert it to 8 bits" if jpeg.bits != 8 else "convert it to PNG or to a JPEG of 3 components"
         return ImageFileError(f"{jpeg.coding}, which is not read ({message}): {remedy}")
     if jpeg is not None and jpeg.coding != "a JPEG":
         message = f"{jpeg.coding}: {message}"
+    if tiff is not None and tiff.is_cut:
+        return damaged(f"truncated: its directory is cut off; {message}")
     if tiff is not None and (tiff.is_unusual or _NOT_READ.search(message)):
         return _not_read(kind, f"{tiff.description}: {message}")
     if _NOT_READ.search(message):

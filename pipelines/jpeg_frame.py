@@ -22,8 +22,8 @@ class Frame(NamedTuple):
 
     @property
     def is_common(self) -> bool:
-        """Whether every decoder knows the coding: baseline, extended or progressive with Huffman codes, 8 bits."""
-        return self.marker <= 0xC2 and self.bits == 8
+        """Whether every decoder knows it: baseline, extended or progressive with Huffman codes, 8 bits."""
+        return self.marker <= 0xC2 and self.bits == 8 and self.components in (1, 3, 4)
 
     @property
     def coding(self) -> str:

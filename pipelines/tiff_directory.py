@@ -53,6 +53,7 @@ class TiffImage:
         photometric: the specification's number of the colours.
         compression: the specification's number.
         is_raw: whether the file is a camera's raw image, whose first image is a small preview.
+        is_cut: whether the file ends before its directory does.
     """
 
     bits: int
@@ -61,6 +62,7 @@ class TiffImage:
     photometric: int
     compression: int
     is_raw: bool
+    is_cut: bool
 
     @property
     def white_is_zero(self) -> bool:
@@ -84,6 +86,7 @@ class TiffImage:
 class _Directory:
     order: str  # of bytes, as `struct` names it
     is_big: bool
+    is_cut: bool
     entries: list[tuple[int, bytes]]  # tags, and the entries as they lie in the file
 
     def find(self, tag: int) -> bytes | None:
@@ -108,6 +111,7 @@ def first_image(data: bytes) -> TiffImage:
         photometric=values(PHOTOMETRIC, 0)[0],
         compression=values(COMPRESSION, 1)[0],
         is_raw=has(DNG_VERSION) or (has(SUB_IFDS) and bool(values(NEW_SUBFILE_TYPE, 0)[0] & 1)),
+        is_cut=found is None or found.is_cut,
     )
 
 
@@ -146,10 +150,11 @@ def _read(data: bytes) -> _Directory | None:
             first, size = offset + 2, 12
     except (struct.error, OverflowError):
         return None
-    count = min(count, (len(data) - first) // size, 0xFFFF)
+    available = min((len(data) - first) // size, 0xFFFF)
+    is_cut, count = count > available, min(count, available)
     places = range(first, first + count * size, size)
     entries = [(struct.unpack_from(order + "H", data, at)[0], data[at : at + size]) for at in places]
-    return _Directory(order, is_big, entries) if entries else None
+    return _Directory(order, is_big, is_cut, entries) if entries else None
 
 
 def _values(data: bytes, found: _Directory, tag: int) -> tuple[int, ...]:
