@@ -5,8 +5,8 @@
 
 The colours are those of torchvision's `default_loader`, Pillow's `convert("RGB")`: an alpha channel is dropped, not
 composited, and CMYK is converted without its profile. Three differences: greyscale of 12 and 16 bits is scaled to 8,
-where `convert` clips; TIFF's CIELab becomes sRGB; and samples without a known range (32-bit integers, signed ones,
-floating-point numbers) are refused. Of several frames or pages the first counts.
+where `convert` clips; JPEG 2000 has its own palette and order of channels; and samples without a known range (32-bit
+integers, signed ones, floating-point numbers) are refused. Of several frames or pages the first counts.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pipelines.errors import ImageFileError
 from pipelines.image_kinds import Kind, kind_of
 from pipelines.image_metadata import without_metadata
 from pipelines.image_reasons import damaged, out_of_memory, too_large, undecodable, unknown_range
+from pipelines.jp2_colours import palette_of, rgb_order
 from pipelines.jpeg_frame import Frame, frame_of
 from pipelines.native_decoder import DAMAGED, OK, TOO_LARGE, Decoder
 from pipelines.native_decoder import available as native_is_built
@@ -114,7 +115,7 @@ def _decode(data: bytes, kind: Kind) -> Image.Image:
             return Image.fromarray(pixels)
         image = _open(plain, kind.format)
         image.load()
-        return _to_rgb(image, tiff)
+        return _from_jpeg_2000(image, data) if kind.format == "JPEG2000" else _to_rgb(image, tiff)
     except ImageFileError:
         raise
     except MemoryError:
@@ -171,8 +172,6 @@ def _to_rgb(image: Image.Image, tiff: TiffImage | None) -> Image.Image:
     elif image.mode == "F":
         raise unknown_range("floating-point pixels")
     image.info.clear()  # else Pillow keeps the comment, and warns about a palette's transparency
-    if image.mode == "LAB":
-        return _from_cielab(image)
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
@@ -199,13 +198,16 @@ def _to_8_bits(image: Image.Image, tiff: TiffImage | None) -> Image.Image:
     return Image.fromarray(((grey * 255 + highest // 2) // highest).astype(np.uint8))
 
 
-def _from_cielab(image: Image.Image) -> Image.Image:
-    from PIL import ImageCms
-
-    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-    converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
-    assert converted is not None
-    return converted
+def _from_jpeg_2000(image: Image.Image, data: bytes) -> Image.Image:
+    palette = palette_of(data)
+    if palette is not None:
+        indices = np.asarray(image)
+        indices = indices if indices.ndim == 2 else indices[..., 0]
+        return Image.fromarray(palette[np.minimum(indices, len(palette) - 1)])
+    order = rgb_order(data, len(image.getbands())) if image.mode in ("RGB", "RGBA") else None
+    if order is None or order == [0, 1, 2]:
+        return _to_rgb(image, None)
+    return Image.fromarray(np.ascontiguousarray(np.asarray(image)[..., order]))
 
 
 def _turn_of(data: bytes, kind: Kind) -> Image.Transpose | None:

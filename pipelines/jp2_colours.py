@@ -1,0 +1,82 @@
+"""What a JPEG 2000 file says of its colours and Pillow does not heed: the palette's repeats, the channels' order.
+
+Pillow drops the repeated colours of a palette, so that all behind them move up, and takes the channels in the order in
+which they are stored. Source: ISO/IEC 15444-1, annex I.5.3.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+import numpy as np
+
+__all__ = ["palette_of", "rgb_order"]
+
+
+def palette_of(data: bytes) -> np.ndarray | None:
+    """The colours that the samples of a JP2 file stand for: uint8 (n, 3), RGB; None where the samples are colours.
+
+    Raises ValueError for a damaged palette.
+    """
+    header = _header(data)
+    body = header.get(b"pclr")
+    if body is None:
+        return None
+    if len(body) < 3:
+        raise ValueError("its palette is cut off")
+    count, channels = struct.unpack_from(">HB", body)
+    depths = [(depth & 0x7F) + 1 for depth in body[3 : 3 + channels]]
+    entry = np.dtype([(f"c{i}", ">u1" if depth <= 8 else ">u2") for i, depth in enumerate(depths)])
+    if not count or not channels or max(depths) > 16 or len(body) < 3 + channels + count * entry.itemsize:
+        raise ValueError("its palette is damaged")
+    entries = np.frombuffer(body, entry, count, 3 + channels)
+    columns = [
+        (entries[f"c{i}"].astype(np.int64) * 255 + ((1 << depth) - 1) // 2) // ((1 << depth) - 1)
+        for i, depth in enumerate(depths)
+    ]
+    mapping = header.get(b"cmap", b"")
+    mapped = [mapping[at + 3] for at in range(0, len(mapping) - 3, 4)] or list(range(channels))
+    if max(mapped) >= channels:
+        raise ValueError("its palette's channels are damaged")
+    order = _order(header, len(mapped)) or (range(3) if len(mapped) >= 3 else [0, 0, 0])
+    return np.stack([columns[mapped[channel]] for channel in order], axis=1).clip(0, 255).astype(np.uint8)
+
+
+def rgb_order(data: bytes, channels: int) -> list[int] | None:
+    """Which of a JP2 file's channels are red, green and blue, where it says so."""
+    return _order(_header(data), channels)
+
+
+def _order(header: dict[bytes, bytes], channels: int) -> list[int] | None:
+    definitions = header.get(b"cdef", b"")
+    found = {}
+    for at in range(2, len(definitions) - 5, 6):
+        channel, kind, colour = struct.unpack_from(">HHH", definitions, at)
+        if kind == 0 and channel < channels:
+            found[colour] = channel
+    return [found[1], found[2], found[3]] if {1, 2, 3} <= found.keys() else None
+
+
+def _header(data: bytes) -> dict[bytes, bytes]:
+    """The boxes of the JP2 header; none of a bare codestream."""
+    for name, body in _boxes(data):
+        if name == b"jp2h":
+            return dict(_boxes(body))
+        if name == b"jp2c":
+            break
+    return {}
+
+
+def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    at = 0
+    while at + 8 <= len(data):
+        size, name = struct.unpack_from(">I4s", data, at)
+        start = at + 8
+        if size == 1 and at + 16 <= len(data):
+            size, start = struct.unpack_from(">Q", data, at + 8)[0], at + 16
+        stop = len(data) if size == 0 else at + size
+        if stop < start:
+            return
+        yield name, data[start:stop] if name != b"jp2c" else b""
+        at = stop
