@@ -26,7 +26,7 @@ from pipelines.errors import ImageFileError
 from pipelines.image_kinds import Kind, kind_of
 from pipelines.image_metadata import without_metadata
 from pipelines.image_reasons import damaged, out_of_memory, too_large, undecodable, unknown_range
-from pipelines.jp2_colours import palette_of, rgb_order
+from pipelines.jp2_colours import bits_of, palette_of, rgb_order, with_ycc_as_rgb
 from pipelines.jpeg_frame import Frame, frame_of
 from pipelines.native_decoder import DAMAGED, OK, TOO_LARGE, Decoder
 from pipelines.native_decoder import available as native_is_built
@@ -113,9 +113,13 @@ def _decode(data: bytes, kind: Kind) -> Image.Image:
     try:
         if frame is not None and frame.is_common and (pixels := _natively(plain, frame)) is not None:
             return Image.fromarray(pixels)
+        if kind.format == "JPEG2000":
+            return _from_jpeg_2000(plain)
         image = _open(plain, kind.format)
+        if tiff is not None and tiff.is_planar and tiff.bits == 16:
+            _read_planes_of_16_bits(image, tiff)
         image.load()
-        return _from_jpeg_2000(image, data) if kind.format == "JPEG2000" else _to_rgb(image, tiff)
+        return _to_rgb(image, tiff)
     except ImageFileError:
         raise
     except MemoryError:
@@ -198,16 +202,38 @@ def _to_8_bits(image: Image.Image, tiff: TiffImage | None) -> Image.Image:
     return Image.fromarray(((grey * 255 + highest // 2) // highest).astype(np.uint8))
 
 
-def _from_jpeg_2000(image: Image.Image, data: bytes) -> Image.Image:
+def _read_planes_of_16_bits(image: Image.Image, tiff: TiffImage) -> None:
+    """Has Pillow read uncompressed planes of 16 bits as such: it takes the first half of each for the whole plane."""
+    order = "B" if tiff.is_big_endian else "L"
+    image.tile = [  # type: ignore[attr-defined]
+        tile._replace(args=(f"{tile.args[0]};16{order}", *tile.args[1:])) if tile.codec_name == "raw" else tile
+        for tile in image.tile  # type: ignore[attr-defined]
+    ]
+
+
+def _from_jpeg_2000(data: bytes) -> Image.Image:
+    bits = bits_of(data)
+    if len(bits) > 1 and max(bits) > 8:  # Pillow rounds 12 bits to 8, and 256 to 0
+        what = f"a JPEG 2000 image of {len(bits)} channels of {max(bits)} bits"
+        raise ImageFileError(f"{what}, which Pillow gets wrong where it is bright: convert it to 8 bits")
+    order = rgb_order(data, len(bits))
+    is_in_order = order is None or order == [0, 1, 2]
+    ycc = None if is_in_order else with_ycc_as_rgb(data)
+    image = _open(ycc or data, "JPEG2000")
+    image.load()
     palette = palette_of(data)
     if palette is not None:
         indices = np.asarray(image)
         indices = indices if indices.ndim == 2 else indices[..., 0]
         return Image.fromarray(palette[np.minimum(indices, len(palette) - 1)])
-    order = rgb_order(data, len(image.getbands())) if image.mode in ("RGB", "RGBA") else None
-    if order is None or order == [0, 1, 2]:
+    if is_in_order or image.mode not in ("RGB", "RGBA"):
         return _to_rgb(image, None)
-    return Image.fromarray(np.ascontiguousarray(np.asarray(image)[..., order]))
+    ordered = np.ascontiguousarray(np.asarray(image)[..., order])
+    return (Image.fromarray(ordered) if ycc is None else _merged(ordered, "YCbCr")).convert("RGB")
+
+
+def _merged(channels: np.ndarray, mode: str) -> Image.Image:
+    return Image.merge(mode, [Image.fromarray(np.ascontiguousarray(channels[..., i])) for i in range(3)])
 
 
 def _turn_of(data: bytes, kind: Kind) -> Image.Transpose | None:

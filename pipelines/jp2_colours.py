@@ -11,7 +11,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-__all__ = ["palette_of", "rgb_order"]
+__all__ = ["bits_of", "palette_of", "rgb_order", "with_ycc_as_rgb"]
+
+_SRGB, _SYCC = struct.pack(">I", 16), struct.pack(">I", 18)  # EnumCS of the colour box
+_CODESTREAM = b"\xff\x4f\xff\x51"  # its start and the marker of its sizes
 
 
 def palette_of(data: bytes) -> np.ndarray | None:
@@ -46,6 +49,24 @@ def palette_of(data: bytes) -> np.ndarray | None:
 def rgb_order(data: bytes, channels: int) -> list[int] | None:
     """Which of a JP2 file's channels are red, green and blue, where it says so."""
     return _order(_header(data), channels)
+
+
+def bits_of(data: bytes) -> list[int]:
+    """The bits of each channel's samples, from the codestream's header; none where that is damaged."""
+    start = data.find(_CODESTREAM)
+    if start < 0 or len(data) < start + 42:
+        return []
+    (channels,) = struct.unpack_from(">H", data, start + 40)
+    return [(bits & 0x7F) + 1 for bits in data[start + 42 : start + 42 + 3 * channels : 3]]
+
+
+def with_ycc_as_rgb(data: bytes) -> bytes | None:
+    """A file of the colours Y, Cb and Cr as one that calls them red, green and blue; None for another file."""
+    box = _header(data).get(b"colr", b"")
+    place = data.find(b"colr" + box) + 4 + 3
+    if box[:1] != b"\1" or box[3:7] != _SYCC:
+        return None
+    return data[:place] + _SRGB + data[place + 4 :]
 
 
 def _order(header: dict[bytes, bytes], channels: int) -> list[int] | None:

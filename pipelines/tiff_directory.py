@@ -9,7 +9,7 @@ from typing import Final
 __all__ = ["FLOAT", "SIGNED", "UNSIGNED", "TiffImage", "first_image", "only_pixel_tags"]
 
 NEW_SUBFILE_TYPE, BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC, SAMPLES_PER_PIXEL = 254, 258, 259, 262, 277
-SUB_IFDS, SAMPLE_FORMAT, DNG_VERSION = 330, 339, 50706
+PLANAR_CONFIGURATION, SUB_IFDS, SAMPLE_FORMAT, DNG_VERSION = 284, 330, 339, 50706
 # Size, strips, tiles, compression, colours, orientation (which Pillow always applies to TIFF), JPEG's tables.
 PIXEL_TAGS: Final = frozenset(
     (256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325, 332, 334)
@@ -52,6 +52,8 @@ class TiffImage:
         channels: samples of a pixel.
         photometric: the specification's number of the colours.
         compression: the specification's number.
+        is_planar: whether each channel is stored by itself.
+        is_big_endian: whether the most significant byte comes first.
         is_raw: whether the file is a camera's raw image, whose first image is a small preview.
         is_cut: whether the file ends before its directory does.
     """
@@ -61,6 +63,8 @@ class TiffImage:
     channels: int
     photometric: int
     compression: int
+    is_planar: bool
+    is_big_endian: bool
     is_raw: bool
     is_cut: bool
 
@@ -110,6 +114,8 @@ def first_image(data: bytes) -> TiffImage:
         channels=max(values(SAMPLES_PER_PIXEL, 1)[0], len(bits)),
         photometric=values(PHOTOMETRIC, 0)[0],
         compression=values(COMPRESSION, 1)[0],
+        is_planar=values(PLANAR_CONFIGURATION, 1)[0] == 2,
+        is_big_endian=data.startswith(b"MM"),
         is_raw=has(DNG_VERSION) or (has(SUB_IFDS) and bool(values(NEW_SUBFILE_TYPE, 0)[0] & 1)),
         is_cut=found is None or found.is_cut,
     )
@@ -120,7 +126,10 @@ def only_pixel_tags(data: bytes) -> bytes:
     found = _read(data)
     if found is None:
         return data
-    entries = [entry for tag, entry in found.entries if tag in PIXEL_TAGS]
+    wanted = PIXEL_TAGS
+    if (_values(data, found, SAMPLES_PER_PIXEL) or (1,))[0] == 1:
+        wanted -= {PLANAR_CONFIGURATION}  # says nothing of one channel, and confuses Pillow
+    entries = [entry for tag, entry in found.entries if tag in wanted]
     padding = b"\0" * (-len(data) % 8)
     offset = len(data) + len(padding)
     if found.is_big:
