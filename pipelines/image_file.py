@@ -114,7 +114,7 @@ def _decode(data: bytes, kind: Kind) -> Image.Image:
         if frame is not None and frame.is_common and (pixels := _natively(plain, frame)) is not None:
             return Image.fromarray(pixels)
         if kind.format == "JPEG2000":
-            return _from_jpeg_2000(plain)
+            return _from_jpeg_2000(data, plain)
         image = _open(plain, kind.format)
         if tiff is not None and tiff.is_planar and tiff.bits == 16:
             _read_planes_of_16_bits(image, tiff)
@@ -211,25 +211,25 @@ def _read_planes_of_16_bits(image: Image.Image, tiff: TiffImage) -> None:
     ]
 
 
-def _from_jpeg_2000(data: bytes) -> Image.Image:
-    bits = bits_of(data)
+def _from_jpeg_2000(data: bytes, plain: bytes) -> Image.Image:
+    """Decodes `plain`, which has no palette and no order of the channels: these are in `data`."""
+    bits, palette = bits_of(data), palette_of(data)
     if len(bits) > 1 and max(bits) > 8:  # Pillow rounds 12 bits to 8, and 256 to 0
         what = f"a JPEG 2000 image of {len(bits)} channels of {max(bits)} bits"
         raise ImageFileError(f"{what}, which Pillow gets wrong where it is bright: convert it to 8 bits")
-    order = rgb_order(data, len(bits))
+    order = rgb_order(data, len(bits)) if palette is None else None
     is_in_order = order is None or order == [0, 1, 2]
-    ycc = None if is_in_order else with_ycc_as_rgb(data)
-    image = _open(ycc or data, "JPEG2000")
+    ycc = None if is_in_order else with_ycc_as_rgb(plain)
+    image = _open(ycc or plain, "JPEG2000")
     image.load()
-    palette = palette_of(data)
     if palette is not None:
         indices = np.asarray(image)
         indices = indices if indices.ndim == 2 else indices[..., 0]
         return Image.fromarray(palette[np.minimum(indices, len(palette) - 1)])
     if is_in_order or image.mode not in ("RGB", "RGBA"):
         return _to_rgb(image, None)
-    ordered = np.ascontiguousarray(np.asarray(image)[..., order])
-    return (Image.fromarray(ordered) if ycc is None else _merged(ordered, "YCbCr")).convert("RGB")
+    ordered = np.asarray(image)[..., order]
+    return (Image.fromarray(np.ascontiguousarray(ordered)) if ycc is None else _merged(ordered, "YCbCr")).convert("RGB")
 
 
 def _merged(channels: np.ndarray, mode: str) -> Image.Image:

@@ -14,6 +14,7 @@ from typing import Final
 
 from pipelines.errors import ImageFileError
 from pipelines.image_reasons import damaged
+from pipelines.jp2_colours import boxes
 from pipelines.jpeg_frame import segments
 from pipelines.tiff_directory import only_pixel_tags
 
@@ -191,11 +192,47 @@ def _strip_avif(data: bytes, orientation: bool) -> bytes:
     return data
 
 
+# ---- JPEG 2000
+
+_JP2_PIXELS: Final = (b"ihdr", b"bpcc")
+_ENUMERATED, _SRGB, _GREY = 1, 16, 17  # METH and EnumCS of a colour box
+
+
+def _strip_jp2(data: bytes, orientation: bool) -> bytes:
+    """Without resolutions, UUIDs, XML and colour profiles, and without palettes and orders of channels, which
+    `pipelines.jp2_colours` reads; nothing else may stand before the codestream."""
+    if not data.startswith(b"\0\0\0\x0cjP"):
+        return data
+    parts = [data[:12]]
+    for name, start, stop in boxes(data):
+        if name == b"jp2c":
+            return b"".join((*parts, struct.pack(">I4s", 0, b"jp2c"), data[start:stop]))
+        if name == b"jp2h":
+            parts.append(_box(b"jp2h", _jp2_header(data[start:stop])))
+        elif name == b"ftyp":
+            parts.append(_box(b"ftyp", data[start:stop]))
+    return data
+
+
+def _jp2_header(header: bytes) -> bytes:
+    found = [(name, header[start:stop]) for name, start, stop in boxes(header)]
+    kept = b"".join(_box(name, body) for name, body in found if name in _JP2_PIXELS)
+    colours = [body[:7] for name, body in found if name == b"colr" and body[:1] == bytes([_ENUMERATED])]
+    channels = next((int.from_bytes(body[8:10], "big") for name, body in found if name == b"ihdr"), 3)
+    plain = struct.pack(">BBBI", _ENUMERATED, 0, 0, _SRGB if channels >= 3 else _GREY)
+    return kept + _box(b"colr", colours[0] if colours and channels >= 3 else plain)
+
+
+def _box(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I4s", 8 + len(body), name) + body
+
+
 _STRIPPERS: Final[dict[str, Callable[[bytes, bool], bytes]]] = {
     "PNG": _strip_png,
     "JPEG": _strip_jpeg,
     "WEBP": _strip_webp,
     "GIF": _strip_gif,
     "AVIF": _strip_avif,
+    "JPEG2000": _strip_jp2,
     "TIFF": lambda data, orientation: only_pixel_tags(data),
 }

@@ -67,6 +67,10 @@ def undecodable(error: Exception, kind: Kind, jpeg: Frame | None, tiff: TiffImag
         return _not_read(kind, f"{tiff.description}: {message}")
     if _NOT_READ.search(message):
         return _not_read(kind, message)
+    if "BMFF" in message:  # libavif is strict: other decoders read some of these
+        return ImageFileError(
+            f"damaged image, or one against the rules of AVIF ({message}); copy it again, or convert it to PNG or JPEG"
+        )
     return damaged(message)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-__all__ = ["bits_of", "palette_of", "rgb_order", "with_ycc_as_rgb"]
+__all__ = ["bits_of", "boxes", "palette_of", "rgb_order", "with_ycc_as_rgb"]
 
 _SRGB, _SYCC = struct.pack(">I", 16), struct.pack(">I", 18)  # EnumCS of the colour box
 _CODESTREAM = b"\xff\x4f\xff\x51"  # its start and the marker of its sizes
@@ -81,23 +81,24 @@ def _order(header: dict[bytes, bytes], channels: int) -> list[int] | None:
 
 def _header(data: bytes) -> dict[bytes, bytes]:
     """The boxes of the JP2 header; none of a bare codestream."""
-    for name, body in _boxes(data):
+    for name, start, stop in boxes(data):
         if name == b"jp2h":
-            return dict(_boxes(body))
+            header = data[start:stop]
+            return {name: header[start:stop] for name, start, stop in boxes(header)}
         if name == b"jp2c":
             break
     return {}
 
 
-def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+def boxes(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """The names of the boxes that follow each other, and where the contents of each start and stop."""
     at = 0
     while at + 8 <= len(data):
         size, name = struct.unpack_from(">I4s", data, at)
         start = at + 8
         if size == 1 and at + 16 <= len(data):
             size, start = struct.unpack_from(">Q", data, at + 8)[0], at + 16
-        stop = len(data) if size == 0 else at + size
-        if stop < start:
+        at = len(data) if size == 0 else at + size
+        if at < start:
             return
-        yield name, data[start:stop] if name != b"jp2c" else b""
-        at = stop
+        yield name, start, min(at, len(data))

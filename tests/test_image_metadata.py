@@ -124,6 +124,24 @@ def test_avif() -> None:
         assert np.array_equal(decode_image(damaged, exif=choice), decode_image(AVIF))
 
 
+def jp2_box(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I4s", 8 + len(body), name) + body
+
+
+def test_jpeg_2000() -> None:
+    data = file_bytes(PICTURE, "JPEG2000")
+    start = data.index(b"jp2h") - 4
+    stop = start + struct.unpack_from(">I", data, start)[0]
+    uuid = jp2_box(b"uuid", GARBAGE[:17]) + jp2_box(b"xml ", GARBAGE) + struct.pack(">I4sQ", 1, b"uuid", 20) + bytes(4)
+    header = data[start + 8 : stop]
+    for colours in (b"\1\0\0\0\0\0\x10", b"\2\0\0" + GARBAGE, b"\2\0\0\0", b"\3\0\0"):
+        place = header.index(b"colr") - 4
+        odd = header[:place] + jp2_box(b"colr", colours) + jp2_box(b"res ", b"\0\0\0\x22resc")
+        changed = data[:start] + uuid + jp2_box(b"jp2h", odd) + uuid + data[stop:]
+        for exif in ("ignore", "apply"):
+            assert np.array_equal(decode_image(changed, exif=exif), decode_image(data))
+
+
 def test_orientation_is_found_beside_bad_metadata() -> None:
     exif, turned = exif_orientation(6), np.rot90(PICTURE, -1)
     bad = [PNGS[name] for name in ("ztxt", "iccp-garbage", "text-checksum", "gama-short")]
