@@ -92,10 +92,8 @@ def encode_image(
 ) -> EncodedImage:
     """Encodes one image as it is stored.
 
-    The colours are those of torchvision's `default_loader`, Pillow's `convert("RGB")`: an alpha channel is
-    dropped, not composited, and CMYK is converted without its profile. One difference: greyscale of 16 bits
-    is scaled to 8, where `convert` clips. Only the first frame of an animation is stored, and no metadata.
-    Equal inputs give equal bytes with the same `codec()`.
+    The colours are those of `pipelines.image_file.decode_image`, which `sdpnet predict` uses too. Only the first
+    frame of an animation is stored, and no metadata. Equal inputs give equal bytes with the same `codec()`.
 
     Args:
         source: the file's bytes, or its path.
@@ -103,9 +101,9 @@ def encode_image(
         name: what an error calls the image; a path's default is the path itself.
 
     Raises:
-        UserError: with the image's name, when it cannot be read, is empty, no image, truncated or otherwise
-            damaged, a decompression bomb (over 178,956,970 pixels), too long for a JPEG, or cannot be kept where
-            `settings.reencode` is "never"; and when that is "auto" or "never" but the native codec is not built.
+        UserError: with the image's name, when it cannot be read or decoded (`decode_image` says why), is too long for
+            a JPEG, or cannot be kept where `settings.reencode` is "never"; and when that is "auto" or "never" but the
+            native codec is not built.
     """
     if isinstance(source, bytes):
         data, name = source, name or "image"
@@ -151,6 +149,7 @@ def _encode(data: bytes, settings: EncodeSettings, name: str) -> EncodedImage:
             return EncodedImage(*jpeg.keep(data, settings.max_side, settings.restart_rows), kept=True)
         except jpeg.UnsupportedError as error:
             if settings.reencode == "never":
+                _require_decodable(data)
                 message = f"{name}: cannot be kept as it is ({error}); --reencode auto would convert it"
                 raise UserError(message) from None
     options = (settings.max_side, settings.quality, settings.subsampling, settings.restart_rows)
@@ -184,6 +183,12 @@ def _is_upright(data: bytes) -> bool:
     from pipelines.image_file import is_upright
 
     return is_upright(data)
+
+
+def _require_decodable(data: bytes) -> None:
+    from pipelines.image_file import decode_image
+
+    decode_image(data)
 
 
 def _format(data: bytes) -> str:
