@@ -173,23 +173,36 @@ def _colours_size(flags: bytes) -> int:
 def _strip_avif(data: bytes, orientation: bool) -> bytes:
     """Gives the items of EXIF and XMP types that no decoder knows. The orientation is not theirs to say: an AVIF image
     has properties of its own for that, which Pillow reports as the EXIF orientation."""
-    at = 0
-    while at + 8 <= len(data):
-        size, name = struct.unpack_from(">I4s", data, at)
-        if size == 1 and at + 16 <= len(data):
-            size = struct.unpack_from(">Q", data, at + 8)[0]
-        if name == b"meta":
-            meta = data[at : at + size]
-            start = meta.find(b"iinf")
-            if start < 0:
-                return data
-            end = start - 4 + struct.unpack_from(">I", meta, start - 4)[0]
-            items = meta[start:end].replace(b"Exif", b"skip").replace(b"mime", b"skip")
-            return data[:at] + meta[:start] + items + data[at + end :]
-        if size < 8:
-            return data
-        at += size
+    for name, start, stop in boxes(data):
+        if name != b"meta":
+            continue
+        content, parts, end = data[start + 4 : stop], [data[: start + 4]], 0
+        for child, first, last in boxes(content):
+            if child == b"iinf":
+                items = content[first:last].replace(b"Exif", b"skip").replace(b"mime", b"skip")
+                parts.append(content[end:first] + items)
+            elif child == b"iprp":
+                parts.append(_with_one_association(content[end:last]))
+            else:
+                parts.append(content[end:last])
+            end = last
+        return b"".join((*parts, content[end:], data[stop:]))
     return data
+
+
+def _with_one_association(properties: bytes) -> bytes:
+    """A box of properties, of the same size, with one list of the items that have them: some programs write a list for
+    each item, which libavif refuses."""
+    found = [(name, properties[8:][start:stop]) for name, start, stop in boxes(properties[8:])]
+    lists = [body for name, body in found if name == b"ipma"]
+    if len(lists) < 2 or len({body[:4] for body in lists}) > 1 or min(map(len, lists)) < 8:
+        return properties
+    count = sum(int.from_bytes(body[4:8], "big") for body in lists)
+    merged = lists[0][:4] + struct.pack(">I", count) + b"".join(body[8:] for body in lists)
+    others = b"".join(_box(name, body) for name, body in found if name != b"ipma")
+    box = _box(b"iprp", others + _box(b"ipma", merged))
+    padding = len(properties) - len(box)
+    return box + _box(b"free", bytes(padding - 8)) if padding >= 8 else properties
 
 
 # ---- JPEG 2000

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from image_files import file_bytes, gif_with, jpeg_with, png_chunk, png_chunks, png_of, png_with, tiff_with, webp_with
 from jpeg_files import make_image, pillow_jpeg, segments
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from pipelines import image_file
 from pipelines.errors import ImageFileError
@@ -122,6 +122,36 @@ def test_avif() -> None:
         Image.open(io.BytesIO(damaged), formats=["AVIF"])
     for choice in ("ignore", "apply"):
         assert np.array_equal(decode_image(damaged, exif=choice), decode_image(AVIF))
+
+
+def test_an_avif_may_list_its_properties_in_parts() -> None:
+    """As cavif writes: libavif, and so Pillow, refuses it."""
+    image = Image.fromarray(PICTURE).convert("RGBA")
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    data = file_bytes(image, "AVIF")
+    start = data.index(b"ipma") - 4
+    stop = start + struct.unpack_from(">I", data, start)[0]
+    head, count = data[start + 8 : start + 12], struct.unpack_from(">I", data, start + 12)[0]
+    entries, at = [], start + 16
+    for _ in range(count):
+        size = 3 + data[at + 2]
+        entries.append(data[at : at + size])
+        at += size
+    assert at == stop and count == 2
+    parts = b"".join(jp2_box(b"ipma", head + struct.pack(">I", 1) + entry) for entry in entries)
+    more = len(parts) - (stop - start)
+    changed = bytearray(data[:start] + parts + data[stop:])
+    for name in (b"iprp", b"meta"):
+        place = data.index(name) - 4
+        changed[place : place + 4] = struct.pack(">I", struct.unpack_from(">I", data, place)[0] + more)
+    place = data.index(b"iloc")  # version 0, offsets of 4 bytes: item, source, base of 0 bytes, count, offset, size
+    assert data[place + 4 : place + 10] == b"\0\0\0\0\x44\0"
+    for item in range(2):
+        at = place + 12 + 14 * item + 6
+        changed[at : at + 4] = struct.pack(">I", struct.unpack_from(">I", data, at)[0] + more)
+    assert np.array_equal(decode_image(bytes(changed)), decode_image(data))
+    with pytest.raises(UnidentifiedImageError):  # what Pillow makes of it
+        Image.open(io.BytesIO(bytes(changed)), formats=["AVIF"])
 
 
 def jp2_box(name: bytes, body: bytes) -> bytes:
