@@ -11,12 +11,14 @@ import importlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Final, Literal, get_args
 
 import torch
 
 from pipelines.errors import UserError, require
+from pipelines.publish import require_place
 from sdpnet.checkpoint import ModelCard, load_model, write_atomically
 from sdpnet.model import SdPNet
 
@@ -45,6 +47,7 @@ def export(
     ok = image_size > 0 and image_size % patch == 0
     require(ok, "image_size", image_size, f"a multiple of the patch size {patch}")
     require(batch == "dynamic" or batch >= 1, "batch", batch, "'dynamic' or at least 1")
+    require_place(out)
     if format == "onnx":
         _require_onnx()
     sizes = (2, 1, 5) if batch == "dynamic" else (batch,)  # the example is not 1: torch.export would fix that size
@@ -92,8 +95,9 @@ def _difference(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
 
 
 def _save_torch(model: SdPNet, example: torch.Tensor, dynamic: tuple | None, path: Path) -> None:
-    with path.open("wb") as file:
-        torch.export.save(torch.export.export(model, (example,), dynamic_shapes=dynamic), file)
+    content = BytesIO()  # a full disk under torch's writer ends the process: its destructor throws
+    torch.export.save(torch.export.export(model, (example,), dynamic_shapes=dynamic), content)
+    path.write_bytes(content.getbuffer())
 
 
 def _load_torch(path: Path) -> Forward:
@@ -142,10 +146,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _batch(text: str) -> Batch:
-    return "dynamic" if text == "dynamic" else int(text)
+    try:
+        return "dynamic" if text == "dynamic" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be dynamic or a number of images, not {text!r}") from None
 
 
 def run(arguments: argparse.Namespace) -> int:
+    require_place(arguments.out, "--out")
     if arguments.format == "onnx":
         _require_onnx()
     model, card = load_model(arguments.model)

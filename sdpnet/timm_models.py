@@ -95,7 +95,8 @@ class TimmSdPNet(SdPNet):
                 f"return_prefix_tokens: block {min(chosen)} is a conv block, which has no class token; choose from "
                 f"{conv} on"
             )
-        prefix, features = 1 + self.options.registers, []
+        prefix = 1 + self.options.registers
+        features: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         x = self.patch_norm(self.patch(x))
         rows, columns = x.shape[2:]
         for number, block in enumerate(self.conv_blocks):
