@@ -162,8 +162,8 @@ def _encode(data: bytes, settings: EncodeSettings, name: str) -> EncodedImage:
 
 
 def _encode_pixels(data: bytes, settings: EncodeSettings, name: str) -> EncodedImage:
+    from pipelines.area import average, fit
     from pipelines.image_file import decode_image
-    from preprocess.area import average, fit
 
     pixels = decode_image(data, exif=settings.exif)
     width, height = fit(pixels.shape[1], pixels.shape[0], settings.max_side)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from pipelines.errors import UserError
+from pipelines.preprocessing import Preprocessing
 from pipelines.publish import publish_bytes
 from sdpnet.checkpoint_directory import Checkpoints, latest_checkpoint
 from sdpnet.checkpoint_file import load_checkpoint, refusals, write_atomically
@@ -107,7 +108,8 @@ def _require_same_model(model: nn.Module, weights: Mapping[str, torch.Tensor], p
 class ModelCard:
     """`model.json`: what a user of the weights needs to know.
 
-    `metrics` are those of the last evaluation; `weights` says whether the weights are averaged ones.
+    `metrics` are those of the last evaluation; `weights` says whether the weights are averaged ones; `preprocessing` is
+    what was done to the images before the crop. Cards of earlier versions lack the last two.
     """
 
     model: ModelOptions
@@ -118,6 +120,7 @@ class ModelCard:
     std: tuple[float, float, float]
     metrics: dict[str, float]
     weights: Literal["raw", "ema"] = "raw"
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
 
 
 def save_model(directory: Path, model: SdPNet, card: ModelCard, ema: Mapping[str, torch.Tensor] | None = None) -> None:
@@ -196,6 +199,7 @@ def _card(raw: dict[str, Any]) -> ModelCard:
         std=tuple(raw["std"]),
         metrics=dict(raw["metrics"]),
         weights=raw.get("weights", "raw"),
+        preprocessing=Preprocessing(**raw.get("preprocessing", {})),
     )
 
 

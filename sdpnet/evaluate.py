@@ -84,18 +84,22 @@ def evaluate(
     return Scores(top1 / count, top5 / count, loss / count, count, by_class)
 
 
-def write_per_class(path: Path, classes: Sequence[str], counts: np.ndarray) -> None:
+def write_per_class(path: Path, classes: Sequence[str], counts: np.ndarray, words: Sequence[str] | None = None) -> None:
     """Writes a CSV file with a row for each class: class (its number), name, samples, top1, top5.
 
     Args:
+        path: the file.
         classes: their names.
         counts: `Scores.counts`; rows beyond the names are classes that the data has not.
+        words: `readable_names(classes)`. Where they differ from the classes, they are a last column "words".
 
     top1 and top5 are fractions in [0, 1], empty for a class without samples. The file appears complete.
     """
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["class", "name", "samples", "top1", "top5"])
+    words = () if words is None or tuple(words) == tuple(classes) else words
+    rows.writerow(["class", "name", "samples", "top1", "top5", *(["words"] if words else [])])
     for label, (name, (samples, top1, top5)) in enumerate(zip(classes, counts.tolist(), strict=False)):
-        rows.writerow([label, name, samples, *([top1 / samples, top5 / samples] if samples else ["", ""])])
+        shares = [top1 / samples, top5 / samples] if samples else ["", ""]
+        rows.writerow([label, name, samples, *shares, *words[label : label + 1]])
     publish_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))

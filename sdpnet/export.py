@@ -1,7 +1,8 @@
 """A finished model as a file for other programs: ONNX, or PyTorch's exported program.
 
-The file takes normalised images and gives logits. What a program must know besides (size, mean, std, classes) is beside
-it, as FILE.json. A file is run and compared with the model before it gets its name.
+The file takes normalised images and gives logits. What a program must know besides is beside it, as FILE.json: the
+classes, and all that is done to an image file before (`steps` in words, and the values). A file is run and compared
+with the model before it gets its name.
 """
 
 from __future__ import annotations
@@ -80,12 +81,27 @@ def export(
     facts = {
         **asdict(replace(card, image_size=image_size)),
         "format": format,
+        "steps": _steps(card, image_size),
         "input": f"images: float32 {shape}, RGB in [0, 1], less mean, divided by std",
         "output": "logits: float32 (batch, classes)",
     }
     text = json.dumps(facts, indent=1) + "\n"
     write_atomically(out.with_name(f"{out.name}.json"), lambda path: path.write_text(text, encoding="utf-8"))
     return difference
+
+
+def _steps(card: ModelCard, image_size: int) -> list[str]:
+    """What makes an image file into an input, in order, as `sdpnet predict` does it."""
+    exif, max_side = card.preprocessing.exif, card.preprocessing.max_side
+    reduce = f"reduce the longer side to {max_side} pixels by area averaging, where it is longer"
+    return [
+        "decode to RGB, 8 bits; an alpha channel is dropped, 16 bits are scaled to 8",
+        "turn upright as EXIF says" if exif == "apply" else "ignore the EXIF orientation",
+        *([reduce] if max_side else []),
+        f"crop the centre square whose side is {card.centre_fraction:g} of the shorter side",
+        f"resize to {image_size} x {image_size} pixels, bilinear with antialiasing",
+        "divide by 255, subtract mean, divide by std",
+    ]
 
 
 def _difference(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:

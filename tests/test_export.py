@@ -5,6 +5,7 @@ import json
 import resource
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from pipelines.errors import UserError
+from pipelines.preprocessing import Preprocessing
 from sdpnet import cli
 from sdpnet import export as module
 from sdpnet.checkpoint import ModelCard, load_model, save_model
@@ -48,7 +50,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         model(torch.randn(8, 3, 32, 32))
         made[position] = tmp_path_factory.mktemp(position)
         card = ModelCard(model.options, ("ant", "bee", "cow"), 32, 0.9, (0.4, 0.5, 0.6), (0.2, 0.3, 0.2), {"top1": 0.5})
-        save_model(made[position], model, card)
+        save_model(made[position], model, replace(card, preprocessing=Preprocessing("apply", 400)))
     return made
 
 
@@ -82,6 +84,12 @@ def test_the_file_gives_the_models_logits_for_any_batch(
     facts = json.loads((tmp_path / "exported.pt2.json").read_text())
     assert facts["classes"] == ["ant", "bee", "cow"] and facts["image_size"] == 48 and facts["centre_fraction"] == 0.9
     assert facts["mean"] == list(card.mean) and facts["std"] == list(card.std)
+    assert facts["preprocessing"] == {"exif": "apply", "max_side": 400}
+    assert facts["steps"][1:4] == [
+        "turn upright as EXIF says",
+        "reduce the longer side to 400 pixels by area averaging, where it is longer",
+        "crop the centre square whose side is 0.9 of the shorter side",
+    ]
     assert {path.name for path in tmp_path.iterdir()} == {"exported.pt2", "exported.pt2.json"}
 
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from jpeg_files import decoded, make_image, markers, pillow_jpeg, planes_in_scans, replace_segment, segments
 from PIL import Image
 
+from pipelines.area import average, fit
 from preprocess import jpeg, pillow
-from preprocess.area import average, fit
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLINGS = {"4:4:4": (1, 1), "4:2:2": (2, 1), "4:2:0": (2, 2), "4:4:0": (1, 2), "4:1:1": (4, 1)}
