@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
+from pathlib import Path
+from typing import Final
 
 from pipelines.errors import printable
 
 __all__ = ["readable_names"]
 
-_SYNSET = re.compile(r"n\d{8}")
+_SYNSET: Final = re.compile(r"n\d{8}")
+_TABLE: Final = "data/_info/imagenet_synset_to_lemma.txt"  # in timm: "n01440764<tab>tench, Tinca tinca"
 
 
 def readable_names(classes: Sequence[str]) -> tuple[str, ...]:
@@ -30,17 +33,15 @@ def readable_names(classes: Sequence[str]) -> tuple[str, ...]:
 
 
 def _words(synsets: Sequence[str]) -> dict[str, str]:
-    """The first words of each synset that timm knows."""
+    """The first words of each synset that timm knows. Its table is read without timm, which takes seconds to import."""
     if not synsets:
         return {}
-    try:
-        from timm.data import ImageNetInfo  # takes a second or two
-
-        known = ImageNetInfo()
-    except Exception:  # not installed, or it cannot be imported here: IDs are names too
-        return {}
-    words = {}
-    for synset in synsets:
-        with suppress(KeyError):
-            words[synset] = known.label_name_to_description(synset).split(",")[0].strip()
-    return words
+    found = importlib.util.find_spec("timm")
+    for folder in (found.submodule_search_locations if found else None) or ():
+        try:
+            table = (Path(folder) / _TABLE).read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            continue
+        words = dict(line.split("\t", 1) for line in table.splitlines() if "\t" in line)
+        return {synset: words[synset].split(",")[0].strip() for synset in synsets if synset in words}
+    return {}

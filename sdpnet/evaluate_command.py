@@ -90,8 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
             if arguments.json:
                 say_json({**scores.as_dict(), "num_samples": scores.num_samples, "weights": card.weights})
             else:
-                for line in table(scores, card.weights, names):
-                    say(line)
+                say(*table(scores, card.weights, names))
             if out is not None:  # what it took long to find out is said by now
                 write_per_class(out, card.classes, scores.counts, names)
         return 0

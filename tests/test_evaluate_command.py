@@ -231,14 +231,11 @@ def test_images_turned_otherwise_are_noted(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_a_full_disk_under_stdout_is_one_line(model: Path, shard_set: Path) -> None:
+def test_a_full_disk_under_stdout_is_one_line(
+    model: Path, shard_set: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "sdpnet.cli", *command(model, shard_set)],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-            timeout=120,
-        )
-    assert (done.returncode, done.stderr) == (2, "error: standard output: No space left on device\n")
+        monkeypatch.setattr(sys, "stdout", full)
+        assert cli.main(command(model, shard_set)) == 2
+        monkeypatch.undo()
+    assert capsys.readouterr().err == "error: standard output: No space left on device\n"
