@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from pipelines.augment import DeviceStage
+from pipelines.class_names import readable_names
 from pipelines.contract import PIPELINES, AugmentOptions, DataOptions, make_loader
 from pipelines.errors import UserError, printable, require
 from pipelines.preprocessing import Preprocessing
 from pipelines.publish import require_place
 from sdpnet.checkpoint import ModelCard, load_model
-from sdpnet.class_names import readable_names
 from sdpnet.distributed import amp_dtype, join, leave
 from sdpnet.evaluate import Scores, evaluate, write_per_class
 from sdpnet.output import say, say_json

@@ -17,10 +17,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from pipelines.class_names import readable_names
 from pipelines.preprocessing import Preprocessing
 from sdpnet import cli
 from sdpnet.checkpoint import ModelCard, load_model, save_model
-from sdpnet.class_names import readable_names
 from sdpnet.evaluate import Scores, write_per_class
 from sdpnet.evaluate_command import table
 from sdpnet.model import SdPNet, create_model_options
