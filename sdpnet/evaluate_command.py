@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from pipelines.augment import DeviceStage
-from pipelines.class_names import readable_names
 from pipelines.contract import PIPELINES, AugmentOptions, DataOptions, make_loader
 from pipelines.errors import UserError, printable, require
 from pipelines.preprocessing import Preprocessing
 from pipelines.publish import require_place
+from pipelines.readable_names import readable_names
 from sdpnet.checkpoint import ModelCard, load_model
 from sdpnet.distributed import amp_dtype, join, leave
 from sdpnet.evaluate import Scores, evaluate, write_per_class

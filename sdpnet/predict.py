@@ -24,11 +24,11 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resized_crop
 
 from pipelines.augment import DeviceStage
-from pipelines.class_names import readable_names
 from pipelines.contract import AugmentOptions, Batch
 from pipelines.errors import UserError, printable, require
 from pipelines.machine import usable_cores
 from pipelines.plan import Plan
+from pipelines.readable_names import readable_names
 from pipelines.status_line import StatusLine
 from sdpnet.checkpoint import ModelCard, load_model
 from sdpnet.image_inputs import LeftOut, Missing, find_images

@@ -17,8 +17,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pipelines.class_names import readable_names
 from pipelines.preprocessing import Preprocessing
+from pipelines.readable_names import readable_names
 from sdpnet import cli
 from sdpnet.checkpoint import ModelCard, load_model, save_model
 from sdpnet.evaluate import Scores, write_per_class

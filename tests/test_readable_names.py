@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pipelines.class_names import readable_names
+from pipelines.readable_names import readable_names
 
 CRANES = ("n02012849", "n03126707")  # a bird and a machine
 
