@@ -146,13 +146,15 @@ def load_model(
 ) -> tuple[SdPNet, ModelCard]:
     """Loads a model, in eval mode, with its card.
 
-    `where` is a finished model (`model.safetensors`, with `model.json` beside it), a checkpoint of a run, or a run's
+    `where` is a finished model (`model.safetensors` or the `model.json` beside it), a checkpoint of a run, or a run's
     directory: then it is the finished model, or the newest checkpoint that can be read (`say` gets a line for each that
     cannot). `weights`: "ema" takes averaged weights where there are any, "raw" those of the last step.
 
     Raises `UserError` when there is none, or it is damaged or inconsistent.
     """
     path = Path(where)
+    if path.name == "model.json":
+        path = path.with_name("model.safetensors")
     if path.is_dir():
         run, path = path, path / "model.safetensors"
         if not path.exists():

@@ -62,6 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
     require(fraction is None or 0 < fraction <= 1, "--centre-fraction", fraction, "in (0, 1]")
     if out is not None:
         require_place(out, "--per-class")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: there is no usable GPU here; take --device cpu or auto")
     processes = join(arguments.device)
     try:
         model, card = load_model(arguments.model, arguments.weights)

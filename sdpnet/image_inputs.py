@@ -48,7 +48,9 @@ def find_images(inputs: Iterable[str], left_out: LeftOut | None = None) -> Itera
     """
     left_out = LeftOut() if left_out is None else left_out
     for given in inputs:
-        if os.path.isdir(given):
+        if not given:
+            yield Missing("''", "an empty name")
+        elif os.path.isdir(given):
             yield from _below_folder(given, left_out)
         elif os.path.lexists(given) or not glob.has_magic(given):
             yield given

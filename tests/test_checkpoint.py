@@ -70,7 +70,7 @@ def test_a_model_survives_a_round_trip(tmp_path: Path) -> None:
     loaded, loaded_card = load_model(tmp_path)
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(model(images), loaded(images)) and loaded_card == card()
-    assert load_model(tmp_path / "model.safetensors")[1] == card()
+    assert load_model(tmp_path / "model.safetensors")[1] == load_model(tmp_path / "model.json")[1] == card()
 
 
 def test_a_card_says_what_was_done_to_the_images(tmp_path: Path) -> None:

@@ -154,12 +154,19 @@ def test_several_processes_count_as_one(
         (["--centre-fraction", 1.5], "--centre-fraction = 1.5: must be in (0, 1]"),
         (["--batch-size", 0], "--batch-size = 0: must be at least 1"),
         (["--per-class", "nowhere/c.csv"], "--per-class nowhere/c.csv: the directory nowhere is not there; make it"),
+        (["--device", "cuda"], "--device cuda: there is no usable GPU here; take --device cpu or auto"),
         (["--per-class", "."], "--per-class .: is a directory; give the name of a file"),
     ],
 )
 def test_mistakes(
-    options: list[object], message: str, model: Path, shard_set: Path, capsys: pytest.CaptureFixture[str]
+    options: list[object],
+    message: str,
+    model: Path,
+    shard_set: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cli.main(command(model, shard_set, *options)) == 2
     assert capsys.readouterr().err.startswith(f"error: {message}")
 

@@ -70,6 +70,7 @@ def test_what_is_found(photos: Path) -> None:
     assert list(find_images([f"{root}/b/c*"])) == [f"{root}/b/c/deep.png"]
     assert [Path(str(path)).name for path in find_images([f"{root}/**/*.png"])] == ["deep.png", "z[1].png"]
     assert list(find_images([f"{root}/*.gif"])) == [Missing(f"{root}/*.gif", "no file has a name of this pattern")]
+    assert list(find_images([""])) == [Missing("''", "an empty name")]
     (photos / "empty").mkdir()
     assert list(find_images([f"{root}/empty"])) == [Missing(f"{root}/empty", "no image is in this folder")]
     (photos / "empty").rmdir()
