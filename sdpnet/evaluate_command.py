@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
             else:
                 say(*table(scores, card.weights, names))
             if out is not None:  # what it took long to find out is said by now
-                write_per_class(out, card.classes, scores.counts, names)
+                write_per_class(out, card.classes, scores.counts)
         return 0
     finally:
         leave()

@@ -213,7 +213,7 @@ default_cfgs = generate_default_cfgs(
 
 @register_model
 def sdpnet_tiny(pretrained: bool = False, **options: Any) -> TimmSdPNet:
-    """2 conv and 2 transformer blocks of 128 channels, patches of 8 pixels: for trying things out."""
+    """Small, with patches of 8 pixels: for trying things out, as the demo does."""
     return _create("sdpnet_tiny", pretrained, **options)
 
 

@@ -217,7 +217,7 @@ def test_synsets_have_words_for_people(tmp_path: Path) -> None:
         "  25.00% of 4  crane (n02012849)",
         "  50.00% of 2  tench",
     ]
-    write_per_class(tmp_path / "classes.csv", classes, counts, names)
+    write_per_class(tmp_path / "classes.csv", classes, counts)
     rows = per_class(tmp_path / "classes.csv")
     assert list(rows[0]) == [*TABLE, "words"]
     assert [(row["name"], row["words"]) for row in rows][:2] == [
