@@ -195,8 +195,9 @@ def run(arguments: argparse.Namespace) -> int:
     except BrokenPipeError:  # as `| head` does it: whoever reads has seen enough
         return 141
     if left_out.count:
-        what = f"{left_out.count:,} files in folders are no images and were left out, such as {left_out.example}"
-        print(printable(what), file=sys.stderr)
+        many = left_out.count > 1
+        what = f"{left_out.count:,} files are no images" if many else "1 file is no image"
+        print(printable(f"left out in folders: {what}, {'such as ' * many}{left_out.example}"), file=sys.stderr)
     if bad and total > 1:
         print(f"{bad:,} of {total:,} images could not be predicted", file=sys.stderr)
     return 0 if not bad else 2 if bad == total else 1

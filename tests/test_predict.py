@@ -17,6 +17,8 @@ import torch
 from conftest import make_image
 from PIL import Image
 
+from pipelines.errors import UserError
+from preprocess.encode import EncodeSettings, encode_image
 from sdpnet import cli
 from sdpnet.checkpoint import ModelCard, load_model, save_model
 from sdpnet.image_inputs import LeftOut, Missing, find_images
@@ -109,7 +111,7 @@ def test_only_a_few_batches_are_held(model: Path, photos: Path) -> None:
 def test_results_as_text(model: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("timm")
     status, out, err = run(capsys, model, photos)
-    assert status == 0 and err == [f"2 files in folders are no images and were left out, such as {photos}/b/README"]
+    assert status == 0 and err == [f"left out in folders: 2 files are no images, such as {photos}/b/README"]
     assert [line for line in out if not line.startswith("  ")] == [f"{photos}/{name}" for name in NAMES]
     assert sorted(line.split()[-1] for line in out[1:4]) == sorted(["tench", "b\\x1b[2J\\x7f", "猫"])
 
@@ -147,8 +149,32 @@ def test_a_bad_file_costs_itself_only(
     for line, name in zip(err, shown, strict=False):
         assert line.startswith(f"error: {tmp_path}/{name}: "), line
     assert err[3].endswith("pipe: not a file") and "empty (0 bytes)" in err[1]
-    status, out, err = run(capsys, model, tmp_path)  # a folder: the pipe is left out
-    assert (status, out) == (2, []) and len(err) == 5 and err[4] == "3 of 3 images could not be predicted"
+    status, out, err = run(capsys, model, tmp_path)
+    assert (status, out) == (2, []) and len(err) == 5
+    assert err[3:] == [
+        f"left out in folders: 1 file is no image, {tmp_path}/pipe",
+        "3 of 3 images could not be predicted",
+    ]
+
+
+def test_what_the_conversion_refuses_is_refused_with_its_reason(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pillow's `convert("RGB")` would give pixels, and start whatever is called gs for the document."""
+    Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)).save(tmp_path / "float.tif")
+    (tmp_path / "document.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    (tmp_path / "page.png").write_text("<!doctype html><title>404</title>")
+    ghostscript = tmp_path / "bin" / "gs"
+    ghostscript.parent.mkdir()
+    ghostscript.write_text(f"#!/bin/sh\ntouch {tmp_path}/was_run\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{ghostscript.parent}:{os.environ['PATH']}")
+    status, out, err = run(capsys, model, *(tmp_path / name for name in ("float.tif", "document.jpg", "page.png")))
+    assert (status, out) == (2, []) and not (tmp_path / "was_run").exists()
+    for line, reason in zip(err, ("floating-point", "a PostScript document", "an HTML page"), strict=False):
+        with pytest.raises(UserError) as caught:
+            encode_image(line.split(": ")[1], EncodeSettings())
+        assert line == f"error: {caught.value}" and reason in line
 
 
 def test_a_name_that_is_not_utf8_and_a_terminal_that_knows_ascii_only(
@@ -187,7 +213,7 @@ def test_progress_on_a_terminal(
         monkeypatch.undo()
         stderr.flush()
         text = ""
-        while "were left out" not in text:  # the last that is said; a terminal gives a part at a time
+        while "left out" not in text:  # the last that is said; a terminal gives a part at a time
             text += os.read(main, 1 << 16).decode()
     os.close(main)
     assert status == 0 and len(out) == 5 * 4
