@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from pipelines.errors import printable
-
 __all__ = ["readable_names"]
 
 _SYNSET: Final = re.compile(r"n\d{8}")
@@ -18,7 +16,7 @@ _TABLE: Final = "data/_info/imagenet_synset_to_lemma.txt"  # in timm: "n01440764
 
 
 def readable_names(classes: Sequence[str]) -> tuple[str, ...]:
-    """A name of one line for each class, in their order and each different from the others.
+    """A name for each class, in their order and each different from the others.
 
     A WordNet synset's ID (n01440764) becomes the synset's first words where timm is installed and knows it; where two
     classes would have one name (ImageNet has two cranes), the ID follows: "crane (n02012849)". All else keeps its name.
@@ -27,8 +25,7 @@ def readable_names(classes: Sequence[str]) -> tuple[str, ...]:
     names = [words.get(name, name) for name in classes]
     often = Counter(names)
     return tuple(
-        printable(f"{name} ({own})" if name != own and often[name] > 1 else name)
-        for name, own in zip(names, classes, strict=True)
+        f"{name} ({own})" if name != own and often[name] > 1 else name for name, own in zip(names, classes, strict=True)
     )
 
 
