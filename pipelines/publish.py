@@ -71,7 +71,7 @@ def errors_name(path: Path) -> Iterator[None]:
             raise
         reason = error.strerror
         if isinstance(error, FileNotFoundError) and not path.parent.exists():
-            reason = f"the directory {path.parent} is not there; make it first"
+            reason = f"{reason} (make the directory {path.parent} first)"
         raise OSError(error.errno, reason, str(path)) from error
 
 

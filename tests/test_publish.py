@@ -141,7 +141,7 @@ def test_an_error_leaves_what_was_there(tmp_path, monkeypatch, call):
 def test_the_systems_refusal_names_the_file_itself(write, tmp_path, monkeypatch):
     """Not the unfinished file beside it; and an error of write(), which names nothing, gets a name."""
     for wrong, reason in (
-        (tmp_path / "nodir" / "m.json", f"the directory {tmp_path / 'nodir'} is not there; make it first"),
+        (tmp_path / "nodir" / "m.json", f"No such file or directory (make the directory {tmp_path / 'nodir'} first)"),
         (tmp_path / "file" / "m.json", "Not a directory"),
         (tmp_path, "Is a directory"),
     ):

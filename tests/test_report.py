@@ -323,7 +323,7 @@ def test_mistakes_are_one_line(shards: Path, tmp_path: Path, capsys: pytest.Capt
         ([shards, "--html", shards / "train.beton"], "error: --html = "),
         (
             [shards, "--html", empty / "no" / "page.html"],
-            f"error: {empty}/no/page.html: the directory {empty}/no is not there",
+            f"error: {empty}/no/page.html: No such file",
         ),
     ):
         assert main([str(argument) for argument in arguments]) == 2
