@@ -6,7 +6,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,8 @@ from pipelines.errors import UserError, printable, require
 from pipelines.preprocessing import Preprocessing
 from pipelines.publish import require_place
 from pipelines.readable_names import readable_names
-from sdpnet.checkpoint import ModelCard, load_model
+from sdpnet.checkpoint import load_model
+from sdpnet.class_names import first_difference
 from sdpnet.distributed import amp_dtype, join, leave
 from sdpnet.evaluate import Scores, evaluate, write_per_class
 from sdpnet.output import say, say_json
@@ -80,11 +80,14 @@ def run(arguments: argparse.Namespace) -> int:
         )
         augment = AugmentOptions(mean=card.mean, std=card.std)
         loader = make_loader(_Config(data, augment), "val", processes.shard, processes.device)
-        _require_same_classes(arguments.data, loader.manifest.classes, card.classes)
-        if processes.is_main:
-            _warn(arguments.data, Preprocessing.of(loader.manifest.encode), card)
+        if (difference := first_difference(card.classes, loader.manifest.classes)) is not None:
+            raise UserError(
+                f"{arguments.model}: was trained on other classes than those of {arguments.data}: {difference}"
+            )
         dtype = amp_dtype(arguments.amp, processes.device)
         stage = DeviceStage(augment, card.model.num_classes, dtype, train=False)
+        if processes.is_main:
+            _warn(arguments.data, Preprocessing.of(loader.manifest.encode), card.preprocessing)
         scores = evaluate(model, loader, stage, processes)
         assert scores is not None
         if processes.is_main:
@@ -119,20 +122,8 @@ def table(scores: Scores, weights: str, names: Sequence[str] = ()) -> list[str]:
     return lines + [f"{top1[i] / samples[i]:8.2%} of {samples[i]:,}  {names[i]}" for i in lowest.tolist()]
 
 
-def _require_same_classes(data: Path, theirs: Sequence[str], ours: Sequence[str]) -> None:
-    for label, (one, other) in enumerate(zip_longest(theirs, ours)):
-        if one != other:
-            there = "has no such class" if one is None else f"calls it {one!r}"
-            here = "has no such class" if other is None else f"calls it {other!r}"
-            raise UserError(
-                f"{data}: its {len(theirs)} classes are not the {len(ours)} that the model was trained on: they differ "
-                f"first in class {label}: the data {there}, the model {here}"
-            )
-
-
-def _warn(data: Path, theirs: Preprocessing, card: ModelCard) -> None:
+def _warn(data: Path, theirs: Preprocessing, ours: Preprocessing) -> None:
     """Says on stderr where the images were turned otherwise than those that the model was trained on."""
-    ours = card.preprocessing
     if theirs.exif != ours.exif:
         print(
             f"{printable(data)}: was made with --exif {theirs.exif}, and the model was trained on images made with "

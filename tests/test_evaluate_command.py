@@ -246,3 +246,13 @@ def test_a_full_disk_under_stdout_is_one_line(
         assert cli.main(command(model, shard_set)) == 2
         monkeypatch.undo()
     assert capsys.readouterr().err == "error: standard output: No space left on device\n"
+
+
+def test_other_classes_are_refused_with_the_first_difference(
+    model: Path, shard_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network, card = load_model(model)
+    save_model(tmp_path, network, replace(card, classes=("ant", "bug", "cow")))
+    assert cli.main(command(tmp_path, shard_set)) == 2
+    message = f"error: {tmp_path}: was trained on other classes than those of {shard_set}: class 1 is 'bug' there and"
+    assert capsys.readouterr().err.startswith(message)
