@@ -34,7 +34,8 @@ class DaliLoader:
     def __init__(self, source: Source, manifest: Manifest) -> None:
         if (source.reader.modes == MODE_RAW).any():
             raise UserError(
-                f"{source.reader.path}: holds raw pixels, which DALI cannot read; use --pipeline torchvision or ffcv"
+                f"{source.reader.path}: holds raw pixels, which DALI cannot read; "
+                "use --pipeline native (the default), torchvision or ffcv"
             )
         self.source = source
         self.manifest = manifest

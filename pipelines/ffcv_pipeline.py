@@ -25,6 +25,7 @@ import numba as nb  # noqa: E402
 from ffcv.fields.rgb_image import SimpleRGBImageDecoder  # noqa: E402
 from ffcv.libffcv import imdecode, resize_crop  # noqa: E402
 from ffcv.loader import Loader as FfcvNativeLoader  # noqa: E402
+from ffcv.loader.epoch_iterator import EpochIterator  # noqa: E402
 from ffcv.pipeline.allocation_query import AllocationQuery  # noqa: E402
 from ffcv.pipeline.compiler import Compiler  # noqa: E402
 from ffcv.pipeline.state import State  # noqa: E402
@@ -62,9 +63,10 @@ class _PlannedDecoder(SimpleRGBImageDecoder):
         self.table = table
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, Any]:
-        largest = int(self.metadata["height"].astype(np.int64).max()) * int(
-            self.metadata["width"].astype(np.int64).max()
-        )
+        # One of each image of a batch: the largest JPEG that there is, not the tallest one's height by the widest one's
+        # width. Raw pixels are resized where they lie.
+        jpegs = self.metadata[self.metadata["mode"] == MODE_JPEG]
+        largest = int((jpegs["height"].astype(np.int64) * jpegs["width"]).max(initial=1))
         shape = (self.image_size, self.image_size, 3)
         state = State(jit_mode=True, device=previous_state.device, shape=shape, dtype=np.dtype("u1"))
         return state, (AllocationQuery(shape, np.dtype("u1")), AllocationQuery((largest * 3,), np.dtype("u1")))
@@ -117,6 +119,30 @@ class _GivenOrder(TraversalOrder):
         return self.order
 
 
+class _EpochIterator(EpochIterator):
+    """FFCV's loading thread; an error that ends it is kept for whoever waits, not printed."""
+
+    failure: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            super().run()
+        except Exception as error:
+            self.failure = error
+
+
+class _Loader(FfcvNativeLoader):
+    """FFCV's loader with our loading thread; what it does first is FFCV's own `__iter__`."""
+
+    def __iter__(self) -> EpochIterator:
+        Compiler.set_num_threads(self.num_workers)
+        order = self.next_traversal_order()[: len(self) * self.batch_size]
+        self.next_epoch += 1
+        if self.code is None or self.recompile:
+            self.generate_code()
+        return _EpochIterator(self, order)
+
+
 class FfcvLoader:
     """See `pipelines.contract.Loader`. Compiles for several seconds when it is made."""
 
@@ -135,7 +161,7 @@ class FfcvLoader:
     def _compile(self) -> None:
         source = self.source
         torch_threads = torch.get_num_threads()
-        self._loader = FfcvNativeLoader(
+        self._loader = _Loader(
             str(source.reader.path),
             batch_size=self._batch_size,
             num_workers=min(source.threads, nb.config.NUMBA_NUM_THREADS),
@@ -167,12 +193,10 @@ class FfcvLoader:
         order = np.concatenate([source.plan.batch_ids(epoch, index)[0][mine] for index in range(start, count)])
         self._order.order = self._loader.first_traversal_order = order.astype(np.uint64)
         plans = {index: self._tabulate(epoch, index) for index in range(start, min(start + lead, count))}
-        torch_threads = torch.get_num_threads()
-        iterator = iter(self._loader)
-        torch.set_num_threads(torch_threads)
+        iterator = self._begin()
         try:
             for index in range(start, count):
-                images, labels = _next(iterator)
+                images, labels = self._next(iterator)
                 plan = plans.pop(index)
                 failed = np.flatnonzero(self._table[plan.sample_ids, _STATUS])
                 if len(failed):
@@ -189,6 +213,40 @@ class FfcvLoader:
                     iterator.output_queue.get_nowait()
                 iterator.join(timeout=0.01)
             iterator.close()
+
+    def _begin(self) -> EpochIterator:
+        """Starts FFCV's thread, with memory for all batches that it may be at."""
+        torch_threads = torch.get_num_threads()
+        try:
+            return iter(self._loader)
+        except Exception as error:
+            raise self._failure(error) from error
+        finally:
+            torch.set_num_threads(torch_threads)
+
+    def _next(self, iterator: EpochIterator) -> Any:
+        """FFCV's next batch; its own `__next__` waits for ever when the loading thread has died."""
+        while iterator.output_queue.empty():
+            if not iterator.is_alive() and iterator.output_queue.empty():
+                raise self._failure(iterator.failure) from iterator.failure
+            time.sleep(0.0005)
+        return next(iterator)
+
+    def _failure(self, error: Exception | None) -> UserError:
+        """An error of FFCV, of the compiler or of the system, in one line."""
+        path, lines = self.source.reader.path, str(error or "its loading thread ended").strip().splitlines()
+        reason = lines[0] if lines else type(error).__name__
+        if not isinstance(error, MemoryError) and "allocate memory" not in reason:
+            return UserError(f"{path}: FFCV failed ({reason}); use --pipeline native (the default)")
+        heights, widths = self.source.reader.sizes.astype(np.int64).T
+        largest = int((heights * widths).argmax())
+        count = self._batch_size * (self.source.prefetch_batches + 2)
+        gigabytes = 3e-9 * count * heights[largest] * widths[largest]
+        return UserError(
+            f"{path}: FFCV needs {gigabytes:,.1f} GB of memory, for {count:,} images as large as the largest one "
+            f"({widths[largest]} x {heights[largest]} pixels); use --pipeline native (the default), or lower "
+            "data.batch_size_per_gpu or data.prefetch_batches, or convert with a smaller --max-side"
+        )
 
     def _on_gpu(self, images: torch.Tensor, copies: torch.cuda.Stream) -> torch.Tensor:
         """A copy on a stream of its own, which has ended: FFCV writes to `images` again."""
@@ -207,15 +265,6 @@ class FfcvLoader:
 
     def close(self) -> None:
         """Nothing outlives an iterator."""
-
-
-def _next(iterator: Any) -> Any:
-    """FFCV's next batch; its own `__next__` waits for ever when the loading thread has died."""
-    while iterator.output_queue.empty():
-        if not iterator.is_alive() and iterator.output_queue.empty():
-            raise RuntimeError("FFCV's loading thread ended with an error (printed above)")
-        time.sleep(0.0005)
-    return next(iterator)
 
 
 def make(source: Source, manifest: Manifest) -> FfcvLoader:

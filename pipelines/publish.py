@@ -15,7 +15,16 @@ from pathlib import Path
 
 from pipelines.errors import UserError
 
-__all__ = ["exclusive", "partial_path", "publish", "publish_bytes", "sync_directory", "write_all"]
+__all__ = [
+    "errors_name",
+    "exclusive",
+    "partial_path",
+    "publish",
+    "publish_bytes",
+    "require_place",
+    "sync_directory",
+    "write_all",
+]
 
 _locks: set[int] = set()  # descriptors of this process; while a forked child has them too, a lock outlives its holder
 
@@ -48,16 +57,51 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def publish_bytes(path: Path, content: bytes) -> None:
-    """Writes a whole file so that `path` holds all of it or does not exist."""
+@contextmanager
+def errors_name(path: Path) -> Iterator[None]:
+    """Makes the system's refusals to write `path` name it.
+
+    An error of `write` or `fsync` (a full disk) names no file, and one of `open` or `rename` names the unfinished file
+    beside it, which nobody asked for. Where the directory is missing, the error says so.
+    """
     try:
-        with partial_path(path).open("wb") as file:
-            write_all(file.fileno(), content, 0)
-            os.fsync(file.fileno())
-        publish(path)
-    except BaseException:
-        partial_path(path).unlink(missing_ok=True)
-        raise
+        yield
+    except OSError as error:
+        if error.errno is None or str(error.filename) not in ("None", str(path), str(partial_path(path))):
+            raise
+        reason = error.strerror
+        if isinstance(error, FileNotFoundError) and not path.parent.exists():
+            reason = f"{reason} (make the directory {path.parent} first)"
+        raise OSError(error.errno, reason, str(path)) from error
+
+
+def require_place(path: Path, flag: str = "") -> None:
+    """Raises `UserError` when no file can be written at `path`, which the user gave with `flag`: for what takes long.
+
+    Said before the work: it is a directory, or the directory that it would be in is missing or not to be written.
+    """
+    name, folder = f"{flag} {path}".strip(), path.parent
+    if path.is_dir():
+        raise UserError(f"{name}: is a directory; give the name of a file")
+    if not folder.is_dir():
+        wrong = "is not a directory" if folder.exists() else "is not there; make it first"
+        raise UserError(f"{name}: the directory {folder} {wrong}")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{name}: the directory {folder} cannot be written (permission denied)")
+
+
+def publish_bytes(path: Path, content: bytes) -> None:
+    """Writes a whole file so that `path` holds all of it or does not exist. An `OSError` names `path`."""
+    with errors_name(path):
+        try:
+            with partial_path(path).open("wb") as file:
+                write_all(file.fileno(), content, 0)
+                os.fsync(file.fileno())
+            publish(path)
+        except BaseException:
+            with suppress(OSError):
+                partial_path(path).unlink()
+            raise
 
 
 def write_all(descriptor: int, content: bytes | bytearray | memoryview, offset: int) -> None:

@@ -15,7 +15,7 @@ import os
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from pipelines.errors import UserError
+from pipelines.errors import ImageFileError, UserError
 from pipelines.remedy import rebuild
 from preprocess import jpeg
 
@@ -93,10 +93,8 @@ def encode_image(
 ) -> EncodedImage:
     """Encodes one image as it is stored.
 
-    The colours are those of torchvision's `default_loader`, Pillow's `convert("RGB")`: an alpha channel is
-    dropped, not composited, and CMYK is converted without its profile. One difference: greyscale of 16 bits
-    is scaled to 8, where `convert` clips. Only the first frame of an animation is stored, and no metadata.
-    Equal inputs give equal bytes with the same `codec()`.
+    The colours are those of `pipelines.image_file.decode_image`, which `sdpnet predict` uses too. Only the first
+    frame of an animation is stored, and no metadata. Equal inputs give equal bytes with the same `codec()`.
 
     Args:
         source: the file's bytes, or its path.
@@ -104,9 +102,9 @@ def encode_image(
         name: what an error calls the image; a path's default is the path itself.
 
     Raises:
-        UserError: with the image's name, when it cannot be read, is empty, no image, truncated or otherwise
-            damaged, a decompression bomb (over 178,956,970 pixels), too long for a JPEG, or cannot be kept where
-            `settings.reencode` is "never"; and when that is "auto" or "never" but the native codec is not built.
+        UserError: with the image's name, when it cannot be read or decoded (`decode_image` says why), is too long for
+            a JPEG, or cannot be kept where `settings.reencode` is "never"; and when that is "auto" or "never" but the
+            native codec is not built.
     """
     if isinstance(source, bytes):
         data, name = source, name or "image"
@@ -123,14 +121,12 @@ def encode_image(
         raise UserError(f"--reencode {settings.reencode} needs the native JPEG codec, which is not built: {rebuild()}")
     try:
         return _encode(data, settings, name)
-    except UserError:
-        raise
+    except ImageFileError as error:
+        raise UserError(f"{name}: {error}") from error
     except jpeg.TooLargeError as error:
         raise UserError(f"{name}: too large to decode safely ({error}); reduce or remove it") from None
-    except Exception as error:  # Pillow's readers raise almost any type on damaged files
-        from preprocess import pillow
-
-        raise UserError(f"{name}: {pillow.reason(error)}") from error
+    except jpeg.DamagedError as error:
+        raise UserError(f"{name}: damaged image ({error}); copy it again, replace or remove it") from error
 
 
 def codec() -> str:
@@ -152,6 +148,7 @@ def _encode(data: bytes, settings: EncodeSettings, name: str) -> EncodedImage:
             return EncodedImage(*jpeg.keep(data, settings.max_side, settings.restart_rows), kept=True)
         except jpeg.UnsupportedError as error:
             if settings.reencode == "never":
+                _require_decodable(data)
                 message = f"{name}: cannot be kept as it is ({error}); --reencode auto would convert it"
                 raise UserError(message) from None
     options = (settings.max_side, settings.quality, settings.subsampling, settings.restart_rows)
@@ -164,26 +161,36 @@ def _encode(data: bytes, settings: EncodeSettings, name: str) -> EncodedImage:
 
 
 def _encode_pixels(data: bytes, settings: EncodeSettings, name: str) -> EncodedImage:
-    from preprocess import pillow
-    from preprocess.area import fit
+    from pipelines.area import average, fit
+    from pipelines.image_file import decode_image
 
-    image = pillow.decode(data, settings.exif, name)
-    width, height = fit(image.width, image.height, settings.max_side)
+    pixels = decode_image(data, exif=settings.exif)
+    width, height = fit(pixels.shape[1], pixels.shape[0], settings.max_side)
     if max(width, height) > JPEG_MAX_SIDE:
         raise UserError(f"{name}: {width} x {height} pixels, but a JPEG has at most {JPEG_MAX_SIDE}; set --max-side")
     options = (settings.quality, settings.subsampling, settings.restart_rows)
     if jpeg.available():
-        return EncodedImage(*jpeg.encode(pillow.pixels_of(image), settings.max_side, *options))
-    return EncodedImage(pillow.save(pillow.reduce(image, height, width), *options), height, width)
+        return EncodedImage(*jpeg.encode(pixels, settings.max_side, *options))
+    from preprocess import pillow
+
+    if pixels.shape[:2] != (height, width):
+        pixels = average(pixels, height, width)
+    return EncodedImage(pillow.save(pixels, *options), height, width)
 
 
 def _is_upright(data: bytes) -> bool:
-    from preprocess import pillow
+    from pipelines.image_file import is_upright
 
-    return pillow.turn_of(pillow.open_image(data)) is None
+    return is_upright(data)
 
 
-def _format(data: bytes) -> str | None:
-    from preprocess import pillow
+def _require_decodable(data: bytes) -> None:
+    from pipelines.image_file import decode_image
 
-    return pillow.open_image(data).format
+    decode_image(data)
+
+
+def _format(data: bytes) -> str:
+    from pipelines.image_file import format_of
+
+    return format_of(data)

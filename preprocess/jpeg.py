@@ -90,7 +90,7 @@ def crc32(data: bytes) -> int:
 def reencode(data: bytes, max_side: int, quality: int, subsampling: str, restart_rows: int) -> Encoded:
     """Re-encodes an 8-bit greyscale or YCbCr JPEG. The parameters are those of `EncodeSettings`.
 
-    Where it is reduced: decoded, averaged as `preprocess.area` does, and compressed. The pixels are those of
+    Where it is reduced: decoded, averaged as `pipelines.area` does, and compressed. The pixels are those of
     Pillow's decoder, and the bytes those of Pillow's encoder, where the two libjpeg-turbos agree.
 
     Where a clean baseline JPEG keeps its size, and its chroma sampling is the wanted one or 4:4:4 to become 4:2:0 or

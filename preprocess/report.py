@@ -106,7 +106,7 @@ def _main(arguments: argparse.Namespace) -> None:
     split = found.train or next(iter(found.splits), None)
     sheet = None
     if arguments.images and split is not None and split.split.num_samples:
-        sheet = contact_sheet(directory, split, found.manifest.classes, arguments.images, arguments.seed)
+        sheet = contact_sheet(directory, split, found.class_names, arguments.images, arguments.seed)
     publish_bytes(html, page(found, reading, sheet).encode())
     _print(found, reading, html)
 

@@ -149,7 +149,7 @@ def _split_table(survey: Survey) -> str:
 
 
 def _classes(survey: Survey) -> list[str]:
-    names = survey.manifest.classes
+    names = survey.class_names
     few = len(names) <= BARS_UP_TO
     parts = []
     for split in survey.splits:

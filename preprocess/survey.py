@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +14,7 @@ import numpy as np
 from pipelines.errors import ShardError
 from pipelines.layout import QUARANTINE_NAME, Manifest, ShardReader, Split, open_split, read_manifest
 from pipelines.plan import CropOptions, Plan
+from pipelines.readable_names import readable_names
 
 __all__ = ["Bad", "SplitSurvey", "Survey", "crop_share", "read_quarantine", "survey"]
 
@@ -89,6 +91,11 @@ class Survey:
     manifest: Manifest
     splits: tuple[SplitSurvey, ...]
     quarantine: tuple[Bad, ...]
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """What people call the classes, in label order."""
+        return readable_names(self.manifest.classes)
 
     @property
     def num_samples(self) -> int:

@@ -168,7 +168,7 @@ def work(tasks_descriptor: int, news_descriptor: int, shared_descriptor: int) ->
         answers = _Answers(tasks_descriptor, news_descriptor, shared_descriptor)
         message = _receive(tasks)
         if not jpeg.available() or not all(name.lower().endswith(_JPEG_SUFFIXES) for name, *_ in message[1]):
-            from preprocess import pillow  # noqa: F401 - while the time does not count yet
+            from pipelines import image_file  # noqa: F401 - while the time does not count yet
         gc.freeze()
         answers.say(0)
         while True:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from pipelines.errors import UserError
+from pipelines.preprocessing import Preprocessing
 from pipelines.publish import publish_bytes
 from sdpnet.checkpoint_directory import Checkpoints, latest_checkpoint
 from sdpnet.checkpoint_file import load_checkpoint, refusals, write_atomically
@@ -107,7 +108,8 @@ def _require_same_model(model: nn.Module, weights: Mapping[str, torch.Tensor], p
 class ModelCard:
     """`model.json`: what a user of the weights needs to know.
 
-    `metrics` are those of the last evaluation; `weights` says whether the weights are averaged ones.
+    `metrics` are those of the last evaluation; `weights` says whether the weights are averaged ones; `preprocessing` is
+    what was done to the images before the crop. Cards of earlier versions lack the last two.
     """
 
     model: ModelOptions
@@ -118,6 +120,7 @@ class ModelCard:
     std: tuple[float, float, float]
     metrics: dict[str, float]
     weights: Literal["raw", "ema"] = "raw"
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
 
 
 def save_model(directory: Path, model: SdPNet, card: ModelCard, ema: Mapping[str, torch.Tensor] | None = None) -> None:
@@ -143,13 +146,15 @@ def load_model(
 ) -> tuple[SdPNet, ModelCard]:
     """Loads a model, in eval mode, with its card.
 
-    `where` is a finished model (`model.safetensors`, with `model.json` beside it), a checkpoint of a run, or a run's
+    `where` is a finished model (`model.safetensors` or the `model.json` beside it), a checkpoint of a run, or a run's
     directory: then it is the finished model, or the newest checkpoint that can be read (`say` gets a line for each that
     cannot). `weights`: "ema" takes averaged weights where there are any, "raw" those of the last step.
 
     Raises `UserError` when there is none, or it is damaged or inconsistent.
     """
     path = Path(where)
+    if path.name == "model.json":
+        path = path.with_name("model.safetensors")
     if path.is_dir():
         run, path = path, path / "model.safetensors"
         if not path.exists():
@@ -196,6 +201,7 @@ def _card(raw: dict[str, Any]) -> ModelCard:
         std=tuple(raw["std"]),
         metrics=dict(raw["metrics"]),
         weights=raw.get("weights", "raw"),
+        preprocessing=Preprocessing(**raw.get("preprocessing", {})),
     )
 
 

@@ -14,7 +14,7 @@ import re
 import stat
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from pipelines.errors import UserError
-from pipelines.publish import partial_path, publish, write_all
+from pipelines.publish import errors_name, partial_path, publish, write_all
 
 __all__ = ["VERSION", "load_checkpoint", "plain_state", "refusals", "write_atomically", "write_checkpoint"]
 
@@ -50,16 +50,18 @@ def refusals(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls `write(temporary path)`, waits for the disk, then gives the file its name."""
+    """Calls `write(temporary path)`, waits for the disk, then gives the file its name. An `OSError` names `path`."""
     temporary = partial_path(path)
-    try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        publish(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with errors_name(path):
+        try:
+            write(temporary)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            publish(path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
 
 
 def plain_state(state: Any, of_tensor: Callable[[Tensor, tuple[Any, ...]], Tensor], where: tuple[Any, ...] = ()) -> Any:

@@ -17,6 +17,7 @@ from pipelines.augment import DeviceStage
 from pipelines.contract import Loader
 from pipelines.errors import UserError
 from pipelines.publish import publish_bytes
+from pipelines.readable_names import readable_names
 from sdpnet.distributed import Processes, sum_over_processes
 
 __all__ = ["Scores", "evaluate", "write_per_class"]
@@ -88,14 +89,19 @@ def write_per_class(path: Path, classes: Sequence[str], counts: np.ndarray) -> N
     """Writes a CSV file with a row for each class: class (its number), name, samples, top1, top5.
 
     Args:
+        path: the file.
         classes: their names.
         counts: `Scores.counts`; rows beyond the names are classes that the data has not.
 
+    Where there are other names for people (`readable_names`: "tench" for n01440764), they are a last column "words".
     top1 and top5 are fractions in [0, 1], empty for a class without samples. The file appears complete.
     """
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["class", "name", "samples", "top1", "top5"])
+    readable = readable_names(classes)
+    words = () if readable == tuple(classes) else readable
+    rows.writerow(["class", "name", "samples", "top1", "top5", *(["words"] if words else [])])
     for label, (name, (samples, top1, top5)) in enumerate(zip(classes, counts.tolist(), strict=False)):
-        rows.writerow([label, name, samples, *([top1 / samples, top5 / samples] if samples else ["", ""])])
+        shares = [top1 / samples, top5 / samples] if samples else ["", ""]
+        rows.writerow([label, name, samples, *shares, *words[label : label + 1]])
     publish_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from pipelines.augment import DeviceStage
 from pipelines.contract import PIPELINES, AugmentOptions, DataOptions, make_loader
-from pipelines.errors import UserError, require
+from pipelines.errors import UserError, printable, require
+from pipelines.preprocessing import Preprocessing
+from pipelines.publish import require_place
+from pipelines.readable_names import readable_names
 from sdpnet.checkpoint import load_model
+from sdpnet.class_names import first_difference
 from sdpnet.distributed import amp_dtype, join, leave
-from sdpnet.evaluate import evaluate, write_per_class
+from sdpnet.evaluate import Scores, evaluate, write_per_class
+from sdpnet.output import say, say_json
 from sdpnet.threads import use_threads
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["add_arguments", "run", "table"]
+
+_LOWEST = 5  # classes that the table names
 
 
 @dataclass(frozen=True)
@@ -44,15 +52,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="(default: %(default)s)")
     add("--amp", choices=["auto", "bf16", "fp16", "fp32"], default="auto", help="(default: %(default)s)")
     add("--per-class", type=Path, metavar="FILE", help="write each class's accuracy to a CSV file")
+    add("--json", action="store_true", help="print one JSON object instead of the table")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints one JSON object: top1, top5, val_loss, num_samples, weights (ema or raw); in the main process only."""
+    """Prints a table, or with `--json` one JSON object: top1, top5, val_loss, num_samples, weights (ema or raw); in the
+    main process only."""
     size, fraction, out = arguments.image_size, arguments.centre_fraction, arguments.per_class
     require(arguments.batch_size >= 1, "--batch-size", arguments.batch_size, "at least 1")
     require(fraction is None or 0 < fraction <= 1, "--centre-fraction", fraction, "in (0, 1]")
-    if out is not None and not out.parent.is_dir():  # said now, not after the evaluation
-        raise UserError(f"--per-class {out}: there is no directory {out.parent}; make it first")
+    if out is not None:
+        require_place(out, "--per-class")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: there is no usable GPU here; take --device cpu or auto")
     processes = join(arguments.device)
     try:
         if processes.device.type == "cpu" and (chosen := use_threads(processes.shard.local_world_size)).reduced:
@@ -71,19 +83,53 @@ def run(arguments: argparse.Namespace) -> int:
         )
         augment = AugmentOptions(mean=card.mean, std=card.std)
         loader = make_loader(_Config(data, augment), "val", processes.shard, processes.device)
-        if tuple(loader.manifest.classes) != card.classes:
+        if (difference := first_difference(card.classes, loader.manifest.classes)) is not None:
             raise UserError(
-                f"{arguments.data}: its {loader.manifest.num_classes} classes are not the {len(card.classes)} "
-                "that the model was trained on"
+                f"{arguments.model}: was trained on other classes than those of {arguments.data}: {difference}"
             )
         dtype = amp_dtype(arguments.amp, processes.device)
         stage = DeviceStage(augment, card.model.num_classes, dtype, train=False)
+        if processes.is_main:
+            _warn(arguments.data, Preprocessing.of(loader.manifest.encode), card.preprocessing)
         scores = evaluate(model, loader, stage, processes)
         assert scores is not None
         if processes.is_main:
-            if out is not None:
+            names = () if out is None else readable_names(card.classes)
+            if arguments.json:
+                say_json({**scores.as_dict(), "num_samples": scores.num_samples, "weights": card.weights})
+            else:
+                say(*table(scores, card.weights, names))
+            if out is not None:  # what it took long to find out is said by now
                 write_per_class(out, card.classes, scores.counts)
-            print(json.dumps({**scores.as_dict(), "num_samples": scores.num_samples, "weights": card.weights}))
         return 0
     finally:
         leave()
+
+
+def table(scores: Scores, weights: str, names: Sequence[str] = ()) -> list[str]:
+    """The lines of the table for people; with the classes' names also the classes with the lowest top-1."""
+    rows = [
+        ("images", f"{scores.num_samples:,}"),
+        ("top-1", f"{scores.top1:.2%}"),
+        ("top-5", f"{scores.top5:.2%}"),
+        ("loss", f"{scores.loss:.4f}"),
+        ("weights", {"ema": "averaged", "raw": "of the last step"}[weights]),
+    ]
+    lines = [f"{name:8} {text}" for name, text in rows]
+    if not names:
+        return lines
+    samples, top1 = scores.counts[: len(names), 0], scores.counts[: len(names), 1]
+    scored = np.flatnonzero(samples)
+    lowest = scored[np.argsort(top1[scored] / samples[scored], kind="stable")][:_LOWEST]
+    lines.append(f"classes with the lowest top-1, of {len(scored):,}:")
+    return lines + [f"{top1[i] / samples[i]:8.2%} of {samples[i]:,}  {names[i]}" for i in lowest.tolist()]
+
+
+def _warn(data: Path, theirs: Preprocessing, ours: Preprocessing) -> None:
+    """Says on stderr where the images were turned otherwise than those that the model was trained on."""
+    if theirs.exif != ours.exif:
+        print(
+            f"{printable(data)}: was made with --exif {theirs.exif}, and the model was trained on images made with "
+            f"--exif {ours.exif}: photographs that were taken with a turned camera will score lower",
+            file=sys.stderr,
+        )

@@ -1,7 +1,8 @@
 """A finished model as a file for other programs: ONNX, or PyTorch's exported program.
 
-The file takes normalised images and gives logits. What a program must know besides (size, mean, std, classes) is beside
-it, as FILE.json. A file is run and compared with the model before it gets its name.
+The file takes normalised images and gives logits. What a program must know besides is beside it, as FILE.json: the
+classes, and all that is done to an image file before (`steps` in words, and the values). A file is run and compared
+with the model before it gets its name.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import importlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Final, Literal, get_args
 
 import torch
 
 from pipelines.errors import UserError, require
+from pipelines.publish import require_place
 from pipelines.remedy import install_extra
 from sdpnet.checkpoint import ModelCard, load_model, write_atomically
 from sdpnet.model import SdPNet
@@ -46,6 +49,7 @@ def export(
     ok = image_size > 0 and image_size % patch == 0
     require(ok, "image_size", image_size, f"a multiple of the patch size {patch}")
     require(batch == "dynamic" or batch >= 1, "batch", batch, "'dynamic' or at least 1")
+    require_place(out)
     if format == "onnx":
         _require_onnx()
     sizes = (2, 1, 5) if batch == "dynamic" else (batch,)  # the example is not 1: torch.export would fix that size
@@ -78,12 +82,27 @@ def export(
     facts = {
         **asdict(replace(card, image_size=image_size)),
         "format": format,
+        "steps": _steps(card, image_size),
         "input": f"images: float32 {shape}, RGB in [0, 1], less mean, divided by std",
         "output": "logits: float32 (batch, classes)",
     }
     text = json.dumps(facts, indent=1) + "\n"
     write_atomically(out.with_name(f"{out.name}.json"), lambda path: path.write_text(text, encoding="utf-8"))
     return difference
+
+
+def _steps(card: ModelCard, image_size: int) -> list[str]:
+    """What makes an image file into an input, in order, as `sdpnet predict` does it."""
+    exif, max_side = card.preprocessing.exif, card.preprocessing.max_side
+    reduce = f"reduce the longer side to {max_side} pixels by area averaging, where it is longer"
+    return [
+        "decode to RGB, 8 bits; an alpha channel is dropped, 16 bits are scaled to 8",
+        "turn upright as EXIF says" if exif == "apply" else "ignore the EXIF orientation",
+        *([reduce] if max_side else []),
+        f"crop the centre square whose side is {card.centre_fraction:g} of the shorter side",
+        f"resize to {image_size} x {image_size} pixels, bilinear with antialiasing",
+        "divide by 255, subtract mean, divide by std",
+    ]
 
 
 def _difference(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
@@ -93,8 +112,9 @@ def _difference(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
 
 
 def _save_torch(model: SdPNet, example: torch.Tensor, dynamic: tuple | None, path: Path) -> None:
-    with path.open("wb") as file:
-        torch.export.save(torch.export.export(model, (example,), dynamic_shapes=dynamic), file)
+    content = BytesIO()  # a full disk under torch's writer ends the process: its destructor throws
+    torch.export.save(torch.export.export(model, (example,), dynamic_shapes=dynamic), content)
+    path.write_bytes(content.getbuffer())
 
 
 def _load_torch(path: Path) -> Forward:
@@ -143,10 +163,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _batch(text: str) -> Batch:
-    return "dynamic" if text == "dynamic" else int(text)
+    try:
+        return "dynamic" if text == "dynamic" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be dynamic or a number of images, not {text!r}") from None
 
 
 def run(arguments: argparse.Namespace) -> int:
+    require_place(arguments.out, "--out")
     if arguments.format == "onnx":
         _require_onnx()
     model, card = load_model(arguments.model)

@@ -248,6 +248,14 @@ class SdPNet(nn.Module):
         x = self.patch_norm(self.patch(images))
         for block in self.conv_blocks:
             x = self._run(block, x)
+        x, rotary = self.encoder_input(x)
+        for block in self.transformer_blocks:
+            x = self._run(block, x, rotary)
+        return x
+
+    def encoder_input(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What the transformer blocks take: patches (B, dim, h, w) -> the tokens (B, 1 + R + N, dim) with their
+        positions, and `rotary` of `TransformerBlock`."""
         batch, dim, rows, columns = x.shape
         options, grid, wide = self.options, (rows, columns), torch.promote_types(x.dtype, torch.float32)
         x, rotary = x.flatten(2).transpose(1, 2), None
@@ -258,10 +266,7 @@ class SdPNet(nn.Module):
         elif options.position == "rope":
             rotary = rotary_embedding(grid, 1 + options.registers, dim // options.heads, x.device, wide)
         leading = [token.expand(batch, -1, -1).to(x.dtype) for token in (self.class_token, self.registers)]
-        x = torch.cat([*leading, x], dim=1)
-        for block in self.transformer_blocks:
-            x = self._run(block, x, rotary)
-        return x
+        return torch.cat([*leading, x], dim=1), rotary
 
     def _run(self, block: nn.Module, *inputs: torch.Tensor | None) -> torch.Tensor:
         if not (self.checkpointing and torch.is_grad_enabled()):

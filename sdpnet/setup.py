@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pipelines.augment import DeviceStage
 from pipelines.contract import Batch, Loader, choose_pipeline, make_loader
 from pipelines.errors import UserError
+from pipelines.preprocessing import Preprocessing
 from sdpnet.checkpoint import ModelCard, load_optimizer, load_weights
 from sdpnet.compiled import compile_blocks
 from sdpnet.depthwise_choice import choose_depthwise
@@ -132,6 +133,7 @@ class Run:
             augment.mean,
             augment.std,
             self.evaluation,
+            preprocessing=Preprocessing.of(self.train_loader.manifest.encode),
         )
 
     def take(

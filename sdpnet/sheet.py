@@ -23,6 +23,7 @@ from pipelines.errors import require
 from pipelines.plan import MIX_CUTMIX, MIX_NONE, BatchPlan
 from pipelines.policies import in_words
 from pipelines.publish import publish_bytes
+from pipelines.readable_names import readable_names
 from sdpnet.config import load_config
 from sdpnet.options import Config
 
@@ -90,7 +91,7 @@ def augmented_batch(config: Config, epoch: int, index: int) -> tuple[np.ndarray,
     loader = make_loader(config, "train", ShardOptions(), torch.device("cpu"))
     with closing(loader):
         require(0 <= index < len(loader), "--batch", index, f"0 to {len(loader) - 1}, the last of an epoch")
-        names = loader.manifest.classes
+        names = readable_names(loader.manifest.classes)
         stage = DeviceStage(config.augment, len(names), torch.float32, train=True)
         with closing(loader.batches(epoch, index)) as batches:
             batch = next(batches)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from preprocess.area import average, fit
+from pipelines.area import average, fit
 
 
 @pytest.mark.parametrize("size", [(58, 43, 50, 37), (51, 50, 50, 49), (77, 200, 19, 50), (9, 9, 9, 9), (99, 3, 50, 1)])

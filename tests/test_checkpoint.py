@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from pipelines.errors import UserError
+from pipelines.preprocessing import Preprocessing
 from sdpnet.checkpoint import (
     Checkpoints,
     ModelCard,
@@ -68,7 +70,23 @@ def test_a_model_survives_a_round_trip(tmp_path: Path) -> None:
     loaded, loaded_card = load_model(tmp_path)
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(model(images), loaded(images)) and loaded_card == card()
-    assert load_model(tmp_path / "model.safetensors")[1] == card()
+    assert load_model(tmp_path / "model.safetensors")[1] == load_model(tmp_path / "model.json")[1] == card()
+
+
+def test_a_card_says_what_was_done_to_the_images(tmp_path: Path) -> None:
+    model = create_model("sdpnet_tiny", 3)
+    ours = replace(card(), preprocessing=Preprocessing("apply", 400))
+    save_model(tmp_path, model, ours)
+    facts = json.loads((tmp_path / "model.json").read_text())
+    assert facts["preprocessing"] == {"exif": "apply", "max_side": 400}
+    assert load_model(tmp_path)[1] == ours
+    del facts["preprocessing"], facts["weights"]  # as earlier versions wrote it
+    (tmp_path / "model.json").write_text(json.dumps(facts))
+    assert load_model(tmp_path)[1] == replace(ours, preprocessing=Preprocessing("ignore", 0))
+    for wrong in ({"exif": "turn"}, {"max_side": -1}, {"gamma": 2}, "apply"):
+        (tmp_path / "model.json").write_text(json.dumps({**facts, "preprocessing": wrong}))
+        with pytest.raises(UserError, match="cannot be read"):
+            load_model(tmp_path)
 
 
 def test_another_model_is_refused_by_name(tmp_path: Path) -> None:

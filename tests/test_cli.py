@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from conversion import write_manifest
 
+from pipelines.preprocessing import Preprocessing
 from pipelines.remedy import install_extra
 from preprocess import build_ffcv
 from sdpnet import cli, train
@@ -34,9 +35,11 @@ def test_evaluate_prints_what_training_reported(
     finished_run: Path, shard_set: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["evaluate", "--model", str(finished_run), "--data", str(shard_set), "--pipeline", "torchvision"]
-    assert cli.main([*command, "--batch-size", "4"]) == 0
+    assert cli.main([*command, "--batch-size", "4", "--json"]) == 0
     scores = json.loads(capsys.readouterr().out)
-    reported = load_model(finished_run)[1].metrics
+    card = load_model(finished_run)[1]
+    assert card.preprocessing == Preprocessing("ignore", 500)  # of the shard set that it was trained on
+    reported = card.metrics
     assert scores["num_samples"] == 10 and scores["top1"] == reported["top1"]
     assert scores["val_loss"] == pytest.approx(reported["val_loss"])
     assert cli.main([*command, "--batch-size", "3", "--image-size", "96"]) == 0
@@ -124,7 +127,8 @@ def test_mistakes_in_evaluation_and_prediction(
 
     other = damaged_set(shard_set, tmp_path, rename_a_class)
     command = ["evaluate", "--model", str(finished_run), "--data", str(other), "--pipeline", "torchvision"]
-    one_line(cli.main(command), capsys, "classes are not the 3 that the model was trained on")
+    difference = "was trained on other classes than those of"
+    one_line(cli.main(command), capsys, difference, "class 0 is 'ant' there and 'a' here")
     (tmp_path / "not.jpg").write_text("no image")
     for name in ("not.jpg", "absent.jpg"):
         one_line(cli.main(["predict", "--model", str(finished_run), str(tmp_path / name)]), capsys, name)

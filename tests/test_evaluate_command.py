@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from pipelines.preprocessing import Preprocessing
+from pipelines.readable_names import readable_names
 from sdpnet import cli
 from sdpnet.checkpoint import ModelCard, load_model, save_model
+from sdpnet.evaluate import Scores, write_per_class
+from sdpnet.evaluate_command import table
 from sdpnet.model import SdPNet, create_model_options
 
 CLASSES = ("ant", "bee", "cow")
@@ -39,12 +45,13 @@ def command(model: Path, data: Path, *more: object) -> list[str]:
     return [*fixed, *map(str, more)]
 
 
-def table(path: Path) -> list[dict[str, str]]:
+def per_class(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
-def scores(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+def scored(capsys: pytest.CaptureFixture[str], model: Path, data: Path, *more: object) -> dict[str, Any]:
+    assert cli.main(command(model, data, "--json", *more)) == 0
     return json.loads(capsys.readouterr().out)
 
 
@@ -77,8 +84,7 @@ def test_resolution_and_crop_at_test_time(
 ) -> None:
     options = [] if size is None else ["--image-size", size]
     options += [] if fraction is None else ["--centre-fraction", fraction]
-    assert cli.main(command(model, shard_set, "--batch-size", 4, *options)) == 0
-    ours = scores(capsys)
+    ours = scored(capsys, model, shard_set, "--batch-size", 4, *options)
     logits, labels = by_hand(model, shard_set, size or 64, fraction or 0.875)
     assert ours["num_samples"] == 10 and ours["top5"] == 1.0
     assert ours["val_loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=2e-3)
@@ -91,20 +97,14 @@ def test_averaged_weights_or_those_of_the_last_step(
     average, card = load_model(model)
     torch.manual_seed(2)
     save_model(tmp_path, SdPNet(card.model), card, ema=average.state_dict())
-    told = []
-    for directory in (model, tmp_path):
-        assert cli.main(command(directory, shard_set)) == 0
-        told.append(scores(capsys))
+    told = [scored(capsys, directory, shard_set) for directory in (model, tmp_path)]
     assert [one.pop("weights") for one in told] == ["raw", "ema"] and told[0] == told[1]
     assert cli.main(command(tmp_path, shard_set, "--weights", "raw")) == 2
     assert "holds averaged weights" in capsys.readouterr().err
 
 
 def test_half_precision_is_a_choice(model: Path, shard_set: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    losses = []
-    for amp in ("fp32", "bf16"):
-        assert cli.main(command(model, shard_set, "--amp", amp)) == 0
-        losses.append(scores(capsys)["val_loss"])
+    losses = [scored(capsys, model, shard_set, "--amp", amp)["val_loss"] for amp in ("fp32", "bf16")]
     assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
@@ -112,7 +112,7 @@ def test_half_precision_is_a_choice(model: Path, shard_set: Path, capsys: pytest
 def alone(model: Path, shard_set: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     path = tmp_path_factory.mktemp("alone") / "classes.csv"
     assert cli.main(command(model, shard_set, "--batch-size", 10, "--per-class", path)) == 0
-    return table(path)
+    return per_class(path)
 
 
 def test_classes_are_scored_one_by_one(model: Path, shard_set: Path, alone: list[dict[str, str]]) -> None:
@@ -131,7 +131,7 @@ def test_several_processes_count_as_one(
 ) -> None:
     """10 images in global batches of 6: the last one is part padding, and one process has nothing else."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    options = ["--batch-size", batch_size, "--per-class", tmp_path / "classes.csv"]
+    options = ["--batch-size", batch_size, "--per-class", tmp_path / "classes.csv", "--json"]
     done = subprocess.run(
         [*torchrun, "-m", "sdpnet.cli", *command(model, shard_set, *options)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -143,7 +143,7 @@ def test_several_processes_count_as_one(
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("{")]
     assert json.loads(line)["num_samples"] == 10
-    assert table(tmp_path / "classes.csv") == alone
+    assert per_class(tmp_path / "classes.csv") == alone
 
 
 @pytest.mark.parametrize(
@@ -153,11 +153,106 @@ def test_several_processes_count_as_one(
         (["--image-size", 0], "--image-size = 0: must be a multiple of 16"),
         (["--centre-fraction", 1.5], "--centre-fraction = 1.5: must be in (0, 1]"),
         (["--batch-size", 0], "--batch-size = 0: must be at least 1"),
-        (["--per-class", "nowhere/classes.csv"], "--per-class nowhere/classes.csv: there is no directory nowhere"),
+        (["--per-class", "nowhere/c.csv"], "--per-class nowhere/c.csv: the directory nowhere is not there; make it"),
+        (["--device", "cuda"], "--device cuda: there is no usable GPU here; take --device cpu or auto"),
+        (["--per-class", "."], "--per-class .: is a directory; give the name of a file"),
     ],
 )
 def test_mistakes(
-    options: list[object], message: str, model: Path, shard_set: Path, capsys: pytest.CaptureFixture[str]
+    options: list[object],
+    message: str,
+    model: Path,
+    shard_set: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cli.main(command(model, shard_set, *options)) == 2
     assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+def test_a_table_for_people(
+    model: Path, shard_set: Path, alone: list[dict[str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = scored(capsys, model, shard_set)
+    assert cli.main(command(model, shard_set)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "images   10",
+        f"top-1    {facts['top1']:.2%}",
+        "top-5    100.00%",
+        f"loss     {facts['val_loss']:.4f}",
+        "weights  of the last step",
+    ]
+    assert cli.main(command(model, shard_set, "--per-class", tmp_path / "classes.csv")) == 0
+    more = capsys.readouterr().out.splitlines()
+    assert more[:6] == [*lines, "classes with the lowest top-1, of 3:"]
+    expected = sorted(alone, key=lambda row: float(row["top1"]))
+    assert more[6:] == [f"{float(row['top1']):8.2%} of {row['samples']}  {row['name']}" for row in expected]
+
+
+def test_scores_are_said_before_the_table_of_classes_fails(
+    model: Path, shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    out = tmp_path / "classes.csv"
+    assert cli.main(command(model, shard_set, "--per-class", out, "--json")) == 2
+    said = capsys.readouterr()
+    assert json.loads(said.out)["num_samples"] == 10
+    assert said.err == f"error: {out}: No space left on device\n" and not list(tmp_path.iterdir())
+
+
+def test_synsets_have_words_for_people(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    counts = np.array([[2, 1, 2], [4, 1, 2], [0, 0, 0]])
+    classes = ("n01440764", "n02012849", "n03126707")
+    names = readable_names(classes)
+    lines = table(Scores(1 / 3, 2 / 3, 1.0, 6, counts), "ema", names)
+    assert lines[4:] == [
+        "weights  averaged",
+        "classes with the lowest top-1, of 2:",
+        "  25.00% of 4  crane (n02012849)",
+        "  50.00% of 2  tench",
+    ]
+    write_per_class(tmp_path / "classes.csv", classes, counts)
+    rows = per_class(tmp_path / "classes.csv")
+    assert list(rows[0]) == [*TABLE, "words"]
+    assert [(row["name"], row["words"]) for row in rows][:2] == [
+        ("n01440764", "tench"),
+        ("n02012849", "crane (n02012849)"),
+    ]
+
+
+def test_images_turned_otherwise_are_noted(
+    model: Path, shard_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network, card = load_model(model)
+    save_model(tmp_path, network, replace(card, preprocessing=Preprocessing("apply", 500)))
+    scored(capsys, model, shard_set)
+    assert cli.main(command(tmp_path, shard_set)) == 0
+    said = capsys.readouterr().err
+    assert "was made with --exif ignore" in said and "trained on images made with --exif apply" in said
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_under_stdout_is_one_line(
+    model: Path, shard_set: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert cli.main(command(model, shard_set)) == 2
+        monkeypatch.undo()
+    assert capsys.readouterr().err == "error: standard output: No space left on device\n"
+
+
+def test_other_classes_are_refused_with_the_first_difference(
+    model: Path, shard_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network, card = load_model(model)
+    save_model(tmp_path, network, replace(card, classes=("ant", "bug", "cow")))
+    assert cli.main(command(tmp_path, shard_set)) == 2
+    message = f"error: {tmp_path}: was trained on other classes than those of {shard_set}: class 1 is 'bug' there and"
+    assert capsys.readouterr().err.startswith(message)

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import resource
+import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 import torch
 
 from pipelines.errors import UserError
+from pipelines.preprocessing import Preprocessing
 from pipelines.remedy import install_extra
 from sdpnet import cli
 from sdpnet import export as module
@@ -47,7 +51,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         model(torch.randn(8, 3, 32, 32))
         made[position] = tmp_path_factory.mktemp(position)
         card = ModelCard(model.options, ("ant", "bee", "cow"), 32, 0.9, (0.4, 0.5, 0.6), (0.2, 0.3, 0.2), {"top1": 0.5})
-        save_model(made[position], model, card)
+        save_model(made[position], model, replace(card, preprocessing=Preprocessing("apply", 400)))
     return made
 
 
@@ -81,6 +85,12 @@ def test_the_file_gives_the_models_logits_for_any_batch(
     facts = json.loads((tmp_path / "exported.pt2.json").read_text())
     assert facts["classes"] == ["ant", "bee", "cow"] and facts["image_size"] == 48 and facts["centre_fraction"] == 0.9
     assert facts["mean"] == list(card.mean) and facts["std"] == list(card.std)
+    assert facts["preprocessing"] == {"exif": "apply", "max_side": 400}
+    assert facts["steps"][1:4] == [
+        "turn upright as EXIF says",
+        "reduce the longer side to 400 pixels by area averaging, where it is longer",
+        "crop the centre square whose side is 0.9 of the shorter side",
+    ]
     assert {path.name for path in tmp_path.iterdir()} == {"exported.pt2", "exported.pt2.json"}
 
 
@@ -131,6 +141,54 @@ def test_without_onnxruntime_the_reference_checks_the_onnx_file(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     model, card = load_model(runs["rope"])
     assert export(model, card, tmp_path / "model.onnx", "onnx", 32) < 1e-5
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_full_disk_names_the_file(
+    format: Format, runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "model.x"
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        status = cli.main(["export", "--model", str(runs["rope"]), "--format", format, "--out", str(out)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert status == 2 and capsys.readouterr().err == f"error: {out}: File too large\n"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("nodir/m.onnx", "the directory {}/nodir is not there; make it first"),
+        ("file/m.onnx", "the directory {}/file is not a directory"),
+        ("", "is a directory; give the name of a file"),
+    ],
+)
+def test_a_place_where_no_file_can_be_is_said_before_the_work(
+    out: str,
+    message: str,
+    runs: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(module, "_save_torch", lambda *_: pytest.fail("exported"))
+    (tmp_path / "file").touch()
+    command = ["export", "--model", str(runs["rope"]), "--format", "torch-export", "--out", str(tmp_path / out)]
+    assert cli.main(command) == 2
+    assert capsys.readouterr().err == f"error: --out {tmp_path / out}: {message.format(tmp_path)}\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_batch_that_is_no_number(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["export", "--model", "m", "--format", "onnx", "--out", "o", "--batch", "x"])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert caught.value.code == 2
+    assert error == "sdpnet export: error: argument --batch: must be dynamic or a number of images, not 'x'"
 
 
 def test_impossible_sizes_are_one_line(

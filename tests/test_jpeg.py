@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from jpeg_files import decoded, make_image, markers, pillow_jpeg, planes_in_scans, replace_segment, segments
 from PIL import Image
 
+from pipelines.area import average, fit
 from preprocess import jpeg, pillow
-from preprocess.area import average, fit
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLINGS = {"4:4:4": (1, 1), "4:2:2": (2, 1), "4:2:0": (2, 2), "4:4:0": (1, 2), "4:1:1": (4, 1)}
@@ -35,7 +35,7 @@ def by_pillow(pixels: np.ndarray, max_side: int, quality: int, subsampling: str,
     new_width, new_height = fit(width, height, max_side)
     if (new_width, new_height) != (width, height):
         pixels = average(pixels, new_height, new_width)
-    return pillow.save(Image.fromarray(pixels), quality, subsampling, restart_rows)
+    return pillow.save(pixels, quality, subsampling, restart_rows)
 
 
 def frame(data: bytes) -> bytes:

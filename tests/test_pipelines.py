@@ -205,7 +205,7 @@ def test_evaluation_yields_each_sample_once_and_an_early_exit_leaves_nothing(
     iterator = loader.batches()
     next(iterator)
     iterator.close()
-    assert not [t for t in threading.enumerate() if type(t).__name__ == "EpochIterator"]
+    assert not [t for t in threading.enumerate() if type(t).__name__.endswith("EpochIterator")]
     assert not multiprocessing.active_children()
     again = torch.cat([batch.sample_ids[batch.valid] for batch in loader.batches()])
     assert again.tolist() == list(range(10))
@@ -278,6 +278,48 @@ assert torch.get_num_threads() == 3 and "ffcv" in sys.modules
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
 
 
+@pytest.mark.skipif(not installed("ffcv"), reason="ffcv is not installed")
+def test_ffcvs_scratch_is_as_large_as_the_largest_image() -> None:
+    from pipelines import ffcv_pipeline
+    from pipelines.beton_reader import MODE_JPEG, MODE_RAW
+
+    decoder = ffcv_pipeline._PlannedDecoder(64, np.zeros((4, 6), np.int32))
+    decoder.metadata = np.array(
+        [(MODE_JPEG, 12_000, 800), (MODE_JPEG, 800, 12_000), (MODE_JPEG, 3_000, 3_201), (MODE_RAW, 60_000, 60_000)],
+        [("mode", "u1"), ("height", "<u2"), ("width", "<u2")],
+    )
+    _, (_, scratch) = decoder.declare_state_and_memory(ffcv_pipeline.State(True, torch.device("cpu"), (1,), np.uint8))
+    assert scratch.shape == (3 * 3_000 * 3_201,)
+
+
+@pytest.mark.skipif(not installed("ffcv"), reason="ffcv is not installed")
+def test_ffcvs_errors_end_in_one_line(
+    shard_set: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from pipelines import ffcv_pipeline
+
+    def refuse(*values: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 110 bytes.\nStack: a\nb")
+
+    def fail(*values: object) -> None:
+        raise ValueError("no such thing\nat line 3")
+
+    loader = load(shard_set, "ffcv")
+    heights, widths = loader.source.reader.sizes.T.astype(int)
+    largest = (heights * widths).argmax()
+    with monkeypatch.context() as patch:
+        patch.setattr(loader._loader.graph, "allocate_memory", refuse)
+        with pytest.raises(UserError, match=rf"\({widths[largest]} x {heights[largest]} pixels\).*native") as caught:
+            list(loader.batches())
+        assert "\n" not in str(caught.value) and "train.beton: FFCV needs 0.0 GB" in str(caught.value)
+    with monkeypatch.context() as patch:
+        patch.setattr(ffcv_pipeline._EpochIterator, "run_pipeline", fail)
+        with pytest.raises(UserError, match=r"train\.beton: FFCV failed \(no such thing\); use --pipeline native"):
+            list(loader.batches())
+    assert len(list(loader.batches())) == len(loader)
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.skipif(not installed("dali"), reason="no DALI")
 def test_dalis_graph_for_a_gpu_that_is_not_here(shard_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """DALI takes all that its decoder is told there; only what a card does with it cannot be seen."""
@@ -319,7 +361,9 @@ def test_raw_pixels_are_refused_by_dali_only(shard_set: Path, tmp_path: Path) ->
     got = next(iter(whole.batches())).images[0].permute(2, 0, 1)
     assert (got.float() - expected).abs().max() <= 1
     if installed("dali"):
-        with pytest.raises(UserError, match="raw pixels"):
+        with pytest.raises(
+            UserError, match=r"raw pixels.* use --pipeline native \(the default\), torchvision or ffcv$"
+        ):
             load(copy, "dali", "val")
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -13,6 +14,7 @@ import pytest
 
 from pipelines.errors import UserError
 from pipelines.publish import exclusive, publish_bytes, write_all
+from sdpnet.checkpoint_file import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 HOLD = """
@@ -131,3 +133,28 @@ def test_an_error_leaves_what_was_there(tmp_path, monkeypatch, call):
     with pytest.raises(OSError, match="Input/output"):
         publish_bytes(tmp_path / "a", b"new")
     assert os.listdir(tmp_path) == ["a"] and (tmp_path / "a").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(
+    "write", [publish_bytes, lambda path, data: write_atomically(path, lambda to: to.write_bytes(data))]
+)
+def test_the_systems_refusal_names_the_file_itself(write, tmp_path, monkeypatch):
+    """Not the unfinished file beside it; and an error of write(), which names nothing, gets a name."""
+    for wrong, reason in (
+        (tmp_path / "nodir" / "m.json", f"No such file or directory (make the directory {tmp_path / 'nodir'} first)"),
+        (tmp_path / "file" / "m.json", "Not a directory"),
+        (tmp_path, "Is a directory"),
+    ):
+        (tmp_path / "file").touch()
+        with pytest.raises(OSError) as caught:
+            write(wrong, b"{}")
+        assert (caught.value.filename, caught.value.strerror) == (str(wrong), reason)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        write(tmp_path / "m.json", b"{}")
+    assert caught.value.filename == str(tmp_path / "m.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

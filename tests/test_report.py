@@ -321,7 +321,10 @@ def test_mistakes_are_one_line(shards: Path, tmp_path: Path, capsys: pytest.Capt
         ([empty], f"error: {empty}: no manifest.json here"),
         ([shards, "--images", "-1"], "error: --images = -1: must be 0 or more"),
         ([shards, "--html", shards / "train.beton"], "error: --html = "),
-        ([shards, "--html", empty / "no" / "page.html"], f"error: {empty}/no/.page.html.partial: No such file"),
+        (
+            [shards, "--html", empty / "no" / "page.html"],
+            f"error: {empty}/no/page.html: No such file",
+        ),
     ):
         assert main([str(argument) for argument in arguments]) == 2
         captured = capsys.readouterr()

@@ -1,0 +1,273 @@
+"""Decodes any image file to 8-bit RGB: the one decoder of conversion, prediction and whatever else reads image files.
+
+    a file's bytes -> its kind by the first bytes -> without metadata -> the kind's decoder -> 8 bits a sample -> RGB
+                   -> upright, where that is asked for
+
+The colours are those of torchvision's `default_loader`, Pillow's `convert("RGB")`: an alpha channel is dropped, not
+composited, and CMYK is converted without its profile. Three differences: greyscale of 12 and 16 bits is scaled to 8,
+where `convert` clips; JPEG 2000 has its own palette and order of channels; and samples without a known range (32-bit
+integers, signed ones, floating-point numbers) are refused. Of several frames or pages the first counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError, features
+
+from pipelines.errors import ImageFileError
+from pipelines.image_kinds import Kind, kind_of
+from pipelines.image_metadata import without_metadata
+from pipelines.image_reasons import damaged, out_of_memory, too_large, undecodable, unknown_range
+from pipelines.jp2_colours import bits_of, palette_of, rgb_order, with_ycc_as_rgb
+from pipelines.jpeg_frame import Frame, frame_of
+from pipelines.native_decoder import DAMAGED, OK, TOO_LARGE, Decoder
+from pipelines.native_decoder import available as native_is_built
+from pipelines.tiff_directory import FLOAT, SIGNED, TiffImage, first_image
+
+__all__ = ["FORMATS", "decode_image", "format_of", "is_upright"]
+
+# All that Pillow may ever be asked to open. Other formats start programs (EPS: Ghostscript).
+FORMATS: Final = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "PPM", "GIF", "AVIF", "JPEG2000")
+_PARTS_OF_PILLOW: Final = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000", "JPEG": "jpg", "PNG": "zlib"}
+_TURNS: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode_image(data: bytes, *, exif: str = "ignore") -> np.ndarray:
+    """The pixels of an image file.
+
+    Args:
+        data: the whole file. Its format is found by its content.
+        exif: "ignore" gives the pixels as the file stores them, "apply" turns them upright as the file's EXIF
+            orientation says (of AVIF: as its own properties say). Unreadable EXIF data says nothing. TIFF's
+            orientation is part of how it stores pixels: it is always applied, as Pillow does.
+
+    Returns:
+        RGB, uint8 (height, width, 3), of its own memory.
+
+    Raises:
+        ImageFileError: for a file that is empty, no image, of a format that is not read, truncated or otherwise
+            damaged, a decompression bomb (over 178,956,970 pixels), or of samples without a known range. The message
+            says which, and what to do.
+    """
+    if exif not in ("ignore", "apply"):
+        raise ValueError(f"exif {exif!r}: must be ignore or apply")
+    kind = _readable_kind(data)
+    with _without_warnings():
+        turn = _turn_of(data, kind) if exif == "apply" else None
+        image = _decode(data, kind)
+        return np.array(image if turn is None else image.transpose(turn))
+
+
+def format_of(data: bytes) -> str:
+    """Pillow's name of the format, one of `FORMATS`. Raises `ImageFileError`."""
+    return str(_readable_kind(data).format)
+
+
+def is_upright(data: bytes) -> bool:
+    """Whether the file's EXIF orientation leaves its pixels as they are; unreadable EXIF data, and all of what is no
+    image, does."""
+    kind = kind_of(data)
+    with _without_warnings():
+        return kind.format is None or _turn_of(data, kind) is None
+
+
+def _readable_kind(data: bytes) -> Kind:
+    if not data:
+        raise ImageFileError("empty (0 bytes); copy it again or remove it")
+    kind = kind_of(data)
+    if kind.format is None:
+        raise ImageFileError(kind.refusal)
+    part = _PARTS_OF_PILLOW.get(kind.format)
+    if part is not None and not features.check(part):
+        raise ImageFileError(
+            f"{kind.name}, which this build of Pillow cannot decode: install Pillow's own wheel "
+            "(pip install --force-reinstall --only-binary pillow pillow), or convert it to PNG or JPEG"
+        )
+    return kind
+
+
+def _decode(data: bytes, kind: Kind) -> Image.Image:
+    """The first frame, as mode RGB."""
+    assert kind.format is not None
+    tiff = first_image(data) if kind.format == "TIFF" else None
+    if tiff is not None:
+        _require_range(tiff)
+    frame = frame_of(data) if kind.format == "JPEG" else None
+    plain = without_metadata(data, kind.format)
+    try:
+        if frame is not None and frame.is_common and (pixels := _natively(plain, frame)) is not None:
+            return Image.fromarray(pixels)
+        if kind.format == "JPEG2000":
+            return _from_jpeg_2000(data, plain)
+        image = _open(plain, kind.format)
+        if tiff is not None and tiff.is_planar and tiff.bits == 16:
+            _read_planes_of_16_bits(image, tiff)
+        image.load()
+        return _to_rgb(image, tiff)
+    except ImageFileError:
+        raise
+    except MemoryError:
+        raise out_of_memory() from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise too_large(error) from error
+    except Exception as error:  # Pillow's readers raise almost any type on damaged files
+        raise undecodable(error, kind, frame, tiff) from error
+
+
+def _natively(data: bytes, frame: Frame) -> np.ndarray | None:
+    """A JPEG's pixels from our own decoder, which knows damage that Pillow does not report; None where it is not built
+    or does not know the colours."""
+    if not native_is_built() or 0 in (frame.height, frame.width):
+        return None
+    if frame.height * frame.width > 2 * (Image.MAX_IMAGE_PIXELS or sys.maxsize):
+        raise too_large(f"{frame.height * frame.width:,} pixels")
+    size, encoded = np.array([[frame.height, frame.width]], np.int32), np.frombuffer(data, np.uint8)
+    pixels = np.zeros((1, frame.height, frame.width, 3), np.uint8)
+    box, no = np.insert(size, 0, [[0], [0]], axis=1), np.zeros(1, np.bool_)
+    decoder = Decoder(1)
+    try:
+        address = np.array([encoded.ctypes.data], np.uint64)
+        job = decoder.submit(address, np.array([len(data)], np.int64), size, box, no, no, pixels)
+        while not job.wait(1000):
+            pass
+        status, message = int(job.statuses[0]), job.message(0)
+        job.release()
+    finally:
+        decoder.close()
+    if status == OK:
+        return pixels[0]
+    if status == DAMAGED:
+        raise damaged(message)
+    if status == TOO_LARGE:
+        raise too_large(message)
+    return None
+
+
+def _open(data: bytes, format: str) -> Image.Image:
+    """The image in a file of this format, not yet decoded."""
+    assert format in FORMATS
+    try:
+        return Image.open(io.BytesIO(data), formats=[format])
+    except UnidentifiedImageError:
+        open_format, _ = Image.OPEN[format]
+        open_format(io.BytesIO(data), "")  # Image.open says no more than that; the format's own reader says why
+        raise
+
+
+def _to_rgb(image: Image.Image, tiff: TiffImage | None) -> Image.Image:
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        image = _to_8_bits(image, tiff)
+    elif image.mode == "F":
+        raise unknown_range("floating-point pixels")
+    image.info.clear()  # else Pillow keeps the comment, and warns about a palette's transparency
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _require_range(tiff: TiffImage) -> None:
+    """Raises `ImageFileError` unless it is known which values of a TIFF file's samples are black and white."""
+    if tiff.is_raw:
+        raise ImageFileError("a camera's raw image (DNG or the like), which is not read: develop it to PNG or JPEG")
+    if tiff.format == FLOAT:
+        raise unknown_range("floating-point pixels")
+    if tiff.format == SIGNED and tiff.bits > 8:
+        raise unknown_range(f"signed {tiff.bits}-bit pixels")
+    if tiff.bits > 16:
+        raise unknown_range(f"{tiff.bits}-bit pixels")
+
+
+def _to_8_bits(image: Image.Image, tiff: TiffImage | None) -> Image.Image:
+    """Greyscale of more than 8 bits, scaled. Pillow gives 16-bit PGM as mode I (int32), other files as I;16."""
+    highest = 65_535 if tiff is None else (1 << tiff.bits) - 1
+    grey = np.asarray(image).astype(np.int64)
+    if grey.min() < 0 or grey.max() > highest:
+        raise ImageFileError(f"greyscale values beyond {highest.bit_length()} bits; convert it to 8 or 16 bits")
+    if tiff is not None and tiff.white_is_zero:  # Pillow inverts only what has 8 bits or fewer
+        grey = highest - grey
+    return Image.fromarray(((grey * 255 + highest // 2) // highest).astype(np.uint8))
+
+
+def _read_planes_of_16_bits(image: Image.Image, tiff: TiffImage) -> None:
+    """Has Pillow read uncompressed planes of 16 bits as such: it takes the first half of each for the whole plane."""
+    order = "B" if tiff.is_big_endian else "L"
+    image.tile = [  # type: ignore[attr-defined]
+        tile._replace(args=(f"{tile.args[0]};16{order}", *tile.args[1:])) if tile.codec_name == "raw" else tile
+        for tile in image.tile  # type: ignore[attr-defined]
+    ]
+
+
+def _from_jpeg_2000(data: bytes, plain: bytes) -> Image.Image:
+    """Decodes `plain`, which has no palette and no order of the channels: these are in `data`."""
+    bits, palette = bits_of(data), palette_of(data)
+    if len(bits) > 1 and max(bits) > 8:  # Pillow rounds 12 bits to 8, and 256 to 0
+        what = f"a JPEG 2000 image of {len(bits)} channels of {max(bits)} bits"
+        raise ImageFileError(f"{what}, which Pillow gets wrong where it is bright: convert it to 8 bits")
+    order = rgb_order(data, len(bits)) if palette is None else None
+    is_in_order = order is None or order == [0, 1, 2]
+    ycc = None if is_in_order else with_ycc_as_rgb(plain)
+    image = _open(ycc or plain, "JPEG2000")
+    image.load()
+    if palette is not None:
+        indices = np.asarray(image)
+        indices = indices if indices.ndim == 2 else indices[..., 0]
+        return Image.fromarray(palette[np.minimum(indices, len(palette) - 1)])
+    if is_in_order or image.mode not in ("RGB", "RGBA"):
+        return _to_rgb(image, None)
+    ordered = np.asarray(image)[..., order]
+    return (Image.fromarray(np.ascontiguousarray(ordered)) if ycc is None else _merged(ordered, "YCbCr")).convert("RGB")
+
+
+def _merged(channels: np.ndarray, mode: str) -> Image.Image:
+    return Image.merge(mode, [Image.fromarray(np.ascontiguousarray(channels[..., i])) for i in range(3)])
+
+
+def _turn_of(data: bytes, kind: Kind) -> Image.Transpose | None:
+    """What makes the image upright according to its EXIF orientation. Unreadable EXIF data says nothing."""
+    assert kind.format is not None
+    if kind.format == "TIFF":  # turned while it is loaded
+        return None
+    try:
+        image = _open(without_metadata(data, kind.format, orientation=True), kind.format)
+        if kind.format == "PNG":  # EXIF data may follow the pixels
+            image.load()
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged EXIF data raises almost any type
+        return None
+
+
+_silenced = 0  # calls under way that want no warnings
+_lock = threading.Lock()
+_restore = contextlib.ExitStack()
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Pillow warns about odd files. What it says is the same whoever listens, and no filter may make it an error."""
+    global _silenced
+    with _lock:
+        if _silenced == 0:
+            _restore.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+        _silenced += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _silenced -= 1
+            if _silenced == 0:
+                _restore.close()
