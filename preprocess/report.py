@@ -19,11 +19,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.errors import require, run_command
+from pipelines.errors import printable, require, run_command
 from pipelines.publish import publish_bytes
 from preprocess.contact_sheet import CROP, IMAGE_SIZE, RECIPE, contact_sheet
 from preprocess.report_page import page
-from preprocess.report_text import counted, file_size, left_out, printable, split_rows
+from preprocess.report_text import class_counts, counted, file_size, how_stored, left_out, split_rows, written_by
 from preprocess.survey import Survey, crop_share, survey
 
 __all__ = ["main"]
@@ -47,7 +47,7 @@ def _print(found: Survey, reading: list[tuple[str, str, str]], html: Path) -> No
     """The summary on stdout: a table of the splits, the classes at both ends, what was left out."""
     console = Console(highlight=False, emoji=False, soft_wrap=True)
 
-    def shown(value: object) -> str:
+    def shown(value: str) -> str:
         return printable(value).encode(console.encoding, "replace").decode(console.encoding)
 
     def say(line: str) -> None:
@@ -56,8 +56,8 @@ def _print(found: Survey, reading: list[tuple[str, str, str]], html: Path) -> No
     manifest = found.manifest
     images, classes = counted(found.num_samples, "image", "images"), counted(manifest.num_classes, "class", "classes")
     say(f"{manifest.source}: {images}, {classes}, {found.file_bytes:,} bytes")
-    say("encoded with " + ", ".join(f"{key} {value}" for key, value in manifest.encode.items()))
-    say(f"created by {manifest.created_by}")
+    say(f"stored as: {how_stored(manifest.encode)}")
+    say(f"written by: {written_by(manifest.created_by)}")
     for name, value, remark in reading:
         say(f"{name}: {value} ({remark})")
     table = Table("", box=None, pad_edge=False)
@@ -66,14 +66,8 @@ def _print(found: Survey, reading: list[tuple[str, str, str]], html: Path) -> No
     for label, cells in split_rows(found):
         table.add_row(label, *cells)
     console.print(table)
-    for split in found.splits:
-        order = [label for label in split.by_count() if split.class_counts[label]]
-        if len(order) > 1:
-            most, least = (f"{manifest.classes[end]} ({split.class_counts[end]:,})" for end in (order[0], order[-1]))
-            say(f"{split.name}: most images of {most}, fewest of {least}")
-        if empty := split.empty_classes:
-            without = counted(len(empty), "class", "classes")
-            say(f"{split.name}: no image of {without}, the first {manifest.classes[empty[0]]}")
+    for line in class_counts(found):
+        say(line)
     say(left_out(found))
     for group in found.quarantine[:REASONS_PRINTED]:
         say(f"  {group.count:,}: {group.reason}")

@@ -18,6 +18,7 @@ from sdpnet import cli
 from sdpnet.config import dump_config, load_config
 from sdpnet.run_metrics import Run, config_differences, figures, read_runs
 from sdpnet.run_page import page, summary
+from sdpnet.run_report import page_path
 
 
 def training(step: int, loss: float, epoch: int = 0, **more: float) -> dict[str, Any]:
@@ -211,7 +212,7 @@ def test_names_and_values_are_text(tmp_path: Path) -> None:
     run = read(write(tmp_path / "<b>\u202e&\n", two_epochs(), "data.path=<script>"))
     other = read(write(tmp_path / "other", two_epochs()))
     reader = Reader(page([run, other]))
-    assert not {"b", "script"} & set(reader.tags) and "<script>" in reader.text and "<b>\ufffd&\ufffd" in reader.text
+    assert not {"b", "script"} & set(reader.tags) and "<script>" in reader.text and r"<b>\u202e&\n" in reader.text
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,10 +225,28 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert (
         ["first", "second"] in rows and ["top-1, last", "40.00%", "-"] in rows and ["optim.lr", "0.001", "0.5"] in rows
     )
-    assert out.splitlines()[-1].startswith(f"{first / 'report.html'}: ")
-    assert (first / "report.html").read_text(encoding="utf-8") == page(read_runs([first, second]))
+    compared = first / "report-first-vs-second.html"
+    assert f"\n{compared}: {compared.stat().st_size:,} bytes\n" in out
+    assert compared.read_text(encoding="utf-8") == page(read_runs([first, second]))
+    assert not (first / "report.html").exists()
     assert cli.main(["report", str(second), "--out", str(tmp_path / "page.html")]) == 0
     assert Reader((tmp_path / "page.html").read_text()).text and not (second / "report.html").exists()
+
+
+def test_no_page_takes_anothers_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b, c = (write(tmp_path / parent / "run", two_epochs()) for parent in ("a", "b", "c"))
+    long = [write(tmp_path / f"{index}{'猫' * 60}", []) for index in range(4)]
+    odd = write(tmp_path / "odd\x1b[2J\n", two_epochs())
+    compared = [[a], [a, b], [a, c], [a, b, c], [a, *long], [a, *long[:3]], [a, odd], [a, a]]
+    pages = set()
+    for runs in compared:
+        assert cli.main(["report", *map(str, runs)]) == 0
+        page_of = page_path(runs)
+        assert page_of.parent == a and page_of.read_text(encoding="utf-8") == page(read_runs(runs))
+        pages.add(page_of)
+    assert len(pages) == len(compared)
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and r"report-run-vs-odd\x1b[2J\n.html" in out
 
 
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
