@@ -28,9 +28,10 @@ from pipelines.bench_race import Entry, Race, run_race
 from pipelines.bench_worker import Job
 from pipelines.ceilings import CEILINGS
 from pipelines.contract import PIPELINES
-from pipelines.errors import UserError, nearest, require, run_command
+from pipelines.errors import UserError, nearest, printable, require, run_command
 from pipelines.layout import ShardReader, open_split
 from pipelines.machine import commit, cpu_name, driver, installed_versions, usable_cores
+from pipelines.next_step import next_line, sdpnet
 from pipelines.plan import Order, Plan
 from pipelines.publish import publish_bytes
 from pipelines.status_line import StatusLine
@@ -221,7 +222,8 @@ def _main(arguments: argparse.Namespace) -> int:
     races = []
     length = f"{arguments.batches} batches" if arguments.batches else f"{arguments.seconds:g} s"
     console.print(
-        f"{arguments.data}, {arguments.split}: {mode} crops, batches of {arguments.batch_size} on {arguments.device}; "
+        f"{printable(arguments.data)}, {printable(arguments.split)}: {mode} crops, "
+        f"batches of {arguments.batch_size} on {arguments.device}; "
         f"medians of {arguments.rounds} x {length}; memory is the peak, workers and mapped files included\n",
         markup=False,
         soft_wrap=True,
@@ -239,12 +241,17 @@ def _main(arguments: argparse.Namespace) -> int:
                 races.append(race)
                 console.print(_table(race))
                 for line in _notes(race):
-                    console.print(line, markup=False, soft_wrap=True)
+                    console.print(printable(line), markup=False, soft_wrap=True)
                 console.print()
     finally:
         if arguments.json is not None and races:
             publish_bytes(arguments.json, (json.dumps(_report(races, arguments), indent=1) + "\n").encode())
-    return 0 if any(race.running for race in races) else 1
+    if not any(race.running for race in races):
+        return 1
+    if arguments.json is None:
+        line = next_line(*sdpnet("doctor", "--data", Path(arguments.data)))
+        console.print(line, markup=False, soft_wrap=True)
+    return 0
 
 
 def _terminate(number: int, frame: object) -> None:

@@ -21,8 +21,9 @@ if not __package__:  # run as a file: import from the checkout, and nothing by i
     sys.path[:] = [str(here.parent)] + [entry for entry in sys.path if Path(entry).resolve() != here]
 
 from pipelines.beton_reader import CRC32_DTYPE, MODE_JPEG, BetonReader
-from pipelines.errors import UserError, run_command
+from pipelines.errors import UserError, printable, run_command
 from pipelines.layout import MANIFEST_NAME, Manifest, ShardFile, Split, sha256_of
+from pipelines.next_step import next_line, script
 from pipelines.publish import publish_bytes
 from preprocess.progress import Meter
 
@@ -95,7 +96,8 @@ def main(argv: list[str] | None = None) -> int:
         manifest = adopt(paths, classes)
         folder = next(iter(paths.values())).parent
         counts = ", ".join(f"{name} {split.num_samples:,}" for name, split in manifest.splits.items())
-        print(f"{folder}: a shard set now: {counts}, {manifest.num_classes} classes")
+        print(f"{printable(folder)}: a shard set now: {counts}, {manifest.num_classes:,} classes")
+        print(next_line(*script("verify", folder)))
         return 0
 
     return run_command(run)

@@ -24,7 +24,8 @@ if not __package__:  # run as a file: import from the checkout, and nothing by i
 import numpy as np
 from PIL import Image
 
-from pipelines.errors import UserError, run_command
+from pipelines.errors import UserError, printable, run_command
+from pipelines.next_step import fresh, next_line, script
 from pipelines.publish import partial_path, publish
 
 __all__ = ["FORMS", "main", "make_synthetic"]
@@ -171,7 +172,10 @@ def _main(arguments: argparse.Namespace) -> None:
         arguments.max_side,
     )
     counts = f"{arguments.train_per_class} training and {arguments.val_per_class} validation images"
-    print(f"{arguments.out}: {arguments.classes} classes with {counts} each")
+    print(f"{printable(arguments.out)}: {arguments.classes} classes with {counts} each")
+    out = Path(arguments.out)
+    shards = fresh(out.with_name(f"{out.name}-shards"))
+    print(next_line(*script("build_ffcv", "--source", out, "--out", shards)))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.errors import printable, require, run_command
+from pipelines.next_step import next_line, training
 from pipelines.publish import publish_bytes
 from preprocess.contact_sheet import CROP, IMAGE_SIZE, RECIPE, contact_sheet
 from preprocess.report_page import page
@@ -43,7 +44,7 @@ def _reading(found: Survey, seed: int) -> list[tuple[str, str, str]]:
     ]
 
 
-def _print(found: Survey, reading: list[tuple[str, str, str]], html: Path) -> None:
+def _print(directory: Path, found: Survey, reading: list[tuple[str, str, str]], html: Path) -> None:
     """The summary on stdout: a table of the splits, the classes at both ends, what was left out."""
     console = Console(highlight=False, emoji=False, soft_wrap=True)
 
@@ -74,6 +75,8 @@ def _print(found: Survey, reading: list[tuple[str, str, str]], html: Path) -> No
     if rest := found.quarantine[REASONS_PRINTED:]:
         say(f"  {sum(group.count for group in rest):,}: {counted(len(rest), 'more reason', 'more reasons')}")
     say(f"{html}: {html.stat().st_size:,} bytes")
+    if words := training(directory):
+        say(next_line(*words))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -102,7 +105,7 @@ def _main(arguments: argparse.Namespace) -> None:
     if arguments.images and split is not None and split.split.num_samples:
         sheet = contact_sheet(directory, split, found.manifest.classes, arguments.images, arguments.seed)
     publish_bytes(html, page(found, reading, sheet).encode())
-    _print(found, reading, html)
+    _print(directory, found, reading, html)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -20,13 +20,14 @@ import torch
 from rich.console import Console
 
 from pipelines.contract import PIPELINES
-from pipelines.errors import UserError, nearest, require, run_command
+from pipelines.errors import UserError, nearest, printable, require, run_command
 from pipelines.layout import open_split
+from pipelines.next_step import next_line, sdpnet
 from pipelines.publish import publish_bytes
 from pipelines.status_line import StatusLine
 from sdpnet.bench_step_race import SYNTHETIC, run_race
 from sdpnet.bench_step_report import Page, record, tables
-from sdpnet.config import load_config
+from sdpnet.config import load_config, setting
 from sdpnet.hardware import choose_step, look_at
 from sdpnet.model import MODELS
 
@@ -80,7 +81,7 @@ def _main(arguments: argparse.Namespace) -> int:
         if unknown := [name for name in names if name not in FEEDS]:
             raise UserError(f"--pipelines {arguments.pipelines}: no {unknown[0]!r}: {nearest(unknown[0], FEEDS)}")
         feeds += names
-        settings.append(f"data.path={arguments.data}")
+        settings.append(setting("data.path", arguments.data))
         manifest, reader = open_split(arguments.data, "train")
         num_classes = max(num_classes, len(manifest.classes))
         most = f"at most {reader.num_samples}, the samples of the split"
@@ -107,13 +108,13 @@ def _main(arguments: argparse.Namespace) -> int:
             say=say,
         )
     for note in race.notes:
-        console.print(note, markup=False, soft_wrap=True)
+        console.print(printable(note), markup=False, soft_wrap=True)
     for table in tables(race, title):
         console.print(table)
         console.print()
     for entry in race.entries:
         if entry.reason:
-            console.print(f"{entry.model}, {entry.feed}: {entry.reason}", markup=False, soft_wrap=True)
+            console.print(printable(f"{entry.model}, {entry.feed}: {entry.reason}"), markup=False, soft_wrap=True)
     if race.matmul_rates:
         console.print(f"large matrix products: {statistics.median(race.matmul_rates) / 1e12:,.2f} TFLOP/s")
     if race.augment_seconds:
@@ -127,7 +128,12 @@ def _main(arguments: argparse.Namespace) -> int:
         publish_bytes(arguments.json, (json.dumps(report, indent=1) + "\n").encode())
     if page is not None:
         page.fill(race, f"{title}; {choices}", arguments.json)
-    return 0 if race.running else 1
+    if not race.running:
+        return 1
+    if arguments.json is None:
+        words = ("--data", Path(arguments.data)) if arguments.data else ()
+        console.print(next_line(*sdpnet("doctor", *words)), markup=False, soft_wrap=True)
+    return 0
 
 
 def main(argv: list[str] | None = None) -> int:

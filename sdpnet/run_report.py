@@ -13,8 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.errors import printable, require
+from pipelines.layout import MANIFEST_NAME
+from pipelines.next_step import next_line, sdpnet
 from pipelines.publish import publish_bytes
-from sdpnet.run_metrics import config_differences, read_runs
+from sdpnet.run_directory import LOCK_NAME
+from sdpnet.run_metrics import Run, config_differences, read_runs
 from sdpnet.run_page import page, summary
 
 __all__ = ["add_arguments", "page_path", "run"]
@@ -71,4 +74,26 @@ def run(arguments: argparse.Namespace) -> int:
             console.print(table)
             console.print()
     console.print(shown(f"{out}: {out.stat().st_size:,} bytes"), soft_wrap=True)
+    if words := _next(arguments.runs, runs):
+        console.print(Text(next_line(*words)), soft_wrap=True)
     return 0
+
+
+def _next(directories: Sequence[Path], runs: Sequence[Run]) -> tuple[str | Path, ...]:
+    """Evaluates the best finished run on its own data or, where that is not there, exports it; else resumes the first
+    that nobody is training now."""
+    finished = [index for index, run in enumerate(runs) if run.finished]
+    if finished:
+        best = max(finished, key=lambda index: _best_top1(runs[index]))
+        data = Path(str(runs[best].config.get("data.path", "")))
+        if (data / MANIFEST_NAME).is_file():
+            return sdpnet("evaluate", "--model", directories[best], "--data", data)
+        out = directories[best] / "model.pt2"
+        return sdpnet("export", "--model", directories[best], "--format", "torch-export", "--out", out)
+    idle = [path for path in directories if (path / "config.yaml").is_file() and not (path / LOCK_NAME).exists()]
+    return sdpnet("train", "--resume", "--out", idle[0]) if idle else ()
+
+
+def _best_top1(run: Run) -> float:
+    scores = [run.series[key].finite for key in ("top1", "ema_top1") if key in run.series]
+    return max((float(found.max()) for found in scores if len(found)), default=-1.0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +23,7 @@ from sdpnet.checkpoint import (
     save_model,
     write_atomically,
 )
-from sdpnet.config import dump_config, load_config
+from sdpnet.config import dump_config, load_config, setting
 from sdpnet.distributed import (
     Arriving,
     Processes,
@@ -266,7 +265,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     settings = list(arguments.set)
-    settings += [f"data.path={json.dumps(arguments.data)}"] if arguments.data else []
+    settings += [setting("data.path", arguments.data)] if arguments.data else []
     settings += [f"data.pipeline={arguments.pipeline}"] if arguments.pipeline else []
     settings += [f"log.profile={list(DEFAULT_STEPS)}"] if arguments.profile else []
     own = arguments.out / "config.yaml"
