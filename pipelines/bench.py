@@ -27,6 +27,7 @@ from pipelines.bench_peers import PEERS
 from pipelines.bench_race import Entry, Race, run_race
 from pipelines.bench_worker import Job
 from pipelines.ceilings import CEILINGS
+from pipelines.command_line import CommandParser
 from pipelines.contract import PIPELINES
 from pipelines.errors import UserError, nearest, printable, require, run_command
 from pipelines.layout import ShardReader, open_split
@@ -160,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
         f"Single steps alone: {', '.join(f'{name} ({what})' for name, what in CEILINGS.items())}."
     )
     program = Path(sys.argv[0]).stem
-    parser = argparse.ArgumentParser(prog=program, description=description, epilog=epilog, allow_abbrev=False)
+    parser = CommandParser(prog=program, description=description, epilog=epilog)
     add = parser.add_argument
     add("--data", metavar="SHARDS", required=True, help="shard set")
     default = ",".join(name for name in PIPELINES if name != "synthetic")
@@ -216,6 +217,8 @@ def _main(arguments: argparse.Namespace) -> int:
     require(arguments.batch_size <= reader.num_samples, "--batch-size", arguments.batch_size, most)
     if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
         raise UserError(f"--json {arguments.json}: its directory is not there")
+    if arguments.json is not None and arguments.json.is_dir():
+        raise UserError(f"--json {arguments.json}: is a directory; give the name of a file")
 
     console = Console(highlight=False)
     _touch(reader, batch_size, train=mode == "train")

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from pipelines.command_line import CommandParser
 from pipelines.errors import UserError, printable
 from pipelines.layout import QUARANTINE_NAME, Manifest
 from pipelines.machine import core_share
@@ -70,7 +71,7 @@ def _names(split: SplitScan, index: int) -> tuple[str, str]:
 def make_parser(name: str, description: str) -> argparse.ArgumentParser:
     """The flags of a build command."""
     defaults = EncodeSettings()
-    parser = argparse.ArgumentParser(prog=name, description=description, allow_abbrev=False)
+    parser = CommandParser(prog=name, description=description)
     add = parser.add_argument
     add("--out", metavar="DIR", required=True, help="where the shard set goes")
     add_source_arguments(parser)

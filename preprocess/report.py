@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.command_line import CommandParser
 from pipelines.errors import printable, require, run_command
 from pipelines.next_step import next_line, training
 from pipelines.publish import publish_bytes
@@ -83,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     description = "Shows what is in a shard set, in the terminal and as one HTML page."
     epilog = f"The contact sheet is augmented as by the seed recipe (configs/sdpnet_xl.yaml): {RECIPE}."
     program = Path(sys.argv[0]).stem
-    parser = argparse.ArgumentParser(prog=program, description=description, epilog=epilog, allow_abbrev=False)
+    parser = CommandParser(prog=program, description=description, epilog=epilog)
     add = parser.add_argument
     add("shards", type=Path, metavar="SHARDS", help="directory with a manifest.json")
     add("--html", metavar="FILE", type=Path, help="the page (default: SHARDS/report.html)")

@@ -24,6 +24,7 @@ if not __package__:  # run as a file: import from the checkout, and nothing by i
 import numpy as np
 
 from pipelines.beton_reader import CRC32_DTYPE, MODE_RAW
+from pipelines.command_line import CommandParser
 from pipelines.errors import ShardError, printable, run_command
 from pipelines.layout import QUARANTINE_NAME, Manifest, ShardFile, ShardReader, open_file, read_manifest, sha256_of
 from pipelines.machine import core_share
@@ -205,7 +206,7 @@ def _main(arguments: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     program = Path(sys.argv[0]).stem  # "verify", or "sdpnet verify"
-    parser = argparse.ArgumentParser(prog=program, description="Checks a shard set from end to end.")
+    parser = CommandParser(prog=program, description="Checks a shard set from end to end.")
     parser.add_argument("shards", type=Path, metavar="SHARDS", help="directory with a manifest.json")
     depth = parser.add_mutually_exclusive_group()
     depth.add_argument("--quick", action="store_true", help="only the structure: no image is read")

@@ -19,6 +19,7 @@ from typing import Any, Final
 import torch
 from rich.console import Console
 
+from pipelines.command_line import CommandParser
 from pipelines.contract import PIPELINES
 from pipelines.errors import UserError, nearest, printable, require, run_command
 from pipelines.layout import open_split
@@ -39,11 +40,10 @@ FEEDS: Final = tuple(name for name in PIPELINES if name != SYNTHETIC)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="sdpnet bench step",
         description="Times training steps part by part, models and feeds by turns.",
         epilog=f"Models: {', '.join(MODELS)}, and timm's by their names. Feeds with --data: {', '.join(FEEDS)}.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--model", metavar="NAMES", default=",".join(MODELS_BY_DEFAULT), help="comma-separated (default: %(default)s)")
@@ -73,6 +73,8 @@ def _main(arguments: argparse.Namespace) -> int:
         raise UserError("--device cuda: this torch sees no CUDA device; sdpnet doctor says why")
     if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
         raise UserError(f"--json {arguments.json}: its directory is not there")
+    if arguments.json is not None and arguments.json.is_dir():
+        raise UserError(f"--json {arguments.json}: is a directory; give the name of a file")
     page = None if arguments.markdown is None else Page(arguments.markdown)
     feeds, num_classes = [SYNTHETIC], 1000
     settings = [f"data.image_size={arguments.image_size}", f"data.batch_size_per_gpu={arguments.batch_size}"]

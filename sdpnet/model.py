@@ -85,15 +85,8 @@ class ModelOptions:
 
 
 MODELS: Final[dict[str, ModelOptions]] = {
-    "sdpnet_tiny": ModelOptions(  # the demo's (configs/demo.yaml)
-        conv_blocks=3,
-        transformer_blocks=1,
-        dim=96,
-        heads=4,
-        mlp_ratio=2,
-        patch_size=8,
-        kernel_size=5,
-        head_hidden=96,
+    "sdpnet_tiny": ModelOptions(
+        conv_blocks=2, transformer_blocks=2, dim=128, heads=4, mlp_ratio=2, patch_size=8, head_hidden=128
     ),
     "sdpnet_l": ModelOptions(transformer_blocks=7),
     "sdpnet_xl": ModelOptions(),

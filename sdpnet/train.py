@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from pipelines.command_line import CommandParser
 from pipelines.contract import PIPELINES, Batch
 from pipelines.draws import derive_seed
 from pipelines.errors import UserError, run_command
@@ -285,7 +286,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="train", description=__doc__, allow_abbrev=False)
+    parser = CommandParser(prog="train", description=__doc__)
     add_arguments(parser)
     arguments = parser.parse_args(argv)
     return run_command(lambda: run(arguments))

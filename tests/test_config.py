@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,6 @@ import pytest
 
 from pipelines.errors import UserError
 from sdpnet.config import CONFIG_DIRECTORY, dump_config, load_config, setting
-from sdpnet.model import MODELS
 from sdpnet.options import Config
 
 NAMES = sorted(str(p.relative_to(CONFIG_DIRECTORY).with_suffix("")) for p in CONFIG_DIRECTORY.rglob("*.yaml"))
@@ -24,12 +23,6 @@ def test_every_shipped_config_loads_and_survives_a_round_trip(name: str, tmp_pat
 
 def test_the_shipped_names() -> None:
     assert {"debug", "demo", "cifar10", "cifar10_gpu", "sdpnet_l", "sdpnet_xl", "sdpnet_xxl"} <= set(NAMES)
-
-
-def test_the_demos_model_is_sdpnet_tiny() -> None:
-    """So that timm.create_model("sdpnet_tiny") takes its weights without further keywords."""
-    model = load_config("demo").model
-    assert model.name == "sdpnet_tiny" and model.options(10) == replace(MODELS["sdpnet_tiny"], num_classes=10)
 
 
 @pytest.mark.parametrize(

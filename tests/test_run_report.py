@@ -254,9 +254,15 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken = write(tmp_path / "broken", [])
     (broken / "config.yaml").write_text("a: [")
     run = write(tmp_path / "run", [])
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    (shards / "manifest.json").touch()
     for arguments, message in (
         ([tmp_path / "empty"], "empty: no run: neither config.yaml nor metrics.jsonl"),
         ([tmp_path / "absent"], "absent: no run"),
+        ([tmp_path / "runn"], f"it is not there; did you mean {run}?"),
+        ([run / "config.yaml"], "a file; give the folder of a run"),
+        ([shards], "a shard set, which sdpnet inspect shows"),
         ([broken], "config.yaml: not a config"),
         ([run, "--out", tmp_path / "page.pdf"], "page.pdf': must be the name of an .html file"),
         ([run, "--out", tmp_path / "nowhere" / "page.html"], "No such file or directory"),
