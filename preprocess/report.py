@@ -25,7 +25,8 @@ from pipelines.next_step import next_line, training
 from pipelines.publish import publish_bytes
 from preprocess.contact_sheet import CROP, IMAGE_SIZE, RECIPE, contact_sheet
 from preprocess.report_page import page
-from preprocess.report_text import class_counts, counted, file_size, how_stored, left_out, split_rows, written_by
+from preprocess.report_text import counted, file_size, left_out, split_rows
+from preprocess.report_words import class_counts, how_stored, written_by
 from preprocess.survey import Survey, crop_share, survey
 
 __all__ = ["main"]

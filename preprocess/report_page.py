@@ -12,7 +12,8 @@ import numpy as np
 from pipelines.errors import printable
 from preprocess.charts import histogram, linear_axis, ratio_axis
 from preprocess.contact_sheet import ContactSheet
-from preprocess.report_text import counted, file_size, how_stored, left_out, split_rows, written_by
+from preprocess.report_text import counted, file_size, left_out, split_rows
+from preprocess.report_words import how_stored, written_by
 from preprocess.survey import Bad, SplitSurvey, Survey
 
 __all__ = ["page"]

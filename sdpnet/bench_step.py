@@ -28,9 +28,10 @@ from pipelines.publish import publish_bytes
 from pipelines.status_line import StatusLine
 from sdpnet.bench_step_race import SYNTHETIC, run_race
 from sdpnet.bench_step_report import Page, record, tables
-from sdpnet.config import load_config, setting
+from sdpnet.config import load_config
 from sdpnet.hardware import choose_step, look_at
 from sdpnet.model import MODELS
+from sdpnet.setting import text_setting
 
 __all__ = ["MODELS_BY_DEFAULT", "PEERS", "main"]
 
@@ -83,7 +84,7 @@ def _main(arguments: argparse.Namespace) -> int:
         if unknown := [name for name in names if name not in FEEDS]:
             raise UserError(f"--pipelines {arguments.pipelines}: no {unknown[0]!r}: {nearest(unknown[0], FEEDS)}")
         feeds += names
-        settings.append(setting("data.path", arguments.data))
+        settings.append(text_setting("data.path", arguments.data))
         manifest, reader = open_split(arguments.data, "train")
         num_classes = max(num_classes, len(manifest.classes))
         most = f"at most {reader.num_samples}, the samples of the split"

@@ -24,7 +24,7 @@ import yaml
 from pipelines.errors import UserError, nearest
 from sdpnet.options import Config
 
-__all__ = ["dump_config", "load_config", "setting"]
+__all__ = ["dump_config", "load_config"]
 
 CONFIG_DIRECTORY = Path(__file__).resolve().parent.parent / "configs"
 
@@ -53,12 +53,6 @@ def load_config(name: str, settings: Iterable[str] = ()) -> Config:
         except yaml.YAMLError:
             raise UserError(f"--set {setting}: the value is not valid YAML") from None
     return _build(Config, values, "")
-
-
-def setting(key: str, text: str) -> str:
-    """A setting for `load_config` whose value is this text, whatever YAML would make of it as it stands."""
-    escaped = "".join(c if c.isascii() and c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in text)
-    return f'{key}="{escaped}"'
 
 
 def dump_config(config: Config) -> str:

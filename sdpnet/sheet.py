@@ -24,8 +24,9 @@ from pipelines.next_step import next_line, training
 from pipelines.plan import MIX_CUTMIX, MIX_NONE, BatchPlan
 from pipelines.policies import in_words
 from pipelines.publish import publish_bytes
-from sdpnet.config import load_config, setting
+from sdpnet.config import load_config
 from sdpnet.options import Config
+from sdpnet.setting import text_setting
 
 __all__ = ["add_arguments", "augmented_batch", "describe", "draw", "run"]
 
@@ -181,7 +182,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     settings = list(arguments.set)
-    settings += [setting("data.path", arguments.data)] if arguments.data else []
+    settings += [text_setting("data.path", arguments.data)] if arguments.data else []
     settings += [f"data.pipeline={arguments.pipeline}"] if arguments.pipeline else []
     config = load_config(arguments.config, settings)
     batch_size, out = config.data.batch_size_per_gpu, arguments.out

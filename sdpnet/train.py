@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pipelines.command_line import CommandParser
 from pipelines.contract import PIPELINES, Batch
 from pipelines.draws import derive_seed
 from pipelines.errors import UserError, run_command
@@ -24,7 +24,7 @@ from sdpnet.checkpoint import (
     save_model,
     write_atomically,
 )
-from sdpnet.config import dump_config, load_config, setting
+from sdpnet.config import dump_config, load_config
 from sdpnet.distributed import (
     Arriving,
     Processes,
@@ -266,7 +266,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     settings = list(arguments.set)
-    settings += [setting("data.path", arguments.data)] if arguments.data else []
+    settings += [f"data.path={json.dumps(arguments.data)}"] if arguments.data else []
     settings += [f"data.pipeline={arguments.pipeline}"] if arguments.pipeline else []
     settings += [f"log.profile={list(DEFAULT_STEPS)}"] if arguments.profile else []
     own = arguments.out / "config.yaml"
@@ -286,7 +286,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = CommandParser(prog="train", description=__doc__)
+    parser = argparse.ArgumentParser(prog="train", description=__doc__, allow_abbrev=False)
     add_arguments(parser)
     arguments = parser.parse_args(argv)
     return run_command(lambda: run(arguments))

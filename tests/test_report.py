@@ -22,7 +22,8 @@ from pipelines.errors import printable
 from pipelines.layout import open_split
 from preprocess.encode import codec
 from preprocess.report import main
-from preprocess.report_text import file_size, how_stored, written_by
+from preprocess.report_text import file_size
+from preprocess.report_words import how_stored, written_by
 
 SCRIPT = Path(__file__).resolve().parent.parent / "preprocess" / "report.py"
 VOID = {"meta", "img"}  # the elements without an end tag that the page has
