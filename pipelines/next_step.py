@@ -14,7 +14,7 @@ import numpy as np
 from pipelines.errors import UserError, printable
 from pipelines.layout import open_split
 
-__all__ = ["fresh", "next_line", "script", "sdpnet", "training"]
+__all__ = ["fresh", "next_line", "python", "script", "sdpnet", "training"]
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 DEBUG_BELOW: Final = 256  # training images; configs/debug.yaml needs the fewest, a batch of 16
@@ -35,12 +35,12 @@ def sdpnet(*words: str | Path) -> tuple[str | Path, ...]:
     found = shutil.which("sdpnet")
     if found is not None and (not own.exists() or Path(found).absolute() == own):
         return ("sdpnet", *words)
-    return (_near(own), *words) if own.exists() else (_python(), "-m", "sdpnet.cli", *words)
+    return (_near(own), *words) if own.exists() else (python(), "-m", "sdpnet.cli", *words)
 
 
 def script(name: str, *words: str | Path) -> tuple[str | Path, ...]:
     """A program of `preprocess/` as it is typed here: python preprocess/NAME.py ..."""
-    return (_python(), _near(ROOT / "preprocess" / f"{name}.py"), *words)
+    return (python(), _near(ROOT / "preprocess" / f"{name}.py"), *words)
 
 
 def fresh(path: Path) -> Path:
@@ -75,7 +75,8 @@ def training(shards: Path, config: str | None = None, *words: str | Path) -> tup
     return sdpnet("train", "--config", config, "--data", shards, *words, "--out", out)
 
 
-def _python() -> str | Path:
+def python() -> str | Path:
+    """This environment's Python as it is typed here."""
     found = shutil.which("python")
     here = Path(sys.executable)
     return "python" if found is not None and Path(found).absolute() == here else _near(here)
@@ -91,10 +92,18 @@ def _quoted(word: str | Path) -> str:
     text = os.fspath(word)
     if isinstance(word, Path) and text.startswith("-"):
         text = f"./{text}"  # or the command would take it for a flag
-    if printable(text) == text:
+    if printable(text) == text and _can_be_printed(text):
         return shlex.quote(text)
     # $'...' with escapes, which bash, zsh and POSIX of 2024 know: nothing in it acts on the terminal.
     return "$'" + "".join(map(_octet, text.encode("utf-8", "surrogateescape"))) + "'"
+
+
+def _can_be_printed(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _octet(octet: int) -> str:

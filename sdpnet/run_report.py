@@ -16,6 +16,7 @@ from pipelines.errors import printable, require
 from pipelines.layout import MANIFEST_NAME
 from pipelines.next_step import next_line, sdpnet
 from pipelines.publish import publish_bytes
+from sdpnet.finished_run import export_command
 from sdpnet.run_directory import LOCK_NAME
 from sdpnet.run_metrics import Run, config_differences, read_runs
 from sdpnet.run_page import page, summary
@@ -88,8 +89,7 @@ def _next(directories: Sequence[Path], runs: Sequence[Run]) -> tuple[str | Path,
         data = Path(str(runs[best].config.get("data.path", "")))
         if (data / MANIFEST_NAME).is_file():
             return sdpnet("evaluate", "--model", directories[best], "--data", data)
-        out = directories[best] / "model.pt2"
-        return sdpnet("export", "--model", directories[best], "--format", "torch-export", "--out", out)
+        return export_command(directories[best])
     idle = [path for path in directories if (path / "config.yaml").is_file() and not (path / LOCK_NAME).exists()]
     return sdpnet("train", "--resume", "--out", idle[0]) if idle else ()
 

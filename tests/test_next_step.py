@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -54,6 +55,12 @@ def test_any_path_comes_through_the_shell() -> None:
     assert words(next_line("sdpnet", *ODD, *map(Path, ODD))) == ["sdpnet", *ODD, *(str(Path(text)) for text in ODD)]
     assert words(next_line("sdpnet", "--data", Path("-x"))) == ["sdpnet", "--data", "./-x"]
     assert words(next_line("sdpnet", when="when all\nare done")) == ["sdpnet"]
+
+
+def test_what_the_terminal_cannot_show_comes_through_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "latin-1"))
+    line = next_line("ls", "猫 é", "é")
+    assert line == "next: ls $'\\347\\214\\253 \\303\\251' 'é'" and words(line) == ["ls", "猫 é", "é"]
 
 
 def test_the_command_is_this_environments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sdpnet import cli
+from sdpnet import cli, finished_run, run_report
 from sdpnet.config import dump_config, load_config
 from sdpnet.run_metrics import Run, config_differences, figures, read_runs
 from sdpnet.run_page import page, summary
@@ -247,6 +247,38 @@ def test_no_page_takes_anothers_place(tmp_path: Path, capsys: pytest.CaptureFixt
     assert len(pages) == len(compared)
     out = capsys.readouterr().out
     assert "\x1b" not in out and r"report-run-vs-odd\x1b[2J\n.html" in out
+
+
+def last(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().out.splitlines()[-1]
+
+
+def test_what_comes_next(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (run_report, finished_run):
+        monkeypatch.setattr(module, "sdpnet", lambda *words: ("sdpnet", *words))
+    monkeypatch.chdir(tmp_path)
+    worse = [training(5, 3.0), evaluation(10, 0, 0.1)]
+    first = write(Path("first"), worse, "data.path=my shards")
+    second = write(Path("second"), two_epochs(), "data.path=my shards")
+    assert cli.main(["report", "first", "second"]) == 0
+    assert last(capsys) == "next: sdpnet train --resume --out first"
+    (first / ".lock").touch()
+    assert cli.main(["report", "first", "second"]) == 0
+    assert last(capsys) == "next: sdpnet train --resume --out second"
+    assert cli.main(["report", "first"]) == 0
+    assert "next:" not in capsys.readouterr().out
+    for run in (first, second):
+        (run / "model.safetensors").touch()
+    monkeypatch.setattr(finished_run, "find_spec", lambda name: None)
+    assert cli.main(["report", "first", "second"]) == 0
+    assert last(capsys) == "next: sdpnet export --model second --format torch-export --out second/model.pt2"
+    monkeypatch.setattr(finished_run, "find_spec", lambda name: name)
+    assert cli.main(["report", "first"]) == 0
+    assert last(capsys) == "next: sdpnet export --model first --format onnx --out first/model.onnx"
+    Path("my shards").mkdir()
+    Path("my shards", "manifest.json").touch()
+    assert cli.main(["report", "first", "second"]) == 0
+    assert last(capsys) == "next: sdpnet evaluate --model second --data 'my shards'"
 
 
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
