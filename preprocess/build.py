@@ -18,8 +18,8 @@ from pipelines.command_line import CommandParser
 from pipelines.errors import UserError, printable
 from pipelines.layout import QUARANTINE_NAME, Manifest
 from pipelines.machine import core_share
-from pipelines.remedy import rebuild
 from pipelines.next_step import next_line, script, training
+from pipelines.remedy import rebuild
 from preprocess import jpeg
 from preprocess.convert import Conversion, Image, ImageSource, MakeWriter, convert
 from preprocess.encode import EXIF_CHOICES, REENCODE_CHOICES, SUBSAMPLINGS, EncodeSettings, codec

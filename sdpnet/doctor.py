@@ -22,8 +22,8 @@ from pipelines.contract import PIPELINES, choose_pipeline, why_missing
 from pipelines.errors import printable
 from pipelines.layout import open_split
 from pipelines.machine import cgroup_cores, cpu_name, driver, installed_versions, usable_cores
-from pipelines.remedy import install
 from pipelines.next_step import next_line, sdpnet, training
+from pipelines.remedy import install
 from pipelines.status_line import StatusLine
 from sdpnet import __version__
 from sdpnet.config import load_config

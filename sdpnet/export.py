@@ -17,8 +17,8 @@ from typing import Final, Literal, get_args
 import torch
 
 from pipelines.errors import UserError, require
-from pipelines.remedy import install_extra
 from pipelines.next_step import next_line
+from pipelines.remedy import install_extra
 from sdpnet.checkpoint import ModelCard, load_model, write_atomically
 from sdpnet.finished_run import load_command
 from sdpnet.model import SdPNet
