@@ -27,10 +27,12 @@ from pipelines.bench_peers import PEERS
 from pipelines.bench_race import Entry, Race, run_race
 from pipelines.bench_worker import Job
 from pipelines.ceilings import CEILINGS
+from pipelines.command_line import CommandParser
 from pipelines.contract import PIPELINES
-from pipelines.errors import UserError, nearest, require, run_command
+from pipelines.errors import UserError, nearest, printable, require, run_command
 from pipelines.layout import ShardReader, open_split
 from pipelines.machine import commit, cpu_name, driver, installed_versions, usable_cores
+from pipelines.next_step import next_line, sdpnet
 from pipelines.plan import Order, Plan
 from pipelines.publish import publish_bytes
 from pipelines.status_line import StatusLine
@@ -159,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
         f"Single steps alone: {', '.join(f'{name} ({what})' for name, what in CEILINGS.items())}."
     )
     program = Path(sys.argv[0]).stem
-    parser = argparse.ArgumentParser(prog=program, description=description, epilog=epilog, allow_abbrev=False)
+    parser = CommandParser(prog=program, description=description, epilog=epilog)
     add = parser.add_argument
     add("--data", metavar="SHARDS", required=True, help="shard set")
     default = ",".join(name for name in PIPELINES if name != "synthetic")
@@ -215,13 +217,16 @@ def _main(arguments: argparse.Namespace) -> int:
     require(arguments.batch_size <= reader.num_samples, "--batch-size", arguments.batch_size, most)
     if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
         raise UserError(f"--json {arguments.json}: its directory is not there")
+    if arguments.json is not None and arguments.json.is_dir():
+        raise UserError(f"--json {arguments.json}: is a directory; give the name of a file")
 
     console = Console(highlight=False)
     _touch(reader, batch_size, train=mode == "train")
     races = []
     length = f"{arguments.batches} batches" if arguments.batches else f"{arguments.seconds:g} s"
     console.print(
-        f"{arguments.data}, {arguments.split}: {mode} crops, batches of {arguments.batch_size} on {arguments.device}; "
+        f"{printable(arguments.data)}, {printable(arguments.split)}: {mode} crops, "
+        f"batches of {arguments.batch_size} on {arguments.device}; "
         f"medians of {arguments.rounds} x {length}; memory is the peak, workers and mapped files included\n",
         markup=False,
         soft_wrap=True,
@@ -239,12 +244,17 @@ def _main(arguments: argparse.Namespace) -> int:
                 races.append(race)
                 console.print(_table(race))
                 for line in _notes(race):
-                    console.print(line, markup=False, soft_wrap=True)
+                    console.print(printable(line), markup=False, soft_wrap=True)
                 console.print()
     finally:
         if arguments.json is not None and races:
             publish_bytes(arguments.json, (json.dumps(_report(races, arguments), indent=1) + "\n").encode())
-    return 0 if any(race.running for race in races) else 1
+    if not any(race.running for race in races):
+        return 1
+    if arguments.json is None:
+        line = next_line(*sdpnet("doctor", "--data", Path(arguments.data)))
+        console.print(line, markup=False, soft_wrap=True)
+    return 0
 
 
 def _terminate(number: int, frame: object) -> None:

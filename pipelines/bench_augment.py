@@ -38,6 +38,7 @@ from pipelines.augment_contestants import (
     race,
 )
 from pipelines.bench_augment_gpu import on_gpu
+from pipelines.command_line import CommandParser
 from pipelines.errors import UserError, require, run_command
 from pipelines.machine import commit, cpu_name, driver, installed_versions, usable_cores
 from pipelines.policies import Operation
@@ -191,9 +192,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     program = Path(sys.argv[0]).stem
-    parser = argparse.ArgumentParser(
-        prog=program, description="Times the device stage against torchvision's transforms."
-    )
+    parser = CommandParser(prog=program, description="Times the device stage against torchvision's transforms.")
     parser.add_argument("--batch", metavar="N", type=int, default=128, help="default: %(default)s")
     parser.add_argument("--size", metavar="N", type=int, default=224, help="pixels a side (default: %(default)s)")
     parser.add_argument("--rounds", metavar="N", type=int, default=5, help="that count (default: %(default)s)")

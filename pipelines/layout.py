@@ -159,6 +159,21 @@ class ShardReader(Protocol):
         ...
 
 
+def _no_manifest(directory: Path) -> str:
+    """Why a directory without a manifest is no shard set, and what to do."""
+    if directory.is_file():
+        folder = directory.parent
+        if (folder / MANIFEST_NAME).is_file():
+            return f"a file of a shard set; give its folder, {folder}"
+        if directory.suffix == ".beton":
+            return "a .beton file, not a shard set; preprocess/adopt.py makes one of it"
+        return "a file, not a shard set; give the folder that preprocess/build_ffcv.py made"
+    wrong = f"no {MANIFEST_NAME} here, so it is no shard set"
+    if (directory / "metrics.jsonl").is_file():
+        return f"{wrong}, but a run (sdpnet report shows it); give the shard set that it was trained on"
+    return f"{wrong} (make one with preprocess/build_ffcv.py)"
+
+
 def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
     """Reads and checks `manifest.json` of a shard set, not the files that it names (see `open_split`).
 
@@ -168,9 +183,7 @@ def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
     directory = Path(directory)
     path = directory / MANIFEST_NAME
     if not path.is_file():
-        raise ShardError(
-            f"{directory}: no {MANIFEST_NAME} here, so it is no shard set (make one with preprocess/build_ffcv.py)"
-        )
+        raise ShardError(f"{directory}: {_no_manifest(directory)}")
     try:
         text = path.read_text(encoding="utf-8")
         raw = json.loads(text)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import sys
 
+from pipelines.errors import printable
+
 __all__ = ["StatusLine"]
 
 
@@ -20,7 +22,7 @@ class StatusLine:
     def __call__(self, text: str) -> None:
         if self._shown:
             width = shutil.get_terminal_size().columns
-            print(f"\r\x1b[K{text[: width - 1]}", end="", file=sys.stderr, flush=True)
+            print(f"\r\x1b[K{printable(text)[: width - 1]}", end="", file=sys.stderr, flush=True)
 
     def __exit__(self, *_: object) -> None:
         self("")

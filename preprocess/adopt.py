@@ -9,7 +9,6 @@ The files must lie in one folder and have FFCV's usual fields: image (RGBImageFi
 
 from __future__ import annotations
 
-import argparse
 import sys
 import zlib
 from pathlib import Path
@@ -21,8 +20,10 @@ if not __package__:  # run as a file: import from the checkout, and nothing by i
     sys.path[:] = [str(here.parent)] + [entry for entry in sys.path if Path(entry).resolve() != here]
 
 from pipelines.beton_reader import CRC32_DTYPE, MODE_JPEG, BetonReader
-from pipelines.errors import UserError, run_command
+from pipelines.command_line import CommandParser
+from pipelines.errors import UserError, printable, run_command
 from pipelines.layout import MANIFEST_NAME, Manifest, ShardFile, Split, sha256_of
+from pipelines.next_step import next_line, script
 from pipelines.publish import publish_bytes
 from preprocess.progress import Meter
 
@@ -78,7 +79,7 @@ def _adopt_file(folder: Path, split: str, reader: BetonReader) -> Split:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser("adopt", description="Makes a shard set of .beton files by FFCV, as they are.")
+    parser = CommandParser("adopt", description="Makes a shard set of .beton files by FFCV, as they are.")
     parser.add_argument("--train", type=Path, metavar="FILE", help=".beton file of the train split")
     parser.add_argument("--val", type=Path, metavar="FILE", help=".beton file of the val split")
     parser.add_argument("--classes", type=Path, metavar="FILE", help="names of the classes, one a line, in label order")
@@ -95,7 +96,8 @@ def main(argv: list[str] | None = None) -> int:
         manifest = adopt(paths, classes)
         folder = next(iter(paths.values())).parent
         counts = ", ".join(f"{name} {split.num_samples:,}" for name, split in manifest.splits.items())
-        print(f"{folder}: a shard set now: {counts}, {manifest.num_classes} classes")
+        print(f"{printable(folder)}: a shard set now: {counts}, {manifest.num_classes:,} classes")
+        print(next_line(*script("verify", folder)))
         return 0
 
     return run_command(run)

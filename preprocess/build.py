@@ -14,9 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from pipelines.errors import UserError
+from pipelines.command_line import CommandParser
+from pipelines.errors import UserError, printable
 from pipelines.layout import QUARANTINE_NAME, Manifest
 from pipelines.machine import core_share
+from pipelines.next_step import next_line, script, training
 from pipelines.remedy import rebuild
 from preprocess import jpeg
 from preprocess.convert import Conversion, Image, ImageSource, MakeWriter, convert
@@ -69,7 +71,7 @@ def _names(split: SplitScan, index: int) -> tuple[str, str]:
 def make_parser(name: str, description: str) -> argparse.ArgumentParser:
     """The flags of a build command."""
     defaults = EncodeSettings()
-    parser = argparse.ArgumentParser(prog=name, description=description, allow_abbrev=False)
+    parser = CommandParser(prog=name, description=description)
     add = parser.add_argument
     add("--out", metavar="DIR", required=True, help="where the shard set goes")
     add_source_arguments(parser)
@@ -120,14 +122,18 @@ def build(arguments: argparse.Namespace, make_writer: MakeWriter, output: dict[s
     elif arguments.part is not None:
         part = Part.parse(arguments.part)
         count = build_part(arguments, part)
-        print(
-            f"{out}: part {part.number}/{part.count} is finished, {count:,} images; when all are: --merge --out {out}"
-        )
+        print(f"{printable(out)}: part {part.number}/{part.count} is finished, {count:,} images")
+        print(next_line(*_merge_command(output, out), when=f"when all {part.count} parts are finished"))
         return
     else:
         with _prepared(arguments, None) as (conversion, images):
             manifest = convert(conversion, images, make_writer, output, out, arguments.on_bad)
     print(summary(manifest, out, time.monotonic() - began))
+    print(next_line(*(training(out) or script("report", out))))
+
+
+def _merge_command(output: dict[str, Any], out: Path) -> tuple[str | Path, ...]:
+    return script("build_dali" if output["format"] == "tar" else "build_ffcv", "--merge", "--out", out)
 
 
 def build_part(arguments: argparse.Namespace, part: Part) -> int:
@@ -221,14 +227,14 @@ def _size(location: Location) -> int:
 
 def summary(manifest: Manifest, out: Path, seconds: float) -> str:
     """What was done, a line for each split."""
-    lines = [f"{out}: {manifest.num_classes:,} classes"]
+    lines = [f"{printable(out)}: {manifest.num_classes:,} classes"]
     for name, split in manifest.splits.items():
         found = split.num_samples + split.num_quarantined
         counts = f"{found:,} images found, {split.num_samples:,} converted"
         if split.num_kept:
             counts += f" ({split.num_kept:,} without loss)"
         if split.num_quarantined:
-            counts += f", {split.num_quarantined:,} bad ({out / QUARANTINE_NAME} says why)"
+            counts += f", {split.num_quarantined:,} bad ({printable(out / QUARANTINE_NAME)} says why)"
         size = sum(file.bytes for file in split.files)
         lines.append(f"  {name + ':':6} {counts}, {size:,} bytes")
     total = sum(split.num_samples for split in manifest.splits.values())

@@ -8,10 +8,13 @@ from typing import Final
 
 import numpy as np
 
+from pipelines.label_width import label_width
+
 __all__ = ["Axis", "compact", "histogram", "linear_axis", "ratio_axis"]
 
 WIDTH, HEIGHT = 420, 190
-LEFT, RIGHT, TOP, BOTTOM = 46, 16, 22, 42  # margins of the plot inside the SVG
+LEFT, RIGHT, TOP, BOTTOM = 46, 16, 22, 42  # margins of the plot inside the SVG; LEFT grows with the labels' width
+GAP: Final = 6  # between a label of the vertical axis and the plot
 MAX_BINS: Final = 48
 LABEL_DISTANCE: Final = 38  # between the middles of two tick labels, in SVG units
 
@@ -73,11 +76,17 @@ def ratio_axis(values: np.ndarray, label: str) -> Axis:
     width = next(width for width in (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1) if 2 * reach / width < MAX_BINS - 1)
     half = math.ceil(reach / width)
     axis = Axis(label, 2.0 ** (np.arange(-half, half + 2) * width - width / 2), (), log=True)
-    room = LABEL_DISTANCE / (WIDTH - LEFT - RIGHT)
     ticks = {1.0: "1:1"}
+
+    def fits(a: int, b: int) -> bool:
+        place, text = axis.position(a / b), f"{a}:{b}"
+        distances = [(abs(place - axis.position(tick)) * (WIDTH - LEFT - RIGHT), ticks[tick]) for tick in ticks]
+        return all(
+            far >= max(LABEL_DISTANCE, (label_width(text) + label_width(other)) / 2 + GAP) for far, other in distances
+        )
+
     for a, b in ((2, 1), (4, 1), (3, 2), (3, 1), *((2**power, 1) for power in range(3, 17)), (4, 3)):
-        place = axis.position(a / b)
-        if place <= 1 and all(abs(place - axis.position(tick)) >= room for tick in ticks):
+        if axis.position(a / b) <= 1 and fits(a, b):
             ticks |= {a / b: f"{a}:{b}", b / a: f"{b}:{a}"}
     return Axis(label, axis.edges, tuple(sorted(ticks.items())), log=True)
 
@@ -95,18 +104,19 @@ def histogram(values: np.ndarray, axis: Axis, label: str) -> str:
     counts, edges = np.histogram(values, axis.edges)
     top = max(1, int(counts.max()))
     spacing = _round_step(top / 4)
-    floor, plot_width, plot_height = HEIGHT - BOTTOM, WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+    left = max(LEFT, GAP + math.ceil(max(label_width(compact(count)) for count in range(0, top + 1, spacing))))
+    floor, plot_width, plot_height = HEIGHT - BOTTOM, WIDTH - left - RIGHT, HEIGHT - TOP - BOTTOM
 
     def x(value: float) -> float:
-        return LEFT + plot_width * axis.position(value)
+        return left + plot_width * axis.position(value)
 
     def y(count: float) -> float:
         return floor - plot_height * count / top
 
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Histogram: {label} by {axis.label}">']
     for count in range(0, top + 1, spacing):
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(count):.1f}" y2="{y(count):.1f}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y(count) + 4:.1f}" text-anchor="end">{compact(count)}</text>')
+        parts.append(f'<line class="grid" x1="{left}" x2="{WIDTH - RIGHT}" y1="{y(count):.1f}" y2="{y(count):.1f}"/>')
+        parts.append(f'<text x="{left - GAP}" y="{y(count) + 4:.1f}" text-anchor="end">{compact(count)}</text>')
     for count, start, end in zip(counts.tolist(), edges[:-1].tolist(), edges[1:].tolist(), strict=True):
         if count:
             size = f'x="{x(start):.1f}" width="{max(1, x(end) - x(start) - 1):.1f}"'
@@ -116,7 +126,8 @@ def histogram(values: np.ndarray, axis: Axis, label: str) -> str:
             parts.append(f'<rect {size} y="{floor - height:.1f}" height="{height:.1f}">{title}</rect>')
     for tick, text in axis.ticks:
         parts.append(f'<line class="tick" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{floor}" y2="{floor + 4}"/>')
-        parts.append(f'<text x="{x(tick):.1f}" y="{floor + 17}" text-anchor="middle">{text}</text>')
+        middle = min(x(tick), WIDTH - label_width(text) / 2)  # the last label ends within the drawing
+        parts.append(f'<text x="{middle:.1f}" y="{floor + 17}" text-anchor="middle">{text}</text>')
     parts.append(f'<text class="label" x="0" y="11">{label}</text>')
     parts.append(f'<text class="label" x="{WIDTH - RIGHT}" y="{HEIGHT - 6}" text-anchor="end">{axis.label}</text>')
     if beyond := len(values) - int(counts.sum()):

@@ -24,7 +24,9 @@ if not __package__:  # run as a file: import from the checkout, and nothing by i
 import numpy as np
 from PIL import Image
 
-from pipelines.errors import UserError, run_command
+from pipelines.command_line import CommandParser
+from pipelines.errors import UserError, printable, run_command
+from pipelines.next_step import fresh, next_line, script
 from pipelines.publish import partial_path, publish
 
 __all__ = ["FORMS", "main", "make_synthetic"]
@@ -116,7 +118,7 @@ def make_synthetic(
                     image.save(folder / f"{number:05}.jpg", quality=92)
         publish(out.absolute())
     except OSError as error:
-        raise UserError(f"{error.filename or out}: cannot be written ({error.strerror})") from None
+        raise UserError(f"{out}: cannot be made ({error.strerror})") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -148,7 +150,7 @@ def _draw(rng: np.random.Generator, name: str, min_side: int, max_side: int) -> 
 
 def _parser() -> argparse.ArgumentParser:
     description = "Makes a small image folder of shapes and textures to try everything on."
-    parser = argparse.ArgumentParser(prog="make_synthetic", description=description, allow_abbrev=False)
+    parser = CommandParser(prog="make_synthetic", description=description)
     add = parser.add_argument
     add("--out", metavar="DIR", required=True, help="the folder to make")
     add("--seed", metavar="N", type=int, default=0, help="default: %(default)s")
@@ -171,7 +173,10 @@ def _main(arguments: argparse.Namespace) -> None:
         arguments.max_side,
     )
     counts = f"{arguments.train_per_class} training and {arguments.val_per_class} validation images"
-    print(f"{arguments.out}: {arguments.classes} classes with {counts} each")
+    print(f"{printable(arguments.out)}: {arguments.classes} classes with {counts} each")
+    out = Path(arguments.out)
+    shards = fresh(out.with_name(f"{out.name}-shards"))
+    print(next_line(*script("build_ffcv", "--source", out, "--out", shards)))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,6 +6,8 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from pipelines.errors import printable
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -22,6 +24,7 @@ class Meter:
     """
 
     def __init__(self, name: str, done: int, total: int) -> None:
+        name = printable(name)
         self._name, self._earlier, self._done, self._total = name, done, done, total
         self._began = self._shown = time.monotonic()
         self._bar: Progress | None = None
@@ -57,6 +60,7 @@ class Meter:
             print(line, file=sys.stderr, flush=True)
 
     def note(self, text: str) -> None:
+        text = printable(text)
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done, note=text)
         else:
@@ -67,8 +71,14 @@ def _bar() -> Progress:
     from rich.console import Console  # takes a tenth of the start of a build command
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    note = TextColumn("{task.fields[note]}")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), note, TimeRemainingColumn())
+    note = TextColumn("{task.fields[note]}", markup=False)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        note,
+        TimeRemainingColumn(),
+    )
     return Progress(*columns, console=Console(stderr=True))
 
 

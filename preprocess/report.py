@@ -19,11 +19,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.errors import require, run_command
+from pipelines.command_line import CommandParser
+from pipelines.errors import printable, require, run_command
+from pipelines.next_step import next_line, training
 from pipelines.publish import publish_bytes
 from preprocess.contact_sheet import CROP, IMAGE_SIZE, RECIPE, contact_sheet
 from preprocess.report_page import page
-from preprocess.report_text import counted, file_size, left_out, printable, split_rows
+from preprocess.report_text import counted, file_size, left_out, split_rows
+from preprocess.report_words import class_counts, how_stored, written_by
 from preprocess.survey import Survey, crop_share, survey
 
 __all__ = ["main"]
@@ -43,11 +46,11 @@ def _reading(found: Survey, seed: int) -> list[tuple[str, str, str]]:
     ]
 
 
-def _print(found: Survey, reading: list[tuple[str, str, str]], html: Path) -> None:
+def _print(directory: Path, found: Survey, reading: list[tuple[str, str, str]], html: Path) -> None:
     """The summary on stdout: a table of the splits, the classes at both ends, what was left out."""
     console = Console(highlight=False, emoji=False, soft_wrap=True)
 
-    def shown(value: object) -> str:
+    def shown(value: str) -> str:
         return printable(value).encode(console.encoding, "replace").decode(console.encoding)
 
     def say(line: str) -> None:
@@ -56,8 +59,8 @@ def _print(found: Survey, reading: list[tuple[str, str, str]], html: Path) -> No
     manifest = found.manifest
     images, classes = counted(found.num_samples, "image", "images"), counted(manifest.num_classes, "class", "classes")
     say(f"{manifest.source}: {images}, {classes}, {found.file_bytes:,} bytes")
-    say("encoded with " + ", ".join(f"{key} {value}" for key, value in manifest.encode.items()))
-    say(f"created by {manifest.created_by}")
+    say(f"stored as: {how_stored(manifest.encode)}")
+    say(f"written by: {written_by(manifest.created_by)}")
     for name, value, remark in reading:
         say(f"{name}: {value} ({remark})")
     table = Table("", box=None, pad_edge=False)
@@ -66,27 +69,23 @@ def _print(found: Survey, reading: list[tuple[str, str, str]], html: Path) -> No
     for label, cells in split_rows(found):
         table.add_row(label, *cells)
     console.print(table)
-    for split in found.splits:
-        order = [label for label in split.by_count() if split.class_counts[label]]
-        if len(order) > 1:
-            most, least = (f"{manifest.classes[end]} ({split.class_counts[end]:,})" for end in (order[0], order[-1]))
-            say(f"{split.name}: most images of {most}, fewest of {least}")
-        if empty := split.empty_classes:
-            without = counted(len(empty), "class", "classes")
-            say(f"{split.name}: no image of {without}, the first {manifest.classes[empty[0]]}")
+    for line in class_counts(found):
+        say(line)
     say(left_out(found))
     for group in found.quarantine[:REASONS_PRINTED]:
         say(f"  {group.count:,}: {group.reason}")
     if rest := found.quarantine[REASONS_PRINTED:]:
         say(f"  {sum(group.count for group in rest):,}: {counted(len(rest), 'more reason', 'more reasons')}")
     say(f"{html}: {html.stat().st_size:,} bytes")
+    if words := training(directory):
+        say(next_line(*words))
 
 
 def _parser() -> argparse.ArgumentParser:
     description = "Shows what is in a shard set, in the terminal and as one HTML page."
     epilog = f"The contact sheet is augmented as by the seed recipe (configs/sdpnet_xl.yaml): {RECIPE}."
     program = Path(sys.argv[0]).stem
-    parser = argparse.ArgumentParser(prog=program, description=description, epilog=epilog, allow_abbrev=False)
+    parser = CommandParser(prog=program, description=description, epilog=epilog)
     add = parser.add_argument
     add("shards", type=Path, metavar="SHARDS", help="directory with a manifest.json")
     add("--html", metavar="FILE", type=Path, help="the page (default: SHARDS/report.html)")
@@ -108,7 +107,7 @@ def _main(arguments: argparse.Namespace) -> None:
     if arguments.images and split is not None and split.split.num_samples:
         sheet = contact_sheet(directory, split, found.class_names, arguments.images, arguments.seed)
     publish_bytes(html, page(found, reading, sheet).encode())
-    _print(found, reading, html)
+    _print(directory, found, reading, html)
 
 
 def main(argv: list[str] | None = None) -> int:

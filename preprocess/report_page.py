@@ -9,9 +9,11 @@ from typing import Any, Final
 
 import numpy as np
 
+from pipelines.errors import printable
 from preprocess.charts import histogram, linear_axis, ratio_axis
 from preprocess.contact_sheet import ContactSheet
-from preprocess.report_text import counted, file_size, left_out, printable, split_rows
+from preprocess.report_text import counted, file_size, left_out, split_rows
+from preprocess.report_words import how_stored, written_by
 from preprocess.survey import Bad, SplitSurvey, Survey
 
 __all__ = ["page"]
@@ -80,8 +82,11 @@ def page(survey: Survey, reading: Sequence[tuple[str, str, str]], sheet: Contact
         sheet: None leaves the contact sheet out.
     """
     manifest = survey.manifest
-    encode = ", ".join(f"{key} {value}" for key, value in manifest.encode.items())
-    origin = [("source", manifest.source), ("encoded with", encode), ("created by", manifest.created_by)]
+    origin = [
+        ("source", manifest.source),
+        ("stored as", how_stored(manifest.encode)),
+        ("written by", written_by(manifest.created_by)),
+    ]
     num_bytes = sum(int(split.nbytes.sum()) for split in survey.splits)
     mean = file_size(num_bytes / survey.num_samples) if survey.num_samples else "-"
     figures = [
@@ -118,7 +123,7 @@ def page(survey: Survey, reading: Sequence[tuple[str, str, str]], sheet: Contact
 
 
 def _text(value: object) -> str:
-    return html.escape(printable(value))
+    return html.escape(printable(str(value)))
 
 
 def _name(value: object) -> str:

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from typing import Final
 
 import numpy as np
 
 from preprocess.survey import SplitSurvey, Survey
 
-__all__ = ["counted", "file_size", "left_out", "printable", "split_rows"]
-
-# Control characters, halves of surrogate pairs (file names that are no UTF-8), what XML forbids, and the marks that
-# turn the direction of the text after them.
-UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff\u2028-\u202e\u2066-\u2069]")
-
-
-def printable(value: object) -> str:
-    """The value's text on one line, safe for terminals, HTML and XML: what is not has U+FFFD in its place."""
-    return UNPRINTABLE.sub("\ufffd", str(value))
+__all__ = ["counted", "file_size", "left_out", "split_rows"]
 
 
 def counted(count: int, one: str, many: str) -> str:

@@ -24,9 +24,11 @@ if not __package__:  # run as a file: import from the checkout, and nothing by i
 import numpy as np
 
 from pipelines.beton_reader import CRC32_DTYPE, MODE_RAW
-from pipelines.errors import ShardError, run_command
+from pipelines.command_line import CommandParser
+from pipelines.errors import ShardError, printable, run_command
 from pipelines.layout import QUARANTINE_NAME, Manifest, ShardFile, ShardReader, open_file, read_manifest, sha256_of
 from pipelines.machine import core_share
+from pipelines.next_step import next_line, script, training
 from pipelines.strict_jpeg import DamagedJpegError, decode_jpeg
 from pipelines.tar_reader import SAMPLE_DTYPE
 from preprocess.unfinished import UNFINISHED_NAME
@@ -47,7 +49,8 @@ class Problem:
     what: str
 
     def __str__(self) -> str:
-        return f"{self.file}: {self.what}" if self.sample is None else f"{self.file}: sample {self.sample}: {self.what}"
+        sample = "" if self.sample is None else f"sample {self.sample}: "
+        return printable(f"{self.file}: {sample}{self.what}")
 
 
 def verify(
@@ -106,8 +109,9 @@ def _open(directory: Path, manifest: Manifest, file: ShardFile) -> tuple[ShardRe
         reader = open_file(directory, manifest, file)
     except ShardError as error:
         what = str(error)
-        name = next((name for name in (file.name, *beside) if what.startswith(f"{directory / name}: ")), file.name)
-        return None, [Problem(name, None, what.removeprefix(f"{directory / name}: "))]
+        starts = {name: printable(f"{directory / name}: ") for name in (file.name, *beside)}
+        name = next((name for name in starts if what.startswith(starts[name])), file.name)
+        return None, [Problem(name, None, what.removeprefix(starts[name]))]
     problems = []
     for name in beside:
         path = directory / name
@@ -179,7 +183,7 @@ def _undecodable(file: ShardFile, first: int, reader: ShardReader, num_workers: 
 def _summary(manifest: Manifest, outcome: str) -> str:
     samples = sum(split.num_samples for split in manifest.splits.values())
     size = sum(file.bytes for split in manifest.splits.values() for file in split.files)
-    return f"{samples:,} samples in {', '.join(sorted(manifest.splits))}, {size:,} bytes: {outcome}"
+    return printable(f"{samples:,} samples in {', '.join(sorted(manifest.splits))}, {size:,} bytes: {outcome}")
 
 
 def _main(arguments: argparse.Namespace) -> int:
@@ -191,16 +195,18 @@ def _main(arguments: argparse.Namespace) -> int:
     checked = "structure" + ", checksums" * (not arguments.quick) + ", decoding of every image" * arguments.decode
     manifest = read_manifest(arguments.shards)
     for note in _notes(arguments.shards, manifest):
-        print(f"note: {note}")
+        print(printable(f"note: {note}"))
     problems = f"{found:,} problem{'s' * (found > 1)}" if found else f"nothing is wrong ({checked})"
     print(_summary(manifest, problems))
+    if not found:
+        print(next_line(*(training(arguments.shards) or script("report", arguments.shards))))
     return 1 if found else 0
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     program = Path(sys.argv[0]).stem  # "verify", or "sdpnet verify"
-    parser = argparse.ArgumentParser(prog=program, description="Checks a shard set from end to end.")
+    parser = CommandParser(prog=program, description="Checks a shard set from end to end.")
     parser.add_argument("shards", type=Path, metavar="SHARDS", help="directory with a manifest.json")
     depth = parser.add_mutually_exclusive_group()
     depth.add_argument("--quick", action="store_true", help="only the structure: no image is read")

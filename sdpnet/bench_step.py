@@ -19,9 +19,11 @@ from typing import Any, Final
 import torch
 from rich.console import Console
 
+from pipelines.command_line import CommandParser
 from pipelines.contract import PIPELINES
-from pipelines.errors import UserError, nearest, require, run_command
+from pipelines.errors import UserError, nearest, printable, require, run_command
 from pipelines.layout import open_split
+from pipelines.next_step import next_line, sdpnet
 from pipelines.publish import publish_bytes
 from pipelines.status_line import StatusLine
 from sdpnet.bench_step_race import SYNTHETIC, run_race
@@ -29,6 +31,7 @@ from sdpnet.bench_step_report import Page, record, tables
 from sdpnet.config import load_config
 from sdpnet.hardware import choose_step, look_at
 from sdpnet.model import MODELS
+from sdpnet.setting import text_setting
 
 __all__ = ["MODELS_BY_DEFAULT", "PEERS", "main"]
 
@@ -38,11 +41,10 @@ FEEDS: Final = tuple(name for name in PIPELINES if name != SYNTHETIC)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="sdpnet bench step",
         description="Times training steps part by part, models and feeds by turns.",
         epilog=f"Models: {', '.join(MODELS)}, and timm's by their names. Feeds with --data: {', '.join(FEEDS)}.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--model", metavar="NAMES", default=",".join(MODELS_BY_DEFAULT), help="comma-separated (default: %(default)s)")
@@ -72,6 +74,8 @@ def _main(arguments: argparse.Namespace) -> int:
         raise UserError("--device cuda: this torch sees no CUDA device; sdpnet doctor says why")
     if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
         raise UserError(f"--json {arguments.json}: its directory is not there")
+    if arguments.json is not None and arguments.json.is_dir():
+        raise UserError(f"--json {arguments.json}: is a directory; give the name of a file")
     page = None if arguments.markdown is None else Page(arguments.markdown)
     feeds, num_classes = [SYNTHETIC], 1000
     settings = [f"data.image_size={arguments.image_size}", f"data.batch_size_per_gpu={arguments.batch_size}"]
@@ -80,7 +84,7 @@ def _main(arguments: argparse.Namespace) -> int:
         if unknown := [name for name in names if name not in FEEDS]:
             raise UserError(f"--pipelines {arguments.pipelines}: no {unknown[0]!r}: {nearest(unknown[0], FEEDS)}")
         feeds += names
-        settings.append(f"data.path={arguments.data}")
+        settings.append(text_setting("data.path", arguments.data))
         manifest, reader = open_split(arguments.data, "train")
         num_classes = max(num_classes, len(manifest.classes))
         most = f"at most {reader.num_samples}, the samples of the split"
@@ -107,13 +111,13 @@ def _main(arguments: argparse.Namespace) -> int:
             say=say,
         )
     for note in race.notes:
-        console.print(note, markup=False, soft_wrap=True)
+        console.print(printable(note), markup=False, soft_wrap=True)
     for table in tables(race, title):
         console.print(table)
         console.print()
     for entry in race.entries:
         if entry.reason:
-            console.print(f"{entry.model}, {entry.feed}: {entry.reason}", markup=False, soft_wrap=True)
+            console.print(printable(f"{entry.model}, {entry.feed}: {entry.reason}"), markup=False, soft_wrap=True)
     if race.matmul_rates:
         console.print(f"large matrix products: {statistics.median(race.matmul_rates) / 1e12:,.2f} TFLOP/s")
     if race.augment_seconds:
@@ -127,7 +131,12 @@ def _main(arguments: argparse.Namespace) -> int:
         publish_bytes(arguments.json, (json.dumps(report, indent=1) + "\n").encode())
     if page is not None:
         page.fill(race, f"{title}; {choices}", arguments.json)
-    return 0 if race.running else 1
+    if not race.running:
+        return 1
+    if arguments.json is None:
+        words = ("--data", Path(arguments.data)) if arguments.data else ()
+        console.print(next_line(*sdpnet("doctor", *words)), markup=False, soft_wrap=True)
+    return 0
 
 
 def main(argv: list[str] | None = None) -> int:

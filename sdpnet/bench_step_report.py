@@ -11,8 +11,9 @@ from typing import Any, Final
 
 import torch
 from rich.table import Table
+from rich.text import Text
 
-from pipelines.errors import UserError
+from pipelines.errors import UserError, printable
 from pipelines.machine import commit, cpu_name, driver, installed_versions, usable_cores
 from pipelines.publish import publish_bytes
 from sdpnet.bench_step_race import CONV_BLOCKS, PARTS, SYNTHETIC, Entry, Race
@@ -87,12 +88,13 @@ def tables(race: Race, title: str) -> list[Table]:
                 {"data wait": "wait", CONV_BLOCKS: "(conv)"}.get(name, name), justify="right", no_wrap=True
             )
     for entry in race.entries:
+        model = Text(printable(entry.model))
         if entry.reason:
-            rates.add_row(entry.model, entry.feed, "-")
+            rates.add_row(model, entry.feed, "-")
             continue
         peak, conv = _peak_bytes(entry), _conv_blocks(entry)
         rates.add_row(
-            entry.model,
+            model,
             entry.feed,
             f"{statistics.median(entry.rates):,.0f}",
             f"{min(entry.rates):,.0f}..{max(entry.rates):,.0f}",
@@ -100,7 +102,7 @@ def tables(race: Race, title: str) -> list[Table]:
             f"{peak / 1e9:,.1f} GB" if peak is not None else "",
         )
         times = [f"{statistics.median(entry.milliseconds(part)):,.1f}" for part in (*PARTS, CONV_BLOCKS)]
-        parts.add_row(entry.model, entry.feed, *times[:-1], times[-1] if conv else "")
+        parts.add_row(model, entry.feed, *times[:-1], times[-1] if conv else "")
     return [rates, parts]
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import runpy
 import sys
 from typing import Final
 
+from pipelines.command_line import CommandParser
 from pipelines.errors import run_command
 from sdpnet import __version__
 
@@ -34,6 +34,8 @@ PROGRAMS: Final = {
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status. One of `PROGRAMS` ends with `SystemExit`, as it does by itself."""
     argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["help"]:
+        argv = [*argv[1:2], "--help"]
     asked = argv[0] if argv else ""
     if argv[:2] == ["bench", "step"]:
         return importlib.import_module("sdpnet.bench_step").main(argv[2:])
@@ -41,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.argv = [f"sdpnet {asked}", *argv[1:]]
         runpy.run_module(PROGRAMS[asked][0], run_name="__main__")
         return 0
-    parser = argparse.ArgumentParser(prog="sdpnet", description="Trains SdP-Net fast, from shards of images.")
+    parser = CommandParser(prog="sdpnet", description="Trains SdP-Net fast, from shards of images.")
     parser.add_argument("--version", action="version", version=f"sdpnet {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (module, purpose) in {**COMMANDS, **PROGRAMS}.items():

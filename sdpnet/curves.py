@@ -10,12 +10,16 @@ from typing import Any, Final
 
 import numpy as np
 
+from pipelines.errors import printable
+from pipelines.label_width import label_width
+
 __all__ = ["Curve", "chart", "number", "percent"]
 
 WIDTH, HEIGHT = 420, 200
-LEFT, RIGHT, TOP, BOTTOM = 46, 16, 24, 38  # margins of the plot inside the SVG
+LEFT, RIGHT, TOP, BOTTOM = 46, 16, 24, 38  # margins of the plot inside the SVG; LEFT grows with the labels' width
+GAP: Final = 6  # between a label of the vertical axis and the plot
 FLOOR: Final = HEIGHT - BOTTOM
-COLUMNS: Final = 179  # of the plot, two SVG units wide each
+COLUMNS: Final = 179  # of the plot, about two SVG units wide each
 DOTS_UP_TO: Final = 40  # points of a curve; more are drawn without dots
 LOG_FROM: Final = 30.0  # highest value over the median, from where the vertical axis is logarithmic, if it may be
 
@@ -79,14 +83,22 @@ def chart(
     axis = _Axis(finite, from_zero, may_be_log)
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Curves: {label} by {x_label}">']
     digits = next((d for d in range(4, 16) if len({text(tick, d) for tick in axis.ticks}) == len(axis.ticks)), 16)
-    for tick in axis.ticks:
+    tick_labels = [text(tick, digits) for tick in axis.ticks]
+    left = max(LEFT, GAP + math.ceil(max(map(label_width, tick_labels), default=0)))
+
+    def edge(column: Any) -> Any:
+        """Where columns of the plot (numbers or an array) begin, in SVG units."""
+        return left + (WIDTH - left - RIGHT) * column / COLUMNS
+
+    for tick, tick_label in zip(axis.ticks, tick_labels, strict=True):
         at = float(axis.place(np.array([tick]))[0])
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{text(tick, digits)}</text>')
+        parts.append(f'<line class="grid" x1="{left}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        parts.append(f'<text x="{left - GAP}" y="{at + 4:.1f}" text-anchor="end">{tick_label}</text>')
     for tick in _round_ticks(0, x_end, 6):
-        at = _edge(tick / x_end * COLUMNS)
+        at = edge(tick / x_end * COLUMNS)
         parts.append(f'<line class="tick" x1="{at:.1f}" x2="{at:.1f}" y1="{FLOOR}" y2="{FLOOR + 4}"/>')
-        parts.append(f'<text x="{at:.1f}" y="{FLOOR + 17}" text-anchor="middle">{number(tick)}</text>')
+        middle = min(at, WIDTH - label_width(number(tick)) / 2)  # the last label ends within the drawing
+        parts.append(f'<text x="{middle:.1f}" y="{FLOOR + 17}" text-anchor="middle">{number(tick)}</text>')
     parts.append(f'<text class="label" x="0" y="11">{label}{", logarithmic" if axis.log else ""}</text>')
     parts.append(f'<text class="label" x="{WIDTH - RIGHT}" y="{HEIGHT - 6}" text-anchor="end">{x_label}</text>')
     lost = sum(int(np.count_nonzero(~np.isfinite(curve.y))) for curve in curves)
@@ -94,34 +106,29 @@ def chart(
         what = "1 value is not finite" if lost == 1 else f"{lost:,} values are not finite"
         parts.append(f'<text class="label" x="{WIDTH - RIGHT}" y="11" text-anchor="end">{what}</text>')
     for curve in curves:
-        parts.append(f'<g style="--hue: {curve.hue:g}"><title>{html.escape(curve.name)}</title>')
+        parts.append(f'<g style="--hue: {curve.hue:g}"><title>{html.escape(printable(curve.name))}</title>')
         ok = np.isfinite(curve.y)
         columns = np.minimum((curve.x / x_end * COLUMNS).astype(np.int64), COLUMNS - 1)
         line = f'class="line{" dashed" if curve.dashed else ""}"'
         if len(ok) > max(DOTS_UP_TO, 2 * len(np.unique(columns))):
-            parts += _bands(columns, curve.y, axis, line)
+            parts += _bands(columns, curve.y, axis, edge, line)
         else:
-            x, y = _edge(curve.x / x_end * COLUMNS), axis.place(np.where(ok, curve.y, 1.0))
+            x, y = edge(curve.x / x_end * COLUMNS), axis.place(np.where(ok, curve.y, 1.0))
             for first, last in _stretches(ok):
                 parts.append(f'<path {line} d="{_path(x[first:last], y[first:last])}"/>')
                 for index in range(first, last) if len(ok) <= DOTS_UP_TO or last - first == 1 else ():
                     there = f"{text(float(curve.y[index]), digits)} at {x_label} {number(float(curve.x[index]))}"
-                    title = html.escape(f"{curve.name}: {there}")
+                    title = html.escape(f"{printable(curve.name)}: {there}")
                     parts.append(
                         f'<circle cx="{x[index]:.1f}" cy="{y[index]:.1f}" r="2"><title>{title}</title></circle>'
                     )
         for column in np.unique(columns[~ok]).tolist():
-            parts.append(f'<path class="lost" d="M{_edge(column + 0.5):.1f},{TOP - 8}v6"/>')
+            parts.append(f'<path class="lost" d="M{edge(column + 0.5):.1f},{TOP - 8}v6"/>')
         parts.append("</g>")
     return "".join([*parts, "</svg>"])
 
 
-def _edge(column: Any) -> Any:
-    """Where columns of the plot (numbers or an array) begin, in SVG units."""
-    return LEFT + (WIDTH - LEFT - RIGHT) * column / COLUMNS
-
-
-def _bands(columns: np.ndarray, values: np.ndarray, axis: _Axis, line: str) -> list[str]:
+def _bands(columns: np.ndarray, values: np.ndarray, axis: _Axis, edge: Callable[[Any], Any], line: str) -> list[str]:
     """From the lowest to the highest value of each column, and the mean; a column without a finite value is a gap."""
     ok = np.isfinite(values)
     occupied, begins, counts = np.unique(columns[ok], return_index=True, return_counts=True)
@@ -132,7 +139,7 @@ def _bands(columns: np.ndarray, values: np.ndarray, axis: _Axis, line: str) -> l
     for first, last in _stretches(has_values):
         begin = int(np.count_nonzero(has_values[:first]))
         part = slice(begin, begin + last - first)
-        left, right = _edge(occupied[part]), _edge(occupied[part] + 1)
+        left, right = edge(occupied[part]), edge(occupied[part] + 1)
         upper, lower = np.repeat(high[part], 2), np.repeat(low[part], 2)
         across = np.stack([left, right], axis=1).reshape(-1)
         outline = _path(np.concatenate([across, across[::-1]]), np.concatenate([upper, lower[::-1]]))

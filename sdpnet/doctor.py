@@ -19,8 +19,10 @@ from rich.text import Text
 from pipelines import ceilings
 from pipelines.bench_process import ContestantError
 from pipelines.contract import PIPELINES, choose_pipeline, why_missing
+from pipelines.errors import printable
 from pipelines.layout import open_split
 from pipelines.machine import cgroup_cores, cpu_name, driver, installed_versions, usable_cores
+from pipelines.next_step import next_line, sdpnet, training
 from pipelines.remedy import install
 from pipelines.status_line import StatusLine
 from sdpnet import __version__
@@ -33,6 +35,7 @@ __all__ = ["add_arguments", "build_supports", "run", "verdict"]
 
 T = TypeVar("T")
 UNKNOWN: Final = "not measured"
+DEFAULT_CONFIG: Final = "sdpnet_xl"
 SECONDS: Final = 1.5  # of each measurement
 CPU_BATCH: Final = 8
 LOADED: Final = 0.05
@@ -228,7 +231,7 @@ def _print(facts: dict[str, Any], console: Console) -> None:
     table.add_column(overflow="fold")
 
     def row(name: str, value: str) -> None:
-        table.add_row(Text(name), Text(value))
+        table.add_row(Text(printable(name)), Text(printable(value)))
 
     for name, version in facts["versions"].items():
         row(name, version or "not installed")
@@ -275,16 +278,24 @@ def _print(facts: dict[str, Any], console: Console) -> None:
     console.print(table)
     console.print()
     for line in (*rates["problems"], *facts["verdict"]):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(printable(line), markup=False, soft_wrap=True)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--data", type=Path, metavar="SHARDS", help="shard set: its reading and decoding are measured")
     add("--split", default="train", help="default: %(default)s")
-    add("--config", default="sdpnet_xl", help="whose model and image size are measured (default: %(default)s)")
+    add("--config", default=DEFAULT_CONFIG, help="whose model and image size are measured (default: %(default)s)")
     add("--step", action="store_true", help="measure the model's step without a GPU too")
     add("--json", action="store_true", help="print JSON")
+
+
+def _next(arguments: argparse.Namespace) -> str:
+    if arguments.data is None:
+        return next_line(*sdpnet("doctor", "--data", "SHARDS"), when="a shard set, made by preprocess/build_ffcv.py")
+    config = None if arguments.config == DEFAULT_CONFIG else arguments.config
+    words = training(arguments.data, config) or sdpnet("inspect", arguments.data)
+    return next_line(*words)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -298,5 +309,7 @@ def run(arguments: argparse.Namespace) -> int:
         json.dump(facts, sys.stdout, indent=1)
         print()
     else:
-        _print(facts, Console(highlight=False))
+        console = Console(highlight=False)
+        _print(facts, console)
+        console.print(_next(arguments), markup=False, soft_wrap=True)
     return 0

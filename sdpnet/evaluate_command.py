@@ -14,6 +14,7 @@ import torch
 from pipelines.augment import DeviceStage
 from pipelines.contract import PIPELINES, AugmentOptions, DataOptions, make_loader
 from pipelines.errors import UserError, printable, require
+from pipelines.next_step import next_line
 from pipelines.preprocessing import Preprocessing
 from pipelines.publish import require_place
 from pipelines.readable_names import readable_names
@@ -21,6 +22,7 @@ from sdpnet.checkpoint import load_model
 from sdpnet.class_names import first_difference
 from sdpnet.distributed import amp_dtype, join, leave
 from sdpnet.evaluate import Scores, evaluate, write_per_class
+from sdpnet.finished_run import export_command
 from sdpnet.output import say, say_json
 from sdpnet.threads import use_threads
 
@@ -101,6 +103,8 @@ def run(arguments: argparse.Namespace) -> int:
                 say(*table(scores, card.weights, names))
             if out is not None:  # what it took long to find out is said by now
                 write_per_class(out, card.classes, scores.counts)
+            if not arguments.json:
+                say(next_line(*export_command(arguments.model)))
         return 0
     finally:
         leave()

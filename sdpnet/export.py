@@ -19,9 +19,11 @@ from typing import Final, Literal, get_args
 import torch
 
 from pipelines.errors import UserError, require
+from pipelines.next_step import next_line
 from pipelines.publish import require_place
 from pipelines.remedy import install_extra
 from sdpnet.checkpoint import ModelCard, load_model, write_atomically
+from sdpnet.finished_run import load_command
 from sdpnet.model import SdPNet
 
 __all__ = ["TOLERANCE", "Format", "add_arguments", "export", "run"]
@@ -177,4 +179,5 @@ def run(arguments: argparse.Namespace) -> int:
     image_size = card.image_size if arguments.image_size is None else arguments.image_size
     difference = export(model, card, arguments.out, arguments.format, image_size, arguments.batch)
     print(f"{arguments.out}: {image_size} px, batch {arguments.batch}; differs from the model by {difference:.1e}")
+    print(next_line(*load_command(arguments.out, arguments.format)))
     return 0

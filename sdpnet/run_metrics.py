@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import yaml
 
 from pipelines.errors import UserError
+from pipelines.layout import MANIFEST_NAME
 
 __all__ = ["Run", "Series", "config_differences", "figures", "read_runs"]
 
@@ -74,7 +76,7 @@ def read_runs(directories: Sequence[Path]) -> list[Run]:
 def _read(directory: Path, name: str) -> Run:
     config_path, metrics_path = directory / "config.yaml", directory / "metrics.jsonl"
     if not config_path.is_file() and not metrics_path.is_file():
-        raise UserError(f"{directory}: no run: neither config.yaml nor metrics.jsonl is there; give a run's --out")
+        raise UserError(f"{directory}: no run: {_no_run(directory)}")
     config: Any = {}
     if config_path.is_file():
         try:
@@ -106,6 +108,20 @@ def _read(directory: Path, name: str) -> Run:
     series = {key: Series(*np.array(pairs, np.float64).T) for key, pairs in points.items()}
     finished = (directory / "model.safetensors").is_file()
     return Run(name, dict(_flat(config, "")), series, np.array(list(ends.items())), finished, unreadable)
+
+
+def _no_run(directory: Path) -> str:
+    """Why this is no run, and what to do."""
+    if (directory / MANIFEST_NAME).is_file():
+        return "a shard set, which sdpnet inspect shows; give a run's --out"
+    if directory.is_file():
+        return "a file; give the folder of a run, its --out"
+    parent = directory.parent
+    if not directory.exists() and parent.is_dir():
+        beside = {path.name: path for path in sorted(parent.iterdir()) if (path / "metrics.jsonl").is_file()}
+        if near := get_close_matches(directory.name, beside, n=1):
+            return f"it is not there; did you mean {beside[near[0]]}?"
+    return "neither config.yaml nor metrics.jsonl is there; give a run's --out"
 
 
 def _line(text: str) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from typing import Final
 
 import numpy as np
 
+from pipelines.errors import printable
 from sdpnet.curves import Curve, chart, number, percent
 from sdpnet.run_metrics import Run, config_differences, figures
 
@@ -106,8 +107,8 @@ def page(runs: Sequence[Run]) -> str:
 
 
 def _text(value: str) -> str:
-    """Safe in HTML; what cannot be printed (control characters, marks that turn the direction of text) is U+FFFD."""
-    return html.escape("".join(char if char.isprintable() else "\ufffd" for char in value))
+    """Safe in HTML; what cannot be printed (control characters, marks that turn the direction of text) is escaped."""
+    return html.escape(printable(value))
 
 
 def _name(value: str) -> str:

@@ -19,13 +19,15 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pipelines.augment import DeviceStage
 from pipelines.contract import PIPELINES, ShardOptions, make_loader
-from pipelines.errors import require
+from pipelines.errors import printable, require
+from pipelines.next_step import next_line, training
 from pipelines.plan import MIX_CUTMIX, MIX_NONE, BatchPlan
 from pipelines.policies import in_words
 from pipelines.publish import publish_bytes
 from pipelines.readable_names import readable_names
 from sdpnet.config import load_config
 from sdpnet.options import Config
+from sdpnet.setting import text_setting
 
 __all__ = ["add_arguments", "augmented_batch", "describe", "draw", "run"]
 
@@ -181,7 +183,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     settings = list(arguments.set)
-    settings += [f"data.path={arguments.data}"] if arguments.data else []
+    settings += [text_setting("data.path", arguments.data)] if arguments.data else []
     settings += [f"data.pipeline={arguments.pipeline}"] if arguments.pipeline else []
     config = load_config(arguments.config, settings)
     batch_size, out = config.data.batch_size_per_gpu, arguments.out
@@ -199,5 +201,9 @@ def run(arguments: argparse.Namespace) -> int:
     file = BytesIO()
     draw(heading, images[:count], lines[:count]).save(file, "PNG")
     publish_bytes(out, file.getvalue())
-    print(out)
+    print(printable(out))
+    flags = ["--pipeline", arguments.pipeline] if arguments.pipeline else []
+    flags += [word for setting_ in arguments.set for word in ("--set", setting_)]
+    if words := training(Path(config.data.path), arguments.config, *flags):
+        print(next_line(*words))
     return 0

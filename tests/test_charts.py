@@ -62,6 +62,32 @@ def test_every_ratio_is_in_a_bar(values: np.ndarray) -> None:
     assert axis.edges[::-1] == pytest.approx(1 / axis.edges), "symmetric about 1:1"
 
 
+@pytest.mark.parametrize("count", [1, 9_999, 12_345, 123_456])
+def test_the_labels_have_room(count: int) -> None:
+    """The widest digit of DejaVu Sans, in which browsers without the page's other fonts show it, has 7.64 units."""
+    root = ElementTree.fromstring(histogram(np.ones(count), linear_axis(np.ones(1), "pixels"), "images"))
+    labels = [
+        text for text in root.iter("text") if text.attrib.get("text-anchor") == "end" and "class" not in text.attrib
+    ]
+    assert len(labels) >= 2
+    for label in labels:
+        assert label.text and 7.64 * len(label.text.replace(",", "").replace(".", "")) <= float(label.attrib["x"])
+
+
+def test_labels_of_far_ratios_neither_touch_nor_leave_the_drawing() -> None:
+    values = np.array([1 / 60_000, 60_000])
+    root = ElementTree.fromstring(histogram(values, ratio_axis(values, "width : height"), "images"))
+    labels = sorted(
+        (float(text.attrib["x"]), (len(text.text) - 1) * 7.64 + 4.05)
+        for text in root.iter("text")
+        if text.text and ":" in text.text and text.attrib.get("text-anchor") == "middle"
+    )
+    assert len(labels) >= 5
+    for (x, width), (next_x, next_width) in pairwise(labels):
+        assert x + width / 2 < next_x - next_width / 2
+    assert labels[0][0] - labels[0][1] / 2 >= 0 and labels[-1][0] + labels[-1][1] / 2 <= 420
+
+
 def test_a_long_tail_does_not_squeeze_the_rest() -> None:
     values = np.concatenate([np.arange(1, 1001), [50_000, 60_000]])
     axis = linear_axis(values, "bytes")

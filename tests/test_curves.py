@@ -135,6 +135,32 @@ def test_any_values_stay_inside_the_drawing(values: list[float], repeat: int, lo
     assert all(texts)
 
 
+# Measured in DejaVu Sans at 12 px, in which a browser without the page's other fonts shows it.
+@pytest.mark.parametrize(
+    ("values", "label", "width"),
+    [
+        ([0.0, 0.0008], "0.0008", 41.99),
+        ([0.0, 0.00002], "2e-05", 34.33),
+        ([0.99990001, 0.99990002], "0.99990001", 72.53),
+        ([-30_000.0, 5.0], "-30k", 26.55),
+        ([1.0, 2.0], "1.2", 19.08),
+    ],
+)
+def test_the_labels_have_room(values: list[float], label: str, width: float) -> None:
+    svg = draw(Curve("run", np.arange(2.0), np.array(values), 255), x_end=1)
+    ends = [float(text.attrib["x"]) for text in svg.iter("text") if text.text == label]
+    assert ends and ends[0] >= width and ends[0] < width + 25
+    (line,) = of_class(svg, "line")
+    grid = next(line for line in svg.iter("line") if line.attrib["class"] == "grid")
+    assert points(line)[0][0] == float(grid.attrib["x1"]) >= ends[0] + 6 and points(line)[-1][0] == RIGHT
+
+
+def test_the_last_label_below_ends_within_the_drawing() -> None:
+    svg = draw(Curve("run", np.array([0.0, 0.0005]), np.ones(2), 255), x_end=0.0005)
+    (last,) = [text for text in svg.iter("text") if text.text == "0.0005"]
+    assert float(last.attrib["x"]) + 41.99 / 2 <= 420
+
+
 def test_ticks_that_lie_close_are_told_apart() -> None:
     y = np.array([6.907712, 6.907719, 6.907735])
     svg = draw(Curve("run", np.arange(3.0), y, 0), x_end=2)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib
 import json
 import resource
+import shlex
 import signal
 import sys
 from dataclasses import replace
@@ -76,7 +77,11 @@ def test_the_file_gives_the_models_logits_for_any_batch(
     command = ["export", "--model", str(runs[position]), "--format", format, "--out", str(out)]
     assert cli.main([*command, "--image-size", "48"]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith(f"{out}: 48 px, batch dynamic; differs from the model by ") and printed.count("\n") == 1
+    assert printed.startswith(f"{out}: 48 px, batch dynamic; differs from the model by ") and printed.count("\n") == 2
+    start, code = shlex.split(printed.splitlines()[1].removeprefix("next: "))[-2:]
+    assert start == "-c"
+    exec(code, {})
+    assert ("torch.export" if format == "torch-export" else "images") in code + capsys.readouterr().out
     model, card = load_model(runs[position])
     for batch in (1, 3, 4):
         images = torch.randn(batch, 3, 48, 48)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from conversion import write_manifest
 
 from pipelines import layout
 from pipelines.errors import ShardError
+from pipelines.layout import read_manifest
 from preprocess.verify import verify
 
 EMPTY = {"num_samples": 0, "bytes": 1024, "sha256": "", "sidecars": {}, "hashed_from": 0}
@@ -117,3 +120,20 @@ def test_a_tar_named_twice_is_refused(tar_set, tmp_path):
     write_manifest(tmp_path, raw)
     with pytest.raises(ShardError, match=r"'train-000000\.tar' stands there twice"):
         layout.read_manifest(tmp_path)
+
+
+def test_what_is_given_instead_of_a_shard_set(tmp_path: Path) -> None:
+    (tmp_path / "file.beton").touch()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").touch()
+    for name, remedy in (
+        ("absent", "no manifest.json here, so it is no shard set (make one"),
+        ("run", "but a run (sdpnet report shows it); give the shard set"),
+        ("file.beton", "a .beton file, not a shard set; preprocess/adopt.py makes one of it"),
+    ):
+        with pytest.raises(ShardError, match=re.escape(f"{tmp_path / name}: ") + ".*" + re.escape(remedy)):
+            read_manifest(tmp_path / name)
+    for name in ("manifest.json", "other.txt"):
+        (tmp_path / name).touch()
+    with pytest.raises(ShardError, match=re.escape(f"a file of a shard set; give its folder, {tmp_path}")):
+        read_manifest(tmp_path / "file.beton")

@@ -18,10 +18,12 @@ import pytest
 from conversion import convert_folder, write_manifest
 from PIL import Image
 
+from pipelines.errors import printable
 from pipelines.layout import open_split
 from preprocess.encode import codec
 from preprocess.report import main
-from preprocess.report_text import file_size, printable
+from preprocess.report_text import file_size
+from preprocess.report_words import how_stored, written_by
 
 SCRIPT = Path(__file__).resolve().parent.parent / "preprocess" / "report.py"
 VOID = {"meta", "img"}  # the elements without an end tag that the page has
@@ -133,7 +135,8 @@ def test_the_page_has_the_numbers_of_the_set(
     assert f"{image_folder.name}: 34 images, 3 classes, {sum(files):,} bytes" in terminal
     for text in (page.text, terminal):
         assert f"{sum(files):,} bytes" in text
-        assert "max_side 500, quality 90" in text and "reencode always" in text and codec() in text
+        assert "JPEGs of quality 90 with chroma 4:2:0; the longer side at most 500 pixels; all encoded anew" in text
+        assert codec().split(", ", 1)[1] in text and "max_side" not in text and "restart_rows" not in text
         assert "No image was left out." in text
     read = re.search(r"read in an epoch: ([\d.]+) kB", terminal)
     kept = re.search(r"kept by the crops: (\d+)%", terminal)
@@ -185,14 +188,44 @@ def test_what_comes_from_the_data_is_text_everywhere(
     page = show(shards)
     assert "script" not in page.tags and len(page.images) == 48
     names = [printable(name) for name in HOSTILE]
-    assert names[:2] == list(HOSTILE[:2]) and names[2] == "猫 \ufffdgnp.exe\ufffd[31m\ufffd:cow:[red]"
+    assert names[:2] == list(HOSTILE[:2]) and names[2] == r"猫 \u202egnp.exe\x1b[31m\xff:cow:[red]"
     terminal = capsys.readouterr().out
     assert "\x1b" not in terminal and "\u202e" not in terminal
     assert {row[0] for row in page.tables[1]} == set(names)
-    for text in ('</title><img src="http://x/" onerror=x>\ufffd', "<b> ['</style>']", "<i>&", "<h1>why\ufffd&lt;"):
+    for text in (r'</title><img src="http://x/" onerror=x>\n', "<b> ['</style>']", "<i>&", r"<h1>why\n&lt;"):
         assert text in page.text and text in terminal
-    assert "<u>/\ufffd</li>" in page.text
+    assert r"<u>/\xff</li>" in page.text
     assert page.tags.count("h1") == page.tags.count("title") - sum(len(list(c.iter("title"))) for c in page.charts) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {},
+            "quality 80 with chroma 4:4:4; every image at its own size; all kept without loss; turned upright by EXIF",
+        ),
+        ({"restart_rows": 0}, "; no restart markers"),
+        ({"restart_rows": 1}, "; a restart marker at each row of blocks, for fast crops"),
+        ({"restart_rows": 2}, "; a restart marker at every 2 rows of blocks, for fast crops"),
+        ({"max_side": 1500}, "; the longer side at most 1,500 pixels; "),
+        ({"reencode": "auto"}, "; JPEGs that are small enough kept without loss; "),
+        ({"reencode": "sometimes", "new_key": [1]}, "; reencode sometimes; new key [1]"),
+    ],
+)
+def test_settings_in_words(changes: dict[str, Any], words: str) -> None:
+    settings = {"exif": "apply", "max_side": 0, "quality": 80, "reencode": "never", "subsampling": "4:4:4", **changes}
+    text = how_stored(settings)
+    assert words in text and text.startswith("JPEGs of quality 80") and "_" not in text
+
+
+def test_who_wrote_it_in_words() -> None:
+    assert written_by("native codec 4, libjpeg-turbo 2.1.5, Pillow 13") == (
+        "sdpnet's own JPEG codec (version 4) with libjpeg-turbo 2.1.5, Pillow 13"
+    )
+    assert written_by("Pillow 13") == "Pillow 13" and how_stored({"encoder": "another program"}) == (
+        "as another program encoded them"
+    )
 
 
 def test_21841_classes(shard_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -212,10 +245,13 @@ def test_21841_classes(shard_set: Path, tmp_path: Path, capsys: pytest.CaptureFi
     ]
     terminal = capsys.readouterr().out
     assert "val: most images of ant (4), fewest of cow (3)" in terminal
+    assert "train: 8 images of each class that has any" in terminal and "fewest of cow (8)" not in terminal
     assert "train: no image of 21,838 classes, the first n00000000" in terminal
 
 
-def test_many_classes_show_both_ends_and_equal_ones_no_chart(tmp_path: Path) -> None:
+def test_many_classes_show_both_ends_and_equal_ones_no_chart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for label in range(45):
         for split, count in (("train", 1 + label % 9), ("val", 1)):
             (tmp_path / split / f"c{label:02}").mkdir(parents=True)
@@ -228,6 +264,9 @@ def test_many_classes_show_both_ends_and_equal_ones_no_chart(tmp_path: Path) -> 
     assert page.tables[1:] == [[*most, ["35 classes between", ""], *least]]
     assert "val: images of a class" in page.text and "Each of the 45 classes has 1." in page.text
     assert len(page.charts) == 9
+    terminal = capsys.readouterr().out
+    assert "train: most images of c08 (9), fewest of c36 (1)" in terminal
+    assert "val: 1 image of each of 45 classes" in terminal
 
 
 def test_one_split_one_class_one_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -368,7 +407,8 @@ def test_as_a_script_without_a_terminal(shard_set: Path, tmp_path: Path) -> None
     assert (done.returncode, done.stderr) == (0, "")
     assert "\x1b" not in done.stdout and "val: most images of ??????? (4)" in done.stdout
     size = (shards / "report.html").stat().st_size
-    assert done.stdout.endswith(f"shards/report.html: {size:,} bytes\n")
+    line, last = done.stdout.splitlines()[-2:]
+    assert line == f"shards/report.html: {size:,} bytes" and last.startswith("next: ")
     assert "муравей" in Page(shards / "report.html").text
 
 

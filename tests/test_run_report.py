@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sdpnet import cli
+from sdpnet import cli, finished_run, run_report
 from sdpnet.config import dump_config, load_config
 from sdpnet.run_metrics import Run, config_differences, figures, read_runs
 from sdpnet.run_page import page, summary
+from sdpnet.run_report import page_path
 
 
 def training(step: int, loss: float, epoch: int = 0, **more: float) -> dict[str, Any]:
@@ -211,7 +212,7 @@ def test_names_and_values_are_text(tmp_path: Path) -> None:
     run = read(write(tmp_path / "<b>\u202e&\n", two_epochs(), "data.path=<script>"))
     other = read(write(tmp_path / "other", two_epochs()))
     reader = Reader(page([run, other]))
-    assert not {"b", "script"} & set(reader.tags) and "<script>" in reader.text and "<b>\ufffd&\ufffd" in reader.text
+    assert not {"b", "script"} & set(reader.tags) and "<script>" in reader.text and r"<b>\u202e&\n" in reader.text
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,10 +225,60 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert (
         ["first", "second"] in rows and ["top-1, last", "40.00%", "-"] in rows and ["optim.lr", "0.001", "0.5"] in rows
     )
-    assert out.splitlines()[-1].startswith(f"{first / 'report.html'}: ")
-    assert (first / "report.html").read_text(encoding="utf-8") == page(read_runs([first, second]))
+    compared = first / "report-first-vs-second.html"
+    assert f"\n{compared}: {compared.stat().st_size:,} bytes\n" in out
+    assert compared.read_text(encoding="utf-8") == page(read_runs([first, second]))
+    assert not (first / "report.html").exists()
     assert cli.main(["report", str(second), "--out", str(tmp_path / "page.html")]) == 0
     assert Reader((tmp_path / "page.html").read_text()).text and not (second / "report.html").exists()
+
+
+def test_no_page_takes_anothers_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b, c = (write(tmp_path / parent / "run", two_epochs()) for parent in ("a", "b", "c"))
+    long = [write(tmp_path / f"{index}{'猫' * 60}", []) for index in range(4)]
+    odd = write(tmp_path / "odd\x1b[2J\n", two_epochs())
+    compared = [[a], [a, b], [a, c], [a, b, c], [a, *long], [a, *long[:3]], [a, odd], [a, a]]
+    pages = set()
+    for runs in compared:
+        assert cli.main(["report", *map(str, runs)]) == 0
+        page_of = page_path(runs)
+        assert page_of.parent == a and page_of.read_text(encoding="utf-8") == page(read_runs(runs))
+        pages.add(page_of)
+    assert len(pages) == len(compared)
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and r"report-run-vs-odd\x1b[2J\n.html" in out
+
+
+def last(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().out.splitlines()[-1]
+
+
+def test_what_comes_next(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (run_report, finished_run):
+        monkeypatch.setattr(module, "sdpnet", lambda *words: ("sdpnet", *words))
+    monkeypatch.chdir(tmp_path)
+    worse = [training(5, 3.0), evaluation(10, 0, 0.1)]
+    first = write(Path("first"), worse, "data.path=my shards")
+    second = write(Path("second"), two_epochs(), "data.path=my shards")
+    assert cli.main(["report", "first", "second"]) == 0
+    assert last(capsys) == "next: sdpnet train --resume --out first"
+    (first / ".lock").touch()
+    assert cli.main(["report", "first", "second"]) == 0
+    assert last(capsys) == "next: sdpnet train --resume --out second"
+    assert cli.main(["report", "first"]) == 0
+    assert "next:" not in capsys.readouterr().out
+    for run in (first, second):
+        (run / "model.safetensors").touch()
+    monkeypatch.setattr(finished_run, "find_spec", lambda name: None)
+    assert cli.main(["report", "first", "second"]) == 0
+    assert last(capsys) == "next: sdpnet export --model second --format torch-export --out second/model.pt2"
+    monkeypatch.setattr(finished_run, "find_spec", lambda name: name)
+    assert cli.main(["report", "first"]) == 0
+    assert last(capsys) == "next: sdpnet export --model first --format onnx --out first/model.onnx"
+    Path("my shards").mkdir()
+    Path("my shards", "manifest.json").touch()
+    assert cli.main(["report", "first", "second"]) == 0
+    assert last(capsys) == "next: sdpnet evaluate --model second --data 'my shards'"
 
 
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -235,9 +286,15 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken = write(tmp_path / "broken", [])
     (broken / "config.yaml").write_text("a: [")
     run = write(tmp_path / "run", [])
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    (shards / "manifest.json").touch()
     for arguments, message in (
         ([tmp_path / "empty"], "empty: no run: neither config.yaml nor metrics.jsonl"),
         ([tmp_path / "absent"], "absent: no run"),
+        ([tmp_path / "runn"], f"it is not there; did you mean {run}?"),
+        ([run / "config.yaml"], "a file; give the folder of a run"),
+        ([shards], "a shard set, which sdpnet inspect shows"),
         ([broken], "config.yaml: not a config"),
         ([run, "--out", tmp_path / "page.pdf"], "page.pdf': must be the name of an .html file"),
         ([run, "--out", tmp_path / "nowhere" / "page.html"], "No such file or directory"),

@@ -158,7 +158,8 @@ def test_the_command_writes_the_same_file_each_time(
     files = [tmp_path / "a.png", tmp_path / "b.png", tmp_path / "c.PNG"]
     for file, more in zip(files, ([], [], ["--epoch", "1"]), strict=True):
         assert cli.main([*command(shard_set, file), "--batch", "2", "--count", "6", *more]) == 0
-    assert capsys.readouterr().out.split() == [str(file) for file in files]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[::2] == [str(file) for file in files] and all(line.startswith("next: ") for line in lines[1::2])
     first, second, other = (file.read_bytes() for file in files)
     assert first == second != other
     with Image.open(BytesIO(first), formats=["PNG"]) as image:

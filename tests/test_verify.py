@@ -109,7 +109,7 @@ def test_a_sound_set_has_no_problems(shards: Path, capsys: pytest.CaptureFixture
     for flags in ([], ["--quick"], ["--decode"]):
         assert command.main([str(shards), *flags]) == 0
         output = capsys.readouterr()
-        assert output.err == "" and output.out.count("\n") == 1
+        assert output.err == "" and output.out.count("\n") == 2
         assert output.out.startswith("34 samples in train, val") and "nothing is wrong (structure" in output.out
 
 
@@ -286,7 +286,7 @@ def test_what_lies_beside_the_set_is_a_note(blob_set: Path, capsys: pytest.Captu
     assert command.main([str(blob_set), "--quick"]) == 0
     output = capsys.readouterr()
     assert output.err == ""
-    assert [line.split(": ")[:2] for line in output.out.splitlines()[:-1]] == [
+    assert [line.split(": ")[:2] for line in output.out.splitlines()[:-2]] == [
         ["note", ".unfinished"],
         ["note", "train-000099.tar"],
     ]
