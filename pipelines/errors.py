@@ -2,15 +2,53 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from typing import Final
 
-__all__ = ["BackendMissingError", "ShardError", "UserError", "nearest", "require", "run_command"]
+__all__ = ["BackendMissingError", "ShardError", "UserError", "nearest", "printable", "require", "run_command"]
+
+# What acts on a terminal, ends a line, turns the direction of the text after it, or cannot be encoded: control
+# characters (C0, DEL, C1), marks of direction and of lines, halves of surrogate pairs, and what XML forbids.
+_UNPRINTABLE: Final = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb\ufffe\uffff]"
+)
+_SHORT: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+
+def printable(name: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> str:
+    """A name on one line, safe for terminals, logs, HTML and XML; ordinary text of any language stays as it is.
+
+    Control characters, line ends, marks that turn the direction of text, and bytes that are not UTF-8 become escapes
+    as in Python's strings: a newline `\\n`, ESC `\\x1b`, the byte 0xff `\\xff`, U+202E `\\u202e`. Backslashes stay
+    as they are, so that a text may pass through here twice.
+    """
+    name = os.fspath(name)
+    text = name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else name
+    return _UNPRINTABLE.sub(_escape, text)
+
+
+def _escape(match: re.Match[str]) -> str:
+    char = match.group()
+    if char in _SHORT:
+        return _SHORT[char]
+    code = ord(char)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte of a file name that is not UTF-8 (PEP 383)
+        code -= 0xDC00
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 class UserError(ValueError):
-    """A user's mistake. The message is one line: what is wrong, where, and what to do about it."""
+    """A user's mistake. The message is one line: what is wrong, where, and what to do about it.
+
+    The message is made `printable` here, so that no name in it reaches a terminal with control characters.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(message))
 
 
 class ShardError(UserError):
@@ -48,7 +86,8 @@ def run_command(main: Callable[[], int | None]) -> int:
     except OSError as error:  # no such directory, no permission, disk full: the user's to mend too
         if error.errno is None:
             raise
-        print(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror}", file=sys.stderr)
+        where = f"{printable(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
+        print(f"error: {where}{printable(error.strerror or type(error).__name__)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
