@@ -23,6 +23,7 @@ import numpy as np
 
 from pipelines.errors import UserError
 from pipelines.layout import FORMATS, MANIFEST_NAME, QUARANTINE_NAME, Manifest, ShardFile, Split, parse_split
+from pipelines.origin import Origin
 from pipelines.publish import publish, publish_bytes, sync_directory
 from preprocess.journal import BAD, JOURNAL_NAME, KEPT, REENCODED, Journal, Records
 from preprocess.progress import Meter
@@ -46,6 +47,8 @@ class Conversion:
         created_by: the libraries that decide the encoded bytes.
         num_images: of each split, in the order in which splits are converted.
         fingerprints: of each split: two listings of the same images have the same.
+        val_draw: share and seed, where val was drawn from train.
+        origin: what became which split and what was left out, for the manifest; decides no bytes of the images.
     """
 
     source: str
@@ -54,13 +57,28 @@ class Conversion:
     created_by: str
     num_images: dict[str, int]
     fingerprints: dict[str, str]
+    val_draw: dict[str, float] | None = None
+    origin: Origin | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        return {**vars(self), "classes": list(self.classes)}
+    def identity(self) -> dict[str, Any]:
+        """What two runs must have in common for one to continue the other; JSON."""
+        raw = {**vars(self), "classes": list(self.classes)}
+        del raw["origin"]
+        if self.val_draw is None:  # as it was before there were draws
+            del raw["val_draw"]
+        return raw
+
+    def notes(self) -> dict[str, Any]:
+        """What else a journal keeps for the manifest; JSON."""
+        return {} if self.origin is None else {"origin": self.origin.to_dict()}
 
     @staticmethod
-    def from_dict(raw: dict[str, Any]) -> Conversion:
-        return Conversion(**{**raw, "classes": tuple(raw["classes"])})
+    def from_journal(entry: dict[str, Any]) -> Conversion:
+        """From a journal's first entry: `identity()` as its "conversion", beside `notes()`."""
+        raw, origin = entry["conversion"], entry.get("origin")
+        return Conversion(
+            **{**raw, "classes": tuple(raw["classes"])}, origin=None if origin is None else Origin.from_dict(origin)
+        )
 
 
 class Image(NamedTuple):
@@ -127,10 +145,17 @@ def convert(
             refuse_existing(out, conversion.num_images)
             if "parts" not in output and any(work.glob("part-*")):
                 raise UserError(f"{work}: parts lie here; finish and --merge them, or remove them")
-        journal = open_journal(work, {"conversion": conversion.to_dict(), "output": output})
+        journal = open_journal(work, {"conversion": conversion.identity(), "output": output}, conversion.notes())
         with closing(journal):
             splits = run_splits(conversion.num_images, images, make_writer, work, journal, on_bad)
-            manifest = Manifest(conversion.source, conversion.classes, conversion.encode, splits, conversion.created_by)
+            manifest = Manifest(
+                conversion.source,
+                conversion.classes,
+                conversion.encode,
+                splits,
+                conversion.created_by,
+                origin=conversion.origin,
+            )
             return _publish(manifest, journal, work, out)
 
 

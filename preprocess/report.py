@@ -23,7 +23,7 @@ from pipelines.errors import require, run_command
 from pipelines.publish import publish_bytes
 from preprocess.contact_sheet import CROP, IMAGE_SIZE, RECIPE, contact_sheet
 from preprocess.report_page import page
-from preprocess.report_text import counted, file_size, left_out, printable, split_rows
+from preprocess.report_text import counted, file_size, left_out, left_out_kinds, printable, split_rows
 from preprocess.survey import Survey, crop_share, survey
 
 __all__ = ["main"]
@@ -58,6 +58,8 @@ def _print(found: Survey, reading: list[tuple[str, str, str]], html: Path) -> No
     say(f"{manifest.source}: {images}, {classes}, {found.file_bytes:,} bytes")
     say("encoded with " + ", ".join(f"{key} {value}" for key, value in manifest.encode.items()))
     say(f"created by {manifest.created_by}")
+    if manifest.origin is not None:
+        say(", ".join(f"{split.name} {manifest.origin.place(split.name)}" for split in found.splits))
     for name, value, remark in reading:
         say(f"{name}: {value} ({remark})")
     table = Table("", box=None, pad_edge=False)
@@ -79,6 +81,8 @@ def _print(found: Survey, reading: list[tuple[str, str, str]], html: Path) -> No
         say(f"  {group.count:,}: {group.reason}")
     if rest := found.quarantine[REASONS_PRINTED:]:
         say(f"  {sum(group.count for group in rest):,}: {counted(len(rest), 'more reason', 'more reasons')}")
+    for line in left_out_kinds(found):
+        say(f"  {line}")
     say(f"{html}: {html.stat().st_size:,} bytes")
 
 
