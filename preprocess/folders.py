@@ -28,7 +28,7 @@ from preprocess.kinds import (
 from preprocess.listing import Entry
 from preprocess.unfinished import UNFINISHED_NAME
 
-__all__ = ["Exclusions", "count_files", "folder_entries", "list_folder"]
+__all__ = ["Exclusions", "count_files", "folder_entries", "holds_only", "list_folder"]
 
 _DETECTION: Final = ("labels", "annotations")  # folders of data sets for detection, beside their images/
 _SHARD_SUFFIXES: Final = (".beton", ".idx", ".samples", ".crc32")
@@ -88,7 +88,7 @@ def folder_entries(root: Path, exclusions: Exclusions) -> Iterator[Entry | Skipp
     yield from listed.skipped
     folders = []
     for folder in listed.folders:
-        if exclusions.is_above(str(root / folder)) and not _has_images(root, folder, exclusions):
+        if holds_only(root / folder, exclusions):
             yield from _all_skipped(root, folder, exclusions)
         else:
             folders.append(folder)
@@ -99,16 +99,23 @@ def folder_entries(root: Path, exclusions: Exclusions) -> Iterator[Entry | Skipp
         return
     yield from (Skipped(BESIDE_CLASSES, name) for name in listed.images)
     for folder in folders:
-        others: list[Skipped] = []
+        others: list[Skipped] = []  # while there is no image
         num_images = 0
         for entry in _walk(root, folder, exclusions):
-            if isinstance(entry, Skipped):
-                others.append(entry) if len(others) < 2 else None
-            else:
+            if isinstance(entry, Entry):
                 num_images += 1
+            elif not num_images:
+                others.append(entry)
             yield entry
-        if not num_images:
+        if not num_images and not (others and all(skipped.kind == SHARD_SETS for skipped in others)):
             raise _without_images(root, folder, others)
+
+
+def holds_only(folder: Path, exclusions: Exclusions) -> bool:
+    """Whether a folder is one of the exclusions, or lies above one and holds no image beside it."""
+    if exclusions.has(str(folder)):
+        return True
+    return exclusions.is_above(str(folder)) and not _has_images(folder.parent, folder.name, exclusions)
 
 
 def list_folder(path: str, below: str, exclusions: Exclusions) -> Listed:

@@ -21,7 +21,7 @@ from typing import Final
 from pipelines.errors import UserError
 from pipelines.origin import Origin
 from preprocess.archive import archive_entries
-from preprocess.folders import Exclusions, count_files, folder_entries, list_folder
+from preprocess.folders import Exclusions, count_files, folder_entries, holds_only, list_folder
 from preprocess.kinds import Skipped, Tally
 from preprocess.labels import read_labels
 from preprocess.listing import Gathered, SplitScan, gather
@@ -79,7 +79,8 @@ def scan(
     """
     given = {name: Path(path) for name, path in (("train", train), ("val", val)) if path is not None}
     try:
-        places = dict(given) if source is None else find_splits(Path(source), given)
+        output = Exclusions.of([] if out is None else [Path(out)], [])
+        places = dict(given) if source is None else find_splits(Path(source), given, lambda f: holds_only(f, output))
         if "train" not in places:
             raise UserError("no training images are given; name a folder or archive with --source or --train")
         if "val" not in places and val_labels is not None:
@@ -180,7 +181,9 @@ def _unused(source: Path, places: list[Path], exclusions: Exclusions) -> Iterato
     yield from (skipped for skipped in listed.skipped if skipped.file not in archives)
     yield from (Skipped("images beside the splits, in none of them", name) for name in listed.images)
     for name in listed.folders:
-        yield count_files(str(source / name), name, f"files of {name}/, which is no split", exclusions)
+        skipped = count_files(str(source / name), name, f"files of {name}/, which is no split", exclusions)
+        if skipped.number or not exclusions.is_above(str(source / name)):
+            yield skipped
 
 
 def _train_split(found: Gathered, root: Path, *, is_source: bool) -> SplitScan:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -22,17 +23,18 @@ _WORDS: Final = frozenset(
 )
 
 
-def find_splits(source: Path, given: dict[str, Path]) -> dict[str, Path]:
+def find_splits(source: Path, given: dict[str, Path], is_output: Callable[[Path], bool]) -> dict[str, Path]:
     """The folder or archive of each split: what is `given`, and for the others what `source` has.
 
-    A source without a train split is one itself: its folders are the classes.
+    A source without a train split is one itself: its folders are the classes. Folders that hold the output alone
+    (`is_output`) are passed over.
 
     Raises:
         UserError: for two candidates, and for val or test without train.
     """
     if not source.is_dir():
         return {"train": source} | given
-    folders = sorted(entry.name for entry in os.scandir(source) if entry.is_dir())
+    folders = sorted(entry.name for entry in os.scandir(source) if entry.is_dir() and not is_output(Path(entry.path)))
     found = dict(given)
     for split in ("train", "val"):
         if split not in given and (path := _find(source, split, folders)) is not None:
