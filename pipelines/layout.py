@@ -256,7 +256,10 @@ def open_split(directory: str | os.PathLike[str], split: str) -> tuple[Manifest,
     manifest = read_manifest(directory)
     if split not in manifest.splits:
         there = ", ".join(sorted(manifest.splits)) or "none"
-        raise ShardError(f"{directory}: no split {split!r}; it has {there} (see data.train_split and data.val_split)")
+        remedy = "; to make one, convert again with --val FOLDER or --val-share 0.05" if split == "val" else ""
+        raise ShardError(
+            f"{directory}: no split {split!r}; it has {there} (see data.train_split and data.val_split){remedy}"
+        )
     found = manifest.splits[split]
     if found.format == "tar":
         for file in found.files:

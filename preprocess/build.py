@@ -18,14 +18,15 @@ from pipelines.errors import UserError, printable
 from pipelines.machine import core_share
 from pipelines.remedy import rebuild
 from preprocess import jpeg
-from preprocess.convert import Conversion, Image, ImageSource, MakeWriter, convert
+from preprocess.conversion import Conversion
+from preprocess.convert import Image, ImageSource, MakeWriter, convert
 from preprocess.encode import EXIF_CHOICES, REENCODE_CHOICES, SUBSAMPLINGS, EncodeSettings, codec
 from preprocess.listing import SplitScan
 from preprocess.location import Location
 from preprocess.parts import Part, convert_part, merge
 from preprocess.ray_parts import run_on_ray
 from preprocess.scan import Scan, add_source_arguments, scan_arguments
-from preprocess.summary import notes, summary
+from preprocess.summary import notes, say, summary
 from preprocess.unfinished import UNFINISHED_NAME, refuse_existing
 from preprocess.workers import HANG_SECONDS, Encoded, Workers
 
@@ -125,14 +126,14 @@ def build(arguments: argparse.Namespace, make_writer: MakeWriter, output: dict[s
         part = Part.parse(arguments.part)
         count = build_part(arguments, part)
         name = printable(out)
-        print(
+        say(
             f"{name}: part {part.number}/{part.count} is finished, {count:,} images; when all are: --merge --out {name}"
         )
         return
     else:
         with _prepared(arguments, None) as (conversion, images):
             manifest = convert(conversion, images, make_writer, output, out, arguments.on_bad)
-    print(summary(manifest, out, time.monotonic() - began))
+    say(summary(manifest, out, time.monotonic() - began))
 
 
 def build_part(arguments: argparse.Namespace, part: Part) -> int:
@@ -163,7 +164,7 @@ def _prepared(arguments: argparse.Namespace, part: Part | None) -> Iterator[tupl
     with Workers(settings, num_workers, arguments.hang_seconds) as workers:  # which start while we look for images
         found = scan_arguments(arguments)
         for line in notes(found, arguments.source):
-            print(line)
+            say(line)
         if fresh:
             require_space(found, workers, out, twice=part is not None)
         source = Path(arguments.source if arguments.source is not None else arguments.train).absolute().name

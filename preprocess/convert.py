@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
@@ -23,62 +23,17 @@ import numpy as np
 
 from pipelines.errors import UserError
 from pipelines.layout import FORMATS, MANIFEST_NAME, QUARANTINE_NAME, Manifest, ShardFile, Split, parse_split
-from pipelines.origin import Origin
 from pipelines.publish import publish, publish_bytes, sync_directory
+from preprocess.conversion import Conversion
 from preprocess.journal import BAD, JOURNAL_NAME, KEPT, REENCODED, Journal, Records
 from preprocess.progress import Meter
 from preprocess.unfinished import LOCK_NAME, UNFINISHED_NAME, open_journal, refuse_existing, writing
 from preprocess.workers import Bad, Encoded
 
-__all__ = ["Conversion", "Image", "Writer", "convert", "quarantined", "run_splits"]
+__all__ = ["Image", "Writer", "convert", "quarantined", "run_splits"]
 
 COMMIT_SECONDS: Final = 1.0
 OnBad = Literal["fail", "skip"]
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """All that decides a shard set's bytes, but for the images' contents.
-
-    Attributes:
-        source: where the images came from, for the manifest.
-        classes: in label order.
-        encode: the encoder's settings.
-        created_by: the libraries that decide the encoded bytes.
-        num_images: of each split, in the order in which splits are converted.
-        fingerprints: of each split: two listings of the same images have the same.
-        val_draw: share and seed, where val was drawn from train.
-        origin: what became which split and what was left out, for the manifest; decides no bytes of the images.
-    """
-
-    source: str
-    classes: tuple[str, ...]
-    encode: dict[str, Any]
-    created_by: str
-    num_images: dict[str, int]
-    fingerprints: dict[str, str]
-    val_draw: dict[str, float] | None = None
-    origin: Origin | None = None
-
-    def identity(self) -> dict[str, Any]:
-        """What two runs must have in common for one to continue the other; JSON."""
-        raw = {**vars(self), "classes": list(self.classes)}
-        del raw["origin"]
-        if self.val_draw is None:  # as it was before there were draws
-            del raw["val_draw"]
-        return raw
-
-    def notes(self) -> dict[str, Any]:
-        """What else a journal keeps for the manifest; JSON."""
-        return {} if self.origin is None else {"origin": self.origin.to_dict()}
-
-    @staticmethod
-    def from_journal(entry: dict[str, Any]) -> Conversion:
-        """From a journal's first entry: `identity()` as its "conversion", beside `notes()`."""
-        raw, origin = entry["conversion"], entry.get("origin")
-        return Conversion(
-            **{**raw, "classes": tuple(raw["classes"])}, origin=None if origin is None else Origin.from_dict(origin)
-        )
 
 
 class Image(NamedTuple):

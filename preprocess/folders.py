@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from pipelines.errors import UserError
+from pipelines.errors import ShardError, UserError
 from pipelines.image_kinds import HEAD_BYTES
-from pipelines.layout import MANIFEST_NAME
+from pipelines.layout import MANIFEST_NAME, QUARANTINE_NAME, read_manifest
 from preprocess.kinds import (
     BESIDE_CLASSES,
     READ_FOR_LABELS,
@@ -26,12 +26,11 @@ from preprocess.kinds import (
     kind_of_folder,
 )
 from preprocess.listing import Entry
-from preprocess.unfinished import UNFINISHED_NAME
 
 __all__ = ["Exclusions", "count_files", "folder_entries", "holds_only", "list_folder"]
 
 _DETECTION: Final = ("labels", "annotations")  # folders of data sets for detection, beside their images/
-_SHARD_SUFFIXES: Final = (".beton", ".idx", ".samples", ".crc32")
+_PAGE_NAME: Final = "report.html"  # of `preprocess/report.py`
 
 
 @dataclass(frozen=True)
@@ -121,21 +120,21 @@ def holds_only(folder: Path, exclusions: Exclusions) -> bool:
 def list_folder(path: str, below: str, exclusions: Exclusions) -> Listed:
     """Lists the folder `path`; the names of what is skipped begin with `below`."""
     folders, links, images, skipped = [], [], [], []
+    of_shard_set = _files_of_shard_set(path)
     with os.scandir(path) as entries:
         for entry in entries:
             name = entry.name
             if entry.is_dir():
                 if exclusions.has(entry.path):
                     continue
-                kind = kind_of_folder(name) or (SHARD_SETS if _is_shard_set(entry.path) else None)
-                if kind is not None:
+                if kind := kind_of_folder(name):
                     skipped.append(count_files(entry.path, below + name, kind, exclusions))
                     continue
                 folders.append(name)
                 if entry.is_symlink():
                     links.append(name)
                 continue
-            kind = _kind_of_file(entry, exclusions)
+            kind = SHARD_SETS if name in of_shard_set else _kind_of_file(entry, exclusions)
             if kind is None:
                 images.append(name)
             else:
@@ -199,13 +198,18 @@ def _kind_of_file(entry: os.DirEntry[str], exclusions: Exclusions) -> str | None
     return None if is_image(head) else kind_by_suffix(name, len(head))
 
 
-def _is_shard_set(folder: str) -> bool:
-    """Whether a folder holds a shard set, finished or not."""
-    if os.path.isdir(os.path.join(folder, UNFINISHED_NAME)):
-        return True
-    if not os.path.isfile(os.path.join(folder, MANIFEST_NAME)):
-        return False
-    return any(name.endswith(_SHARD_SUFFIXES) for name in os.listdir(folder))
+def _files_of_shard_set(folder: str) -> frozenset[str]:
+    """The names of the files of a shard set that lies in this folder, with whatever else; most folders have none."""
+    path = os.path.join(folder, MANIFEST_NAME)
+    if not os.path.isfile(path):
+        return frozenset()
+    try:
+        manifest = read_manifest(folder)
+    except ShardError:  # another program's manifest.json
+        return frozenset()
+    files = [file for split in manifest.splits.values() for file in split.files]
+    beside = (MANIFEST_NAME, QUARANTINE_NAME, _PAGE_NAME)
+    return frozenset([*beside, *(file.name for file in files), *(name for file in files for name in file.sidecars)])
 
 
 def _refuse_loop(root: Path, below: str, name: str) -> None:

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from pipelines.image_kinds import HEAD_BYTES, kind_of
 from pipelines.origin import LeftOut
+from preprocess.unfinished import UNFINISHED_NAME
 
 __all__ = [
     "BESIDE_CLASSES",
@@ -41,6 +42,7 @@ SHARD_SETS: Final = "files of shard sets"
 _MACOS: Final = "files of macOS metadata"
 _WINDOWS: Final = "files of Windows' folder settings and thumbnails"
 _FOLDERS: Final = {
+    UNFINISHED_NAME: SHARD_SETS,
     "__macosx": _MACOS,
     "@eadir": "files of Synology thumbnails (@eaDir)",
     "#recycle": "files in a recycle bin",

@@ -22,8 +22,8 @@ from typing import Any
 from pipelines.errors import UserError
 from pipelines.layout import Manifest, ShardFile
 from pipelines.publish import write_all
+from preprocess.conversion import Conversion
 from preprocess.convert import (
-    Conversion,
     Image,
     ImageSource,
     MakeWriter,

@@ -88,7 +88,7 @@ def scan(
         if "val" in places and val_draw is not None:
             raise UserError(f"{places['val']}: is the val split already; leave --val-share out, or this folder")
         labels, ids = (None if path is None else Path(path) for path in (val_labels, synsets))
-        is_source = "train" not in given and source is not None and places["train"] == Path(source)
+        is_source = "train" not in given and source is not None and places["train"] == Path(source)  # by no name
         return _scan(None if source is None else Path(source), places, labels, ids, val_draw, out, is_source=is_source)
     except OSError as error:
         if error.filename is None:  # the temporary files of `preprocess.listing`
@@ -147,9 +147,9 @@ def _scan(
         splits["val"] = _val_split(found, classes, labels, synsets)
     tally = Tally()
     for name, split in splits.items():
-        place = "" if places[name] == source else _place(places[name], source)
+        place = "" if _same(places[name], source) else _place(places[name], source)
         tally.extend(split.left_out, place + "/" if places[name].is_file() else place)
-    if source is not None and source.is_dir() and train != source:
+    if source is not None and source.is_dir() and not _same(train, source):
         for skipped in _unused(source, list(places.values()), Exclusions.of([*not_walked, *places.values()], read)):
             tally.add(skipped)
     if val_draw is not None:
@@ -161,15 +161,18 @@ def _scan(
 
 def _other(other: Path | None, root: Path) -> list[Path]:
     """The other split's folder, which is not part of this one, unless it is the same."""
-    if other is None or not other.is_dir() or (root.exists() and os.path.samefile(other, root)):
-        return []
-    return [other]
+    return [] if other is None or not other.is_dir() or _same(other, root) else [other]
+
+
+def _same(path: Path, other: Path | None) -> bool:
+    """Whether two paths lead to the same folder or archive."""
+    return other is not None and path.exists() and other.exists() and os.path.samefile(path, other)
 
 
 def _place(path: Path, source: Path | None) -> str:
     """The name of a folder (with "/" at its end) or archive: below the source, or its own."""
     end = "/" if path.is_dir() else ""
-    if source is not None and path != source and path.absolute().is_relative_to(source.absolute()):
+    if source is not None and not _same(path, source) and path.absolute().is_relative_to(source.absolute()):
         return path.absolute().relative_to(source.absolute()).as_posix() + end
     return path.absolute().name + end
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from pipelines.errors import printable
@@ -10,9 +11,15 @@ from pipelines.origin import LeftOut
 from preprocess.scan import Scan
 from preprocess.splits import named_test
 
-__all__ = ["notes", "summary"]
+__all__ = ["notes", "say", "summary"]
 
 _NO_VAL = "no val split, on which training scores the model: name its images with --val FOLDER"
+
+
+def say(text: str) -> None:
+    """Prints to stdout; what its encoding does not have is escaped."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def notes(found: Scan, source: str | None) -> list[str]:

@@ -195,7 +195,7 @@ def test_every_file_is_accounted_for(tmp_path):
     make(tmp_path, "train/.DS_Store", "train/a/._1.jpg", "train/a/Thumbs.db", "__MACOSX/train/a/._1.jpg", ".git/x/y")
     make(tmp_path, "train/a/@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg", "train/a/.hidden/9.jpg", "desktop.ini", "Icon\r")
     make(tmp_path, "test/x/1.jpg", "test/notes.txt", "extra/deep/er/1.jpg", "train/b/gone.dat -> nowhere")
-    make(tmp_path, "shards/manifest.json", "shards/train.beton", "partial/.unfinished/journal.jsonl")
+    make(tmp_path, "partial/.unfinished/journal.jsonl", "train/b/.unfinished/lock")
     os.mkfifo(tmp_path / "train" / "b" / "pipe.jpg")
     (tmp_path / "train" / "b" / "empty").touch()
     found = scan(tmp_path)
@@ -206,7 +206,7 @@ def test_every_file_is_accounted_for(tmp_path):
     assert kinds["files of extra/, which is no split"] == (1, "extra/deep/er/1.jpg")
     assert kinds["images beside the class folders, in none of them"] == (1, "train/loose.jpg")
     assert kinds["images beside the splits, in none of them"] == (1, "preview.jpg")
-    assert kinds["files of shard sets"] == (3, "partial/.unfinished/journal.jsonl")
+    assert kinds["files of shard sets"] == (1, "train/b/.unfinished/lock")
     assert kinds["files of macOS metadata"][0] == 4 and kinds["pipes, sockets and devices"][0] == 1
 
 

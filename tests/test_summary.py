@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
 from conversion import write_manifest
 
 from pipelines.errors import ShardError
-from pipelines.layout import MANIFEST_NAME, read_manifest
+from pipelines.layout import MANIFEST_NAME, open_split, read_manifest
 from pipelines.origin import LeftOut, Origin
 from preprocess import build_dali, build_ffcv, report
 from preprocess.encode import EncodeSettings, encode_image
@@ -64,7 +66,7 @@ def test_every_file_is_in_the_summary(tmp_path, capsys):
             LeftOut("files of macOS metadata", 1, ".DS_Store"),
         ),
     )
-    assert report.main([str(out)]) == 0
+    assert report.main([str(out), "--images", "0"]) == 0
     page = (out / "report.html").read_text()
     for text in (capsys.readouterr().out, page):
         assert "No image was left out" not in text
@@ -101,6 +103,8 @@ def test_without_val_the_remedies_are_said_before_and_after_the_work(tmp_path, c
     for text in (first, last):
         assert "no val split" in text and "--val FOLDER" in text and "--val-share 0.05" in text
     assert (f"--val {source / 'test'}" in first) == test
+    with pytest.raises(ShardError, match=r"no split 'val'; .* convert again with --val FOLDER or --val-share 0\.05"):
+        open_split(tmp_path / "out", "val")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -176,6 +180,24 @@ def test_a_run_into_the_source_goes_on(tmp_path, capsys, folder, part):
     assert contents(out) == contents(tmp_path / "whole")
     told = convert(capsys, "--source", source, "--out", tmp_path / "again", "--on-bad", "skip")
     assert "8 images found, 7 converted" in told and f"files of shard sets: 4, such as {folder}/manifest.json" in told
+
+
+def test_a_shard_set_among_the_images_of_a_class_does_not_hide_them(tmp_path, capsys):
+    source = small(tmp_path / "s", "a", "b")
+    convert(capsys, "--source", source, "--out", source / "a")
+    (source / "b" / "manifest.json").write_text("{}")  # somebody's
+    told = convert(capsys, "--source", source, "--out", tmp_path / "out")
+    assert "6 images found, 6 converted" in told and "10 files found = 6 converted + 0 bad + 4 left out" in told
+    assert "files of shard sets: 3, such as a/manifest.json" in told and ".json files: 1, b/manifest.json" in told
+
+
+def test_names_that_the_terminal_cannot_show(tmp_path, capsys, monkeypatch):
+    source = small(tmp_path / "s", "a", "b")
+    (source / "a" / "\u732b.txt").write_text("text")
+    monkeypatch.setattr(sys, "stdout", TextIOWrapper(BytesIO(), encoding="latin-1"))
+    assert build_ffcv.main(["--source", str(source), "--out", str(tmp_path / "out"), "--workers", "1"]) == 0
+    sys.stdout.flush()
+    assert b".txt files: 1, a/\\u732b.txt" in sys.stdout.buffer.getvalue()
 
 
 def test_a_file_that_comes_between_two_runs_does_not_stop_the_second(tmp_path, capsys):
