@@ -26,7 +26,7 @@ from preprocess.kinds import (
     kind_of_folder,
 )
 from preprocess.listing import Entry, num_folders_above
-from preprocess.splits import is_split_name
+from preprocess.splits import seeming_splits
 
 __all__ = ["archive_entries"]
 
@@ -62,14 +62,16 @@ def archive_entries(path: Path) -> Iterator[Entry | Skipped]:
             whose images lie in several splits or partly beside the class folders; for a class without images; and for
             any entry that is no plain file (links, devices, sparse files) or whose name leads out of it.
     """
+    yield from _with_labels_named(_all_entries(path))
+
+
+def _all_entries(path: Path) -> Iterator[Entry | Skipped]:
     with path.open("rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         _require_tar(path, file.read(tarfile.BLOCKSIZE))
         first: dict[tuple[str, ...], str] = {}  # image of each folder
         class_tars: dict[str, tuple[str, tuple[str, ...]]] = {}  # name and place of each
         folders: set[tuple[str, ...]] = set()
-        pending: Skipped | None = None  # the last file, of whose kind the next one may tell more
-        image_key = label_key = ""  # the names of the last image and label up to the first dot, as in WebDataset
         for entry in _entries(_Window(file.fileno(), 0, size), str(path)):
             parts = _parts(entry)
             folder = tuple(parts if entry.isdir() else parts[:-1])
@@ -78,9 +80,12 @@ def archive_entries(path: Path) -> Iterator[Entry | Skipped]:
                 folders.add(folder)
             if entry.isdir():
                 continue
+            if not parts:
+                yield Skipped("entries without a name", entry.name)
+                continue
             name = "/".join(parts)
-            stem, suffix = os.path.splitext(parts[-1] if parts else "")
-            kind = hidden or kind_by_name(parts[-1] if parts else "")
+            stem, suffix = os.path.splitext(parts[-1])
+            kind = hidden or kind_by_name(parts[-1])
             if suffix.lower() == ".tar" and not kind:
                 if stem in class_tars and class_tars[stem][1] == folder:
                     raise UserError(
@@ -94,24 +99,41 @@ def archive_entries(path: Path) -> Iterator[Entry | Skipped]:
                 yield from _class_tar(window, stem, f"{path}: {entry.name}")
                 continue
             kind = kind or _kind_of_file(file.fileno(), entry)
-            key = name[: len(name) - len(parts[-1])] + parts[-1].split(".", 1)[0] if parts else ""
             if kind:
-                if pending:
-                    yield pending
-                is_label = suffix.lower() in _LABEL_SUFFIXES and not hidden
-                pending = Skipped(LABEL_BESIDE if is_label and key == image_key else kind, name)
-                label_key = key if is_label else ""
+                yield Skipped(kind, name)
                 continue
-            if pending:
-                yield pending._replace(kind=LABEL_BESIDE) if key == label_key else pending
-            pending, label_key, image_key = None, "", key
             if class_tars:
                 raise _not_in_one_place(path, next(iter(class_tars.values()))[0], entry.name)
             first.setdefault(folder, entry.name)
             yield Entry("/".join(folder), parts[-1], entry.offset_data, entry.size)
-    if pending:
-        yield pending
     _require_one_place(path, first, folders)
+
+
+def _with_labels_named(entries: Iterable[Entry | Skipped]) -> Iterator[Entry | Skipped]:
+    """The same; a label that lies next to an image of the same name, as in WebDataset, gets a kind of its own."""
+    pending: Skipped | None = None  # the last file, of which the next one may tell more
+    image_key = ""
+    for entry in entries:
+        if isinstance(entry, Skipped):
+            if pending is not None:
+                yield pending
+            is_label = entry.file.lower().endswith(_LABEL_SUFFIXES) and _key(entry.file) == image_key
+            pending = entry._replace(kind=LABEL_BESIDE) if is_label else entry
+            continue
+        image_key = _key(f"{entry.folder}/{entry.file}" if entry.folder else entry.file)
+        if pending is not None:
+            is_label = pending.file.lower().endswith(_LABEL_SUFFIXES) and _key(pending.file) == image_key
+            yield pending._replace(kind=LABEL_BESIDE) if is_label else pending
+            pending = None
+        yield entry
+    if pending is not None:
+        yield pending
+
+
+def _key(name: str) -> str:
+    """A name up to the first dot of the file's, by which WebDataset tells samples apart."""
+    folder, slash, file = name.rpartition("/")
+    return folder + slash + file.split(".", 1)[0]
 
 
 def _require_one_place(path: Path, first: dict[tuple[str, ...], str], folders: set[tuple[str, ...]]) -> None:
@@ -130,7 +152,7 @@ def _require_one_place(path: Path, first: dict[tuple[str, ...], str], folders: s
     for folder, name in first.items():
         classes.setdefault("".join(folder[num_above : num_above + 1]), name)
     direct = {folder[num_above] for folder in first if len(folder) == num_above + 1}
-    in_several_splits = len(classes) > 1 and any(is_split_name(name) for name in classes.keys() - direct)
+    in_several_splits = len(classes) > 1 and bool(seeming_splits(classes, classes.keys() - direct))
     if len(first) > 1 and (() in first or in_several_splits or len(classes) == 1):
         one, other, *_ = classes.values() if len(classes) > 1 else first.values()
         raise _not_in_one_place(path, one, other)
@@ -154,8 +176,8 @@ def _class_tar(window: _Window, class_name: str, name: str) -> Iterator[Entry | 
     for entry in _entries(window, name):
         if entry.isdir():
             continue
-        parts = _parts(entry)
-        kind = _kind_of_folders(parts[:-1]) or kind_by_name(parts[-1] if parts else "")
+        parts = _parts(entry) or [""]
+        kind = _kind_of_folders(parts[:-1]) or (kind_by_name(parts[-1]) if parts[-1] else "entries without a name")
         kind = kind or _kind_of_file(window.descriptor, entry)
         if kind:
             num_others += 1

@@ -9,7 +9,7 @@ from pipelines.errors import UserError
 from preprocess.archive import archive_entries
 from preprocess.kinds import LABEL_BESIDE, Skipped
 from preprocess.listing import Gathered
-from preprocess.splits import is_split_name
+from preprocess.splits import seeming_splits
 
 __all__ = ["refuse_folder_of_webdatasets", "refuse_splits", "refuse_webdataset"]
 
@@ -17,7 +17,7 @@ __all__ = ["refuse_folder_of_webdatasets", "refuse_splits", "refuse_webdataset"]
 def refuse_splits(found: Gathered, root: Path, classes: list[str], *, is_source: bool) -> None:
     """Raises `UserError` where the folders seem to hold class folders, not to be some themselves."""
     deep = sorted(set(classes) - {name for name, below in found.places if not below})
-    splits = [name for name in deep if is_split_name(name)]
+    splits = seeming_splits(classes, deep)
     if is_source and splits:
         first = next((name for name in splits if "train" in name.lower()), splits[0])
         raise UserError(

@@ -22,7 +22,7 @@ from pipelines.errors import UserError
 from pipelines.origin import Origin
 from preprocess.archive import archive_entries
 from preprocess.folders import Exclusions, count_files, folder_entries, holds_only, list_folder
-from preprocess.kinds import Skipped, Tally
+from preprocess.kinds import BESIDE_CLASSES, Skipped, Tally
 from preprocess.labels import read_labels
 from preprocess.listing import Gathered, SplitScan, gather
 from preprocess.location import Location
@@ -205,7 +205,8 @@ def _train_split(found: Gathered, root: Path, *, is_source: bool) -> SplitScan:
 
 def _is_flat(found: Gathered, classes: tuple[str, ...]) -> bool:
     """Whether val images are in no class folders. All of them may be in one folder, such as val/ or images/."""
-    return len(found.folders) == 1 and found.folders[0] not in classes
+    beside = any(entry.kind == BESIDE_CLASSES for entry in found.left_out)
+    return len(found.folders) == 1 and found.folders[0] not in classes and not beside
 
 
 def _val_split(found: Gathered, classes: tuple[str, ...], labels: Path | None, synsets: Path | None) -> SplitScan:

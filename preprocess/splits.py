@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
 from pipelines.errors import UserError
 
-__all__ = ["find_splits", "is_split_name", "named_test"]
+__all__ = ["find_splits", "named_test", "seeming_splits"]
 
 _FOLDERS: Final = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 _ARCHIVES: Final = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
@@ -62,9 +62,19 @@ def named_test(source: Path) -> Path | None:
     return None
 
 
-def is_split_name(name: str) -> bool:
-    """Whether a folder is named like a split, such as `seg_train`, `test-images` or `val2017`."""
-    return not _WORDS.isdisjoint(re.split("[^a-z]+", name.lower()))
+def seeming_splits(classes: Iterable[str], nested: Iterable[str]) -> list[str]:
+    """Which of the class folders seem to be splits with class folders in them, by their names.
+
+    One such as `test_tube` may be a class; `test` with folders, or two such as `seg_train` and `seg_test`, are not.
+
+    Args:
+        classes: all class folders.
+        nested: those that have all their images in folders below them.
+    """
+    named = [name for name in sorted(classes) if not _WORDS.isdisjoint(re.split("[^a-z]+", name.lower()))]
+    found = set(named).intersection(nested)
+    is_clear = len(named) > 1 or any(name.lower() in _WORDS for name in found)
+    return [name for name in named if name in found] if is_clear else []
 
 
 def _find(source: Path, split: str, folders: list[str]) -> Path | None:

@@ -83,7 +83,15 @@ def fails(path: Path, content: bytes) -> str:
 
 
 LONG = "n" * 90
-NESTED = ["b/2.jpg", "b/more/1.jpg", "b/more-2/0.jpg", "b/more/x/3.jpg", "a/deep/1.jpg", "c/1.gif"]
+NESTED = [
+    "test_tube/glass/1.jpg",
+    "b/2.jpg",
+    "b/more/1.jpg",
+    "b/more-2/0.jpg",
+    "b/more/x/3.jpg",
+    "a/deep/1.jpg",
+    "c/1.gif",
+]
 NAMES = ["b/2.jpg", "b/10.JPEG", "a/z.png", "C/größe 漢.jpg", f"a/{LONG}.jpg", f"{LONG}/{LONG}.jpg", "a/0.jpg"]
 
 
@@ -106,7 +114,15 @@ def test_folders_below_class_folders(tmp_path, prefix):
     archive.write_bytes(tar_of((prefix + name, content) for name, content in files.items()))
     assert same(scan(folder), scan(archive))
     names = [scan(archive).splits["train"].relative_path(index) for index in range(len(NESTED))]
-    assert names == ["a/deep/1.jpg", "b/2.jpg", "b/more/1.jpg", "b/more-2/0.jpg", "b/more/x/3.jpg", "c/1.gif"]
+    assert names == [
+        "a/deep/1.jpg",
+        "b/2.jpg",
+        "b/more/1.jpg",
+        "b/more-2/0.jpg",
+        "b/more/x/3.jpg",
+        "c/1.gif",
+        "test_tube/glass/1.jpg",
+    ]
 
 
 def test_the_first_bytes_decide_in_an_archive_too(tmp_path):
@@ -208,6 +224,16 @@ def test_other_entries_are_counted(tmp_path):
     assert left_out == {("empty files", "a/notes.txt"), ("files of macOS metadata", "._a.tar")}
 
 
+def test_entries_without_a_name(tmp_path):
+    archive = tmp_path / "t.tar"
+    inner = tar_of([(".", b"GIF89a"), ("1.jpg", b"1")])
+    for content in (tar_of([(".", b"GIF89a"), ("a/1.jpg", b"1")]), tar_of([("a.tar", inner)])):
+        archive.write_bytes(content)
+        train = scan(archive).splits["train"]
+        assert read_all(train) == [("a/1.jpg", 0, b"1")]
+        assert [(entry.kind, entry.count) for entry in train.left_out] == [("entries without a name", 1)]
+
+
 def test_a_location_names_archive_and_image(tmp_path):
     archive = tmp_path / "t.tar"
     archive.write_bytes(tar_of([("x/a/1.jpg", b"1")]))
@@ -303,6 +329,7 @@ def test_images_that_are_there_twice(tmp_path):
         ("a/1.jpg", "2.jpg"),
         ("a/1.jpg", "a/more/2.jpg"),
         ("seg_train/a/1.jpg", "seg_test/2.jpg"),
+        ("beaker/1.jpg", "test/a/2.jpg"),
         ("a.tar", "b/2.jpg"),
         ("a.tar", "2.jpg"),
     ],

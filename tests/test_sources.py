@@ -252,6 +252,13 @@ def test_val_may_lie_in_the_train_folder(tmp_path):
         assert num_accounted(found) == 4
 
 
+def test_a_folder_of_images_beside_val_images_is_an_error(tmp_path):
+    make(tmp_path, "train/a/1.jpg", "val/1.jpg", "val/more/2.jpg")
+    (tmp_path / "val.txt").write_text("1.jpg a\n2.jpg a\n")
+    with pytest.raises(UserError, match="val: 1 class folder that train does not have, first 'more'"):
+        scan(tmp_path)
+
+
 def test_a_folder_for_detection_is_named(tmp_path):
     make(tmp_path, "train/images/1.jpg", "train/labels/1.txt")
     with pytest.raises(UserError, match=r"train/labels: a class folder without images .* for object detection"):
