@@ -24,6 +24,7 @@ import numpy as np
 
 from pipelines.beton_reader import BetonReader
 from pipelines.errors import ShardError
+from pipelines.origin import Origin
 from pipelines.tar_reader import TarReader
 
 __all__ = [
@@ -105,6 +106,7 @@ class Manifest:
         splits: by name.
         created_by: the libraries that decided the encoded bytes.
         quarantine_sha256: of `quarantine.jsonl`; None when there is none.
+        origin: what became which split, and what was left out; None where that was not recorded.
     """
 
     source: str
@@ -114,6 +116,7 @@ class Manifest:
     created_by: str
     quarantine_sha256: str | None = None
     schema_version: int = SCHEMA_VERSION
+    origin: Origin | None = None
 
     @property
     def num_classes(self) -> int:
@@ -121,8 +124,9 @@ class Manifest:
 
     def to_json(self) -> str:
         """The file's text: sorted keys, so that equal manifests are equal bytes. `checksum` is that of all the rest."""
-        splits = {name: split.to_dict() for name, split in self.splits.items()}
-        return _sealed({**vars(self), "splits": splits})
+        raw = {**vars(self), "splits": {name: split.to_dict() for name, split in self.splits.items()}}
+        del raw["origin"]  # the key is there only where something was recorded, as in manifests of before
+        return _sealed(raw if self.origin is None else {**raw, "origin": self.origin.to_dict()})
 
 
 def _sealed(raw: dict[str, Any]) -> str:
@@ -201,7 +205,7 @@ def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
     try:
         if text != _sealed({key: value for key, value in raw.items() if key != "checksum"}):
             raise ShardError(f"{path}: was changed after it was written (checksum); copy it again or convert again")
-        quarantine = raw["quarantine_sha256"]
+        quarantine, origin = raw["quarantine_sha256"], raw.get("origin")
         manifest = Manifest(
             source=str(raw["source"]),
             classes=tuple(str(name) for name in raw["classes"]),
@@ -209,6 +213,7 @@ def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
             splits={str(name): parse_split(split) for name, split in raw["splits"].items()},
             created_by=str(raw["created_by"]),
             quarantine_sha256=None if quarantine is None else str(quarantine),
+            origin=None if origin is None else Origin.from_dict(origin),
         )
     except ShardError:
         raise
@@ -264,7 +269,10 @@ def open_split(directory: str | os.PathLike[str], split: str) -> tuple[Manifest,
     manifest = read_manifest(directory)
     if split not in manifest.splits:
         there = ", ".join(sorted(manifest.splits)) or "none"
-        raise ShardError(f"{directory}: no split {split!r}; it has {there} (see data.train_split and data.val_split)")
+        remedy = "; to make one, convert again with --val FOLDER or --val-share 0.05" if split == "val" else ""
+        raise ShardError(
+            f"{directory}: no split {split!r}; it has {there} (see data.train_split and data.val_split){remedy}"
+        )
     found = manifest.splits[split]
     if found.format == "tar":
         for file in found.files:

@@ -16,30 +16,33 @@ from typing import Any, Final
 
 from pipelines.command_line import CommandParser
 from pipelines.errors import UserError, printable
-from pipelines.layout import QUARANTINE_NAME, Manifest
 from pipelines.machine import core_share
 from pipelines.next_step import next_line, script, training
 from pipelines.remedy import rebuild
 from preprocess import jpeg
-from preprocess.convert import Conversion, Image, ImageSource, MakeWriter, convert
+from preprocess.conversion import Conversion
+from preprocess.convert import Image, ImageSource, MakeWriter, convert
 from preprocess.encode import EXIF_CHOICES, REENCODE_CHOICES, SUBSAMPLINGS, EncodeSettings, codec
 from preprocess.listing import SplitScan
 from preprocess.location import Location
 from preprocess.parts import Part, convert_part, merge
 from preprocess.ray_parts import run_on_ray
 from preprocess.scan import Scan, add_source_arguments, scan_arguments
+from preprocess.summary import notes, say, summary
 from preprocess.unfinished import UNFINISHED_NAME, refuse_existing
 from preprocess.workers import HANG_SECONDS, Encoded, Workers
 
 __all__ = ["build", "encoded_images", "make_parser", "plan_conversion"]
 
-_SOURCE_FLAGS: Final = ("source", "train", "val", "val_labels", "synsets")
+_PATH_FLAGS: Final = ("source", "train", "val", "val_labels", "synsets")
+_SOURCE_FLAGS: Final = (*_PATH_FLAGS, "val_share", "val_seed")
 _NUM_ESTIMATED: Final = 48
 _CERTAINLY_ENOUGH: Final = 10  # times the originals: shards of them are hardly ever larger
 
 
 def plan_conversion(found: Scan, source: str, settings: EncodeSettings) -> Conversion:
     """The conversion of all splits of a scan; `source` is the manifest's name for where the images came from."""
+    origin = found.origin
     return Conversion(
         source=source,
         classes=found.classes,
@@ -47,6 +50,8 @@ def plan_conversion(found: Scan, source: str, settings: EncodeSettings) -> Conve
         created_by=codec(),
         num_images={name: split.num_images for name, split in found.splits.items()},
         fingerprints={name: split.fingerprint() for name, split in found.splits.items()},
+        val_draw=None if origin.val_share is None else {"share": origin.val_share, "seed": origin.val_seed},
+        origin=origin,
     )
 
 
@@ -113,7 +118,7 @@ def build(arguments: argparse.Namespace, make_writer: MakeWriter, output: dict[s
     elif arguments.ray is not None:
         if arguments.ray < 1:
             raise UserError(f"--ray {arguments.ray}: must be at least 1")
-        for flag in (*_SOURCE_FLAGS, "out"):  # a task has another working directory
+        for flag in (*_PATH_FLAGS, "out"):  # a task has another working directory
             if getattr(arguments, flag) is not None:
                 setattr(arguments, flag, os.path.abspath(getattr(arguments, flag)))
         parts = [Part(number, arguments.ray) for number in range(1, arguments.ray + 1)]
@@ -122,14 +127,14 @@ def build(arguments: argparse.Namespace, make_writer: MakeWriter, output: dict[s
     elif arguments.part is not None:
         part = Part.parse(arguments.part)
         count = build_part(arguments, part)
-        print(f"{printable(out)}: part {part.number}/{part.count} is finished, {count:,} images")
-        print(next_line(*_merge_command(output, out), when=f"when all {part.count} parts are finished"))
+        say(f"{printable(out)}: part {part.number}/{part.count} is finished, {count:,} images")
+        say(next_line(*_merge_command(output, out), when=f"when all {part.count} parts are finished"))
         return
     else:
         with _prepared(arguments, None) as (conversion, images):
             manifest = convert(conversion, images, make_writer, output, out, arguments.on_bad)
-    print(summary(manifest, out, time.monotonic() - began))
-    print(next_line(*(training(out) or script("report", out))))
+    say(summary(manifest, out, time.monotonic() - began))
+    say(next_line(*(training(out) or script("report", out))))
 
 
 def _merge_command(output: dict[str, Any], out: Path) -> tuple[str | Path, ...]:
@@ -163,9 +168,8 @@ def _prepared(arguments: argparse.Namespace, part: Part | None) -> Iterator[tupl
         raise UserError(f"--reencode {settings.reencode}: the native JPEG codec is not built: {rebuild()}")
     with Workers(settings, num_workers, arguments.hang_seconds) as workers:  # which start while we look for images
         found = scan_arguments(arguments)
-        for name, split in found.splits.items():
-            if split.num_ignored:
-                print(f"{name}: {split.num_ignored:,} other files and folders are left out")
+        for line in notes(found, arguments.source):
+            say(line)
         if fresh:
             require_space(found, workers, out, twice=part is not None)
         source = Path(arguments.source if arguments.source is not None else arguments.train).absolute().name
@@ -223,20 +227,3 @@ def _size(location: Location) -> int:
         return os.path.getsize(location.path)
     except OSError:  # the conversion will say what is the matter with it
         return 0
-
-
-def summary(manifest: Manifest, out: Path, seconds: float) -> str:
-    """What was done, a line for each split."""
-    lines = [f"{printable(out)}: {manifest.num_classes:,} classes"]
-    for name, split in manifest.splits.items():
-        found = split.num_samples + split.num_quarantined
-        counts = f"{found:,} images found, {split.num_samples:,} converted"
-        if split.num_kept:
-            counts += f" ({split.num_kept:,} without loss)"
-        if split.num_quarantined:
-            counts += f", {split.num_quarantined:,} bad ({printable(out / QUARANTINE_NAME)} says why)"
-        size = sum(file.bytes for file in split.files)
-        lines.append(f"  {name + ':':6} {counts}, {size:,} bytes")
-    total = sum(split.num_samples for split in manifest.splits.values())
-    lines.append(f"  {total:,} images in {seconds:,.1f} s, {total / seconds:,.0f} images/s")
-    return "\n".join(lines)

@@ -5,8 +5,9 @@
     IMAGENET/{train,val}/CLASS/*.jpg  ->  SHARDS/{train,val}.beton, SHARDS/manifest.json
 
 Every image is found in SHARDS, or the command ends with the name of the one that cannot be converted. With `--on-bad
-skip` it goes on, and SHARDS/quarantine.jsonl lists each such file with its reason. A run that ended early, however it
-did, is continued by the same command.
+skip` it goes on, and SHARDS/quarantine.jsonl lists each such file with its reason. All other files of IMAGENET are
+counted by kind in the summary and the manifest. A run that ended early, however it did, is continued by the same
+command.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
@@ -24,43 +24,16 @@ import numpy as np
 from pipelines.errors import UserError
 from pipelines.layout import FORMATS, MANIFEST_NAME, QUARANTINE_NAME, Manifest, ShardFile, Split, parse_split
 from pipelines.publish import publish, publish_bytes, sync_directory
+from preprocess.conversion import Conversion
 from preprocess.journal import BAD, JOURNAL_NAME, KEPT, REENCODED, Journal, Records
 from preprocess.progress import Meter
 from preprocess.unfinished import LOCK_NAME, UNFINISHED_NAME, open_journal, refuse_existing, writing
 from preprocess.workers import Bad, Encoded
 
-__all__ = ["Conversion", "Image", "Writer", "convert", "quarantined", "run_splits"]
+__all__ = ["Image", "Writer", "convert", "quarantined", "run_splits"]
 
 COMMIT_SECONDS: Final = 1.0
 OnBad = Literal["fail", "skip"]
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """All that decides a shard set's bytes, but for the images' contents.
-
-    Attributes:
-        source: where the images came from, for the manifest.
-        classes: in label order.
-        encode: the encoder's settings.
-        created_by: the libraries that decide the encoded bytes.
-        num_images: of each split, in the order in which splits are converted.
-        fingerprints: of each split: two listings of the same images have the same.
-    """
-
-    source: str
-    classes: tuple[str, ...]
-    encode: dict[str, Any]
-    created_by: str
-    num_images: dict[str, int]
-    fingerprints: dict[str, str]
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**vars(self), "classes": list(self.classes)}
-
-    @staticmethod
-    def from_dict(raw: dict[str, Any]) -> Conversion:
-        return Conversion(**{**raw, "classes": tuple(raw["classes"])})
 
 
 class Image(NamedTuple):
@@ -127,10 +100,17 @@ def convert(
             refuse_existing(out, conversion.num_images)
             if "parts" not in output and any(work.glob("part-*")):
                 raise UserError(f"{work}: parts lie here; finish and --merge them, or remove them")
-        journal = open_journal(work, {"conversion": conversion.to_dict(), "output": output})
+        journal = open_journal(work, {"conversion": conversion.identity(), "output": output}, conversion.notes())
         with closing(journal):
             splits = run_splits(conversion.num_images, images, make_writer, work, journal, on_bad)
-            manifest = Manifest(conversion.source, conversion.classes, conversion.encode, splits, conversion.created_by)
+            manifest = Manifest(
+                conversion.source,
+                conversion.classes,
+                conversion.encode,
+                splits,
+                conversion.created_by,
+                origin=conversion.origin,
+            )
             return _publish(manifest, journal, work, out)
 
 

@@ -2,7 +2,8 @@
 
 Each line of the file says one of
 
-    FILE LABEL  or  FILE,LABEL       suffix and folders of FILE do not matter; LOC_val_solution.csv is of this form
+    FILE LABEL  or  FILE,LABEL       suffix and folders of FILE do not matter; LOC_val_solution.csv is of this form;
+                                     both may have spaces inside; a first line with names of columns is passed over
     LABEL                            of the image whose place by name is the line's number
 
 and LABEL is a class name, a place from 0 in the sorted class names (Caffe's val.txt), or an ILSVRC2012 ID from 1
@@ -14,18 +15,27 @@ from __future__ import annotations
 import csv
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import shorten
+from typing import Final
 
 import numpy as np
 
 from pipelines.errors import UserError, nearest
-from preprocess.listing import IMAGE_SUFFIXES
+from preprocess.kinds import IMAGE_SUFFIXES, has_image_suffix
 from preprocess.synsets import is_devkit, read_devkit, read_synsets, read_text
 
 __all__ = ["read_labels"]
 
+_MAX_SPLITS: Final = 64  # places in a line that are tried; Kaggle's boxes come after them
+_COLUMN_NAMES: Final = """
+file files filename filepath fname image images imageid imagename imagepath imagefile img imgid imgname imgpath id name
+path uri sample photo picture
+label labels labelid labelname class classes classid classname classlabel category categoryid categoryname
+target targets groundtruth gt y synset wnid species prediction predictionstring
+"""
 Row = tuple[int, str, str]  # line number, file ("" where the line's number says which), label
 
 
@@ -55,9 +65,10 @@ def read_labels(
     else:
         text = read_text(path)
         ids = None if synsets is None else read_synsets(synsets)
-    rows = _rows(path, text, set(classes))
-    if rows[0][1]:
-        rows, places = _places(path, root, rows, names, set(classes))
+    images = _Images(names)
+    rows = _rows(path, text, images, len(names), set(classes))
+    if not rows or rows[0][1]:
+        places = _places(path, root, rows, names, images)
     else:
         if len(rows) != len(names):
             raise UserError(f"{path}: {len(rows):,} labels, but {root} has {len(names):,} images; each needs one")
@@ -67,51 +78,104 @@ def read_labels(
     return labels
 
 
-def _rows(path: Path, text: str, classes: set[str]) -> list[Row]:
+class _Images:
+    """Finds the image that a line's FILE names: suffix and folders do not matter, unless two names differ in them."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._by_name: dict[str, int] = {}
+        self._by_stem: dict[str, int | None] = {}
+        for place, name in enumerate(names):
+            for form in {name, unicodedata.normalize("NFC", name)}:  # macOS decomposes accents
+                self._by_name.setdefault(form, place)
+            stem = os.path.splitext(unicodedata.normalize("NFC", name))[0]
+            self._by_stem[stem] = None if stem in self._by_stem else place  # None: two differ in the suffix alone
+
+    def place(self, file: str) -> int | None:
+        """Its place in `names`; None when there is no such image."""
+        for name in (file.rsplit("/", 1)[-1], re.split(r"[/\\]", file)[-1]):
+            if name in self._by_name:
+                return self._by_name[name]
+            name = unicodedata.normalize("NFC", name)
+            stem, suffix = os.path.splitext(name)
+            found = self._by_name.get(name, self._by_stem.get(stem if suffix.lower() in IMAGE_SUFFIXES else name))
+            if found is not None:
+                return found
+        return None
+
+
+def _rows(path: Path, text: str, images: _Images, num_images: int, classes: set[str]) -> list[Row]:
+    """The lines' files and labels, without a header."""
     lines = [line.strip() for line in text.rstrip().split("\n")]
     if "" in lines:
         raise UserError(f"{path}: line {lines.index('') + 1} is empty; remove it, or write what is missing")
     num_classes = sum(line in classes for line in lines)
-    if 2 * num_classes > len(lines) or (len(lines[0].split()) == 1 and "," not in lines[0]):
-        return [(number, "", line) for number, line in enumerate(lines, 1)]
+    is_one_word = len(lines[0].split()) == 1 and "," not in lines[0] and images.place(lines[0]) is None
+    if 2 * num_classes > len(lines) or is_one_word:
+        rows = [(number, "", line) for number, line in enumerate(lines, 1)]
+        has_header = len(lines) == num_images + 1 and _is_header("", lines[0], classes)
+        return rows[1:] if has_header else rows
+    spaces = [_split(line, images, classes) for line in lines]
+    fields, form = spaces, "FILE LABEL"
+    if any("," in line for line in lines):
+        commas = [_split_csv(line) for line in lines]
+        known = [sum(images.place(file) is not None for file, _ in each) for each in (commas, spaces)]
+        if known[0] > known[1] or (known[0] == known[1] and "," in lines[0]):
+            fields, form = commas, "FILE,LABEL"
     rows = []
-    is_csv = "," in lines[0]
-    for number, line in enumerate(lines, 1):
-        try:
-            fields = next(csv.reader([line])) if is_csv else line.split(maxsplit=1)
-        except csv.Error:  # a field of over 131,072 characters
-            fields = []
-        if len(fields) != 2 or not all(field.strip() for field in fields):
-            form = "FILE,LABEL" if is_csv else "FILE LABEL"
+    for number, (line, (file, label)) in enumerate(zip(lines, fields, strict=True), 1):
+        if not file or not label:
             raise UserError(f"{path}: line {number} is {shorten(line, 80)!r}, must be {form}")
-        rows.append((number, fields[0].strip(), fields[1].strip()))
-    return rows
-
-
-def _places(
-    path: Path, root: Path, rows: list[Row], names: Sequence[str], classes: set[str]
-) -> tuple[list[Row], list[int]]:
-    """The rows without a header line, and which of `names` each one is about: all of them, each once."""
-    by_name = {name: place for place, name in enumerate(names)}
-    by_stem: dict[str, int | None] = {}
-    for name, place in by_name.items():
-        stem = os.path.splitext(name)[0]
-        by_stem[stem] = None if stem in by_stem else place  # None: two images differ in the suffix alone
-
-    def place_of(file: str) -> int | None:
-        name = file.rsplit("/", 1)[-1]
-        stem, suffix = os.path.splitext(name)
-        if name in by_name:
-            return by_name[name]
-        return by_stem.get(name) if suffix.lower() not in IMAGE_SUFFIXES else by_stem.get(stem)
-
+        rows.append((number, file, label))
     _, file, label = rows[0]
-    if place_of(file) is None and not {label, label.split()[0]} & classes and not re.fullmatch("[0-9]+", label):
-        rows = rows[1:]
+    return rows[1:] if images.place(file) is None and _is_header(file, label, classes) else rows
+
+
+def _is_header(file: str, label: str, classes: set[str]) -> bool:
+    """Whether a first line's fields are names of columns: at least one must be a usual one."""
+    if not label:
+        return False
+    if {label, label.split()[0]} & classes:
+        return False
+    file, label = (re.sub("[^a-z]", "", field.lower()) if field.isascii() else "" for field in (file, label))
+    return not {file, label}.isdisjoint(_COLUMN_NAMES.split())
+
+
+def _split_csv(line: str) -> tuple[str, str]:
+    """FILE and LABEL of a line of a CSV file; empty where it does not have these two fields."""
+    try:
+        file, label = next(csv.reader([line]))
+    except (csv.Error, ValueError):  # such as a field of over 131,072 characters
+        return "", ""
+    return file.strip(), label.strip()
+
+
+def _split(line: str, images: _Images, classes: set[str]) -> tuple[str, str]:
+    """FILE and LABEL of a line with white space between them, which both may have inside; empty where there is none.
+
+    Of all places where the line can be split, the one with an image before it and a label behind; else the one behind
+    an image's suffix; else the first.
+    """
+    if quoted := re.fullmatch(r'"([^"]+)"\s+(.+)', line):
+        return quoted[1], quoted[2].strip('"')
+    places = list(re.finditer(r"\s+", line))
+    splits = [(line[: place.start()], line[place.end() :]) for place in places[:_MAX_SPLITS]]
+    known = [split for split in splits if images.place(split[0]) is not None]
+    for split in reversed(known):
+        if split[1] in classes or re.fullmatch("[0-9]+", split[1]):
+            return split
+    for split in reversed(known):  # a label with more behind it: boxes
+        if split[1].split()[0] in classes or re.match(r"[0-9]+\s", split[1]):
+            return split
+    suffixed = [split for split in splits if has_image_suffix(split[0])]
+    return next(iter([*reversed(suffixed), *reversed(known), *splits]), ("", ""))
+
+
+def _places(path: Path, root: Path, rows: list[Row], names: Sequence[str], images: _Images) -> list[int]:
+    """Which of `names` each row is about: all of them, each once."""
     strangers = []
     lines: dict[int, int] = {}  # of each image
     for number, file, _ in rows:
-        found = place_of(file)
+        found = images.place(file)
         if found is None:
             strangers.append((number, file))
         elif found in lines:
@@ -120,9 +184,14 @@ def _places(
             lines[found] = number
     if strangers:
         number, file = strangers[0]
+        remedy = "give both the same images"
+        if number == 1:
+            remedy += ", or, if line 1 is a header, remove it"
+        elif " " in file or any(" " in name for name in names):
+            remedy += " (names with spaces are safest in a CSV file: FILE,LABEL)"
         raise UserError(
             f"{path}: {len(strangers):,} of {len(rows):,} files are not in {root}, first {file!r} (line {number}); "
-            "give both the same images"
+            f"{remedy}"
         )
     missing = sorted(name for place, name in enumerate(names) if place not in lines)
     if missing:
@@ -130,7 +199,7 @@ def _places(
             f"{path}: no label for {len(missing):,} of the {len(names):,} images of {root}, first {missing[0]!r}; "
             "add them, or remove the images"
         )
-    return rows, list(lines)
+    return list(lines)
 
 
 def _numbers(path: Path, rows: list[Row], classes: Sequence[str], ids: dict[int, str] | None) -> list[int]:

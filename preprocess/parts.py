@@ -22,8 +22,8 @@ from typing import Any
 from pipelines.errors import UserError
 from pipelines.layout import Manifest, ShardFile
 from pipelines.publish import write_all
+from preprocess.conversion import Conversion
 from preprocess.convert import (
-    Conversion,
     Image,
     ImageSource,
     MakeWriter,
@@ -119,7 +119,7 @@ def convert_part(
     unfinished = out / UNFINISHED_NAME
     stretches = {name: part.stretch(count) for name, count in conversion.num_images.items()}
     num_images = {name: end - start for name, (start, end) in stretches.items()}
-    identity = {"conversion": conversion.to_dict(), "part": part.folder}
+    identity = {"conversion": conversion.identity(), "part": part.folder}
     with writing(unfinished / part.folder) as work:
         refuse_existing(out, conversion.num_images)
         entries, _ = read_journal(unfinished / JOURNAL_NAME)
@@ -131,7 +131,7 @@ def convert_part(
                     f"{unfinished}: has {other.folder}, so this cannot be {part.number}/{part.count}; "
                     "give all parts the same count, or remove that folder to start over"
                 )
-        with closing(open_journal(work, identity)) as journal:
+        with closing(open_journal(work, identity, conversion.notes())) as journal:
             run_splits(num_images, images, SpoolWriter, work, journal, on_bad)
     return sum(num_images.values())
 
@@ -149,7 +149,7 @@ def merge(make_writer: MakeWriter, output: dict[str, Any], out: str | os.PathLik
     unfinished = out / UNFINISHED_NAME
     entries, _ = read_journal(unfinished / JOURNAL_NAME)
     if any("published" in entry for entry in entries):  # the parts may be gone already
-        conversion = Conversion.from_dict(entries[0]["conversion"])
+        conversion = Conversion.from_journal(entries[0])
         return convert(
             conversion, _nothing, make_writer, {**output, "parts": entries[0]["output"]["parts"]}, out, "skip"
         )
@@ -160,11 +160,13 @@ def merge(make_writer: MakeWriter, output: dict[str, Any], out: str | os.PathLik
         raise UserError(f"{unfinished}: no parts are here to merge; convert them with --part 1/N to N/N first")
     count = parts[0].count
     conversions: dict[Part, dict[str, Any]] = {}
+    first: dict[str, Any] = {}  # entry of the first part's journal
     for part in parts:
         entries, _ = read_journal(unfinished / part.folder / JOURNAL_NAME)
         done = {entry["split"] for entry in entries if "finished" in entry}
         if not entries or not done.issuperset(entries[0]["conversion"]["num_images"]):
             raise UserError(f"{unfinished / part.folder}: is not finished; run --part {part.number}/{part.count} again")
+        first = first or entries[0]
         conversions[part] = entries[0]["conversion"]
         if part.count != count:
             raise UserError(f"{unfinished}: has {parts[0].folder} and {part.folder}; remove those that are not wanted")
@@ -177,7 +179,7 @@ def merge(make_writer: MakeWriter, output: dict[str, Any], out: str | os.PathLik
     if missing:
         shown = ", ".join(f"{number}/{count}" for number in missing[:8]) + (", ..." if len(missing) > 8 else "")
         raise UserError(f"{unfinished}: {len(missing)} of {count} parts are missing: {shown}")
-    conversion = Conversion.from_dict(conversions[parts[0]])
+    conversion = Conversion.from_journal(first)
 
     def images(split: str, first: int) -> Generator[Image, None, None]:
         for part in parts:

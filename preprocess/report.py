@@ -25,7 +25,7 @@ from pipelines.next_step import next_line, training
 from pipelines.publish import publish_bytes
 from preprocess.contact_sheet import CROP, IMAGE_SIZE, RECIPE, contact_sheet
 from preprocess.report_page import page
-from preprocess.report_text import counted, file_size, left_out, split_rows
+from preprocess.report_text import counted, file_size, left_out, left_out_kinds, split_rows
 from preprocess.report_words import class_counts, how_stored, written_by
 from preprocess.survey import Survey, crop_share, survey
 
@@ -61,6 +61,8 @@ def _print(directory: Path, found: Survey, reading: list[tuple[str, str, str]], 
     say(f"{manifest.source}: {images}, {classes}, {found.file_bytes:,} bytes")
     say(f"stored as: {how_stored(manifest.encode)}")
     say(f"written by: {written_by(manifest.created_by)}")
+    if manifest.origin is not None:
+        say(", ".join(f"{split.name} {manifest.origin.place(split.name)}" for split in found.splits))
     for name, value, remark in reading:
         say(f"{name}: {value} ({remark})")
     table = Table("", box=None, pad_edge=False)
@@ -76,6 +78,8 @@ def _print(directory: Path, found: Survey, reading: list[tuple[str, str, str]], 
         say(f"  {group.count:,}: {group.reason}")
     if rest := found.quarantine[REASONS_PRINTED:]:
         say(f"  {sum(group.count for group in rest):,}: {counted(len(rest), 'more reason', 'more reasons')}")
+    for line in left_out_kinds(found):
+        say(f"  {line}")
     say(f"{html}: {html.stat().st_size:,} bytes")
     if words := training(directory):
         say(next_line(*words))

@@ -12,7 +12,7 @@ import numpy as np
 from pipelines.errors import printable
 from preprocess.charts import histogram, linear_axis, ratio_axis
 from preprocess.contact_sheet import ContactSheet
-from preprocess.report_text import counted, file_size, left_out, split_rows
+from preprocess.report_text import counted, file_size, left_out, left_out_kinds, split_rows
 from preprocess.report_words import how_stored, written_by
 from preprocess.survey import Bad, SplitSurvey, Survey
 
@@ -87,6 +87,9 @@ def page(survey: Survey, reading: Sequence[tuple[str, str, str]], sheet: Contact
         ("stored as", how_stored(manifest.encode)),
         ("written by", written_by(manifest.created_by)),
     ]
+    if manifest.origin is not None:
+        splits = ", ".join(f"{split.name} {manifest.origin.place(split.name)}" for split in survey.splits)
+        origin.insert(1, ("splits", splits))
     num_bytes = sum(int(split.nbytes.sum()) for split in survey.splits)
     mean = file_size(num_bytes / survey.num_samples) if survey.num_samples else "-"
     figures = [
@@ -236,6 +239,8 @@ def _quarantine(survey: Survey) -> list[str]:
         parts += ['<ul class="reasons">', *map(_reason, survey.quarantine[:REASONS_LISTED]), "</ul>"]
     if rest := survey.quarantine[REASONS_LISTED:]:
         parts.append(f"<p>And {len(rest):,} more reasons, for {sum(group.count for group in rest):,} images.</p>")
+    if kinds := left_out_kinds(survey):
+        parts.append("<ul>" + "".join(f"<li>{_name(line)}</li>\n" for line in kinds) + "</ul>")
     return parts
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from preprocess.survey import SplitSurvey, Survey
 
-__all__ = ["counted", "file_size", "left_out", "split_rows"]
+__all__ = ["counted", "file_size", "left_out", "left_out_kinds", "split_rows"]
 
 
 def counted(count: int, one: str, many: str) -> str:
@@ -52,9 +52,22 @@ def split_rows(survey: Survey) -> list[tuple[str, list[str]]]:
 
 
 def left_out(survey: Survey) -> str:
-    """One sentence on the images of the source that could not be converted."""
+    """A sentence or two on what of the source is not in the set: images that could not be converted, other files."""
     announced = sum(split.split.num_quarantined for split in survey.splits)
     listed = sum(group.count for group in survey.quarantine)
+    origin = survey.manifest.origin
+    others = 0 if origin is None else origin.num_left_out
     if announced != listed:
         return f"{counted(announced, 'image', 'images')} left out, but quarantine.jsonl lists {listed:,}."
-    return f"{counted(listed, 'image', 'images')} of the source left out." if listed else "No image was left out."
+    sentences = []
+    if listed:
+        sentences.append(f"{counted(listed, 'image', 'images')} of the source left out.")
+    if others:
+        sentences.append(f"{counted(others, 'other file', 'other files')} of the source left out.")
+    return " ".join(sentences) or "No image was left out."
+
+
+def left_out_kinds(survey: Survey) -> list[str]:
+    """A line for each kind of other files of the source that were left out."""
+    origin = survey.manifest.origin
+    return [] if origin is None else [str(entry) for entry in origin.left_out]

@@ -53,7 +53,7 @@ def written_by(created_by: str) -> str:
 
 def class_counts(survey: Survey) -> list[str]:
     """A line for each split on how its images are spread over the classes: equally, or from the most to the fewest."""
-    names, lines = survey.manifest.classes, []
+    names, lines = survey.class_names, []
     for split in survey.splits:
         order = [label for label in split.by_count() if split.class_counts[label]]
         empty = split.empty_classes

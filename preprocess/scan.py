@@ -1,10 +1,11 @@
 """Lists an image data set: which classes there are, and which image belongs to which, in a fixed order.
 
 SOURCE/train/CLASS/image.jpg        or ILSVRC2012_img_train.tar, or SOURCE/CLASS/image.jpg (a train split only)
-SOURCE/val/CLASS/image.jpg          or validation/, or ILSVRC2012_img_val.tar, or test/
+SOURCE/val/CLASS/image.jpg          or ILSVRC2012_img_val.tar; see `preprocess.splits` for other names
 SOURCE/val/image.jpg                with the labels in a file beside it
 
-SOURCE, and what is named for a split in its place, may be a tar archive too (`preprocess.archive`).
+Images may lie in folders below their class folder. SOURCE, and what is named for a split in its place, may be a tar
+archive too (`preprocess.archive`). Every other file is counted by its kind (`preprocess.kinds`).
 """
 
 from __future__ import annotations
@@ -18,25 +19,31 @@ from tempfile import gettempdir
 from typing import Final
 
 from pipelines.errors import UserError
+from pipelines.origin import Origin
 from preprocess.archive import archive_entries
+from preprocess.folders import Exclusions, count_files, folder_entries, holds_only, list_folder
+from preprocess.kinds import BESIDE_CLASSES, Skipped, Tally
 from preprocess.labels import read_labels
-from preprocess.listing import IMAGE_SUFFIXES, Entry, Gathered, SplitScan, gather
+from preprocess.listing import Gathered, SplitScan, gather
 from preprocess.location import Location
+from preprocess.misplaced import refuse_folder_of_webdatasets, refuse_splits, refuse_webdataset
+from preprocess.splits import find_splits
 from preprocess.synsets import DEVKIT_NAME, GROUND_TRUTH_NAME
+from preprocess.unfinished import UNFINISHED_NAME
+from preprocess.val_draw import ValDraw, draw_val
 
-__all__ = ["IMAGE_SUFFIXES", "Location", "Scan", "SplitScan", "add_source_arguments", "scan", "scan_arguments"]
+__all__ = ["Location", "Scan", "SplitScan", "add_source_arguments", "scan", "scan_arguments"]
 
-TRAIN_NAMES: Final = ("train", "ILSVRC2012_img_train.tar")
-VAL_NAMES: Final = ("val", "validation", "ILSVRC2012_img_val.tar", "test")  # the first one that is there
 LABELS_NAMES: Final = ("val.txt", "LOC_val_solution.csv", GROUND_TRUTH_NAME)
 
 
 @dataclass(frozen=True)
 class Scan:
-    """An image data set: `classes` in label order, and the splits `train` and, when there is one, `val`."""
+    """An image data set: `classes` in label order, the splits `train` and, when there is one, `val`; their origin."""
 
     classes: tuple[str, ...]
     splits: dict[str, SplitScan]
+    origin: Origin
 
 
 def scan(
@@ -45,12 +52,15 @@ def scan(
     val: str | os.PathLike[str] | None = None,
     val_labels: str | os.PathLike[str] | None = None,
     synsets: str | os.PathLike[str] | None = None,
+    *,
+    val_draw: ValDraw | None = None,
+    out: str | os.PathLike[str] | None = None,
 ) -> Scan:
-    """Lists the images of folders and archives; reads no image.
+    """Lists the images of folders and archives; reads no image whose name says that it is one.
 
-    Classes are the class folders of train, sorted by name; files are sorted by name within their class. So a folder
-    and an archive of the same images give the same list. Entries that are no images, and folders inside class folders,
-    are counted and left out; so are hidden entries, which are not counted in folders.
+    Classes are the class folders of train, sorted by name; images are sorted by folder and name within their class, as
+    torchvision's ImageFolder does it. So a folder and an archive of the same images give the same list. All other files
+    below the source are in the origin's `left_out`.
 
     Args:
         source: a folder as in the module's docstring, or an archive of the train split; may be None when `train` is
@@ -59,32 +69,32 @@ def scan(
         val_labels: for val images without class folders; see `preprocess.labels`. Default: what lies beside them
             under a usual name.
         synsets: what the IDs in `val_labels` mean; see `preprocess.synsets`.
+        val_draw: draws the val split from the train images.
+        out: a folder that is not looked into: where the shard set goes, which may lie in the source.
 
     Raises:
         UserError: naming the folder or archive, for one that is missing, damaged or empty, a class without images, a
-            class that val has and train has not, or val images without class folders or labels.
+            class that val has and train has not, val images without class folders or labels, folders of which it is
+            not clear what they are, and a val split both drawn and given.
     """
-    places = _find_splits(None if source is None else Path(source))
-    if train is not None:
-        places["train"] = Path(train)
-    if val is not None:
-        places["val"] = Path(val)
-    if "train" not in places:
-        raise UserError("no training images are given; name a folder or archive with --source or --train")
-    if "val" not in places and val_labels is not None:
-        raise UserError(f"{val_labels}: labels, but there are no val images; name them with --val")
+    given = {name: Path(path) for name, path in (("train", train), ("val", val)) if path is not None}
     try:
-        splits = {"train": _train_split(places["train"])}
-        classes = splits["train"].classes
-        if "val" in places:
-            labels, ids = (None if path is None else Path(path) for path in (val_labels, synsets))
-            splits["val"] = _val_split(places["val"], classes, labels, ids)
+        output = Exclusions.of([] if out is None else [Path(out)], [])
+        places = dict(given) if source is None else find_splits(Path(source), given, lambda f: holds_only(f, output))
+        if "train" not in places:
+            raise UserError("no training images are given; name a folder or archive with --source or --train")
+        if "val" not in places and val_labels is not None:
+            raise UserError(f"{val_labels}: labels, but there are no val images; name them with --val")
+        if "val" in places and val_draw is not None:
+            raise UserError(f"{places['val']}: is the val split already; leave --val-share out, or this folder")
+        labels, ids = (None if path is None else Path(path) for path in (val_labels, synsets))
+        is_source = "train" not in given and source is not None and places["train"] == Path(source)  # by no name
+        return _scan(None if source is None else Path(source), places, labels, ids, val_draw, out, is_source=is_source)
     except OSError as error:
         if error.filename is None:  # the temporary files of `preprocess.listing`
             where = f"{gettempdir()}: cannot be written ({error.strerror})"
             raise UserError(f"{where}; set TMPDIR to a folder with room") from None
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
-    return Scan(classes, splits)
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,58 +103,119 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     source = "holds train/CLASS/*.jpg and val/CLASS/*.jpg, or ImageNet's tars, or CLASS/*.jpg"
     add("--source", metavar="PATH", help=source)
     add("--train", metavar="PATH", help="folder or tar of the train split, instead of what SOURCE has")
-    add("--val", metavar="PATH", help="folder or tar of the val split, instead of what SOURCE has")
+    add("--val", metavar="PATH", help="folder or tar of the val split, instead of what SOURCE has (val/ or valid/)")
     labels = "of val images without class folders: FILE LABEL lines, CSV, or ImageNet's ground truth or devkit"
     add("--val-labels", metavar="FILE", help=labels)
     add("--synsets", metavar="FILE", help="meta.mat, map_clsloc.txt or the like: the classes of ImageNet's IDs")
+    share = "without val images: draw this share of each class's train images as the val split, such as 0.05"
+    add("--val-share", metavar="SHARE", type=float, help=share)
+    add("--val-seed", metavar="N", type=int, help="of that draw (default: 0)")
 
 
 def scan_arguments(arguments: argparse.Namespace) -> Scan:
-    """Scans what the flags of `add_source_arguments` say."""
-    return scan(arguments.source, arguments.train, arguments.val, arguments.val_labels, arguments.synsets)
+    """Scans what the flags of `add_source_arguments` say; `arguments.out` is where the shard set goes."""
+    draw = None
+    if arguments.val_share is not None:
+        draw = ValDraw(arguments.val_share, arguments.val_seed or 0)
+    elif arguments.val_seed is not None:
+        raise UserError(f"--val-seed {arguments.val_seed}: is of the draw of --val-share, which is not given")
+    paths = (arguments.source, arguments.train, arguments.val, arguments.val_labels, arguments.synsets)
+    return scan(*paths, val_draw=draw, out=getattr(arguments, "out", None))
 
 
-def _find_splits(source: Path | None) -> dict[str, Path]:
-    if source is None:
-        return {}
-    if not source.is_dir():
-        return {"train": source}
-    train, val = (
-        next((source / name for name in names if (source / name).is_dir() or _is_tar(source / name)), None)
-        for names in (TRAIN_NAMES, VAL_NAMES)
-    )
-    if train is not None:
-        return {"train": train} | ({} if val is None else {"val": val})
+def _scan(
+    source: Path | None,
+    places: dict[str, Path],
+    labels: Path | None,
+    synsets: Path | None,
+    val_draw: ValDraw | None,
+    out: str | os.PathLike[str] | None,
+    *,
+    is_source: bool,
+) -> Scan:
+    train, val = places["train"], places.get("val")
+    not_walked = [] if out is None else [Path(out), Path(out) / UNFINISHED_NAME]
+    read = [path for path in (labels, synsets) if path is not None]
+    classes_here = _gather(train, Exclusions.of([*not_walked, *_other(val, train)], read))
+    splits = {"train": _train_split(classes_here, train, is_source=is_source)}
+    classes = splits["train"].classes
     if val is not None:
-        name = val.name if _is_tar(val) else f"{val.name}/"
-        raise UserError(f"{source}: has {name} but no train/; name the training images with --train")
-    return {"train": source}
+        found = _gather(val, Exclusions.of([*not_walked, *_other(train, val)], read))
+        if _is_flat(found, classes) and labels is None:
+            labels = _labels_beside(found, synsets)
+            read.append(labels)
+        splits["val"] = _val_split(found, classes, labels, synsets)
+    tally = Tally()
+    for name, split in splits.items():
+        place = "" if _same(places[name], source) else _place(places[name], source)
+        tally.extend(split.left_out, place + "/" if places[name].is_file() else place)
+    if source is not None and source.is_dir() and not _same(train, source):
+        for skipped in _unused(source, list(places.values()), Exclusions.of([*not_walked, *places.values()], read)):
+            tally.add(skipped)
+    if val_draw is not None:
+        splits["train"], splits["val"] = draw_val(splits["train"], val_draw)
+    share, seed = (None, 0) if val_draw is None else (val_draw.share, val_draw.seed)
+    names = {name: _place(path, source) for name, path in places.items()}
+    return Scan(classes, splits, Origin(names, tally.result(), share, seed))
 
 
-def _is_tar(path: Path) -> bool:
-    return path.suffix == ".tar" and path.is_file()
+def _other(other: Path | None, root: Path) -> list[Path]:
+    """The other split's folder, which is not part of this one, unless it is the same."""
+    return [] if other is None or not other.is_dir() or _same(other, root) else [other]
 
 
-def _train_split(root: Path) -> SplitScan:
-    """The class folders that define the classes."""
-    found = _gather(root)
+def _same(path: Path, other: Path | None) -> bool:
+    """Whether two paths lead to the same folder or archive."""
+    return other is not None and path.exists() and other.exists() and os.path.samefile(path, other)
+
+
+def _place(path: Path, source: Path | None) -> str:
+    """The name of a folder (with "/" at its end) or archive: below the source, or its own."""
+    end = "/" if path.is_dir() else ""
+    if source is not None and not _same(path, source) and path.absolute().is_relative_to(source.absolute()):
+        return path.absolute().relative_to(source.absolute()).as_posix() + end
+    return path.absolute().name + end
+
+
+def _unused(source: Path, places: list[Path], exclusions: Exclusions) -> Iterator[Skipped]:
+    """What lies in the source beside its splits."""
+    listed = list_folder(str(source), "", exclusions)
+    archives = {path.name for path in places if path.is_file() and path.parent.absolute() == source.absolute()}
+    yield from (skipped for skipped in listed.skipped if skipped.file not in archives)
+    yield from (Skipped("images beside the splits, in none of them", name) for name in listed.images)
+    for name in listed.folders:
+        skipped = count_files(str(source / name), name, f"files of {name}/, which is no split", exclusions)
+        if skipped.number or not exclusions.is_above(str(source / name)):
+            yield skipped
+
+
+def _train_split(found: Gathered, root: Path, *, is_source: bool) -> SplitScan:
+    """The class folders that define the classes. `is_source`: no name said that `root` has class folders."""
+    refuse_webdataset(found)
     if found.folders == ("",):
         raise UserError(
             f"{root}: {len(found.groups):,} images, but no class folders; sort them into {root}/CLASS/ first "
             "(ImageNet's val images, which come without: name them with --val, and their labels with --val-labels)"
         )
-    return found.by_folder(sorted(found.folders))
+    classes = sorted({name for name, _ in found.places})
+    if not found.is_archive:
+        refuse_splits(found, root, classes, is_source=is_source)
+    return found.by_folder(classes)
 
 
-def _val_split(root: Path, classes: tuple[str, ...], labels: Path | None, synsets: Path | None) -> SplitScan:
-    found = _gather(root)
-    # An archive of images without class folders may have them all in one folder, such as val/.
-    if found.folders == ("",) or (found.is_archive and len(found.folders) == 1 and found.folders[0] not in classes):
-        if labels is None:
-            labels = _labels_beside(root, len(found.groups), synsets)
-        names = found.file_names()
-        return found.by_labels(classes, read_labels(labels, root, names, classes, synsets))
-    unknown = sorted(set(found.folders) - set(classes))
+def _is_flat(found: Gathered, classes: tuple[str, ...]) -> bool:
+    """Whether val images are in no class folders. All of them may be in one folder, such as val/ or images/."""
+    beside = any(entry.kind == BESIDE_CLASSES for entry in found.left_out)
+    return len(found.folders) == 1 and found.folders[0] not in classes and not beside
+
+
+def _val_split(found: Gathered, classes: tuple[str, ...], labels: Path | None, synsets: Path | None) -> SplitScan:
+    root = found.root
+    if _is_flat(found, classes):
+        assert labels is not None  # given, or found beside the images
+        return found.by_labels(classes, read_labels(labels, root, found.file_names(), classes, synsets))
+    refuse_webdataset(found)
+    unknown = sorted({name for name, _ in found.places} - set(classes))
     if unknown:
         raise UserError(
             f"{root}: {len(unknown)} class folder{'s' * (len(unknown) > 1)} that train does not have, "
@@ -155,66 +226,43 @@ def _val_split(root: Path, classes: tuple[str, ...], labels: Path | None, synset
     return found.by_folder(classes)
 
 
-def _labels_beside(root: Path, num_images: int, synsets: Path | None) -> Path:
-    """The one labels file of a usual name in the folder that holds `root`."""
+def _labels_beside(found: Gathered, synsets: Path | None) -> Path:
+    """The one labels file of a usual name in the folder that holds the val images' folder or archive."""
+    root = found.root
     folder = root.parent
-    found = [folder / name for name in LABELS_NAMES if (folder / name).is_file()]
+    files = [folder / name for name in LABELS_NAMES if (folder / name).is_file()]
     devkit = folder / DEVKIT_NAME
-    if devkit.is_file() and (not found or (found == [folder / GROUND_TRUTH_NAME] and synsets is None)):
-        found = [devkit]  # has both the ground truth and what its IDs mean
-    if len(found) > 1:
-        names = " and ".join(path.name for path in found)
+    if devkit.is_file() and (not files or (files == [folder / GROUND_TRUTH_NAME] and synsets is None)):
+        files = [devkit]  # has both the ground truth and what its IDs mean
+    if len(files) > 1:
+        names = " and ".join(path.name for path in files)
         raise UserError(f"{root}: {names} beside it may have the labels; choose one with --val-labels")
-    if not found:
+    if not files:
+        refuse_webdataset(found)
+        inside = f" in {found.folders[0]}/, which is no class of train, but" if found.folders != ("",) else ", but"
         raise UserError(
-            f"{root}: {num_images:,} images, but no class folders and no labels; sort them into {root}/CLASS/, or give "
-            f"--val-labels FILE: {DEVKIT_NAME}, LOC_val_solution.csv, or a text file with 'FILE CLASS' in each line"
+            f"{root}: {len(found.groups):,} images{inside} no class folders and no labels; sort them into "
+            f"{root}/CLASS/, or give --val-labels FILE: {DEVKIT_NAME}, LOC_val_solution.csv, or a text file with 'FILE "
+            "CLASS' in each line"
         )
-    return found[0]
+    return files[0]
 
 
-def _gather(root: Path) -> Gathered:
+def _gather(root: Path, exclusions: Exclusions) -> Gathered:
     """All images of a folder or archive; at least one."""
     if not root.exists():
         raise UserError(f"{root}: no such folder or archive")
     is_archive = root.is_file()
     if not is_archive and not root.is_dir():
         raise UserError(f"{root}: not a folder, nor a tar archive")
-    found = gather(root, archive_entries(root) if is_archive else _folder_entries(root), is_archive=is_archive)
+    entries = archive_entries(root) if is_archive else folder_entries(root, exclusions)
+    found = gather(root, entries, is_archive=is_archive)
     if not found.folders:
+        if not is_archive:
+            refuse_folder_of_webdatasets(root)
         needs = "CLASS/image.jpg or CLASS.tar entries" if is_archive else f"{root}/CLASS/image.jpg"
-        raise UserError(f"{root}: no class folders with images in it; it needs {needs}")
+        holds = ", ".join(f"{entry.count:,} {entry.kind} ({entry.example})" for entry in found.left_out[:3])
+        raise UserError(
+            f"{root}: no class folders with images in it; it needs {needs}" + f", but holds {holds}" * bool(holds)
+        )
     return found
-
-
-def _folder_entries(root: Path) -> Iterator[Entry | None]:
-    """The images in class folders; where there are no folders, those in `root` itself."""
-    folders, images, num_others = _list_folder(root)
-    yield from [None] * num_others
-    yield from (None if folders else Entry("", name) for name in images)
-    for folder in folders:
-        below, files, num_others = _list_folder(root / folder)
-        if not files:
-            suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-            raise UserError(
-                f"{root / folder}: a class folder without images ({len(below)} folders, {num_others} other files); "
-                f"images ({suffixes}) belong directly into it: fill it or remove it"
-            )
-        yield from [None] * (num_others + len(below))
-        yield from (Entry(folder, name) for name in files)
-
-
-def _list_folder(folder: Path) -> tuple[list[str], list[str], int]:
-    """(folders, image files, number of other files), sorted by name; hidden entries are passed over."""
-    folders, images, others = [], [], 0
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                folders.append(entry.name)
-            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
-                images.append(entry.name)
-            else:
-                others += 1
-    return sorted(folders), sorted(images), others

@@ -5,6 +5,7 @@ IDs count from 1, and are not in the order of the classes' names: ID 1 is n02119
 
 from __future__ import annotations
 
+import codecs
 import io
 import re
 import tarfile
@@ -95,13 +96,36 @@ def _read(path: Path) -> bytes:
 
 
 def _decode(content: bytes, name: str) -> str:
+    encoding = _other_encoding(content)
+    if encoding is not None:
+        raise UserError(
+            f"{name}: not a text file in UTF-8 but in {encoding}, as some programs of Windows write it; save it as "
+            f"UTF-8, or convert it: iconv -f {encoding} -t UTF-8 FILE > NEW_FILE"
+        )
     try:
         text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = "\0"
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{name}: not a text file in UTF-8 (line {line}); save it as UTF-8, or convert it, from Latin-1 perhaps: "
+            "iconv -f LATIN1 -t UTF-8 FILE > NEW_FILE"
+        ) from None
     if "\0" in text:
         raise UserError(f"{name}: not a text file in UTF-8")
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _other_encoding(content: bytes) -> str | None:
+    """UTF-16 or UTF-32, by their mark at the beginning or, without one, the zeros of ASCII characters."""
+    if content.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "UTF-32"
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "UTF-16"
+    head = content[: len(content) & ~1][:4096]
+    for encoding, zeros, letters in (("UTF-16LE", head[1::2], head[::2]), ("UTF-16BE", head[::2], head[1::2])):
+        if len(zeros) > 1 and not any(zeros) and all(letters):
+            return encoding
+    return None
 
 
 def _from_meta(content: bytes, path: Path) -> dict[int, str]:

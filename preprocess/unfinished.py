@@ -19,6 +19,7 @@ __all__ = ["LOCK_NAME", "UNFINISHED_NAME", "open_journal", "refuse_existing", "w
 
 UNFINISHED_NAME: Final = ".unfinished"
 LOCK_NAME: Final = "lock"
+_NOTES: Final = {"origin"}  # keys of a journal's first entry that do not tell one conversion from another
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 _SUFFIXES: Final = (".beton", ".crc32", ".tar", ".idx", ".samples")
 
@@ -62,17 +63,19 @@ def writing(work: Path) -> Iterator[Path]:
                 folder.rmdir()
 
 
-def open_journal(work: Path, identity: dict[str, Any]) -> Journal:
+def open_journal(work: Path, identity: dict[str, Any], notes: dict[str, Any] | None = None) -> Journal:
     """The journal of the conversion that is unfinished here, or a new one.
+
+    Its first entry holds `identity` and, from the run that began it, `notes`, which another run need not share.
 
     Raises `UserError` when another conversion is unfinished here.
     """
     journal = Journal(work / JOURNAL_NAME)
     identity = json.loads(json.dumps(identity))  # as it is read again
     if not journal.entries:
-        journal.append(identity)
+        journal.append(identity | (notes or {}))
         sync_directory(work)
-    elif journal.entries[0] != identity:
+    elif {key: journal.entries[0][key] for key in journal.entries[0].keys() - _NOTES} != identity:
         journal.close()
         different = _difference(journal.entries[0], identity)
         raise UserError(
@@ -86,6 +89,7 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     one, other = ({**entry.get("conversion", {}), **entry} for entry in (old, new))
     for key, what in (
         ("source", "another source"),
+        ("val_draw", "another --val-share or --val-seed"),
         ("num_images", "other images"),
         ("fingerprints", "other images"),
         ("classes", "other classes"),

@@ -83,6 +83,15 @@ def fails(path: Path, content: bytes) -> str:
 
 
 LONG = "n" * 90
+NESTED = [
+    "test_tube/glass/1.jpg",
+    "b/2.jpg",
+    "b/more/1.jpg",
+    "b/more-2/0.jpg",
+    "b/more/x/3.jpg",
+    "a/deep/1.jpg",
+    "c/1.gif",
+]
 NAMES = ["b/2.jpg", "b/10.JPEG", "a/z.png", "C/größe 漢.jpg", f"a/{LONG}.jpg", f"{LONG}/{LONG}.jpg", "a/0.jpg"]
 
 
@@ -95,6 +104,55 @@ def test_an_archive_of_class_folders_is_as_the_folder(tmp_path, format, prefix):
     archive.write_bytes(tar_of(((prefix + name, content) for name, content in files.items()), format))
     assert same(scan(None, train=folder), scan(None, train=archive))
     assert same(scan(folder), scan(archive))
+
+
+@pytest.mark.parametrize("prefix", ["", "./", "images/train/"])
+def test_folders_below_class_folders(tmp_path, prefix):
+    files = {name: content_of(name) for name in NESTED}
+    folder = write_folder(tmp_path / "train", files)
+    archive = tmp_path / "train.tar"
+    archive.write_bytes(tar_of((prefix + name, content) for name, content in files.items()))
+    assert same(scan(folder), scan(archive))
+    names = [scan(archive).splits["train"].relative_path(index) for index in range(len(NESTED))]
+    assert names == [
+        "a/deep/1.jpg",
+        "b/2.jpg",
+        "b/more/1.jpg",
+        "b/more-2/0.jpg",
+        "b/more/x/3.jpg",
+        "c/1.gif",
+        "test_tube/glass/1.jpg",
+    ]
+
+
+def test_the_first_bytes_decide_in_an_archive_too(tmp_path):
+    gif = b"GIF89a" + bytes(20)
+    archive = tmp_path / "t.tar"
+    archive.write_bytes(tar_of([("a/1", gif), ("a/2.jpg?w=100", gif), ("a/3", b"text"), ("b/1.bin", gif)]))
+    train = scan(archive).splits["train"]
+    assert [train.relative_path(index) for index in range(3)] == ["a/1", "a/2.jpg?w=100", "b/1.bin"]
+    assert [(entry.kind, entry.example) for entry in train.left_out] == [
+        ("files without a suffix that are no images", "a/3")
+    ]
+    inner = tar_of([("1", gif), ("2", b"text")])
+    archive.write_bytes(tar_of([("a.tar", inner)]))
+    assert [name for name, _, _ in read_all(scan(archive).splits["train"])] == ["a/1"]
+
+
+@pytest.mark.parametrize("suffix", ["cls", "json", "txt"])
+@pytest.mark.parametrize("label_first", [True, False])
+def test_a_webdataset_tar_is_named(tmp_path, suffix, label_first):
+    pairs = [[(f"{number:06}.jpg", b"x"), (f"{number:06}.{suffix}", b"7")] for number in range(4)]
+    files = [file for pair in pairs for file in (pair[::-1] if label_first else pair)]
+    archive = write_folder(tmp_path / "s", {"train-000000.tar": tar_of(files)}) / "train-000000.tar"
+    message = rf"train-000000\.tar: a WebDataset tar, in which .* \(000000\.{suffix}\); .* not converted yet"
+    write_folder(tmp_path / "t", {"a/1.jpg": b"", "b/1.jpg": b""})
+    for arguments in ((archive,), (tmp_path / "s",), (tmp_path / "t", None, archive)):
+        with pytest.raises(UserError, match=message):
+            scan(*arguments)
+    # Notes of the same name beside images that have class folders are ordinary.
+    archive.write_bytes(tar_of([("a/1.jpg", b"x"), ("a/1.txt", b"y"), ("b/1.jpg", b"x"), ("b/1.txt", b"y")]))
+    assert scan(archive).classes == ("a", "b")
 
 
 def class_tars(files: dict[str, bytes], format: int = tarfile.GNU_FORMAT, prefix: str = "") -> bytes:
@@ -154,9 +212,26 @@ def test_other_entries_are_counted(tmp_path):
     archive.write_bytes(tar_of([("a/1.jpg", b"1"), *others], directories=["./", "a", "a/more", ".git"]))
     train = scan(archive).splits["train"]
     assert read_all(train) == [("a/1.jpg", 0, b"1")]
-    assert train.num_ignored == len(others)
+    assert {(entry.kind, entry.count, entry.example) for entry in train.left_out} == {
+        (".txt files", 1, "a/notes.txt"),
+        ("hidden files", 1, "a/.hidden.jpg"),
+        ("files in hidden folders", 1, ".git/x.jpg"),
+        ("files of macOS metadata", 1, "a/._1.jpg"),
+        ("empty files", 1, "list"),
+    }
     archive.write_bytes(tar_of([("a.tar", tar_of([("1.jpg", b"1"), ("notes.txt", b"")])), ("._a.tar", b"x")]))
-    assert scan(archive).splits["train"].num_ignored == 2
+    left_out = {(entry.kind, entry.example) for entry in scan(archive).splits["train"].left_out}
+    assert left_out == {("empty files", "a/notes.txt"), ("files of macOS metadata", "._a.tar")}
+
+
+def test_entries_without_a_name(tmp_path):
+    archive = tmp_path / "t.tar"
+    inner = tar_of([(".", b"GIF89a"), ("1.jpg", b"1")])
+    for content in (tar_of([(".", b"GIF89a"), ("a/1.jpg", b"1")]), tar_of([("a.tar", inner)])):
+        archive.write_bytes(content)
+        train = scan(archive).splits["train"]
+        assert read_all(train) == [("a/1.jpg", 0, b"1")]
+        assert [(entry.kind, entry.count) for entry in train.left_out] == [("entries without a name", 1)]
 
 
 def test_a_location_names_archive_and_image(tmp_path):
@@ -253,6 +328,8 @@ def test_images_that_are_there_twice(tmp_path):
         ("train/a/1.jpg", "val/a/1.jpg"),
         ("a/1.jpg", "2.jpg"),
         ("a/1.jpg", "a/more/2.jpg"),
+        ("seg_train/a/1.jpg", "seg_test/2.jpg"),
+        ("beaker/1.jpg", "test/a/2.jpg"),
         ("a.tar", "b/2.jpg"),
         ("a.tar", "2.jpg"),
     ],

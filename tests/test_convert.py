@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Generator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from conversion import convert_folder
 
 from pipelines.errors import UserError
 from pipelines.layout import open_split, read_manifest
+from pipelines.origin import Origin
 from pipelines.publish import exclusive
 from preprocess.beton import BetonWriter
 from preprocess.build import encoded_images, plan_conversion
@@ -280,6 +282,10 @@ def test_an_archive_and_its_folder_give_the_same_shards(image_folder, tmp_path, 
     for split in ("train", "val"):
         with tarfile.open(tmp_path / f"{split}.tar", "w") as archive:
             archive.add(image_folder / split, arcname=split)
-    convert_folder(scan(None, tmp_path / "train.tar", tmp_path / "val.tar"), tmp_path / "tar", make_writer)
-    convert_folder(scan(image_folder), tmp_path / "folder", make_writer)
+    archives = convert_folder(scan(None, tmp_path / "train.tar", tmp_path / "val.tar"), tmp_path / "tar", make_writer)
+    folders = convert_folder(scan(image_folder), tmp_path / "folder", make_writer)
+    assert archives.origin == Origin({"train": "train.tar", "val": "val.tar"})
+    assert replace(archives, origin=folders.origin) == folders
+    for name in ("tar", "folder"):
+        (tmp_path / name / "manifest.json").unlink()
     assert contents(tmp_path / "tar") == contents(tmp_path / "folder")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import tarfile
 from pathlib import Path
 
@@ -84,6 +85,86 @@ def test_class_names_with_spaces_beside_files(tmp_path):
     classes = ("great white", "kit fox", "red fox")
     text = lines("{stem} {label}", ["kit fox", "red fox", "great white"])
     assert labels_of(tmp_path, text, classes=classes) == [1, 2, 0]
+
+
+PHOTOS = ["my photo 1.jpg", "my photo 10.jpg", "my.jpg", "a, b.png", "über uns.jpg"]
+PHOTO_CLASSES = ("cat", "great white, shark", "photo", "red fox")
+
+
+@pytest.mark.parametrize("form", ["{name} {label}", "{name}\t{label}", "val/{name}   {label}", '"{name}" {label}'])
+@pytest.mark.parametrize("suffix", [True, False])
+def test_spaces_in_names_and_classes(tmp_path, form, suffix):
+    expected = [3, 1, 0, 2, 3]
+    names = [name if suffix else name.rsplit(".", 1)[0] for name in PHOTOS]
+    for labels in ([PHOTO_CLASSES[label] for label in expected], expected):
+        text = "".join(form.format(name=name, label=label) + "\n" for name, label in zip(names, labels, strict=True))
+        assert labels_of(tmp_path, text, names=PHOTOS, classes=PHOTO_CLASSES) == expected
+    rows = "".join(f'"{name}","{PHOTO_CLASSES[label]}"\n' for name, label in zip(names, expected, strict=True))
+    assert labels_of(tmp_path, "file name,class\n" + rows, names=PHOTOS, classes=PHOTO_CLASSES) == expected
+
+
+def test_spaces_where_several_readings_are_possible(tmp_path):
+    """Of "my photo 1.jpg cat" the image is the longest one that leaves a class behind it."""
+    names = ["my", "my photo", "my photo 1.jpg"]
+    classes = ("cat", "photo 1.jpg cat", "photo cat")
+    text = "my photo 1.jpg cat\nmy photo cat\nmy photo 1.jpg cat\n"
+    assert "'my photo 1.jpg' is listed twice (lines 1 and 3)" in fails(tmp_path, text, names=names, classes=classes)
+    assert labels_of(tmp_path, "my photo 1.jpg cat\nmy photo cat\nmy cat\n", names=names, classes=classes) == [0, 0, 0]
+
+
+def test_boxes_behind_labels_and_names_of_windows(tmp_path):
+    names = ["val_0.JPEG", "val_1.JPEG"]
+    text = "val_0.JPEG\tn02\t0\t32\t44\t62\nval_1.JPEG\tn01\t52\t55\t57\t59\n"  # Tiny ImageNet
+    assert labels_of(tmp_path, text, names=names) == [1, 0]
+    assert labels_of(tmp_path, "data\\val\\val_0.JPEG n02\ndata\\val\\val_1.JPEG n01\n", names=names) == [1, 0]
+
+
+def test_accents_are_the_same_composed_and_decomposed(tmp_path):
+    names = ["u\u0308ber.jpg", "\u00e9t\u00e9.jpg"]  # as macOS and as others write them
+    text = "\u00fcber.jpg n02\ne\u0301te\u0301 n01\n"
+    assert labels_of(tmp_path, text, names=names) == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("first", "message"),
+    [
+        ("ILSVRC2012_val_00000009 wolf", r"first 'ILSVRC2012_val_00000009' \(line 1\)"),
+        ("other.jpg,n05", r"1 of 4 files are not in val, first 'other\.jpg' \(line 1\); .* header, remove it"),
+        ("dateiname,klasse", r"first 'dateiname' \(line 1\); .* if line 1 is a header, remove it"),
+    ],
+)
+def test_a_first_line_that_is_no_header(tmp_path, first, message):
+    form = "{stem},{label}" if "," in first else "{stem} {label}"
+    text = f"{first}\n" + lines(form, EXPECTED)
+    assert re.search(message, fails(tmp_path, text))
+
+
+@pytest.mark.parametrize("header", ["Image_ID,Class Name", "id,label", "path,target", "x,class", '"file","synset"'])
+def test_usual_headers(tmp_path, header):
+    assert labels_of(tmp_path, f"{header}\n" + lines("{stem}.JPEG,{label}", ["n03", "n01", "n04"])) == EXPECTED
+
+
+def test_a_header_above_labels_alone(tmp_path):
+    assert labels_of(tmp_path, "label\nn01\nn04\nn03\n") == EXPECTED
+    assert "4 labels, but val has 3 images" in fails(tmp_path, "wolf\nn01\nn04\nn03\n")
+    assert labels_of(tmp_path, "label\nn01\nn04\n", classes=(*CLASSES, "label")) == [3, 4, 0]  # a class, no header
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_utf_16_gets_a_remedy(tmp_path, encoding):
+    path = tmp_path / "labels.txt"
+    path.write_bytes(lines("{stem} {label}", EXPECTED).encode(encoding))
+    with pytest.raises(
+        UserError, match=r"not a text file in UTF-8 but in UTF-\d+.*; save it as UTF-8, or .*iconv -f UTF"
+    ):
+        read_labels(path, Path("val"), NAMES, CLASSES)
+
+
+def test_latin_1_gets_a_remedy(tmp_path):
+    path = tmp_path / "labels.txt"
+    path.write_bytes(b"1.jpg cat\n\xfcber.jpg dog\n")
+    with pytest.raises(UserError, match=r"not a text file in UTF-8 \(line 2\); .*iconv -f LATIN1"):
+        read_labels(path, Path("val"), NAMES, CLASSES)
 
 
 def test_integers_alone_from_0(tmp_path):

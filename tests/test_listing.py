@@ -7,13 +7,18 @@ import numpy as np
 import pytest
 
 from pipelines.errors import UserError
+from pipelines.origin import LeftOut
+from preprocess.kinds import Skipped
 from preprocess.listing import Entry, Gathered, gather
 from preprocess.location import Location
 
 CLASSES = ("a", "b", "c")
 
 
-def gathered(*entries: Entry | None, archive: bool = False) -> Gathered:
+OTHER = Skipped("other files", "x")
+
+
+def gathered(*entries: Entry | Skipped, archive: bool = False) -> Gathered:
     return gather(Path("root"), entries, is_archive=archive)
 
 
@@ -41,7 +46,7 @@ def test_order_is_by_class_and_then_by_name():
     rng = np.random.default_rng(0)
     entries = [Entry(CLASSES[rng.integers(3)], f"{number}.jpg", number, 2 * number) for number in range(200)]
     rng.shuffle(entries)
-    found = gathered(None, *entries, None, archive=True)
+    found = gathered(OTHER, *entries, OTHER, archive=True)
     expected = sorted(tuple(entry) for entry in entries)
     for split in (found.by_folder(CLASSES), found.by_folder(("0", *CLASSES))):
         assert [split.relative_path(index) for index in range(200)] == [f"{e[0]}/{e[1]}" for e in expected]
@@ -50,7 +55,7 @@ def test_order_is_by_class_and_then_by_name():
         assert [(place.offset, place.size) for place in locations] == [entry[2:] for entry in expected]
         assert {place.path for place in locations} == {"root"}
         assert locations[0].name == f"root: {split.relative_path(0)}"
-        assert split.num_ignored == 2
+        assert split.left_out == (LeftOut("other files", 2, "x"),)
 
 
 def test_labels_in_place_of_folders():
@@ -65,8 +70,8 @@ def test_labels_in_place_of_folders():
 
 
 def test_nothing_at_all():
-    found = gathered(None)
-    assert found.folders == () and found.num_ignored == 1
+    found = gathered(OTHER)
+    assert found.folders == () and found.left_out == (LeftOut("other files", 1, "x"),)
     split = found.by_folder(())
     assert split.num_images == 0
     with pytest.raises(IndexError):
@@ -78,6 +83,17 @@ def test_a_name_that_is_there_twice():
     found = gathered(Entry("b", "1.jpg"), Entry("a", "1.jpg"), Entry("a", "1.jpg"), archive=True)
     with pytest.raises(UserError, match=r"^root: 'a/1\.jpg' is in it twice"):
         found.by_folder(CLASSES)
+
+
+def test_some_images_of_a_split():
+    entries = [Entry(CLASSES[number % 3], f"{number}.jpg", number, 2 * number) for number in range(30)]
+    split = gathered(*entries, archive=True).by_folder(CLASSES)
+    indices = np.array([0, 7, 8, 29])
+    some = split.select(indices)
+    assert [some.relative_path(place) for place in range(4)] == [split.relative_path(i) for i in indices.tolist()]
+    assert [some.locate(place) for place in range(4)] == [split.locate(index) for index in indices.tolist()]
+    assert some.labels.tolist() == split.labels[indices].tolist() and some.left_out == ()
+    assert split.select(np.arange(30)).fingerprint() == split.fingerprint() != some.fingerprint()
 
 
 def test_a_fingerprint_is_of_the_list_of_images():

@@ -14,7 +14,7 @@ from preprocess.scan import add_source_arguments, scan, scan_arguments
 
 
 def make(root: Path, *files: str) -> Path:
-    """Empty files: scan reads none."""
+    """Empty files: scan reads none whose name says that it is an image."""
     for file in files:
         (root / file).parent.mkdir(parents=True, exist_ok=True)
         (root / file).touch()
@@ -49,15 +49,6 @@ def test_agrees_with_torchvision(image_folder):
     assert samples == folder.samples
 
 
-def test_val_folder_names(tmp_path):
-    make(tmp_path, "train/a/1.jpg", "test/a/2.jpg")
-    assert paths(scan(tmp_path).splits["val"]) == ["a/2.jpg"]
-    make(tmp_path, "validation/a/3.jpg")
-    assert paths(scan(tmp_path).splits["val"]) == ["a/3.jpg"]
-    make(tmp_path, "val/a/4.jpg")
-    assert paths(scan(tmp_path).splits["val"]) == ["a/4.jpg"]
-
-
 def test_class_folders_alone_are_a_train_split(tmp_path):
     make(tmp_path, "a/1.jpg", "b/1.jpg")
     assert list(scan(tmp_path).splits) == ["train"]
@@ -71,12 +62,18 @@ def test_explicit_folders_override(tmp_path):
     assert [paths(split) for split in found.splits.values()] == [["a/3.jpg"], ["a/3.jpg"]]
 
 
-def test_other_entries_are_counted_and_hidden_ones_are_not(tmp_path):
+def test_other_files_are_counted_by_kind(tmp_path):
     make(tmp_path, "train/a/1.jpg", "train/a/notes.txt", "train/a/more/2.jpg", "train/list.csv", "train/stray.jpg")
     make(tmp_path, "train/a/.hidden.jpg", "train/.git/x.jpg", "train/.DS_Store")
-    train = scan(tmp_path).splits["train"]
-    assert paths(train) == ["a/1.jpg"]
-    assert train.num_ignored == 4
+    found = scan(tmp_path)
+    assert paths(found.splits["train"]) == ["a/1.jpg", "a/more/2.jpg"]
+    assert {entry.kind: (entry.count, entry.example) for entry in found.origin.left_out} == {
+        "empty files": (2, "train/a/notes.txt"),
+        "files in hidden folders": (1, "train/.git/x.jpg"),
+        "files of macOS metadata": (1, "train/.DS_Store"),
+        "hidden files": (1, "train/a/.hidden.jpg"),
+        "images beside the class folders, in none of them": (1, "train/stray.jpg"),
+    }
 
 
 def test_names_of_any_bytes(tmp_path):
@@ -94,8 +91,8 @@ def test_names_of_any_bytes(tmp_path):
     [
         ((), "no class folders with images"),
         (("train/notes.txt",), "train: no class folders with images"),
-        (("train/a/1.jpg", "train/b/notes.txt"), r"train/b: a class folder without images \(0 folders, 1 other"),
-        (("train/a/images/1.jpg",), r"train/a: a class folder without images \(1 folders, 0 other"),
+        (("train/a/1.jpg", "train/b/notes.txt"), r"train/b: a class folder without images .* such as b/notes\.txt\)"),
+        (("train/a/1.jpg", "train/b/more/x.txt"), r"train/b: a class folder without images .* b/more/x\.txt\)"),
         (("train/a/1.jpg", "val/a/1.jpg", "val/x/1.jpg"), "val: 1 class folder that train does not have, first 'x'"),
         (("train/a/1.jpg", "val/1.jpg", "val/2.jpg"), "val: 2 images, but no class folders"),
         (("val/a/1.jpg",), "has val/ but no train/"),
@@ -138,7 +135,7 @@ def test_val_images_without_class_folders(tmp_path):
     val = found.splits["val"]
     assert labelled(val) == [("a", "2.JPEG"), ("b", "1.JPEG"), ("b", "3.JPEG")]
     assert val.labels.dtype == np.int32
-    assert val.num_ignored == 1
+    assert [(entry.count, entry.example) for entry in val.left_out] == [(1, "list.txt")]
     assert val.locate(0).path == str(tmp_path / "val" / "2.JPEG")
     elsewhere = scan(None, train=tmp_path / "train", val=tmp_path / "val", val_labels=tmp_path / "labels.csv")
     assert labelled(elsewhere.splits["val"]) == labelled(val)
@@ -205,7 +202,6 @@ def test_arguments(tmp_path):
 
 def test_exports():
     assert sorted(preprocess.scan.__all__) == [
-        "IMAGE_SUFFIXES",
         "Location",
         "Scan",
         "SplitScan",

@@ -1,0 +1,71 @@
+"""Where the images of a shard set came from: what became which split, and which files were left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["LeftOut", "Origin"]
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Files of the source of one kind that are in no split.
+
+    Attributes:
+        kind: a plural, such as ".txt files".
+        count: how many.
+        example: the first of them, below the source.
+    """
+
+    kind: str
+    count: int
+    example: str
+
+    def __str__(self) -> str:
+        example = f"such as {self.example}" if self.count > 1 else self.example
+        return f"{self.kind}: {self.count:,}{f', {example}' if self.count else ''}"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How the files of a source became splits.
+
+    Attributes:
+        places: of each split, the folder (with "/" at its end) or archive of its images, below the source.
+        left_out: each other file of the source, by kind.
+        val_share: the share of the train images that was drawn as the val split; None where val has a place of its own.
+        val_seed: of that draw.
+    """
+
+    places: dict[str, str]
+    left_out: tuple[LeftOut, ...] = ()
+    val_share: float | None = None
+    val_seed: int = 0
+
+    @property
+    def num_left_out(self) -> int:
+        return sum(entry.count for entry in self.left_out)
+
+    def place(self, split: str) -> str:
+        """Where a split came from, as part of a sentence."""
+        if split == "val" and self.val_share is not None:
+            return f"drawn from train (share {self.val_share:g}, seed {self.val_seed})"
+        return f"from {self.places.get(split, 'an unnamed place')}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; `from_dict` takes it back."""
+        return {**vars(self), "left_out": [vars(entry) for entry in self.left_out]}
+
+    @staticmethod
+    def from_dict(raw: dict[str, Any]) -> Origin:
+        """What `to_dict` gave; raises KeyError, TypeError, ValueError or AttributeError for anything else."""
+        share = raw["val_share"]
+        return Origin(
+            places={str(split): str(place) for split, place in raw["places"].items()},
+            left_out=tuple(
+                LeftOut(str(entry["kind"]), int(entry["count"]), str(entry["example"])) for entry in raw["left_out"]
+            ),
+            val_share=None if share is None else float(share),
+            val_seed=int(raw["val_seed"]),
+        )
