@@ -185,8 +185,11 @@ _RIFF: Final = {
 }
 _DIB_HEADERS: Final = (12, 16, 40, 52, 56, 64, 108, 124)
 _HTML: Final = re.compile(
-    r"(<!--.*?-->\s*|<\?xml.*?\?>\s*)*<(!doctype html|html|head|body|title|script|meta|div|p|h1|center)\b", re.DOTALL
+    r"(<!--.*?-->\s*|<\?xml.*?\?>\s*)*"
+    r"<(!doctype html|html|head|body|title|script|style|meta|link|div|span|p|b|br|h[1-6]|pre|center|font|table|form)\b",
+    re.DOTALL,
 )
+_BASE64: Final = ("/9j/", "iVBORw0KGgo", "R0lGODdh", "R0lGODlh", "UklGR")  # of JPEG, PNG, GIF, WebP
 _JSON: Final = re.compile(r"""\{\s*["}]|\[\s*[\[{"\d\]-]""")
 
 
@@ -281,6 +284,12 @@ def _text(head: bytes) -> Kind | None:
         return Kind("a JSON text", None, False, _DOWNLOAD)
     if start.startswith("data:image/"):
         return Kind("a data URI in a text", None, False, "decode its base64 text into a file")
+    if text.startswith(_BASE64):
+        return Kind("a base64 text", None, False, "decode it into a file")
+    if re.match(r"(\.\./|\.git/|/)*annex/objects/", start):
+        return Kind("a git-annex pointer", None, False, "run git annex get")
+    if start.startswith("outs:") and "md5:" in start:
+        return Kind("a DVC pointer", None, False, "run dvc pull")
     if re.match(r"#define \w+_width\b", start):
         return Kind("an XBM image", None, True, _CONVERT)
     excerpt = text.splitlines()[0][:40]
