@@ -116,7 +116,7 @@ def _decode(data: bytes, kind: Kind) -> Image.Image:
         if kind.format == "JPEG2000":
             return _from_jpeg_2000(data, plain)
         image = _open(plain, kind.format)
-        if tiff is not None and tiff.is_planar and tiff.bits == 16:
+        if tiff is not None and tiff.is_planar and tiff.bits == 16 and tiff.channels > 1:
             _read_planes_of_16_bits(image, tiff)
         image.load()
         return _to_rgb(image, tiff)

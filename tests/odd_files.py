@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     paths = sorted(path for path in arguments.folder.rglob("*") if path.is_file())
-    pixels: dict[str, str] = {}
+    pixels: dict[str, list[str]] = defaultdict(list)
     refused: dict[str, list[str]] = defaultdict(list)
     crashed: list[str] = []
     pool = ProcessPoolExecutor(1)
@@ -133,7 +133,7 @@ def main() -> None:
             continue
         said = ", ".join(f"{oracle} {value}" for oracle, value in found.items())
         if reason is None:
-            pixels[name] = said
+            pixels[said].append(name)
         else:
             refused[reason].append(f"{name} [{said}]" if said else name)
         print(f"\r{number + 1:,} of {len(paths):,}", end="", file=sys.stderr)
@@ -142,14 +142,14 @@ def main() -> None:
         "what": "outcome of decode_image on real odd files; numbers are the largest difference in levels of 255",
         "versions": {package: version(package) for package in packages},
         "files": len(paths),
-        "pixels": len(pixels),
+        "pixels": sum(map(len, pixels.values())),
         "refused": sum(map(len, refused.values())),
         "crashed": crashed,
-        "decoded": pixels,
+        "decoded": dict(sorted(pixels.items(), key=lambda item: -len(item[1]))),
         "reasons": dict(sorted(refused.items(), key=lambda item: -len(item[1]))),
     }
     arguments.out.write_text(json.dumps(record, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"\n{len(pixels):,} decoded, {record['refused']:,} refused, {len(crashed)} crashed", file=sys.stderr)
+    print(f"\n{record['pixels']:,} decoded, {record['refused']:,} refused, {len(crashed)} crashed", file=sys.stderr)
 
 
 if __name__ == "__main__":

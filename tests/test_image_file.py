@@ -149,6 +149,32 @@ def test_greyscale_of_any_depth_uses_its_whole_range(data: bytes) -> None:
     assert decode_image(data).min() == 0 and decode_image(data).max() == 255
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_planes_of_16_bits(order: str) -> None:
+    """Pillow takes the first half of each uncompressed plane for the whole one."""
+    planes = np.stack([RAMP, 1 - RAMP, RAMP**2]) * 65_535
+    content = np.rint(planes).astype(f"{order}u2").tobytes()
+    size = len(content) // 3
+    lists = struct.pack(f"{order}3H6I", 16, 16, 16, *(8 + size * i for i in range(3)), *[size] * 3)
+    end = 8 + len(content)
+    tags = [(256, 4, 1, 64), (257, 4, 1, 48), (258, 3, 3, end), (259, 4, 1, 1), (262, 4, 1, 2), (273, 4, 3, end + 6)]
+    tags += [(277, 4, 1, 3), (278, 4, 1, 48), (279, 4, 3, end + 18), (284, 4, 1, 2)]
+    head = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}I", end + len(lists))
+    entries = b"".join(struct.pack(f"{order}HHII", *tag) for tag in tags)
+    data = head + content + lists + struct.pack(f"{order}H", len(tags)) + entries + bytes(4)
+    assert np.abs(decode_image(data) - planes.transpose(1, 2, 0) / 257).max() <= 1
+    single = grey_tiff(np.rint(RAMP * 65_535).astype(int), 16, "<")
+    assert np.array_equal(decode_image(tiff_with(single, (284, 3, 1, 2))), decode_image(single))
+
+
+def test_deep_colour_in_jpeg_2000_is_refused() -> None:
+    data = bytearray(file_bytes(PICTURE, "JPEG2000"))
+    place = data.index(b"\xff\x4f\xff\x51") + 42
+    data[place : place + 9 : 3] = b"\x0b\x0b\x0b"
+    with pytest.raises(ImageFileError, match=r"^a JPEG 2000 image of 3 channels of 12 bits, which .* to 8 bits$"):
+        decode_image(bytes(data))
+
+
 @pytest.mark.parametrize(
     ("values", "what"),
     [

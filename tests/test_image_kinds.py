@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import gzip
 import io
 import json
@@ -104,6 +105,10 @@ def media(brand: bytes, *compatible: bytes) -> bytes:
         (b"\xef\xbf\xbdPNG\r\n\x1a\n", "a PNG image that was damaged as if it were text, which is not read: copy or"),
         (b"\x93NUMPY\1\0", "a NumPy array, not an image: save it as PNG"),
         (b"data:image/png;base64,iVBORw0", "a data URI in a text, not an image: decode its base64 text into a file"),
+        (b"<br />\n<b>Warning</b>: fopen", "an HTML page, not an image: download it again"),
+        (base64.b64encode(file_bytes(PICTURE, "JPEG")), "a base64 text, not an image: decode it into a file"),
+        (b"/annex/objects/SHA256E-s9--1.jpg\n", "a git-annex pointer, not an image: run git annex get"),
+        (b"outs:\n- md5: 1f\n  path: a.jpg\n", "a DVC pointer, not an image: run dvc pull"),
         (b"Too many requests\n", "not an image but a text that begins 'Too many requests': replace or remove it"),
         (b"\x1b[2Jx\n" * 9, "not an image but a text that begins '\\x1b[2Jx': replace or remove it"),
         ("Straße ".encode() * 900, "not an image but a text that begins 'Straße Straße Straße Straße Straße Straß"),

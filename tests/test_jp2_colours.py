@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from image_files import file_bytes
 from jpeg_files import make_image
+from PIL import Image
 
 from pipelines.errors import ImageFileError
 from pipelines.image_file import decode_image
@@ -61,6 +62,17 @@ def test_the_order_of_the_channels_is_the_files() -> None:
     stored = jp2_with(picture, definitions(3, 2, 1))
     assert np.array_equal(decode_image(stored), decode_image(file_bytes(picture, "JPEG2000"))[..., ::-1])
     assert rgb_order(stored, 3) == [2, 1, 0] and rgb_order(file_bytes(picture, "JPEG2000"), 3) in (None, [0, 1, 2])
+
+
+def test_luma_and_chroma_in_another_order() -> None:
+    """Cr, Cb, Y in the file: Pillow takes them for Y, Cb, Cr."""
+    picture = Image.fromarray(make_image(4, 20, 30)).convert("YCbCr")
+    stored = np.asarray(picture)[..., ::-1]
+    ycc = jp2_with(np.ascontiguousarray(stored), definitions(3, 2, 1))
+    place = ycc.index(b"colr") + 7
+    ycc = ycc[:place] + struct.pack(">I", 18) + ycc[place + 4 :]
+    difference = np.abs(decode_image(ycc).astype(int) - np.asarray(picture.convert("RGB")))
+    assert difference.max() <= 2  # lossless, but for the wavelets' own rounding
 
 
 def test_a_deep_palette_is_scaled() -> None:
