@@ -24,7 +24,7 @@ from torch import Tensor
 from pipelines.errors import UserError
 from pipelines.publish import errors_name, partial_path, publish, write_all
 
-__all__ = ["VERSION", "load_checkpoint", "plain_state", "refusals", "write_atomically", "write_checkpoint"]
+__all__ = ["VERSION", "Refusal", "load_checkpoint", "plain_state", "refusals", "write_atomically", "write_checkpoint"]
 
 VERSION: Final = 2
 _SECTIONS: Final[dict[int, dict[str, type]]] = {
@@ -37,14 +37,18 @@ _DIRECTORY: Final = 0x10  # of an archive's file attributes: torch would leave w
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
+class Refusal(UserError):
+    """The system refused to write a file; it may take it later."""
+
+
 @contextmanager
 def refusals(path: Path) -> Iterator[None]:
-    """Turns the system's refusal to write `path` into a `UserError`."""
+    """Turns the system's refusal to write `path` into a `Refusal`."""
     try:
         yield
     except OSError as error:
         advice = "free some space and continue with --resume" if error.errno in _FULL else "continue with --resume"
-        raise UserError(
+        raise Refusal(
             f"{path}: cannot be written ({error.strerror}); what was saved before is still there: {advice}"
         ) from None
 

@@ -161,10 +161,15 @@ class TrainOptions:
     """Section `train`: the loop. Intervals are in steps for logs and checkpoints, in epochs for evaluations.
 
     `start_from`: another run, or a model.safetensors or checkpoint of it, whose weights a new run begins with (see
-    `sdpnet.finetune`). `sync_batch_norm`: batch norm sees the samples of all processes. `checkpoint_activations` keeps
-    only the blocks' inputs for the backward pass and computes the rest again. `compile` compiles the blocks with
-    torch.compile (auto: on GPUs of compute capability 8.0 and more). `memory_format`: `probe` tries both at the start.
-    `depthwise`: whose convolutions; `auto` times torch's and Triton's once on a GPU, and is torch elsewhere (see
+    `sdpnet.finetune`). `other_classes` is what follows when the shard set's classes, by name and order, are not those
+    that a resumed run or `start_from` was trained on: `refuse` is an error; `keep` keeps the head, so that class 3
+    stays class 3 whatever its name; `new_head` (for `start_from`) starts the head's last layer anew, as is done in any
+    case where the number of classes differs.
+
+    `sync_batch_norm`: batch norm sees the samples of all processes. `checkpoint_activations` keeps only the blocks'
+    inputs for the backward pass and computes the rest again. `compile` compiles the blocks with torch.compile (auto: on
+    GPUs of compute capability 8.0 and more). `memory_format`: `probe` tries both at the start. `depthwise`: whose
+    convolutions; `auto` times torch's and Triton's once on a GPU, and is torch elsewhere (see
     `sdpnet.depthwise_choice`). `keep_checkpoints` are kept, and with `keep_best` the one of the best top-1 (the
     average's where there is one); `async_checkpoints` writes them beside the training.
 
@@ -178,6 +183,7 @@ class TrainOptions:
 
     epochs: int = 10
     start_from: str = ""
+    other_classes: Literal["refuse", "keep", "new_head"] = "refuse"
     accumulate: int = 1
     micro_batch: Literal["auto"] | int | None = None
     on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
