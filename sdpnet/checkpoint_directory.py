@@ -100,7 +100,7 @@ class Checkpoints:
         """
         again = self._ended()
         if again is not None:
-            self._say(f"{again}; trying once more, with the state after step {step}")
+            self._say(f"{again.cause}; trying once more, with the state after step {step}")
         if self._host is None:
             state = plain_state(state, lambda tensor, _: tensor)
         else:
@@ -109,8 +109,8 @@ class Checkpoints:
             self._write(step, state, score)
         elif self._host is None:
             self._write_or_note(step, state, score)
-            if self._error is not None and self._refused is None:
-                self._ended()  # raises it
+            if not isinstance(self._error, Refusal):
+                self._ended()  # raises what there is
         else:
             arguments = (step, state, score)
             self._thread = threading.Thread(target=self._write_or_note, args=arguments, name="checkpoint")
@@ -122,7 +122,7 @@ class Checkpoints:
         if error is not None:
             assert self._refused is not None
             step, state, score = self._refused
-            self._say(f"{error}; trying once more")
+            self._say(f"{error.cause}; trying once more")
             self._write(step, state, score)
 
     def close(self) -> None:
@@ -134,13 +134,13 @@ class Checkpoints:
             if self._host is not None:
                 self._host = HostCopy()
 
-    def _ended(self) -> BaseException | None:
+    def _ended(self) -> Refusal | None:
         """Waits for the last save; the system's refusal of it, once. Raises any other error of it."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
         error, self._error = self._error, None
-        if error is not None and self._refused is None:
+        if error is not None and not isinstance(error, Refusal):
             raise error
         return error
 

@@ -38,7 +38,11 @@ _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Refusal(UserError):
-    """The system refused to write a file; it may take it later."""
+    """The system refused to write a file, which it may take later. `cause` is the message without its advice."""
+
+    def __init__(self, cause: str, advice: str) -> None:
+        super().__init__(f"{cause}; {advice}")
+        self.cause = cause
 
 
 @contextmanager
@@ -48,9 +52,8 @@ def refusals(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         advice = "free some space and continue with --resume" if error.errno in _FULL else "continue with --resume"
-        raise Refusal(
-            f"{path}: cannot be written ({error.strerror}); what was saved before is still there: {advice}"
-        ) from None
+        cause = f"{path}: cannot be written ({error.strerror})"
+        raise Refusal(cause, f"what was saved before is still there: {advice}") from None
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

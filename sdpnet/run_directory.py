@@ -43,7 +43,7 @@ def no_run_in(out: Path) -> str:
     """The line for a person who wants to resume a run where there is none: it names the run that may be meant."""
     if (out / "checkpoints").is_dir():
         return f"{out}: has checkpoints, but no config.yaml; pass --config NAME as the run had it"
-    for folder in out.parents:
+    for folder in out.parents if ".." not in out.parts else ():
         if _is_run(folder):
             return f"{out}: is not a run, but lies in one; pass --out {folder}"
     parents = [folder for folder in (out, *out.parents) if folder.is_dir()]
@@ -51,11 +51,13 @@ def no_run_in(out: Path) -> str:
     if existing == out and (inside := _runs(out, 1)):
         return f"{out}: is not a run, but holds {_listed(inside)}; pass the folder of one as --out"
     base = out.parent if existing == out else existing
-    missing = out.relative_to(base).parts
-    beside = _runs(base, len(missing))
-    if near := get_close_matches(str(out), [str(run) for run in beside], n=1, cutoff=0.5):
-        return f"{out}: no run is there to resume; did you mean --out {near[0]}?"
-    others = f"the runs beside it are {_listed(beside)}" if beside else f"nor is there one elsewhere in {base}"
+    missing = out.relative_to(base)
+    depth = len(missing.parts)  # of the folders that are not there; more than two are no slip of the fingers
+    beside = _runs(base, depth) if depth <= 2 else []
+    names = {str(run.relative_to(base)): run for run in beside}
+    if near := get_close_matches(str(missing), names, n=1, cutoff=0.5):
+        return f"{out}: no run is there to resume; did you mean --out {names[near[0]]}?"
+    others = f"the runs beside it are {_listed(beside)}" if beside else "nor is there one beside it"
     return f"{out}: no run is there to resume; {others}; to begin one, pass --config NAME and --data SHARDS"
 
 

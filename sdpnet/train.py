@@ -270,8 +270,8 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.config and not (arguments.resume and own.is_file()):
         if arguments.resume:
             raise UserError(no_run_in(arguments.out))
-        remedy = f"{resume_command(arguments.out)} continues the run there" if own.is_file() else "see configs/"
-        raise UserError(f"no config given: pass --config NAME ({remedy})")
+        there = f", or continue the run that is there: {resume_command(arguments.out)}" if own.is_file() else ""
+        raise UserError(f"no config given: pass --config NAME (see configs/){there}")
     config = absolute_paths(load_config(arguments.config or str(own), settings))
     with (
         lasting_output(f"training goes on; {arguments.out / 'metrics.jsonl'} has its figures"),
