@@ -176,9 +176,7 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> i
             save(score)
             if number := stopped():
                 wait_for_save()  # torchrun ends all processes when the first one ends
-                # torchrun's own options are not known here.
-                command = resume_command(out) if processes.world_size == 1 else "the same command with --resume"
-                reporter.say(f"stopped after step {cursor.step}; {command} continues exactly there")
+                reporter.say(f"stopped after step {cursor.step}; {how_to_continue(run, out)} continues exactly there")
                 return 128 + number
         if checkpoints is not None:
             checkpoints.wait()
@@ -203,14 +201,18 @@ def continue_from(run: Run, path: Path, state: dict[str, Any]) -> None:
 def finished_before(run: Run, out: Path, say: Callable[..., None]) -> int:
     """Says that a resumed run has nothing left to do; writes its model where that is missing."""
     epochs, wanted = run.cursor.epoch, run.config.train.epochs
-    of = f"all {epochs} epochs" if epochs == wanted else f"{epochs} epochs, and train.epochs is {wanted}:"
-    say(f"{out}: the run is finished: it has trained {of} ({run.cursor.step} steps); nothing is left to do.")
-    say(f"to train on: {resume_command(out)} --set train.epochs={epochs + max(1, epochs // 10)}")
+    say(f"{out}: the run is finished: epoch {epochs} of {wanted}, {run.cursor.step} steps; nothing is left to do")
+    say(f"to train on: {how_to_continue(run, out)} --set train.epochs={epochs + max(1, epochs // 10)}")
     if run.processes.is_main and not (out / "model.safetensors").exists():
         run.save_model(out)
         say(f"done: {out / 'model.safetensors'}")
     say(next_commands(out))
     return 0
+
+
+def how_to_continue(run: Run, out: Path) -> str:
+    """The command to type; torchrun's own options are not known here."""
+    return resume_command(out) if run.processes.world_size == 1 else "the same command with --resume"
 
 
 def resume_command(out: Path) -> str:

@@ -127,11 +127,11 @@ def test_a_finished_run_says_so_and_stays_as_it_is(
     run = tmp_path / "a run"
     assert main(arguments(shard_set, run, "train.epochs=1")) == 0
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    for settings, of in (([], "all 1 epochs"), (["--set", "optim.lr=1"], "all 1 epochs")):
+    for settings, of in (([], "1 of 1"), (["--set", "optim.lr=1"], "1 of 1")):
         capsys.readouterr()
         assert main(["--resume", "--out", str(run), *settings]) == 0
         assert capsys.readouterr().out.splitlines() == [
-            f"{run}: the run is finished: it has trained {of} (6 steps); nothing is left to do.",
+            f"{run}: the run is finished: epoch {of}, 6 steps; nothing is left to do",
             f"to train on: train --resume --out '{run}' --set train.epochs=2",
             f"next: sdpnet report '{run}', or: sdpnet predict --model '{run}' IMAGE",
         ]
