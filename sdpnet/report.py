@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
 
+from pipelines.errors import printable
 from sdpnet.distributed import Arriving
 from sdpnet.metrics_file import MetricsFile
 from sdpnet.progress_line import ProgressLine
@@ -21,7 +22,6 @@ from sdpnet.trackers import Tracker
 __all__ = ["Clock", "GpuGauge", "Reporter"]
 
 T = TypeVar("T")
-_ESCAPES: Final = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160)) if chr(code) != "\t"}
 
 
 class Clock:
@@ -117,7 +117,7 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """One line for the person who watches; control characters, as names of files may have them, are escaped."""
-        self._console.print(text.translate(_ESCAPES), markup=False, soft_wrap=True)
+        self._console.print(printable(text), markup=False, soft_wrap=True)
 
     def begin_epoch(self, epoch: int, step: int, steps: int) -> None:
         if self._progress is not None:
