@@ -140,7 +140,9 @@ class AugmentOptions:
     fused: Literal["auto", "verify", "off"] = "auto"
 
     def __post_init__(self) -> None:
-        require(min(self.std) > 0, "augment.std", self.std, "above 0")
+        of_levels = "(levels from 0 to 255 are divided by 255 first)"
+        require(all(0 <= mean <= 1 for mean in self.mean), "augment.mean", self.mean, f"in [0, 1] {of_levels}")
+        require(all(1e-6 <= std <= 1 for std in self.std), "augment.std", self.std, f"in [1e-6, 1] {of_levels}")
         require(0 <= self.label_smoothing < 1, "augment.label_smoothing", self.label_smoothing, "in [0, 1)")
         require(0 <= self.erase.probability <= 1, "augment.erase.probability", self.erase.probability, "in [0, 1]")
         require(self.fused in ("auto", "verify", "off"), "augment.fused", self.fused, "auto, verify or off")
@@ -153,8 +155,9 @@ class AugmentOptions:
         scale, ratio, mix = self.erase.scale, self.erase.ratio, self.mix
         require(0 < scale[0] <= scale[1] <= 1, "augment.erase.scale", scale, "0 < low <= high <= 1")
         require(0 < ratio[0] <= ratio[1], "augment.erase.ratio", ratio, "0 < low <= high")
-        require(mix.mixup_alpha >= 0, "augment.mix.mixup_alpha", mix.mixup_alpha, "0 (off) or more")
-        require(mix.cutmix_alpha >= 0, "augment.mix.cutmix_alpha", mix.cutmix_alpha, "0 (off) or more")
+        for name in ("mixup_alpha", "cutmix_alpha"):  # the table of Beta's quantiles is exact enough within this range
+            alpha = getattr(mix, name)
+            require(alpha == 0 or 1e-6 <= alpha <= 10, f"augment.mix.{name}", alpha, "0 (off) or more, at most 10")
         require(0 <= mix.probability <= 1, "augment.mix.probability", mix.probability, "in [0, 1]")
         require(0 <= mix.switch_probability <= 1, "augment.mix.switch_probability", mix.switch_probability, "in [0, 1]")
 

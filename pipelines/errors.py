@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import Final
 
+from pipelines.lasting_output import silence
+
 __all__ = [
     "BackendMissingError",
     "ImageFileError",
@@ -95,14 +97,22 @@ def run_command(main: Callable[[], int | None]) -> int:
     try:
         return main() or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _complain(f"error: {error}")
         return 2
     except OSError as error:  # no such directory, no permission, disk full: the user's to mend too
         if error.errno is None:
             raise
         where = f"{printable(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
-        print(f"error: {where}{printable(error.strerror or type(error).__name__)}", file=sys.stderr)
+        _complain(f"error: {where}{printable(error.strerror or type(error).__name__)}")
         return 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _complain("interrupted")
         return 130
+
+
+def _complain(line: str) -> None:
+    """Prints a line on stderr, where there still is one: a lost terminal must not change the exit status."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        silence(sys.stderr)

@@ -90,6 +90,11 @@ class Split:
     num_quarantined: int = 0
     num_kept: int = 0
 
+    @property
+    def fingerprint(self) -> str:
+        """Of all that is in its files, hex: the same for copies of a split, and another where any image differs."""
+        return hashlib.sha256("".join(f"{file.sha256}\n" for file in self.files).encode()).hexdigest()
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON; `parse_split` takes it back."""
         return {**vars(self), "files": [vars(file) for file in self.files]}

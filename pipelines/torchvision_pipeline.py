@@ -76,7 +76,9 @@ def execute(reader: ShardReader, plan: BatchPlan, image_size: int) -> torch.Tens
 
 
 def _start_worker(worker_id: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the training loop's to handle
+    # The training loop handles these, and still needs batches: they may come to all processes of a group at once.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class TorchvisionLoader:

@@ -13,11 +13,12 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from pipelines.publish import publish_bytes
-from sdpnet.checkpoint_file import plain_state, refusals, write_checkpoint
+from sdpnet.checkpoint_file import Refusal, plain_state, refusals, write_checkpoint
 from sdpnet.host_copy import HostCopy
 
 __all__ = ["BEST_NAME", "Checkpoints", "latest_checkpoint", "list_checkpoints"]
@@ -45,7 +46,11 @@ class Checkpoints:
     before a save are there until its own is complete, and `best` names one that is there; what a killed save left is
     removed here. `asynchronous`: `save` returns when the state is copied to host memory, and a thread writes it.
 
-    `say` gets a line when the disk has no room for another checkpoint; it may be called from the thread.
+    A save that the system refuses is tried once more, with the state of that moment: `has_failed` says that this is
+    due. Only when this fails as well does a method raise an error.
+
+    `say` gets a line when a save has failed, and when the disk has no room for another checkpoint; it may be called
+    from the thread.
     """
 
     def __init__(
@@ -60,6 +65,7 @@ class Checkpoints:
         self._host = HostCopy() if asynchronous else None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._refused: tuple[int, dict[str, Any], float | None] | None = None  # what the last save was to write
         directory.mkdir(parents=True, exist_ok=True)
         with refusals(directory):
             for path in directory.glob(".*.partial"):
@@ -78,43 +84,74 @@ class Checkpoints:
         step, _ = self._best()
         return None if step is None else _path(self._directory, step)
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether the last save is over and has failed, so that the next one should come now; waits for nothing."""
+        return self._error is not None and (self._thread is None or not self._thread.is_alive())
+
     def save(self, step: int, state: dict[str, Any], score: float | None = None) -> None:
         """Saves the state after `step` steps, then removes older checkpoints, and newer ones of an abandoned run.
 
-        Waits for the save before it, and raises its error without beginning this one. The state may change when `save`
-        has returned. `score`: higher is better; a NaN is never the best.
+        Waits for the save before it. When the system has refused that one, this is the second try: it is on the disk
+        when `save` returns. The state may change when `save` has returned. `score`: higher is better; a NaN is never
+        the best.
 
-        Raises `UserError` when the disk is full or fails, or a weight is not finite; the checkpoints before it stay.
+        Raises `UserError` when a second try was refused too, or a weight is not finite; the checkpoints before it stay.
         """
-        self.wait()
+        again = self._ended()
+        if again is not None:
+            self._say(f"{again.cause}; trying once more, with the state after step {step}")
         if self._host is None:
-            self._write(step, plain_state(state, lambda tensor, _: tensor), score)
-            return
-        copy = self._host(state)
-        self._thread = threading.Thread(target=self._write_in_thread, args=(step, copy, score), name="checkpoint")
-        self._thread.start()
+            state = plain_state(state, lambda tensor, _: tensor)
+        else:
+            state = self._host(state)
+        if again is not None:
+            self._write(step, state, score)
+        elif self._host is None:
+            self._write_or_note(step, state, score)
+            if not isinstance(self._error, Refusal):
+                self._ended()  # raises what there is
+        else:
+            arguments = (step, state, score)
+            self._thread = threading.Thread(target=self._write_or_note, args=arguments, name="checkpoint")
+            self._thread.start()
 
     def wait(self) -> None:
-        """Returns when the last save is on the disk. Raises its error, once."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        error, self._error = self._error, None
+        """Returns when the last save is on the disk. One that the system has refused is tried once more."""
+        error = self._ended()
         if error is not None:
-            raise error
+            assert self._refused is not None
+            step, state, score = self._refused
+            self._say(f"{error.cause}; trying once more")
+            self._write(step, state, score)
 
     def close(self) -> None:
         """Waits as `wait` does and gives the host memory back."""
         try:
             self.wait()
         finally:
+            self._refused = None
             if self._host is not None:
                 self._host = HostCopy()
 
-    def _write_in_thread(self, step: int, state: dict[str, Any], score: float | None) -> None:
+    def _ended(self) -> Refusal | None:
+        """Waits for the last save; the system's refusal of it, once. Raises any other error of it."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None and not isinstance(error, Refusal):
+            raise error
+        return error
+
+    def _write_or_note(self, step: int, state: dict[str, Any], score: float | None) -> None:
+        self._refused = None
         try:
             self._write(step, state, score)
         except BaseException as error:
+            if isinstance(error, Refusal):
+                # Without a thread the state is the model's own, which goes on changing.
+                self._refused = step, state if self._host is not None else HostCopy()(state), score
             self._error = error
 
     def _write(self, step: int, state: dict[str, Any], score: float | None) -> None:
@@ -147,12 +184,13 @@ class Checkpoints:
         return (step, score) if here else (None, -math.inf)
 
     def _warn_of_full_disk(self, size: int) -> None:
-        free = shutil.disk_usage(self._directory).free
-        if free < size:
-            self._say(
-                f"{self._directory}: the next checkpoint will not fit: it takes {size / 1e9:.2f} GB and the disk has "
-                f"{free / 1e9:.2f} GB left; free some"
-            )
+        with suppress(OSError):  # a disk that does not say
+            free = shutil.disk_usage(self._directory).free
+            if free < size:
+                self._say(
+                    f"{self._directory}: the next checkpoint will not fit: it takes {size / 1e9:.2f} GB and the disk "
+                    f"has {free / 1e9:.2f} GB left; free some"
+                )
 
 
 def _path(directory: Path, step: int) -> Path:

@@ -24,7 +24,7 @@ from torch import Tensor
 from pipelines.errors import UserError
 from pipelines.publish import errors_name, partial_path, publish, write_all
 
-__all__ = ["VERSION", "load_checkpoint", "plain_state", "refusals", "write_atomically", "write_checkpoint"]
+__all__ = ["VERSION", "Refusal", "load_checkpoint", "plain_state", "refusals", "write_atomically", "write_checkpoint"]
 
 VERSION: Final = 2
 _SECTIONS: Final[dict[int, dict[str, type]]] = {
@@ -37,16 +37,23 @@ _DIRECTORY: Final = 0x10  # of an archive's file attributes: torch would leave w
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
+class Refusal(UserError):
+    """The system refused to write a file, which it may take later. `cause` is the message without its advice."""
+
+    def __init__(self, cause: str, advice: str) -> None:
+        super().__init__(f"{cause}; {advice}")
+        self.cause = cause
+
+
 @contextmanager
 def refusals(path: Path) -> Iterator[None]:
-    """Turns the system's refusal to write `path` into a `UserError`."""
+    """Turns the system's refusal to write `path` into a `Refusal`."""
     try:
         yield
     except OSError as error:
         advice = "free some space and continue with --resume" if error.errno in _FULL else "continue with --resume"
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror}); what was saved before is still there: {advice}"
-        ) from None
+        cause = f"{path}: cannot be written ({error.strerror})"
+        raise Refusal(cause, f"what was saved before is still there: {advice}") from None
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -12,21 +12,27 @@ number of steps) is computed where it is needed and stored nowhere.
 
 from __future__ import annotations
 
+import math
+import os
 import types
 import typing
-from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import yaml
 
-from pipelines.errors import UserError, nearest
+from pipelines.errors import UserError, nearest, require
 from sdpnet.options import Config
 
-__all__ = ["dump_config", "load_config"]
+__all__ = ["absolute_paths", "dump_config", "flat_values", "load_config"]
 
 CONFIG_DIRECTORY = Path(__file__).resolve().parent.parent / "configs"
+PATH_KEYS: Final = ("data.path", "train.start_from")
+LARGEST_FLOAT: Final = 3.4028234663852886e38  # of float32: a larger value would be infinite on the device
+WHOLE_NUMBERS: Final = range(-(2**63), 2**63)  # 64 bits; the seed may be unsigned
+SEEDS: Final = range(-(2**63), 2**64)  # what torch.manual_seed takes
 
 
 def load_config(name: str, settings: Iterable[str] = ()) -> Config:
@@ -34,7 +40,7 @@ def load_config(name: str, settings: Iterable[str] = ()) -> Config:
 
     Raises:
         UserError: no such config, not YAML, an unknown key (the nearest one is named), a value of the wrong type or
-            outside its range.
+            outside its range. No number of any key may be infinite, NaN, or beyond 64 bits (float32's range).
     """
     values = _read(name, ())
     for setting in settings:
@@ -50,14 +56,37 @@ def load_config(name: str, settings: Iterable[str] = ()) -> Config:
             target = nested
         try:
             target[last] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UserError(f"--set {setting}: the value is not valid YAML") from None
+        except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that is none, thousands of digits
+            raise UserError(f"--set {setting[:200]}: the value is not valid YAML") from None
     return _build(Config, values, "")
 
 
 def dump_config(config: Config) -> str:
     """The resolved config as YAML that `load_config` reads back to an equal config."""
     return yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
+
+
+def absolute_paths(config: Config) -> Config:
+    """The same with its paths absolute (and `~` expanded), so that they hold in another working directory too.
+
+    Links in them stay links, so that the person who moves what a link names need not change the config.
+    """
+    for key in PATH_KEYS:
+        section, name = key.split(".")
+        options = getattr(config, section)
+        if path := getattr(options, name):
+            path = str(Path.cwd() / os.path.expanduser(path))  # not abspath: "link/.." need not be "."
+            config = replace(config, **{section: replace(options, **{name: path})})
+    return config
+
+
+def flat_values(values: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested sections, each with its dotted key."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat_values(value, f"{where}{name}.")
+        else:
+            yield f"{where}{name}", value
 
 
 def _plain(value: Any) -> Any:
@@ -75,7 +104,7 @@ def _read(name: str, chain: tuple[Path, ...]) -> dict[str, Any]:
         raise UserError(f"{path}: extends itself")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: must be sections of keys and values, not {type(values).__name__}")
@@ -115,7 +144,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if is_dataclass(hint):
         return _build(hint, value, where)
     if origin in (typing.Union, types.UnionType):
-        if value is None:
+        if value is None and type(None) in arguments:
             return None
         *others, last = (a for a in arguments if a is not type(None))
         words = [word for a in others for word in typing.get_args(a)]  # of the Literals before the other type
@@ -133,11 +162,28 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise UserError(f"{where} = {value!r}: must be a list of {len(arguments)} numbers")
         return tuple(_convert(a, item, where) for a, item in zip(arguments, value, strict=True))
     if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        number = None
         try:
-            return float(value)  # YAML 1.1 reads 1e-5, without a point, as text
+            number = float(value)  # YAML 1.1 reads 1e-5, without a point, as text
+        except OverflowError:
+            number = math.inf
         except ValueError:
             pass
-    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        if number is not None:
+            # NaN compares as false.
+            require(abs(number) <= LARGEST_FLOAT, where, _shortened(value), "a finite number (at most 3.4e38)")
+            return number
+    elif hint is int and isinstance(value, int) and not isinstance(value, bool):
+        allowed = SEEDS if where == "seed" else WHOLE_NUMBERS
+        require(value in allowed, where, _shortened(value), "a whole number of at most 64 bits")
+        return value
+    elif hint in (str, bool) and isinstance(value, hint):
         return value
     wanted = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[hint]
     raise UserError(f"{where} = {value!r}: must be {wanted}")
+
+
+def _shortened(value: Any) -> Any:
+    """A number as a message shows it, without the middle of hundreds of digits."""
+    text = repr(value)
+    return value if len(text) <= 40 else f"{text[:12]}...{text[-4:]}"

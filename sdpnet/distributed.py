@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import IntEnum
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ from sdpnet.hardware import choose_dtype, look_at
 __all__ = [
     "Arriving",
     "Processes",
-    "StopVote",
+    "Vote",
+    "Wish",
     "amp_dtype",
     "from_main",
     "join",
@@ -191,8 +193,16 @@ class Arriving:
         return self._copy.numpy().tolist()
 
 
-class StopVote:
-    """Whether any process was asked to stop, by every process's vote after each step; all get the same answer.
+class Wish(IntEnum):
+    """What a process wishes after a step; the largest wish of all is granted."""
+
+    GO_ON = 0
+    SAVE = 1  # a save has failed, and is to be tried once more
+    STOP = 2
+
+
+class Vote:
+    """The largest wish of any process, by every process's vote after each step; all get the same answer.
 
     With `late` a vote of several processes is counted on the device and read after the next step: nobody waits for it.
     """
@@ -201,9 +211,12 @@ class StopVote:
         self._processes, self._late = processes, late
         self._earlier: Arriving | None = None
 
-    def __call__(self, flag: bool) -> bool:
+    def __call__(self, wish: Wish) -> Wish:
         if not self._late or self._processes.world_size == 1:
-            return most(int(flag), self._processes) > 0
-        votes = torch.full((1,), float(flag), device=self._processes.device)
+            return Wish(most(wish, self._processes))
+        votes = torch.zeros(len(Wish), device=self._processes.device)
+        votes[wish] = 1
         earlier, self._earlier = self._earlier, Arriving(sum_on_device(votes, self._processes))
-        return earlier is not None and earlier.read()[0] > 0
+        if earlier is None:
+            return Wish.GO_ON
+        return max(granted for granted, count in zip(Wish, earlier.read(), strict=True) if count)

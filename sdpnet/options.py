@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
@@ -88,15 +87,14 @@ class OptimOptions:
     def __post_init__(self) -> None:
         require(self.lr > 0, "optim.lr", self.lr, "above 0")
         require(self.lr_reference_batch >= 0, "optim.lr_reference_batch", self.lr_reference_batch, "0 or more")
-        require(self.min_lr >= 0, "optim.min_lr", self.min_lr, "0 or more")
+        require(0 <= self.min_lr <= self.lr, "optim.min_lr", self.min_lr, f"0 to optim.lr ({self.lr!r})")
         require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "0 or more")
         require(all(0 <= beta < 1 for beta in self.betas), "optim.betas", self.betas, "in [0, 1)")
         require(self.eps > 0, "optim.eps", self.eps, "above 0")
         require(self.clip_grad_norm >= 0, "optim.clip_grad_norm", self.clip_grad_norm, "0 (off) or more")
         require(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, "in (0, 1]")
         require(self.warmup_epochs >= 0, "optim.warmup_epochs", self.warmup_epochs, "0 or more")
-        finite = 0 <= self.restart_epochs < math.inf
-        require(finite, "optim.restart_epochs", self.restart_epochs, "0 (no restarts) or more, and finite")
+        require(self.restart_epochs >= 0, "optim.restart_epochs", self.restart_epochs, "0 (no restarts) or more")
         require(self.restart_factor >= 1, "optim.restart_factor", self.restart_factor, "at least 1")
 
 
@@ -163,10 +161,15 @@ class TrainOptions:
     """Section `train`: the loop. Intervals are in steps for logs and checkpoints, in epochs for evaluations.
 
     `start_from`: another run, or a model.safetensors or checkpoint of it, whose weights a new run begins with (see
-    `sdpnet.finetune`). `sync_batch_norm`: batch norm sees the samples of all processes. `checkpoint_activations` keeps
-    only the blocks' inputs for the backward pass and computes the rest again. `compile` compiles the blocks with
-    torch.compile (auto: on GPUs of compute capability 8.0 and more). `memory_format`: `probe` tries both at the start.
-    `depthwise`: whose convolutions; `auto` times torch's and Triton's once on a GPU, and is torch elsewhere (see
+    `sdpnet.finetune`). `other_classes` is what follows when the shard set's classes, by name and order, are not those
+    that a resumed run or `start_from` was trained on: `refuse` is an error; `keep` keeps the head, so that class 3
+    stays class 3 whatever its name; `new_head` (for `start_from`) starts the head's last layer anew, as is done in any
+    case where the number of classes differs.
+
+    `sync_batch_norm`: batch norm sees the samples of all processes. `checkpoint_activations` keeps only the blocks'
+    inputs for the backward pass and computes the rest again. `compile` compiles the blocks with torch.compile (auto: on
+    GPUs of compute capability 8.0 and more). `memory_format`: `probe` tries both at the start. `depthwise`: whose
+    convolutions; `auto` times torch's and Triton's once on a GPU, and is torch elsewhere (see
     `sdpnet.depthwise_choice`). `keep_checkpoints` are kept, and with `keep_best` the one of the best top-1 (the
     average's where there is one); `async_checkpoints` writes them beside the training.
 
@@ -180,6 +183,7 @@ class TrainOptions:
 
     epochs: int = 10
     start_from: str = ""
+    other_classes: Literal["refuse", "keep", "new_head"] = "refuse"
     accumulate: int = 1
     micro_batch: Literal["auto"] | int | None = None
     on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
@@ -204,7 +208,8 @@ class TrainOptions:
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
         allowed = self.micro_batch is None or self.micro_batch == "auto" or self.micro_batch >= 1
         require(allowed, "train.micro_batch", self.micro_batch, "auto, null or at least 1")
-        require(self.timeout_seconds >= 1, "train.timeout_seconds", self.timeout_seconds, "at least 1")
+        most = 10_000_000  # about 116 days; torch counts in a fixed number of bits
+        require(1 <= self.timeout_seconds <= most, "train.timeout_seconds", self.timeout_seconds, f"1 to {most}")
         require(self.max_nonfinite >= 0, "train.max_nonfinite", self.max_nonfinite, "0 or more")
         require(
             self.checkpoint_interval >= 0,

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from pipelines.publish import publish_bytes
+from pipelines.errors import printable
 from sdpnet.distributed import Arriving
+from sdpnet.metrics_file import MetricsFile
+from sdpnet.progress_line import ProgressLine
 from sdpnet.trackers import Tracker
 
 __all__ = ["Clock", "GpuGauge", "Reporter"]
@@ -86,32 +86,24 @@ class Reporter:
     images_per_second, data_wait_fraction, step_ms` and on a GPU `gpu_memory_gb, gpu_utilisation`; after an evaluation
     `epoch, step, top1, top5, val_loss` and with averaged weights `ema_top1, ema_top5, ema_val_loss`. The `trackers` get
     the same. Metrics whose values are still on their way from a GPU are told after the next step.
+
+    Nothing of this ends a run: lines that a full disk refuses are kept for later, a tracker that fails is left out from
+    then on, and what stdout does not take is `pipelines.lasting_output`'s matter.
     """
 
     def __init__(self, path: Path, *, is_main: bool, resumed_step: int, trackers: Sequence[Tracker] = ()) -> None:
-        self._path = path
         self._is_main = is_main
-        self._trackers = trackers
+        self._trackers = list(trackers)
         self._console = Console(quiet=not is_main, highlight=False)
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
-        self._status = ""
+        self._progress: ProgressLine | None = None
         self._coming: dict[str, Any] | None = None  # metrics of a log interval, with values that may not be here yet
-        if is_main and path.exists():  # lines from after the checkpoint that the run resumes from are told again
-            lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= resumed_step]
-            publish_bytes(path, "".join(f"{line}\n" for line in lines).encode())
+        self._file = MetricsFile(path, self.say)
+        if is_main:
+            self._file.keep_up_to(resumed_step)
 
     def __enter__(self) -> Reporter:
-        if self._is_main and sys.stdout.isatty():
-            self._progress = Progress(
-                TextColumn("epoch {task.fields[epoch]}"),
-                BarColumn(),
-                TextColumn("{task.completed}/{task.total}"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[status]}"),
-                console=self._console,
-                transient=True,
-            )
+        if self._is_main and sys.stdout is not None and sys.stdout.isatty():
+            self._progress = ProgressLine(self._console)
             self._progress.start()
         return self
 
@@ -120,24 +112,22 @@ class Reporter:
             self._tell()
         if self._progress is not None:
             self._progress.stop()
-        for tracker in self._trackers:
-            tracker.close(failed=kind is not None)
+        self._file.close()
+        self._track(lambda tracker: tracker.close(failed=kind is not None))
 
     def say(self, text: str) -> None:
-        """One line for the person who watches."""
-        self._console.print(text, markup=False, soft_wrap=True)
+        """One line for the person who watches; control characters, as names of files may have them, are escaped."""
+        self._console.print(printable(text), markup=False, soft_wrap=True)
 
     def begin_epoch(self, epoch: int, step: int, steps: int) -> None:
         if self._progress is not None:
-            if self._task is not None:
-                self._progress.remove_task(self._task)
-            self._task = self._progress.add_task("", total=steps, completed=step, epoch=epoch + 1, status=self._status)
+            self._progress.begin(epoch + 1, step, steps)
 
     def advance(self) -> None:
         """After each step."""
         self._tell()
-        if self._progress is not None and self._task is not None:
-            self._progress.advance(self._task)
+        if self._progress is not None:
+            self._progress.step()
 
     def training(self, metrics: dict[str, Any]) -> None:
         """After a log interval; values may be of `Arriving`."""
@@ -152,14 +142,12 @@ class Reporter:
         coming, self._coming = self._coming, None
         metrics = {key: value.read() if isinstance(value, Arriving) else value for key, value in coming.items()}
         self._write(metrics)
-        self._status = status = (
-            f"loss {metrics['train_loss']:.4f}  lr {metrics['lr']:.2e}  "
-            f"{metrics['images_per_second']:,.0f} images/s  waiting for data {metrics['data_wait_fraction']:.0%}"
-        )
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, status=status)
+        loss, rate = f"loss {metrics['train_loss']:.4f}", f"{metrics['images_per_second']:,.0f} images/s"
+        lr, waiting = f"lr {metrics['lr']:.2e}", f"waiting for data {metrics['data_wait_fraction']:.0%}"
+        if self._progress is not None:
+            self._progress.show([rate, loss, lr, waiting])
         else:
-            self.say(f"epoch {metrics['epoch'] + 1}  step {metrics['step']}  {status}")
+            self.say(f"epoch {metrics['epoch'] + 1}  step {metrics['step']}  {loss}  {lr}  {rate}  {waiting}")
 
     def evaluation(self, metrics: dict[str, Any], num_samples: int) -> None:
         self._tell()
@@ -179,19 +167,22 @@ class Reporter:
 
     def _write(self, metrics: dict[str, Any]) -> None:
         if self._is_main:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(metrics) + "\n")
-        for tracker in self._trackers:
-            tracker.write(metrics)
+            self._file.append(metrics)
+        self._track(lambda tracker: tracker.write(metrics))
+
+    def _track(self, action: Callable[[Tracker], None]) -> None:
+        for tracker in list(self._trackers):
+            try:
+                action(tracker)
+            except Exception as error:  # of a library: a full disk, no network, its own faults
+                self._trackers.remove(tracker)
+                reason = (str(error).strip().splitlines() or [""])[0]
+                self.say(
+                    f"{tracker.name} has failed and gets nothing from here on ({type(error).__name__}: {reason}); "
+                    "metrics.jsonl has all"
+                )
 
 
 def _scores(metrics: Mapping[str, Any], prefix: str) -> str:
     top1, top5, loss = (metrics[f"{prefix}{name}"] for name in ("top1", "top5", "val_loss"))
     return f"top-1 {top1:.2%}  top-5 {top5:.2%}  validation loss {loss:.4f}"
-
-
-def _step(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")  # a line that a crash cut short

@@ -16,7 +16,7 @@ from pipelines.augment import DeviceStage
 from pipelines.contract import Batch, Loader, choose_pipeline, make_loader
 from pipelines.errors import UserError
 from pipelines.preprocessing import Preprocessing
-from sdpnet.checkpoint import ModelCard, load_optimizer, load_weights
+from sdpnet.checkpoint import ModelCard, load_optimizer, load_weights, save_model
 from sdpnet.compiled import compile_blocks
 from sdpnet.depthwise_choice import choose_depthwise
 from sdpnet.distributed import Processes
@@ -114,6 +114,12 @@ class Run:
         return {"seed": self.config.seed, **sizes, "data.order": self.config.data.order}
 
     @property
+    def data(self) -> dict[str, str]:
+        """Which images the run trains on and is scored by: the fingerprints of the two splits."""
+        options, splits = self.config.data, self.train_loader.manifest.splits
+        return {name: splits[name].fingerprint for name in (options.train_split, options.val_split)}
+
+    @property
     def world(self) -> dict[str, int]:
         """How a global batch is spread, which may change when a run continues."""
         return {
@@ -176,11 +182,16 @@ class Run:
             "cursor": asdict(self.cursor),
             "order": self.order,
             "world": self.world,
+            "data": self.data,
             "evaluation": self.evaluation,
             "card": asdict(self.card),
             "config": asdict(self.config),
             "threads": torch.get_num_threads(),  # a CPU's sums depend on it in their last bits
         }
+
+    def save_model(self, directory: Path) -> None:
+        """Writes the finished model: the averaged weights where there are any."""
+        save_model(directory, self.model, self.card, self.ema.module.state_dict() if self.ema else None)
 
     def load(self, path: Path, state: dict[str, Any]) -> None:
         """Continues from what `state` wrote. Raises `UserError` when it is another model's."""
@@ -225,12 +236,21 @@ def prepare(config: Config, processes: Processes, *, begins: bool = True, thread
     if len(train_loader) < options.accumulate:
         raise UserError(f"train.accumulate = {options.accumulate}: an epoch has only {len(train_loader)} batches")
 
+    peak = peak_learning_rate(config.optim, config.data.batch_size_per_gpu * processes.world_size * options.accumulate)
+    if config.optim.min_lr > peak:
+        raise UserError(
+            f"optim.min_lr = {config.optim.min_lr!r}: must be at most {peak:.3g}, the peak rate for this global "
+            "batch (see optim.lr_reference_batch)"
+        )
+
     choices = choose_step(look_at(device), amp=options.amp, compile=options.compile, optimizer=config.optim.name)
     dtype, options = choices.dtype, replace(options, compile=choices.compile)
     torch.manual_seed(config.seed)
     model = SdPNet(config.model.options(num_classes))
     notes = [str(choice) for choice in chosen]
-    notes += [start_from(model, options.start_from)] if options.start_from and begins else []
+    if options.start_from and begins:
+        classes = train_loader.manifest.classes
+        notes.append(start_from(model, options.start_from, classes, options.other_classes))
     model = model.to(device)
     model.checkpointing = options.checkpoint_activations
     batch_size, image_size = config.data.batch_size_per_gpu, config.data.image_size

@@ -74,5 +74,9 @@ class StepProfile:
             ending.__exit__(None, None, None)
 
     def _write(self, finished: profile) -> None:
-        write_atomically(self._path, lambda path: finished.export_chrome_trace(str(path)))
+        try:
+            write_atomically(self._path, lambda path: finished.export_chrome_trace(str(path)))
+        except OSError as error:  # a full disk: no reason to end the training
+            self._say(f"profile: {self._path}: cannot be written ({error.strerror})")
+            return
         self._say(f"profile: {self._path}; open it in chrome://tracing or ui.perfetto.dev")

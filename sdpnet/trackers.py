@@ -15,7 +15,9 @@ __all__ = ["Tracker", "open_trackers"]
 
 
 class Tracker(Protocol):
-    """Where else metrics go."""
+    """Where else metrics go; `name` is what messages call it."""
+
+    name: str
 
     def write(self, metrics: Mapping[str, Any]) -> None:
         """One line of `metrics.jsonl`; `step` is its place."""
@@ -45,6 +47,8 @@ def open_trackers(options: LogOptions, out: Path, *, resumed_step: int, config: 
 
 
 class _TensorBoard:
+    name = "TensorBoard"
+
     def __init__(self, directory: Path, resumed_step: int) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -63,6 +67,8 @@ class _TensorBoard:
 
 
 class _WandB:
+    name = "Weights & Biases"
+
     def __init__(self, project: str, out: Path, config: Mapping[str, Any]) -> None:
         try:
             import wandb

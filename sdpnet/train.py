@@ -5,30 +5,33 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-import torch
 from torch import nn
 
-from pipelines.contract import PIPELINES, Batch
-from pipelines.draws import derive_seed
+from pipelines.contract import PIPELINES
 from pipelines.errors import UserError, run_command
+from pipelines.lasting_output import lasting_output
+from sdpnet.changes import changed_images, changed_keys, require_same_classes
 from sdpnet.checkpoint import (
     Checkpoints,
     latest_checkpoint,
     load_newest,
     require_same_order,
     require_same_step,
-    save_model,
     write_atomically,
 )
-from sdpnet.config import dump_config, load_config
+from sdpnet.config import absolute_paths, dump_config, load_config
 from sdpnet.distributed import (
     Arriving,
     Processes,
-    StopVote,
+    Vote,
+    Wish,
     from_main,
     join,
     leave,
@@ -40,17 +43,16 @@ from sdpnet.distributed import (
 )
 from sdpnet.evaluate import evaluate, write_per_class
 from sdpnet.interrupt import stop_signals
-from sdpnet.micro_batch import out_of_memory, parts
 from sdpnet.nonfinite import Verdict
-from sdpnet.optim import learning_rate, set_learning_rate
 from sdpnet.options import Config
 from sdpnet.report import Clock, GpuGauge, Reporter
 from sdpnet.resolution import image_size_of
 from sdpnet.restart import begun_by_this_launch, note_launch
-from sdpnet.run_directory import run_directory
+from sdpnet.run_directory import no_run_in, run_directory
 from sdpnet.setup import Run, introduction, prepare
 from sdpnet.step_profile import DEFAULT_STEPS, StepProfile
 from sdpnet.trackers import open_trackers
+from sdpnet.training_step import take_step
 
 __all__ = ["add_arguments", "main", "run", "train"]
 
@@ -58,8 +60,8 @@ __all__ = ["add_arguments", "main", "run", "train"]
 def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> int:
     """Trains as `config` says and leaves the run in `out`, which the main process holds (`run_directory`).
 
-    Returns the exit status: 0 when finished, 128 + the signal's number when SIGINT, SIGTERM or SIGUSR1 stopped any of
-    the processes (a checkpoint of the last finished step is written first, and `resume` continues from it exactly).
+    Returns the exit status: 0 when finished, 128 + the signal's number when SIGINT, SIGTERM, SIGUSR1 or SIGHUP stopped
+    any of the processes (a checkpoint of the last finished step is written first; `resume` continues from it exactly).
     """
     directory = out / "checkpoints"
     if not resume and latest_checkpoint(directory) is not None:
@@ -68,14 +70,14 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> i
     newest = load_newest(directory, say) if resume else None
     run = prepare(config, processes, begins=newest is None, threads=newest[1].get("threads") if newest else None)
     if newest is not None:
-        path, state = newest
-        spread = require_same_order(path, state, run.order, run.world)
-        run.load(path, state)
-        run.notes += [spread] if spread else []
-        run.notes.append(f"resumed from {path} (epoch {run.cursor.epoch + 1}, step {run.cursor.step})")
-        del newest, state
+        continue_from(run, *newest)
+        del newest
+    elif resume:
+        run.notes.append(f"no checkpoint in {directory} yet: the run begins")
     require_same_step(run.cursor.step, out, processes)
     cursor, options = run.cursor, config.train
+    if cursor.epoch >= options.epochs:
+        return finished_before(run, out, say)
 
     with contextlib.ExitStack() as stack:
         trackers = []
@@ -97,6 +99,11 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> i
                 directory, options.keep_checkpoints, options.keep_best, options.async_checkpoints, reporter.say
             )
             stack.enter_context(contextlib.closing(checkpoints))
+
+        def wish() -> Wish:
+            if received:
+                return Wish.STOP
+            return Wish.SAVE if checkpoints is not None and checkpoints.has_failed else Wish.GO_ON
 
         def stopped() -> int:
             """The number of the signal that stops the run, the same in all processes, or 0."""
@@ -128,7 +135,7 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> i
             reporter.say(line)
         if options.on_nonfinite == "rollback" and cursor.step == 0:
             save()
-        gauge, vote = GpuGauge(processes.device), StopVote(processes, late=run.late)
+        gauge, vote = GpuGauge(processes.device), Vote(processes, late=run.late)
         while cursor.epoch < options.epochs:
             image_size = image_size_of(cursor.epoch, config.resolution, config.data.image_size)
             with run.side():
@@ -150,9 +157,11 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> i
                         metrics = {"train_loss": Arriving(mean_loss), "lr": lr, "grad_norm": Arriving(grad_norm)}
                         position = {"epoch": cursor.epoch, "step": cursor.step}
                         reporter.training({**position, **metrics, **clock.read(), **gauge.read()})
-                    if vote(bool(received)):
+                    granted = vote(wish())
+                    if granted is Wish.STOP:
                         break
-                    if options.checkpoint_interval and cursor.step % options.checkpoint_interval == 0:
+                    due = options.checkpoint_interval > 0 and cursor.step % options.checkpoint_interval == 0
+                    if due or granted is Wish.SAVE:
                         heed(run.guard.told(all_steps=True))
                         save()
             heed(run.guard.told(all_steps=True))
@@ -167,66 +176,53 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> i
             save(score)
             if number := stopped():
                 wait_for_save()  # torchrun ends all processes when the first one ends
-                reporter.say(
-                    f"stopped after step {cursor.step}; the same command with --resume continues exactly there"
-                )
+                reporter.say(f"stopped after step {cursor.step}; {how_to_continue(run, out)} continues exactly there")
                 return 128 + number
         if checkpoints is not None:
             checkpoints.wait()
-            save_model(out, run.model, run.card, run.ema.module.state_dict() if run.ema else None)
+            run.save_model(out)
         reporter.say(f"done: {out / 'model.safetensors'}")
+        reporter.say(next_commands(out))
     return 0
 
 
-def take_step(run: Run, stream: Iterator[Batch], profile: StepProfile) -> tuple[torch.Tensor, torch.Tensor, Verdict]:
-    """One optimizer step, over `train.accumulate` batches; the cursor moves on, whether or not the step was taken.
+def continue_from(run: Run, path: Path, state: dict[str, Any]) -> None:
+    """Loads what a run saved; the run's notes say what has changed since."""
+    data = run.config.data.path
+    allow = run.config.train.other_classes == "keep"
+    classes = require_same_classes(path, state, run.train_loader.manifest.classes, data, allow=allow)
+    spread = require_same_order(path, state, run.order, run.world)
+    run.load(path, state)
+    run.notes += filter(None, [spread, classes, changed_images(state, run.data, data)])
+    run.notes += changed_keys(state, asdict(run.config), Path.cwd())
+    run.notes.append(f"resumed from {path} (epoch {run.cursor.epoch + 1}, step {run.cursor.step})")
 
-    Returns the loss of this process's samples, the norm of the gradients (before clipping) and the guard's verdict:
-    with `run.late` on the step before, and nothing here waits for what the device does.
-    """
-    config, cursor, processes, accumulate = run.config, run.cursor, run.processes, run.config.train.accumulate
-    epochs, steps = config.train.epochs, run.steps_per_epoch
-    lr = learning_rate(cursor.step, config.optim, peak=run.peak_learning_rate, steps_per_epoch=steps, epochs=epochs)
-    set_learning_rate(run.optimizer, lr)
-    # Dropout's draws follow from the cursor too, so nothing of torch's generators need be kept.
-    torch.manual_seed(derive_seed(config.seed, cursor.step, processes.shard.rank) >> 1)
-    run.optimizer.zero_grad(set_to_none=True)
-    run.guard.keep()
-    loss = torch.zeros((), device=processes.device)
-    too_large = False
-    for remaining in reversed(range(accumulate)):
-        images, targets = run.take(stream, profile.mark)
-        micro_batches = parts(len(images), run.micro_batch)
-        for part in micro_batches:
-            weight = (part.stop - part.start) / len(images) / accumulate
-            wait = remaining or part is not micro_batches[-1]  # for more gradients, before DDP sums them
-            try:
-                with run.ddp.no_sync() if run.ddp and wait else contextlib.nullcontext():
-                    with (
-                        profile.mark("forward"),
-                        torch.autocast(processes.device.type, run.dtype, enabled=run.dtype != torch.float32),
-                    ):
-                        part_loss = run.loss(run.network(images[part]), targets[part]) * weight
-                    with profile.mark("backward"):
-                        run.scaler.scale(part_loss).backward()
-            except torch.OutOfMemoryError:
-                too_large = True
-            if too_large:
-                del images, targets
-                raise out_of_memory(run.model, run.one_pass, run.micro_batch, batch_size=config.data.batch_size_per_gpu)
-            loss += part_loss.detach()
-    with profile.mark("optimizer"):
-        run.scaler.unscale_(run.optimizer)
-        if config.optim.clip_grad_norm > 0:
-            grad_norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), config.optim.clip_grad_norm)
-        else:
-            gradients = [parameter.grad for parameter in run.model.parameters() if parameter.grad is not None]
-            grad_norm = torch.nn.utils.get_total_norm(gradients)
-        verdict = run.update(loss, grad_norm)
-    profile.step()
-    cursor.step += 1
-    cursor.step_in_epoch += 1
-    return loss, grad_norm, verdict
+
+def finished_before(run: Run, out: Path, say: Callable[..., None]) -> int:
+    """Says that a resumed run has nothing left to do; writes its model where that is missing."""
+    epochs, wanted = run.cursor.epoch, run.config.train.epochs
+    say(f"{out}: the run is finished: epoch {epochs} of {wanted}, {run.cursor.step} steps; nothing is left to do")
+    say(f"to train on: {how_to_continue(run, out)} --set train.epochs={epochs + max(1, epochs // 10)}")
+    if run.processes.is_main and not (out / "model.safetensors").exists():
+        run.save_model(out)
+        say(f"done: {out / 'model.safetensors'}")
+    say(next_commands(out))
+    return 0
+
+
+def how_to_continue(run: Run, out: Path) -> str:
+    """The command to type; torchrun's own options are not known here."""
+    return resume_command(out) if run.processes.world_size == 1 else "the same command with --resume"
+
+
+def resume_command(out: Path) -> str:
+    return f"train --resume --out {shlex.quote(str(out))}"
+
+
+def next_commands(out: Path) -> str:
+    """What a person may type after a training."""
+    run = shlex.quote(str(out))
+    return f"next: sdpnet report {run}, or: sdpnet predict --model {run} IMAGE"
 
 
 def score_run(run: Run, reporter: Reporter, stopped: Callable[[], int], out: Path) -> bool:
@@ -243,7 +239,10 @@ def score_run(run: Run, reporter: Reporter, stopped: Callable[[], int], out: Pat
     reporter.masked(run.cursor.epoch, run.config.data.val_split, masked)
     run.evaluation = evaluation
     if run.processes.is_main:
-        write_per_class(out / "per_class.csv", run.train_loader.manifest.classes, scores.counts)
+        try:
+            write_per_class(out / "per_class.csv", run.train_loader.manifest.classes, scores.counts)
+        except OSError as error:  # a full disk; the scores are said all the same
+            reporter.say(f"{out / 'per_class.csv'}: cannot be written ({error.strerror})")
     reporter.evaluation({"epoch": run.cursor.epoch, "step": run.cursor.step, **evaluation}, scores.num_samples)
     return True
 
@@ -271,11 +270,15 @@ def run(arguments: argparse.Namespace) -> int:
     settings += [f"log.profile={list(DEFAULT_STEPS)}"] if arguments.profile else []
     own = arguments.out / "config.yaml"
     if not arguments.config and not (arguments.resume and own.is_file()):
-        raise UserError(
-            "no config given: pass --config NAME (see configs/), or --resume with the --out of an earlier run"
-        )
-    config = load_config(arguments.config or str(own), settings)
-    with one_line_when_lost(config.train.timeout_seconds):
+        if arguments.resume:
+            raise UserError(no_run_in(arguments.out))
+        there = f", or continue the run that is there: {resume_command(arguments.out)}" if own.is_file() else ""
+        raise UserError(f"no config given: pass --config NAME (see configs/){there}")
+    config = absolute_paths(load_config(arguments.config or str(own), settings))
+    with (
+        lasting_output(f"training goes on; {arguments.out / 'metrics.jsonl'} has its figures"),
+        one_line_when_lost(config.train.timeout_seconds),
+    ):
         processes = join(config.train.device, config.train.timeout_seconds)
         try:
             with run_directory(arguments.out) if processes.is_main else contextlib.nullcontext():

@@ -13,7 +13,9 @@ import sdpnet.setup
 import sdpnet.train
 from pipelines.augment import DeviceStage
 from pipelines.contract import Batch
+from sdpnet import checkpoint_directory
 from sdpnet.checkpoint import Checkpoints
+from sdpnet.checkpoint_file import write_checkpoint
 from sdpnet.config import load_config
 from sdpnet.distributed import join, leave
 from sdpnet.hardware import choose_step
@@ -45,8 +47,8 @@ def run_trainings(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of each case the exit status and the samples of each step.
 
     A case is {"arguments": [...] for `train`, "stop": [where, rank or ranks, number, signal (SIGTERM)] or None, "nan":
-    [rank, step] or absent, "late": True for steps that do not wait for the device, as on GPUs}. In step `step` (from 1)
-    of "nan" the loss of that process is NaN.
+    [rank, step] or absent, "late": True for steps that do not wait for the device, as on GPUs, "full": True where the
+    first save finds no space}. In step `step` (from 1) of "nan" the loss of that process is NaN.
     """
     processes = join("cpu")
     rank = processes.shard.rank
@@ -89,8 +91,17 @@ def run_trainings(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
         def choose(*args: Any, late: bool = case.get("late", False), **options: Any) -> Any:
             return replace(choose_step(*args, **options), late=late)
 
+        refusals = [None] if case.get("full") else []
+
+        def write(path: Any, state: Any, refusals: Any = refusals) -> int:
+            if refusals:
+                refusals.pop()
+                raise OSError(28, "No space left on device")
+            return write_checkpoint(path, state)
+
         choices = mock.patch.object(sdpnet.setup, "choose_step", choose)
-        with stop, choices, mock.patch.object(sdpnet.train, "take_step", recording):
+        disk = mock.patch.object(checkpoint_directory, "write_checkpoint", write)
+        with stop, choices, disk, mock.patch.object(sdpnet.train, "take_step", recording):
             status = sdpnet.train.train(config, arguments.out, resume=arguments.resume, processes=processes)
         results.append({"status": status, "samples": samples})
     leave()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -136,17 +137,65 @@ def test_an_error_of_the_thread_is_raised_once(tmp_path: Path, monkeypatch: pyte
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    checkpoints = Checkpoints(tmp_path, 2)
+    lines: list[str] = []
+    checkpoints = Checkpoints(tmp_path, 2, say=lines.append)
     checkpoints.save(1, state_of(1))
     checkpoints.wait()
     monkeypatch.setattr(checkpoint_directory, "write_checkpoint", full)
     checkpoints.save(2, state_of(2))
     call = {"save": lambda: checkpoints.save(3, state_of(3)), "wait": checkpoints.wait, "close": checkpoints.close}
-    message = r"step_00000002\.pt: cannot be written \(No space left on device\); .* free some space"
-    with pytest.raises(UserError, match=message):
+    message = r"step_0000000{}\.pt: cannot be written \(No space left on device\); .* free some space"
+    with pytest.raises(UserError, match=message.format(3 if then == "save" else 2)):
         call[then]()
+    assert len(lines) == 1 and re.search(r"step_00000002\.pt: .* left on device\); trying once more", lines[0])
     checkpoints.wait()
     assert steps(tmp_path) == [1]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("then", ["save", "wait", "close"])
+def test_a_refused_save_is_noticed_and_tried_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str, asynchronous: bool
+) -> None:
+    """With the state of that moment: `save`'s, or the one that was to be saved, whatever became of the model."""
+    write, refusals, lines = checkpoint_directory.write_checkpoint, [OSError(28, "No space left on device")], []
+
+    def once_full(path: Path, state: dict) -> int:
+        if refusals:
+            raise refusals.pop()
+        return write(path, state)
+
+    monkeypatch.setattr(checkpoint_directory, "write_checkpoint", once_full)
+    checkpoints = Checkpoints(tmp_path, 2, True, asynchronous, lines.append)
+    state = state_of(2)
+    checkpoints.save(2, state, 0.5)
+    for thread in threading.enumerate():
+        if thread.name == "checkpoint":
+            thread.join()
+    assert checkpoints.has_failed and lines == []
+    for tensor in state["model"].values():
+        tensor.zero_()
+    if then == "save":
+        checkpoints.save(3, state_of(3))
+    else:
+        getattr(checkpoints, then)()
+    step = 3 if then == "save" else 2
+    assert not checkpoints.has_failed and steps(tmp_path) == [step]
+    assert equal(load_checkpoint(tmp_path / f"step_0000000{step}.pt"), state_of(step))
+    assert len(lines) == 1 and "No space left on device" in lines[0] and "trying once more" in lines[0]
+    assert then == "save" or checkpoints.best() == tmp_path / "step_00000002.pt"
+    checkpoints.wait()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_what_is_not_the_systems_refusal_is_not_tried_again(tmp_path: Path, asynchronous: bool) -> None:
+    checkpoints = Checkpoints(tmp_path, 2, True, asynchronous, nothing)
+    state = state_of(1)
+    state["model"]["a"][0] = float("nan")
+    with pytest.raises(UserError, match=r"not saved, because model\.a is not finite"):
+        checkpoints.save(1, state)
+        checkpoints.wait()
+    assert steps(tmp_path) == [] and not checkpoints.has_failed
 
 
 def test_a_disk_that_is_nearly_full_is_said_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

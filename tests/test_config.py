@@ -1,13 +1,18 @@
 from __future__ import annotations
 
-from dataclasses import asdict
+import math
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+import sdpnet.config
 from pipelines.errors import UserError
-from sdpnet.config import CONFIG_DIRECTORY, dump_config, load_config
+from sdpnet.config import CONFIG_DIRECTORY, absolute_paths, dump_config, load_config
 from sdpnet.options import Config
 
 NAMES = sorted(str(p.relative_to(CONFIG_DIRECTORY).with_suffix("")) for p in CONFIG_DIRECTORY.rglob("*.yaml"))
@@ -82,7 +87,17 @@ def test_all_of_the_recipes_augmentation_is_one_setting_away() -> None:
         ("loss.target_threshold=0.2", r"loss\.target_threshold = 0\.2: must be null for loss\.kind ce"),
         ("loss.sum_classes=true", r"loss\.sum_classes = True: must be false for loss\.kind ce"),
         ("loss={kind: bce, target_threshold: 1}", r"loss\.target_threshold = 1\.0: must be in \[0, 1\)"),
-        ("optim.restart_epochs=.inf", r"optim\.restart_epochs = inf: must be 0 \(no restarts\) or more, and finite"),
+        ("optim.restart_epochs=-1", r"optim\.restart_epochs = -1\.0: must be 0 \(no restarts\) or more"),
+        ("optim={lr: 1e-3, min_lr: 2e-3}", r"optim\.min_lr = 0\.002: must be 0 to optim\.lr \(0\.001\)"),
+        ("train.timeout_seconds=1e12", r"train\.timeout_seconds = 1000000000000\.0: must be 1 to 10000000"),
+        ("augment.mean=[123.7, 116.3, 103.5]", r"augment\.mean = .*: must be in \[0, 1\] \(levels from 0 to 255 are"),
+        ("augment.std=[0.2, 0.2, 1e-30]", r"augment\.std = .*: must be in \[1e-6, 1\]"),
+        ("augment.mix.cutmix_alpha=1e-300", r"augment\.mix\.cutmix_alpha = 1e-300: must be 0 \(off\) or more, at most"),
+        ("data.prefetch_batches=null", r"data\.prefetch_batches = None: must be a whole number"),
+        ("data.path=2026-13-45", r"--set data\.path=2026-13-45: the value is not valid YAML"),
+        (f"seed={2**64}", r"seed = 18446744073709551616: must be a whole number of at most 64 bits"),
+        (f"seed={'9' * 5000}", r"--set seed=9+: the value is not valid YAML"),
+        (f"seed={'9' * 400}", r"seed = '999999999999\.\.\.9999': must be a whole number of at most 64 bits"),
         (
             "resolution={start_size: 32, end_epoch: 2}",
             r"resolution\.end_epoch = 2: must be at most train\.epochs \(1\)",
@@ -121,6 +136,67 @@ def test_mistakes_are_one_line_that_helps(setting: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         load_config("debug", [setting])
     assert "\n" not in str(caught.value)
+
+
+def leaves(hint: Any, where: str) -> Iterator[tuple[str, type, int]]:
+    """Every key of the sections below `hint` that holds numbers: its name, their type, and how many there are."""
+    if is_dataclass(hint):
+        for name, inner in typing.get_type_hints(hint).items():
+            yield from leaves(inner, f"{where}.{name}".removeprefix("."))
+    for number in (int, float):
+        if hint is number or (typing.get_origin(hint) in (typing.Union, types.UnionType) and number in get_args(hint)):
+            yield where, number, 0
+        if typing.get_origin(hint) is tuple and get_args(hint)[0] is number:
+            yield where, number, len(get_args(hint))
+
+
+NUMBERS = list(leaves(Config, ""))
+
+
+def refusal(key: str, value: Any) -> str:
+    """What a file that sets `key` is told."""
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    with pytest.raises(UserError) as caught:
+        sdpnet.config._build(Config, value, "")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("key", "kind", "count"), NUMBERS, ids=lambda value: str(value))
+def test_no_number_of_any_key_is_infinite(key: str, kind: type, count: int) -> None:
+    """One mechanism for all keys: also for those of sections that are yet to come."""
+    values: list[Any] = [
+        -(10**400),
+        *([math.inf, math.nan, "-inf", "nan", 1e39, "-1e999"] if kind is float else [2**70]),
+    ]
+    for value in values:
+        for place in range(max(1, count)):
+            message = refusal(key, [value if n == place else 0 for n in range(count)] if count else value)
+            assert message.startswith(f"{key} = ") and "must be a" in message, message
+            assert len(message) < 200 and "\n" not in message
+
+
+def test_the_numbers_of_all_sections_are_tried() -> None:
+    keys = {key for key, _, _ in NUMBERS}
+    assert {"seed", "augment.mean", "model.layer_scale", "optim.betas", "data.crop.ratio", "train.micro_batch"} <= keys
+    assert len(keys) > 60
+
+
+@pytest.mark.parametrize("seed", [0, 2**64 - 1, -(2**63)])
+def test_a_seed_of_64_bits(seed: int) -> None:
+    assert load_config("debug", [f"seed={seed}"]).seed == seed
+
+
+def test_paths_hold_in_another_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Links in them stay links; an empty path stays empty."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/user")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to("elsewhere")
+    config = absolute_paths(load_config("debug", ["data.path=link/../set", "train.start_from=~/run"]))
+    assert config.data.path == str(tmp_path / "link" / ".." / "set") and config.train.start_from == "/home/user/run"
+    assert absolute_paths(config) == config
+    assert absolute_paths(Config()) == Config()
 
 
 def test_a_threshold_that_every_class_passes() -> None:

@@ -59,6 +59,29 @@ def test_other_classes_start_the_last_layer_anew(tmp_path: Path) -> None:
     assert ours(torch.randn(2, 3, 32, 32)).shape == (2, 3)
 
 
+def test_as_many_other_classes_are_refused_by_name(tmp_path: Path) -> None:
+    """A key decides what becomes of the head; other names are no difference where nobody knows the new ones."""
+    theirs, same = trained(tmp_path), [f"class{number}" for number in range(7)]
+    assert start_from(tiny(2), tmp_path, same) == f"weights taken from {tmp_path}"
+    for names, difference in (
+        ([*same[:3], "cat", *same[4:]], "class 3 is 'class3' there and 'cat' here"),
+        (same[::-1], "class 0 is 'class0' there and 'class6' here (the same names in another order)"),
+        (same[:5], "class 5, 'class5', is only there (7 classes there, 5 here)"),
+    ):
+        with pytest.raises(UserError) as error:
+            start_from(tiny(2), tmp_path, names)
+        assert f"was trained on other classes: {difference}; set train.other_classes=new_head" in str(error.value)
+        kept, anew = tiny(2), tiny(2)
+        assert start_from(kept, tmp_path, names, "keep").endswith(f"although its classes are others: {difference}")
+        assert torch.equal(kept.head[2].weight, theirs.head[2].weight)
+        assert start_from(anew, tmp_path, names, "new_head").endswith(
+            f"the head's last layer starts anew ({difference})"
+        )
+        assert torch.equal(anew.head[2].weight, tiny(2).head[2].weight)
+        assert torch.equal(anew.head[0].weight, theirs.head[0].weight)
+    assert start_from(tiny(2, num_classes=3), tmp_path, same[:3]).endswith("starts anew (7 -> 3 classes)")
+
+
 def test_both_at_once_are_one_line(tmp_path: Path) -> None:
     trained(tmp_path)
     line = start_from(tiny(2, num_classes=3, grid_size=2), tmp_path)

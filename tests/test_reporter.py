@@ -30,6 +30,8 @@ EMA = {"ema_top1": 0.375, "ema_top5": 0.625, "ema_val_loss": 2.0}
 class Recorder:
     """A tracker that keeps what it is told."""
 
+    name = "recorder"
+
     def __init__(self) -> None:
         self.told: list[dict[str, Any]] = []
         self.failed: bool | None = None
@@ -115,6 +117,29 @@ def test_a_run_that_fails_tells_its_trackers(tmp_path: Path) -> None:
     with pytest.raises(KeyError), reporter:
         raise KeyError
     assert recorder.failed is True
+
+
+def test_a_tracker_that_fails_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Failing(Recorder):
+        name = "W&B"
+
+        def write(self, metrics: Mapping[str, Any]) -> None:
+            super().write(metrics)
+            raise OSError(28, "No space left on device")
+
+    path, failing, recorder = tmp_path / "metrics.jsonl", Failing(), Recorder()
+    with Reporter(path, is_main=True, resumed_step=0, trackers=[failing, recorder]) as reporter:
+        reporter.training(TRAINING)
+        reporter.evaluation(EVALUATION, 10)
+    assert failing.told == [TRAINING] and recorder.told == [TRAINING, EVALUATION] and recorder.failed is False
+    assert len(path.read_text().splitlines()) == 2
+    assert capsys.readouterr().out.count("W&B has failed and gets nothing from here on (OSError: ") == 1
+
+
+def test_control_characters_do_not_reach_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Reporter(tmp_path / "metrics.jsonl", is_main=True, resumed_step=0) as reporter:
+        reporter.say("a\x1b[2Jb\nc\x9bd \u00e9")
+    assert capsys.readouterr().out == "a\\x1b[2Jb\\nc\\x9bd \u00e9\n"
 
 
 def test_other_processes_are_silent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

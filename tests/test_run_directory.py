@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import UserError
-from sdpnet.run_directory import run_directory
+from sdpnet.run_directory import no_run_in, run_directory
 
 ROOT = Path(__file__).resolve().parent.parent
 HOLD = """
 import sys
 from pathlib import Path
-from sdpnet.run_directory import run_directory
+from sdpnet.run_directory import no_run_in, run_directory
 with run_directory(Path(sys.argv[1])) as out:
     (out / ".model.json.partial").touch()
     print("held", flush=True)
@@ -57,3 +57,42 @@ def test_a_directory_that_was_made_for_nothing_goes_again(tmp_path: Path) -> Non
     (tmp_path / "file").touch()
     with pytest.raises(FileExistsError), run_directory(tmp_path / "file"):
         pass
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two runs in `runs`, and in `empty` nothing; the working directory is that which holds them."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("imagenet_xl", "cifar"):
+        (tmp_path / "runs" / name / "checkpoints").mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.yaml").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "runs" / "notes").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("runs/imagenet_x", "no run is there to resume; did you mean --out runs/imagenet_xl?"),
+        ("rnus/cifar", "no run is there to resume; did you mean --out runs/cifar?"),
+        ("runs/imagnet_xl/", "no run is there to resume; did you mean --out runs/imagenet_xl?"),
+        ("./runs/../runs/cifra", "no run is there to resume; did you mean --out runs/../runs/cifar?"),
+        ("runs", "is not a run, but holds runs/cifar, runs/imagenet_xl; pass the folder of one as --out"),
+        ("runs/cifar/checkpoints", "is not a run, but lies in one; pass --out runs/cifar"),
+        ("runs/cifar/checkpoints/step_00000001.pt", "is not a run, but lies in one; pass --out runs/cifar"),
+        ("runs/notes", "no run is there to resume; the runs beside it are runs/cifar, runs/imagenet_xl; to begin"),
+        ("empty/z", "no run is there to resume; nor is there one beside it; to begin one, pass --config"),
+        ("/nowhere/of/this/name", "no run is there to resume; nor is there one beside it; to begin"),
+    ],
+)
+def test_a_mistyped_run_is_told_the_nearest_one(out: str, message: str, runs: Path) -> None:
+    line = no_run_in(Path(out))
+    assert line.startswith(f"{Path(out)}: {message}") and "\n" not in line
+
+
+def test_the_working_directory_is_no_parent_of_what_lies_beside_it(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(runs / "runs" / "cifar")
+    assert no_run_in(Path("../imagnet_xl")).endswith("did you mean --out ../imagenet_xl?")
+    (runs / "runs" / "cifar" / "config.yaml").unlink()
+    assert "has checkpoints, but no config.yaml; pass --config" in no_run_in(Path("."))

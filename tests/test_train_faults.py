@@ -364,8 +364,9 @@ def test_a_second_run_in_the_same_place(finished: Path, shard_set: Path, capsys:
     [
         (["data.batch_size_per_gpu=3"], "data.batch_size_per_gpu"),
         (["train.accumulate=7"], "an epoch has only 6 batches"),
-        (["train.timeout_seconds=0"], "train.timeout_seconds = 0.0: must be at least 1"),
+        (["train.timeout_seconds=0"], "train.timeout_seconds = 0.0: must be 1 to "),
         (["model.num_classes=2"], "must be at least 3"),
+        (["optim.lr_reference_batch=512", "optim.min_lr=1e-4"], "optim.min_lr = 0.0001: must be at most 7.81e-06"),
         (["log.tensorboard=true"], install_extra("tensorboard")),
         (["log.wandb=project"], install_extra("wandb")),
     ],

@@ -22,7 +22,7 @@ from sdpnet.run_directory import run_directory
 PIPELINE = "native" if installed("native") else "torchvision"
 FAILING = [str(Path(__file__).parent / "failing_rank.py")]
 PROMPT = 30.0  # seconds; the processes' own timeout is ten minutes
-SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")
+SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 
 
 def arguments(data: Path, out: Path, *settings: str) -> list[str]:
@@ -48,7 +48,8 @@ def whole(shard_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_signal_to_any_process_stops_all(whole: Path, shard_set: Path, tmp_path: Path) -> None:
     """All end with its status after the same step, and the run that continues is the one without a signal."""
-    sent = {f"{name} to {at}": (name, at) for name in SIGNALS for at in (0, 1, [0, 1])}
+    sent = {f"{name} to {at}": (name, at) for name in SIGNALS[:3] for at in (0, 1, [0, 1])}
+    sent["SIGHUP to 1"] = ("SIGHUP", 1)
     stopped = [
         case(shard_set, tmp_path / label, stop=["step", at, step, name])
         for step, (label, (name, at)) in enumerate(sent.items(), start=2)
@@ -85,6 +86,20 @@ def test_a_signal_from_outside(name: str, at: list[int], shard_set: Path, tmp_pa
     assert newest is not None
     step = load_checkpoint(newest)["cursor"]["step"]
     assert said.endswith(f"stopped after step {step}; the same command with --resume continues exactly there\n")
+
+
+def test_a_save_that_failed_is_tried_again_in_step(whole: Path, shard_set: Path, tmp_path: Path) -> None:
+    """In all processes together, also where they do not wait for the device; the run is the one without a fault."""
+    cases = [
+        {**case(shard_set, tmp_path / name, "train.async_checkpoints=false"), "full": full, "late": late}
+        for name, full, late in (("now", True, False), ("late", True, True), ("whole late", False, True))
+    ]
+    results = run(cases, 2, tmp_path / "scratch")
+    assert [[rank["status"] for rank in of_ranks] for of_ranks in results] == [[0, 0]] * 3
+    same_run(whole, tmp_path / "now")
+    same_run(tmp_path / "whole late", tmp_path / "late")
+    said = (tmp_path / "scratch" / "printed.0").read_text()
+    assert said.count("step_00000002.pt: cannot be written (No space left on device); trying once more, with the") == 2
 
 
 @pytest.mark.parametrize("policy", [pytest.param("skip", marks=pytest.mark.slow), "rollback"])

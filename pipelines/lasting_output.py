@@ -1,0 +1,103 @@
+"""Output that is lost does not end a program: a closed pipe, a terminal that is gone, a full disk, an old encoding."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO, cast
+
+__all__ = ["lasting_output", "silence"]
+
+_FOR_GOOD = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO, errno.ENODEV, errno.ECONNRESET, errno.ESTALE)
+
+
+def silence(stream: TextIO) -> None:
+    """Sends all further output of a stream that failed, and what it still holds, to nowhere.
+
+    Otherwise Python would try once more at its end, and exit with status 120.
+    """
+    with suppress(OSError, ValueError):  # closed, or not a file of the system
+        descriptor = stream.fileno()
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, descriptor)
+        os.close(nowhere)
+        stream.flush()
+
+
+class _LastingStream:
+    """A text stream whose `write` and `flush` never fail; everything else is the stream's own.
+
+    Characters that the stream's encoding lacks are written as escapes. `lost` is called with the first error.
+    """
+
+    def __init__(self, stream: TextIO, lost: Callable[[BaseException], None]) -> None:
+        self._stream, self._lost = stream, lost
+        self._has_failed = self._is_gone = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._attempt(lambda: self._stream.write(self._encodable(text)))
+        return len(text)
+
+    def flush(self) -> None:
+        self._attempt(self._stream.flush)
+
+    def end(self) -> None:
+        """Writes what is still held; what cannot be written is given up."""
+        self.flush()
+        if self._has_failed:
+            silence(self._stream)
+
+    def _encodable(self, text: str) -> str:
+        encoding = self._stream.encoding or "ascii"
+        try:
+            text.encode(encoding, self._stream.errors or "strict")
+        except UnicodeEncodeError:
+            return text.encode(encoding, "backslashreplace").decode(encoding)
+        return text
+
+    def _attempt(self, action: Callable[[], object]) -> None:
+        if self._is_gone:
+            return
+        try:
+            action()
+        except (OSError, ValueError) as error:  # ValueError: the stream was closed
+            first, self._has_failed = not self._has_failed, True
+            if not isinstance(error, OSError) or error.errno in _FOR_GOOD:
+                self._is_gone = True
+                silence(self._stream)
+            if first:
+                self._lost(error)
+
+
+@contextmanager
+def lasting_output(consequence: str) -> Iterator[None]:
+    """Within it, writing to `sys.stdout` and `sys.stderr` never raises an error.
+
+    When stdout fails for the first time, one line on stderr says so, followed by the `consequence`.
+    """
+    for descriptor in range(3):  # a closed one would be given to the next file that is opened, and get our lines
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    before = sys.stdout, sys.stderr
+
+    def lost(error: BaseException) -> None:
+        reason = getattr(error, "strerror", None) or str(error)
+        print(f"stdout is lost ({reason}): {consequence}", file=sys.stderr, flush=True)
+
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        streams = _LastingStream(before[0] or nowhere, lost), _LastingStream(before[1] or nowhere, lambda _: None)
+        sys.stdout, sys.stderr = (cast(TextIO, stream) for stream in streams)
+        try:
+            yield
+        finally:
+            for stream in streams:
+                stream.end()
+            sys.stdout, sys.stderr = before
