@@ -176,7 +176,8 @@ def test_a_table_for_people(
 ) -> None:
     facts = scored(capsys, model, shard_set)
     assert cli.main(command(model, shard_set)) == 0
-    lines = capsys.readouterr().out.splitlines()
+    *lines, following = capsys.readouterr().out.splitlines()
+    assert following.startswith("next: ") and " export --model " in following
     assert lines == [
         "images   10",
         f"top-1    {facts['top1']:.2%}",
