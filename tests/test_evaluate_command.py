@@ -186,7 +186,7 @@ def test_a_table_for_people(
         "weights  of the last step",
     ]
     assert cli.main(command(model, shard_set, "--per-class", tmp_path / "classes.csv")) == 0
-    more = capsys.readouterr().out.splitlines()
+    *more, _ = capsys.readouterr().out.splitlines()
     assert more[:6] == [*lines, "classes with the lowest top-1, of 3:"]
     expected = sorted(alone, key=lambda row: float(row["top1"]))
     assert more[6:] == [f"{float(row['top1']):8.2%} of {row['samples']}  {row['name']}" for row in expected]
