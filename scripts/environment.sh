@@ -152,11 +152,15 @@ native_needs() { # the Debian packages that building them still needs
     printf '%s' "${needs# }"
 }
 
+native_works() {
+    "$venv/bin/python" -c 'import sys; from pipelines import native_decoder; from preprocess import jpeg
+sys.exit(not (native_decoder.available() and jpeg.available()))'
+}
+
 check_native() { # sets native
     needs=$(native_needs)
     native='The native libraries are not built, so there is no native pipeline, and conversion is slower and cannot pass images through;'
-    if "$venv/bin/python" -c 'import sys; from pipelines import native_decoder; from preprocess import jpeg
-sys.exit(not (native_decoder.available() and jpeg.available()))'; then
+    if native_works; then
         native=ok
     elif [ -n "$needs" ]; then
         # shellcheck disable=SC2086
@@ -186,8 +190,17 @@ compile_ffcv() { # into .venv/wheels, beside other installations: needs nothing 
         --wheel-dir "$venv/wheels" "$@" 'ffcv==1.0.2'
 }
 
+install_extra() { # NAME [WHEEL ...]: what the extra asks for. By -e '.[NAME]' sdpnet would be compiled once more
+    "$venv/bin/python" -c 'import sys; from importlib.metadata import requires
+print("\n".join(line.split(";")[0] for line in requires("sdpnet") if f"extra == \"{sys.argv[1]}\"" in line))' \
+        "$1" >"$venv/extra-$1.txt" || return
+    name=$1
+    shift
+    pip_install -c "$constraints" -r "$venv/extra-$name.txt" "$@"
+}
+
 install_ffcv() {
-    pip_install -c "$constraints" -e '.[ffcv]' "$venv"/wheels/ffcv-*.whl || return
+    install_extra ffcv "$venv"/wheels/ffcv-*.whl || return
     "$venv/bin/python" -c 'import ffcv.loader' && return
     # pip keeps what it once compiled; that may be linked to another system's OpenCV (new release, shared home).
     compile_ffcv --no-cache-dir && pip_install --force-reinstall --no-deps "$venv"/wheels/ffcv-*.whl &&
@@ -195,7 +208,7 @@ install_ffcv() {
 }
 
 install_dali() {
-    pip_install -c "$constraints" -e ".[$dali_extra]" || return
+    install_extra "$dali_extra" || return
     "$venv/bin/python" -c 'import nvidia.dali.fn'
 }
 

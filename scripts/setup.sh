@@ -4,9 +4,9 @@
 
 cost_of_torch='3100 5800'
 cost_of_torch_elsewhere='300 1100' # from SDPNET_TORCH_INDEX: PyTorch's build for CPUs
-cost_of_tools='250 750'
-cost_of_ffcv='150 400'
-cost_of_ffcv_system='150 700' # g++, OpenCV's and libjpeg-turbo's development files, by apt
+cost_of_tools='260 750'
+cost_of_ffcv='160 400'
+cost_of_ffcv_system='160 700' # g++, OpenCV's and libjpeg-turbo's development files, by apt
 cost_of_dali='300 650'
 
 gigabytes() { # MEGABYTES
@@ -99,6 +99,7 @@ lane_system() { # Debian packages, then FFCV's compilation: beside lane_packages
         # shellcheck disable=SC2086 # package names, one word each
         step 'Debian packages' apt_install $needs || true
     fi
+    : >"$steps/system-is-ready"
     if wanted "$ffcv" && [ -z "$(ffcv_needs)" ]; then step 'FFCV: compiling' compile_ffcv || true; fi
 }
 
@@ -111,11 +112,16 @@ lane_packages() { # what pip installs into .venv, one after the other
         step 'sdpnet, torch, test tools' pip_install -c "$constraints" -e '.[test]' || return 0
     fi
     if wanted "$dali"; then step 'DALI' install_dali || true; fi
+    while [ ! -e "$steps/system-is-ready" ] && kill -0 "$system_lane" 2>/dev/null; do sleep 1; done
+    if ! native_works 2>/dev/null && [ -z "$(native_needs)" ]; then # a compiler has come meanwhile
+        step 'native libraries' pip_install --no-deps -e . || true
+    fi
 }
 
 install_side_by_side() {
     lane_system &
-    lanes=$!
+    system_lane=$!
+    lanes=$system_lane
     lane_packages &
     lanes="$lanes $!"
     watch
@@ -125,11 +131,8 @@ install_side_by_side() {
         fi
         must_have_passed 'sdpnet, torch, test tools'
     fi
+    [ ! -e "$steps/native libraries.began" ] || must_have_passed 'native libraries'
     check_native
-    if [ "$native" != ok ] && [ -z "$(native_needs)" ]; then # its compiler has come meanwhile
-        mandatory 'native libraries' pip_install --no-deps -e .
-        check_native
-    fi
     if wanted "$ffcv"; then finish_ffcv; else ffcv=${ffcv:-skipped}; fi
     if ! wanted "$dali"; then
         dali=${dali:-skipped}
