@@ -37,9 +37,13 @@ announce() { # what will be installed, what for and how large; dies where it can
         fi
         part $cost_of_tools 'test tools, ONNX, Ray, TensorBoard, timm: ./dev test, export'
         if [ -z "${SDPNET_SKIP_BACKENDS:-}" ]; then
-            part $cost_of_ffcv 'FFCV with numba and OpenCV: --pipeline ffcv'
-            if is_root_with_apt && ! pkg-config --exists opencv4 2>/dev/null; then
+            if pkg-config --exists opencv4 2>/dev/null; then
+                part $cost_of_ffcv 'FFCV with numba and OpenCV: --pipeline ffcv'
+            elif is_root_with_apt; then
+                part $cost_of_ffcv 'FFCV with numba and OpenCV: --pipeline ffcv'
                 part $cost_of_ffcv_system 'Debian packages that FFCV is compiled with'
+            else
+                echo '       none      none   FFCV: left out, for lack of what it is compiled with (named at the end)'
             fi
             part $cost_of_dali 'DALI: --pipeline dali'
         fi

@@ -100,11 +100,12 @@ end_tree() ( # PID: and what it has started; the parent first, which would go on
 
 must_have_passed() { # LABEL: dies with the end of its log where it did not
     status_of_shown "$1" && return
-    printf '\nThe last lines of %s:\n' "$log" >&2
-    tail -n 20 "$log" >&2
-    if grep -qiE 'no space left on device' "$log"; then
+    said="$steps/$1.log"
+    printf '\nThe last lines of %s (all: %s):\n' "$1" "$log" >&2
+    tail -n 20 "$said" >&2
+    if grep -qiE 'no space left on device' "$said"; then
         die "the set-up stopped at: $1: the disk is full (see above)" 1
-    elif grep -qiE 'Temporary failure in name resolution|Name or service not known|Connection refused|Network is unreachable|NewConnectionError|Failed to establish a new connection|error sending request|dns error' "$log"; then
+    elif grep -qiE 'Temporary failure in name resolution|Name or service not known|Connection refused|Network is unreachable|NewConnectionError|Failed to establish a new connection|error sending request|dns error' "$said"; then
         die "the set-up stopped at: $1: no package index could be reached. With a proxy or an index of your own, set
      PIP_PROXY or PIP_INDEX_URL; then repeat ./dev $command: it goes on where it stopped" 1
     fi

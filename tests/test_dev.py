@@ -54,6 +54,8 @@ class Checkout:
         )
         for name, text in {"python3": python, "apt-get": "#!/bin/sh\n", "dpkg": "#!/bin/sh\n"}.items():
             self.stand_in(name, text)
+        self.stand_in("id", "#!/bin/sh\necho 0\n")
+        self.stand_in("pkg-config", "#!/bin/sh\nexit 1\n")
         self.free(100_000)
 
     def stand_in(self, name: str, text: str) -> None:
@@ -108,6 +110,9 @@ def test_parts_and_light_ways(checkout: Checkout) -> None:
     checkout.free(10)
     _, out, _ = checkout.run("setup", SDPNET_SKIP_BACKENDS="")
     assert "FFCV with numba" in out and "DALI: --pipeline dali" in out and "SDPNET_SKIP_BACKENDS=1 ./dev setup" in out
+    assert "Debian packages that FFCV" in out
+    checkout.stand_in("id", "#!/bin/sh\necho 1000\n")
+    assert "FFCV: left out" in checkout.run("setup", SDPNET_SKIP_BACKENDS="")[1]
     _, out, _ = checkout.run("setup", SDPNET_TORCH_INDEX="file:///index")
     assert "0.3 GB    1.1 GB   torch and torchvision from SDPNET_TORCH_INDEX" in out
 
