@@ -99,7 +99,8 @@ uv=
 # pip's configuration nor its environment variables: where these say anything about where packages come from, or which,
 # pip does the work.
 choose_installer() { # sets uv
-    rest=$("$venv/bin/python" -m pip config list 2>/dev/null | sed "s/^:env:/env/; s/=.*//" |
+    rest=$([ -z "$locked" ] || unset PIP_CONSTRAINT # it is ours
+        "$venv/bin/python" -m pip config list 2>/dev/null | sed "s/^:env:/env/; s/=.*//" |
         grep -vE '[.](config-file|disable-pip-version-check|no-input|user|require-virtualenv|(default-)?timeout|retries|cache-dir|progress-bar|root-user-action|break-system-packages|no-color)$' |
         sed 's/.*[.]//' | sort -u | paste -s -d ' ' -)
     if [ -n "$rest" ]; then
