@@ -89,7 +89,7 @@ def media(brand: bytes, *compatible: bytes) -> bytes:
         (json.dumps({"error": "denied"}).encode(), "a JSON text, not an image: download it again"),
         (b"[" + b'{"a": 1},' * 1000, "a JSON text, not an image: download it again"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a git-lfs pointer, not an image: run git lfs pull"),
-        (gzip.compress(b"x"), "a gzip file, not an image: unpack it"),
+        (gzip.compress(b"x", mtime=0), "a gzip file, not an image: unpack it"),
         (archived("zip"), "a zip archive, not an image: unpack it"),
         (archived("tar"), "a tar archive, not an image: unpack it"),
         (bytes(128) + b"DICM" + bytes(9), "a DICOM file, which is not read: choose a range of values, and"),
