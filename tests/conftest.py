@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from functools import partial
@@ -29,6 +30,7 @@ CLASSES = ("ant", "bee", "cow")
 def pytest_configure(config: pytest.Config) -> None:
     """Gives each of pytest-xdist's workers its share of the cores: threads beyond them spin while they wait. The number
     is explicit, so that no run of a test depends on the load."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, and so would all that the tests start
     if config.getoption("numprocesses", None):
         return  # the process that starts the workers, which would inherit its number
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))

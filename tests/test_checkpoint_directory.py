@@ -169,9 +169,8 @@ def test_a_refused_save_is_noticed_and_tried_once_more(
     checkpoints = Checkpoints(tmp_path, 2, True, asynchronous, lines.append)
     state = state_of(2)
     checkpoints.save(2, state, 0.5)
-    for thread in threading.enumerate():
-        if thread.name == "checkpoint":
-            thread.join()
+    if checkpoints._thread is not None:
+        checkpoints._thread.join()
     assert checkpoints.has_failed and lines == []
     for tensor in state["model"].values():
         tensor.zero_()

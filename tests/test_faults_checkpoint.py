@@ -127,17 +127,26 @@ def test_killed_at_random_moments(commands: Commands, tmp_path: Path, times: int
 @pytest.mark.parametrize(("action", "asynchronous"), [("ENOSPC", True), ("EIO", False)])
 @pytest.mark.parametrize("name", [name for name, fault in POINTS.items() if fault.action != "kill after"])
 def test_the_disk_refuses(commands: Commands, tmp_path: Path, name: str, action: str, asynchronous: bool) -> None:
-    """One line says so; a full disk stays full, another error comes once."""
+    """One line says so, and the next save, or the same again at the end, is the second try. Another error than a full
+    disk comes once; a full disk stays full for the files that the fault names, which may not be those of the second
+    try."""
     out = tmp_path / "checkpoints"
     fault = POINTS[name]
     refusal = Fault(fault.call, fault.path, fault.nth, action, lasting=action == "ENOSPC")
     ended = save_steps(commands, out, asynchronous=asynchronous, fault=refusal)
     reason = os.strerror(getattr(errno, action))
-    assert ended.status == 2 and ended.stderr.count("\n") == 1, ended.stderr
-    assert ended.stderr.startswith("error: ") and reason in ended.stderr and "is still there" in ended.stderr
+    first, *more = ended.stderr.splitlines()
+    assert f"cannot be written ({reason}); trying once more" in first
     newest = require_loadable(out, asynchronous)
+    if action == "EIO" or ended.status == 0:
+        assert ended.status == 0 and not more and newest == 4, ended.stderr
+    else:
+        assert ended.status == 2 and len(more) == 1, ended.stderr
+        assert more[0].startswith("error: ") and reason in more[0] and "is still there" in more[0]
     assert newest >= 1 and not list(out.glob(".*"))
-    require_continued(commands, out, asynchronous, newest + 1)
+    # A checkpoint whose last fsync was refused is whole, but its score is not noted: it is saved again here.
+    unnoted = ended.status == 2 and name == "before the directory's fsync"
+    require_continued(commands, out, asynchronous, newest if unnoted else newest + 1)
 
 
 @MODES
