@@ -27,7 +27,7 @@ from preprocess.kinds import (
 )
 from preprocess.listing import Entry
 
-__all__ = ["Exclusions", "count_files", "folder_entries", "holds_only", "list_folder"]
+__all__ = ["Exclusions", "count_files", "folder_entries", "has_images", "holds_only", "list_folder"]
 
 _DETECTION: Final = ("labels", "annotations")  # folders of data sets for detection, beside their images/
 _PAGE_NAME: Final = "report.html"  # of `preprocess/report.py`
@@ -108,6 +108,11 @@ def folder_entries(root: Path, exclusions: Exclusions) -> Iterator[Entry | Skipp
             yield entry
         if not num_images and not (others and all(skipped.kind == SHARD_SETS for skipped in others)):
             raise _without_images(root, folder, others)
+
+
+def has_images(folder: Path) -> bool:
+    """Whether an image lies in a folder or below it, whatever else."""
+    return _has_images(folder.parent, folder.name, Exclusions())
 
 
 def holds_only(folder: Path, exclusions: Exclusions) -> bool:

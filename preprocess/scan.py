@@ -26,7 +26,12 @@ from preprocess.kinds import BESIDE_CLASSES, Skipped, Tally
 from preprocess.labels import read_labels
 from preprocess.listing import Gathered, SplitScan, gather
 from preprocess.location import Location
-from preprocess.misplaced import refuse_folder_of_webdatasets, refuse_splits, refuse_webdataset
+from preprocess.misplaced import (
+    refuse_folder_of_webdatasets,
+    refuse_output_among_images,
+    refuse_splits,
+    refuse_webdataset,
+)
 from preprocess.splits import find_splits
 from preprocess.synsets import DEVKIT_NAME, GROUND_TRUTH_NAME
 from preprocess.unfinished import UNFINISHED_NAME
@@ -80,6 +85,8 @@ def scan(
     given = {name: Path(path) for name, path in (("train", train), ("val", val)) if path is not None}
     try:
         output = Exclusions.of([] if out is None else [Path(out)], [])
+        if out is not None:
+            refuse_output_among_images(Path(out), [Path(path) for path in (source, train, val) if path is not None])
         places = dict(given) if source is None else find_splits(Path(source), given, lambda f: holds_only(f, output))
         if "train" not in places:
             raise UserError("no training images are given; name a folder or archive with --source or --train")
@@ -89,7 +96,9 @@ def scan(
             raise UserError(f"{places['val']}: is the val split already; leave --val-share out, or this folder")
         labels, ids = (None if path is None else Path(path) for path in (val_labels, synsets))
         is_source = "train" not in given and source is not None and places["train"] == Path(source)  # by no name
-        return _scan(None if source is None else Path(source), places, labels, ids, val_draw, out, is_source=is_source)
+        is_given = "train" in given
+        root = None if source is None else Path(source)
+        return _scan(root, places, labels, ids, val_draw, out, is_source=is_source, is_given=is_given)
     except OSError as error:
         if error.filename is None:  # the temporary files of `preprocess.listing`
             where = f"{gettempdir()}: cannot be written ({error.strerror})"
@@ -132,12 +141,13 @@ def _scan(
     out: str | os.PathLike[str] | None,
     *,
     is_source: bool,
+    is_given: bool,
 ) -> Scan:
     train, val = places["train"], places.get("val")
     not_walked = [] if out is None else [Path(out), Path(out) / UNFINISHED_NAME]
     read = [path for path in (labels, synsets) if path is not None]
     classes_here = _gather(train, Exclusions.of([*not_walked, *_other(val, train)], read))
-    splits = {"train": _train_split(classes_here, train, is_source=is_source)}
+    splits = {"train": _train_split(classes_here, train, is_source=is_source, is_given=is_given)}
     classes = splits["train"].classes
     if val is not None:
         found = _gather(val, Exclusions.of([*not_walked, *_other(train, val)], read))
@@ -189,8 +199,8 @@ def _unused(source: Path, places: list[Path], exclusions: Exclusions) -> Iterato
             yield skipped
 
 
-def _train_split(found: Gathered, root: Path, *, is_source: bool) -> SplitScan:
-    """The class folders that define the classes. `is_source`: no name said that `root` has class folders."""
+def _train_split(found: Gathered, root: Path, *, is_source: bool, is_given: bool) -> SplitScan:
+    """The class folders that define the classes; see `refuse_splits`."""
     refuse_webdataset(found)
     if found.folders == ("",):
         raise UserError(
@@ -199,7 +209,7 @@ def _train_split(found: Gathered, root: Path, *, is_source: bool) -> SplitScan:
         )
     classes = sorted({name for name, _ in found.places})
     if not found.is_archive:
-        refuse_splits(found, root, classes, is_source=is_source)
+        refuse_splits(found, root, classes, is_source=is_source, is_given=is_given)
     return found.by_folder(classes)
 
 

@@ -14,7 +14,7 @@ from typing import Final
 
 from pipelines.errors import UserError
 
-__all__ = ["find_splits", "named_test", "seeming_splits"]
+__all__ = ["find_splits", "is_name_of_split", "named_test", "seeming_splits"]
 
 _FOLDERS: Final = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 _ARCHIVES: Final = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
@@ -46,6 +46,11 @@ def find_splits(source: Path, given: dict[str, Path], is_output: Callable[[Path]
         if others:
             raise UserError(f"{source}: has {others[0]} but no train/; name the training images with --train")
         found["train"] = source
+    if "val" in found and "val" not in given and found["train"].samefile(found["val"]):
+        raise UserError(
+            f"{source}: {found['val'].name}/ is a link to the train split, whose images would score the model they "
+            "train; name others with --val, or remove the link and draw some with --val-share"
+        )
     return {split: found[split] for split in ("train", "val") if split in found}
 
 
@@ -75,6 +80,11 @@ def seeming_splits(classes: Iterable[str], nested: Iterable[str]) -> list[str]:
     found = set(named).intersection(nested)
     is_clear = len(named) > 1 or any(name.lower() in _WORDS for name in found)
     return [name for name in named if name in found] if is_clear else []
+
+
+def is_name_of_split(folder: str) -> bool:
+    """Whether a folder's name is a split's and nothing more."""
+    return folder.lower() in _WORDS
 
 
 def _find(source: Path, split: str, folders: list[str]) -> Path | None:

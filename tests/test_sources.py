@@ -111,6 +111,33 @@ def test_splits_that_are_not_clear(tmp_path, folders, message):
         scan(tmp_path)
 
 
+def test_splits_within_train(tmp_path):
+    """`train/val/CLASS/` is no class called val, whose images would train the model."""
+    make(tmp_path, *(f"train/{name}/1.jpg" for name in ("a", "b", "val/a", "val/b")))
+    with pytest.raises(UserError, match=r"train: val/ seems to hold class folders of another split; .* --val \S*val, "):
+        scan(tmp_path)
+    assert names(scan(tmp_path, val=tmp_path / "train/val"))["train"] == ["a/1.jpg", "b/1.jpg"]
+    assert scan(tmp_path, train=tmp_path / "train").classes == ("a", "b", "val")
+    make(tmp_path / "flat", "train/valid/1.jpg", "train/test_tube/below/1.jpg")
+    assert scan(tmp_path / "flat").classes == ("test_tube", "valid")
+
+
+def test_val_that_is_train_is_no_val_split(tmp_path):
+    make(tmp_path, "train/a/1.jpg", "train/b/2.jpg")
+    (tmp_path / "val").symlink_to("train")
+    with pytest.raises(UserError, match=r"val/ is a link to the train split, .* --val-share"):
+        scan(tmp_path)
+
+
+@pytest.mark.parametrize("out", ["train", "train/a", "val", "train/a/below"])
+def test_the_output_is_no_folder_of_images(tmp_path, out):
+    """They would be missing in the shard set without a word."""
+    make(tmp_path, "train/a/1.jpg", "train/a/below/2.jpg", "train/b/3.jpg", "val/b/4.jpg")
+    with pytest.raises(UserError, match=f"{out}: a folder of the source with images in it .* choose another --out"):
+        scan(tmp_path, out=tmp_path / out)
+    assert num_accounted(scan(tmp_path, out=tmp_path)) == 4
+
+
 def test_a_class_may_be_called_train(tmp_path):
     make(tmp_path, "bus/1.jpg", "train/2.jpg", "test/3.jpg")
     assert scan(None, train=tmp_path).classes == ("bus", "test", "train")

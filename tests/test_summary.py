@@ -184,7 +184,9 @@ def test_a_run_into_the_source_goes_on(tmp_path, capsys, folder, part):
 
 def test_a_shard_set_among_the_images_of_a_class_does_not_hide_them(tmp_path, capsys):
     source = small(tmp_path / "s", "a", "b")
-    convert(capsys, "--source", source, "--out", source / "a")
+    convert(capsys, "--source", source, "--out", tmp_path / "first")
+    for path in (tmp_path / "first").iterdir():
+        path.rename(source / "a" / path.name)
     (source / "b" / "manifest.json").write_text("{}")  # somebody's
     told = convert(capsys, "--source", source, "--out", tmp_path / "out")
     assert "6 images found, 6 converted" in told and "10 files found = 6 converted + 0 bad + 4 left out" in told
