@@ -2,7 +2,8 @@
 
 Each line of the file says one of
 
-    FILE LABEL  or  FILE,LABEL       suffix and folders of FILE do not matter; LOC_val_solution.csv is of this form;
+    FILE LABEL  or  FILE,LABEL       (or FILE;LABEL) suffix and folders of FILE do not matter, nor do empty lines;
+                                     LOC_val_solution.csv is of this form;
                                      both may have spaces inside; a first line with names of columns is passed over
     LABEL                            of the image whose place by name is the line's number
 
@@ -105,24 +106,30 @@ class _Images:
 
 def _rows(path: Path, text: str, images: _Images, num_images: int, classes: set[str]) -> list[Row]:
     """The lines' files and labels, without a header."""
-    lines = [line.strip() for line in text.rstrip().split("\n")]
-    if "" in lines:
-        raise UserError(f"{path}: line {lines.index('') + 1} is empty; remove it, or write what is missing")
+    numbered = {number: line.strip() for number, line in enumerate(text.rstrip().split("\n"), 1)}
+    empty = [number for number, line in numbered.items() if not line]
+    if len(empty) == len(numbered):
+        raise UserError(f"{path}: empty; write FILE LABEL in each line")
+    numbered = {number: line for number, line in numbered.items() if line}
+    lines = list(numbered.values())
     num_classes = sum(line in classes for line in lines)
-    is_one_word = len(lines[0].split()) == 1 and "," not in lines[0] and images.place(lines[0]) is None
+    is_one_word = len(lines[0].split()) == 1 and not set(",;").intersection(lines[0]) and images.place(lines[0]) is None
     if 2 * num_classes > len(lines) or is_one_word:
-        rows = [(number, "", line) for number, line in enumerate(lines, 1)]
+        if empty:  # which image a label is of, its line's number says
+            raise UserError(f"{path}: line {empty[0]} is empty; remove it, or write what is missing")
+        rows = [(number, "", line) for number, line in numbered.items()]
         has_header = len(lines) == num_images + 1 and _is_header("", lines[0], classes)
         return rows[1:] if has_header else rows
     spaces = [_split(line, images, classes) for line in lines]
     fields, form = spaces, "FILE LABEL"
-    if any("," in line for line in lines):
-        commas = [_split_csv(line) for line in lines]
+    delimiter = ";" if ";" in lines[0] and "," not in lines[0] else ","  # Excel's CSV, where numbers have a comma
+    if any(delimiter in line for line in lines):
+        commas = [_split_csv(line, delimiter) for line in lines]
         known = [sum(images.place(file) is not None for file, _ in each) for each in (commas, spaces)]
-        if known[0] > known[1] or (known[0] == known[1] and "," in lines[0]):
-            fields, form = commas, "FILE,LABEL"
+        if known[0] > known[1] or (known[0] == known[1] and delimiter in lines[0]):
+            fields, form = commas, f"FILE{delimiter}LABEL"
     rows = []
-    for number, (line, (file, label)) in enumerate(zip(lines, fields, strict=True), 1):
+    for (number, line), (file, label) in zip(numbered.items(), fields, strict=True):
         if not file or not label:
             raise UserError(f"{path}: line {number} is {shorten(line, 80)!r}, must be {form}")
         rows.append((number, file, label))
@@ -140,10 +147,10 @@ def _is_header(file: str, label: str, classes: set[str]) -> bool:
     return not {file, label}.isdisjoint(_COLUMN_NAMES.split())
 
 
-def _split_csv(line: str) -> tuple[str, str]:
+def _split_csv(line: str, delimiter: str) -> tuple[str, str]:
     """FILE and LABEL of a line of a CSV file; empty where it does not have these two fields."""
     try:
-        file, label = next(csv.reader([line]))
+        file, label = next(csv.reader([line], delimiter=delimiter))
     except (csv.Error, ValueError):  # such as a field of over 131,072 characters
         return "", ""
     return file.strip(), label.strip()
@@ -205,7 +212,11 @@ def _places(path: Path, root: Path, rows: list[Row], names: Sequence[str], image
 def _numbers(path: Path, rows: list[Row], classes: Sequence[str], ids: dict[int, str] | None) -> list[int]:
     """The label of each row."""
     known = {name: label for label, name in enumerate(classes)}
-    texts = [label if label in known else label.split()[0] for _, _, label in rows]  # Kaggle: name and box, repeated
+    composed = {unicodedata.normalize("NFC", name): name for name in classes}  # macOS decomposes accents
+    labels = [
+        label if label in known else composed.get(unicodedata.normalize("NFC", label), label) for *_, label in rows
+    ]
+    texts = [label if label in known else label.split()[0] for label in labels]  # Kaggle: name and box, repeated
     if all(text in known for text in texts):
         return [known[text] for text in texts]
     not_integers = [index for index, text in enumerate(texts) if not re.fullmatch("[0-9]{1,9}", text)]

@@ -204,7 +204,8 @@ def test_integers_that_could_mean_two_things(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "labels.txt: line 1 is empty"),
+        ("", "labels.txt: empty; write FILE LABEL in each line"),
+        ("\n \n", "labels.txt: empty; write FILE LABEL in each line"),
         ("n01\n\nn04\nn03\n", "line 2 is empty"),
         ("n01\nn04\n", "2 labels, but val has 3 images; each needs one"),
         ("n01\nn04\nn03\nn01\n", "4 labels, but val has 3 images"),
@@ -247,3 +248,22 @@ def test_files_that_are_no_labels(tmp_path):
         pass
     with pytest.raises(UserError, match=r"x\.tar\.gz: has no ILSVRC2012_validation_ground_truth\.txt in it"):
         read_labels(tmp_path / "x.tar.gz", Path("val"), NAMES, CLASSES)
+
+
+def test_a_semicolon_separates_as_well(tmp_path):
+    """As Excel writes CSV where numbers have a decimal comma."""
+    values = ["n03", "n01", "n04"]
+    assert labels_of(tmp_path, lines("{stem}.JPEG;{label}", values)) == EXPECTED
+    assert labels_of(tmp_path, "file;label\r\n" + lines('"{stem}.JPEG";"{label}"', values)) == EXPECTED
+    assert labels_of(tmp_path, lines("{stem} {label}", ["a;b", "n", "n"]), classes=("a;b", "n")) == [0, 1, 1]
+
+
+def test_empty_lines_between_files(tmp_path):
+    text = lines("{stem} {label}", ["n03", "n01", "wolf"]).replace("\n", "\n\n")
+    assert labels_of(tmp_path, "\n" + text.replace("wolf", "n04")) == EXPECTED
+    assert "line 6: train has no class 'wolf'" in fails(tmp_path, "\n" + text)
+
+
+def test_accents_of_classes_however_they_are_written(tmp_path):
+    text = lines("{stem} {label}", ["cafe\u0301", "b", "b"])
+    assert labels_of(tmp_path, text, classes=("b", "caf\u00e9")) == [1, 0, 0]
