@@ -185,7 +185,7 @@ def _require_range(tiff: TiffImage) -> None:
         raise ImageFileError("a camera's raw image (DNG or the like), which is not read: develop it to PNG or JPEG")
     if tiff.format == FLOAT:
         raise unknown_range("floating-point pixels")
-    if tiff.format == SIGNED and tiff.bits > 8:
+    if tiff.format == SIGNED:
         raise unknown_range(f"signed {tiff.bits}-bit pixels")
     if tiff.bits > 16:
         raise unknown_range(f"{tiff.bits}-bit pixels")

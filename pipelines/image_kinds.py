@@ -103,8 +103,6 @@ _IMAGES: Final = (
     (344, b"n+1\0", "a NIfTI file", _RANGE),
     (0, b"P7\n", "a PAM image", _CONVERT),
     (0, b"P7 332", "an XV thumbnail", _CONVERT),
-    (0, b"\0\0\x01\0", "a Windows icon (ICO)", _CONVERT),
-    (0, b"\0\0\x02\0", "a Windows cursor (CUR)", _CONVERT),
     (0, b"icns", "a macOS icon (ICNS)", _CONVERT),
     (0, b"qoif", "a QOI image", _CONVERT),
     (0, b"farbfeld", "a farbfeld image", _CONVERT),
@@ -174,6 +172,10 @@ _OTHERS: Final = (
     (0, b"{\\rtf", "a text document (RTF)", _REMOVE),
 )
 
+_ICONS: Final = {
+    b"\0\0\x01\0": Kind("a Windows icon (ICO)", None, True, _CONVERT),
+    b"\0\0\x02\0": Kind("a Windows cursor (CUR)", None, True, _CONVERT),
+}
 # Major and compatible brands of ISO base media files.
 _AVIF_BRANDS: Final = (b"avif", b"avis")
 _HEIF_BRANDS: Final = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"mif2", b"msf1", b"miaf")
@@ -202,6 +204,8 @@ def kind_of(data: bytes) -> Kind:
     for offset, magic, name, remedy in (*_IMAGES, *_MANGLED):
         if head.startswith(magic, offset):
             return Kind(name, None, True, remedy)
+    if head[:4] in _ICONS and any(head[4:6]):  # their number; a TGA image may begin as a cursor, with zeros there
+        return _ICONS[head[:4]]
     if head.startswith(b"\xff\xd8"):
         return Kind("a JPEG image", "JPEG", True, _CONVERT)
     for offset, magic, format, name in _DECODED:

@@ -37,6 +37,7 @@ _PNG_PIXELS: Final = (b"IHDR", b"PLTE", b"IDAT")
 # The first is EXIF itself; the others hold it, or XMP, where their keyword says so.
 _PNG_EXIF: Final = (b"eXIf", b"zTXt", b"tEXt", b"iTXt")
 _PNG_KEYWORDS: Final = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
+_PNG_OF_PALETTE: Final = b"\x03"  # IHDR's colour type
 _INFLATE_BYTES: Final = 1 << 20
 
 
@@ -56,6 +57,8 @@ def _strip_png(data: bytes, orientation: bool) -> bytes:
             raise ImageFileError("a PNG image in Apple's form for iOS, which is not read: convert it to plain PNG")
     if not kept[b"IHDR"]:
         raise damaged("its header chunk, IHDR, is missing")
+    if kept[b"IHDR"][0][9:10] == _PNG_OF_PALETTE and not kept[b"PLTE"]:  # Pillow would make it black
+        raise damaged("its palette chunk, PLTE, is missing")
     if doubtful and not _inflates(kept[b"IDAT"]):
         raise damaged("the checksum of an IDAT chunk is wrong, and so is that of the pixels")
     parts = [_png_chunk(b"IHDR", body) for body in kept[b"IHDR"][:1]] + kept[b"exif"]

@@ -59,6 +59,8 @@ def undecodable(error: Exception, kind: Kind, jpeg: Frame | None, tiff: TiffImag
     if jpeg is not None and (jpeg.bits != 8 or jpeg.components not in (1, 3, 4)):
         remedy = "convert it to 8 bits" if jpeg.bits != 8 else "convert it to PNG or to a JPEG of 3 components"
         return ImageFileError(f"{jpeg.coding}, which is not read ({message}): {remedy}")
+    if jpeg is not None and jpeg.is_hierarchical:
+        return ImageFileError(f"{jpeg.coding}, which is not read ({message}): convert it to PNG or to a plain JPEG")
     if jpeg is not None and jpeg.coding != "a JPEG":
         message = f"{jpeg.coding}: {message}"
     if tiff is not None and tiff.is_cut:

@@ -26,9 +26,14 @@ class Frame(NamedTuple):
         return self.marker <= 0xC2 and self.bits == 8 and self.components in (1, 3, 4)
 
     @property
+    def is_hierarchical(self) -> bool:
+        """Whether its frames refine each other, which libjpeg does not know."""
+        return 0xC5 <= self.marker <= 0xC7 or self.marker >= 0xCD
+
+    @property
     def coding(self) -> str:
         """Such as "a 12-bit JPEG", or "a JPEG" where nothing is unusual."""
-        if 0xC5 <= self.marker <= 0xC7 or self.marker >= 0xCD:
+        if self.is_hierarchical:
             kind = "hierarchical JPEG"
         elif self.marker in (0xC3, 0xCB):
             kind = "lossless JPEG"

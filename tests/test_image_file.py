@@ -192,6 +192,7 @@ def test_what_has_no_known_range_is_refused(values: np.ndarray, what: str, compr
 @pytest.mark.parametrize(
     ("tags", "what"),
     [
+        ([(258, 3, 1, 8), (339, 3, 1, 2)], "signed 8-bit pixels"),
         ([(258, 3, 1, 16), (339, 3, 1, 2)], "signed 16-bit pixels"),
         ([(258, 3, 1, 32), (339, 3, 1, 1)], "32-bit pixels"),
         ([(258, 3, 1, 64), (339, 3, 1, 3)], "floating-point pixels"),
@@ -226,6 +227,10 @@ def test_the_codecs_own_reason_is_kept(decoder: str) -> None:
         decode_image(replace_segment(data, 0xC0, 0xC3))  # its scan is not lossless
     with pytest.raises(ImageFileError, match=r"^damaged image \(an arithmetic-coded JPEG: "):
         decode_image(replace_segment(data, 0xC0, 0xC9)[:400])
+    with pytest.raises(
+        ImageFileError, match=r"^a hierarchical JPEG, which is not read \(.*\): convert it to PNG or to a plain"
+    ):
+        decode_image(replace_segment(data, 0xC0, 0xC5))
     two = replace_segment(data, 0xC0, 0xC0, frame[:5] + b"\2" + frame[6:12])
     with pytest.raises(ImageFileError, match=r"^a JPEG of 2 components, which is not read .* JPEG of 3 components$"):
         decode_image(two)

@@ -91,6 +91,8 @@ def media(brand: bytes, *compatible: bytes) -> bytes:
         (b"version https://git-lfs.github.com/spec/v1\n", "a git-lfs pointer, not an image: run git lfs pull"),
         (gzip.compress(b"x", mtime=0), "a gzip file, not an image: unpack it"),
         (archived("zip"), "a zip archive, not an image: unpack it"),
+        (b"\0\0\2\0\1\0\x10\x10", "a Windows cursor (CUR), which is not read: convert it to PNG or JPEG"),
+        (file_bytes(PICTURE, "TGA"), "a TGA image, which is not read: convert it to PNG or JPEG"),
         (archived("tar"), "a tar archive, not an image: unpack it"),
         (bytes(128) + b"DICM" + bytes(9), "a DICOM file, which is not read: choose a range of values, and"),
         (b"\x76\x2f\x31\x01\2\0\0\0", "an OpenEXR image of floating-point samples, which is not read: choose a range"),

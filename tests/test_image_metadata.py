@@ -232,6 +232,13 @@ def test_a_critical_chunk_with_a_bad_checksum_is_damage(name: bytes) -> None:
         decode_image(data)
 
 
+def test_a_missing_palette_is_damage() -> None:
+    """Pillow makes the image black."""
+    chunks = [chunk for chunk in png_chunks(file_bytes(Image.fromarray(PICTURE).quantize(30))) if chunk[0] != b"PLTE"]
+    with pytest.raises(ImageFileError, match="its palette chunk, PLTE, is missing"):
+        decode_image(png_of(*(png_chunk(*chunk) for chunk in chunks)))
+
+
 def test_a_damaged_checksum_of_whole_pixels_is_not() -> None:
     """Zlib's own checksum vouches for them; Pillow never looked at PNG's."""
     data = png_of(*(png_chunk(kind, body, 1 if kind == b"IDAT" else None) for kind, body in png_chunks(PNG)))
