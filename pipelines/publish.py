@@ -140,8 +140,9 @@ def exclusive(path: Path) -> Iterator[None]:
     _locks.add(descriptor)
     try:
         owner = json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode()
-        os.ftruncate(descriptor, 0)
-        write_all(descriptor, owner, 0)
+        with errors_name(path):
+            os.ftruncate(descriptor, 0)
+            write_all(descriptor, owner, 0)
         yield
     finally:
         if descriptor in _locks:  # not in a forked child

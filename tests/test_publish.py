@@ -158,3 +158,13 @@ def test_the_systems_refusal_names_the_file_itself(write, tmp_path, monkeypatch)
         write(tmp_path / "m.json", b"{}")
     assert caught.value.filename == str(tmp_path / "m.json")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_lock_that_a_full_disk_refuses_is_named(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match="No space left on device") as caught, exclusive(tmp_path / ".lock"):
+        pass
+    assert caught.value.filename == str(tmp_path / ".lock")
