@@ -23,7 +23,7 @@ import warnings
 from contextlib import suppress
 from typing import Any, BinaryIO, Final, NamedTuple
 
-from pipelines.errors import UserError
+from pipelines.errors import UserError, printable
 from preprocess import jpeg
 from preprocess.encode import EncodeSettings, encode_image
 from preprocess.location import Location
@@ -84,7 +84,7 @@ def encode_one(location: Location, settings: EncodeSettings) -> Encoded | Bad:
     try:
         image = encode_image(location.read(), settings, location.name)
     except UserError as error:
-        return Bad(str(error).removeprefix(f"{location.name}: "))
+        return Bad(str(error).removeprefix(f"{printable(location.name)}: "))
     except Exception as error:  # a mistake of ours or of a library must not cost the other images
         return Bad(f"cannot be converted ({type(error).__name__}: {' '.join(str(error).split())})")
     return Encoded(image.data, image.height, image.width, image.kept, jpeg.crc32(image.data))

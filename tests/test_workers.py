@@ -93,6 +93,8 @@ def test_a_bad_image_has_a_reason_and_harms_no_other(image_folder, tmp_path, num
     assert [type(result) for result in results] == [Encoded, Encoded, Bad, Encoded, Bad, Encoded]
     assert results[2].reason.startswith("not an image")
     assert results[4].reason == "cannot be read (No such file or directory)"
+    (named,) = run([Location("a\n\x1b", str(tmp_path / "bad.jpg"))], num_workers)
+    assert named.reason.startswith("not an image")  # without the name, which is escaped in errors
 
 
 def test_a_mistake_of_a_library_is_the_images_reason(image_folder, monkeypatch):
