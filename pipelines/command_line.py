@@ -26,12 +26,22 @@ class CommandParser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self._given = sys.argv[1:] if args is None else list(args)
+        self._refuse_empty()
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments") and (command := self._command()) is not None:
             command.error(message)  # whose flags they would be
         super().error(printable(f"{message}{self._hint(message)}"))
+
+    def _refuse_empty(self) -> None:
+        """An empty path would be the current directory: `--out "$OUT"` without OUT would fill it."""
+        if any(isinstance(action, argparse._SubParsersAction) for action in self._actions):
+            return  # whose own parser does it
+        for before, word in zip(["", *self._given], self._given, strict=False):
+            if word == "" or re.fullmatch("--[a-z-]+=", word):
+                flag = word.rstrip("=") or (before if before in self._option_string_actions else "")
+                self.error(f"{f'argument {flag}: ' if flag else ''}an empty value, as of a variable that is not set")
 
     def _command(self) -> CommandParser | None:
         """The parser of the command that was given, where this one has commands."""

@@ -39,6 +39,8 @@ def last_line(call: object, arguments: list[str], capsys: pytest.CaptureFixture[
         (["--source", "x", "--kind", "onx"], "; did you mean 'onnx'?"),
         (["--source", "x", "--", "--outt"], "unrecognized arguments: --"),
         (["--source"], "argument --source: expected one argument"),
+        (["--source", "x", "--out", ""], "argument --out: an empty value, as of a variable that is not set"),
+        (["--out=", "--source", "x"], "argument --out: an empty value, as of a variable that is not set"),
     ],
 )
 def test_mistakes(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
