@@ -155,11 +155,11 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if value is False and "off" in arguments:
             return "off"  # YAML 1.1 reads off, without quotes, as false
         if value not in arguments:
-            raise UserError(f"{where} = {value!r}: {nearest(str(value), [str(a) for a in arguments])}")
+            raise UserError(f"{where} = {_shortened(value)!r}: {nearest(str(value), [str(a) for a in arguments])}")
         return value
     if origin is tuple:
         if not isinstance(value, (list, tuple)) or len(value) != len(arguments):
-            raise UserError(f"{where} = {value!r}: must be a list of {len(arguments)} numbers")
+            raise UserError(f"{where} = {_shortened(value)!r}: must be a list of {len(arguments)} numbers")
         return tuple(_convert(a, item, where) for a, item in zip(arguments, value, strict=True))
     if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         number = None
@@ -180,10 +180,13 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     elif hint in (str, bool) and isinstance(value, hint):
         return value
     wanted = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[hint]
-    raise UserError(f"{where} = {value!r}: must be {wanted}")
+    raise UserError(f"{where} = {_shortened(value)!r}: must be {wanted}")
 
 
 def _shortened(value: Any) -> Any:
-    """A number as a message shows it, without the middle of hundreds of digits."""
-    text = repr(value)
-    return value if len(text) <= 40 else f"{text[:12]}...{text[-4:]}"
+    """A value as a message shows it, without the middle of hundreds of digits or words."""
+    try:
+        text = repr(value)
+    except ValueError:  # thousands of digits
+        text = hex(value)
+    return value if len(text) <= 80 else f"{text[:12]}...{text[-4:]}"

@@ -49,6 +49,8 @@ def require_same_order(
         processes, batch = world["world_size"], was.get("global_batch_size")
         if changed == ["global_batch_size"] and isinstance(batch, int) and batch % processes == 0:
             advice = f"; {processes} processes need data.batch_size_per_gpu x train.accumulate = {batch // processes}"
+        elif "num_samples" in changed:
+            advice = "; pass the --data of that run, or begin a new --out with train.start_from=RUN"
         raise UserError(f"{path}: was trained {differences}: it cannot be continued exactly{advice}")
     before = state.get("world")
     if before is None or all(before.get(name) == value for name, value in world.items()):

@@ -55,12 +55,15 @@ def test_another_number_of_processes_is_allowed_and_said() -> None:
     ("changes", "match"),
     [
         ({"seed": 5}, "was trained with seed 3, not 5: it cannot be continued exactly$"),
-        ({"num_samples": 7}, "with num_samples 50000, not 7:"),
+        ({"num_samples": 7}, "with num_samples 50000, not 7: .* exactly; pass the --data .* train.start_from=RUN$"),
         (
             {"global_batch_size": 512},
             "with global_batch_size 1024, not 512: .*; 4 processes need .* train.accumulate = 256$",
         ),
-        ({"seed": 1, "num_samples": 7}, "with seed 3, not 1, with num_samples 50000, not 7: .* exactly$"),
+        (
+            {"seed": 1, "num_samples": 7},
+            "with seed 3, not 1, with num_samples 50000, not 7: .* exactly; pass the --data",
+        ),
     ],
 )
 def test_another_order_is_refused_by_what_changed(changes: dict[str, int], match: str) -> None:
