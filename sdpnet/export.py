@@ -116,7 +116,7 @@ def _difference(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
 def _save_torch(model: SdPNet, example: torch.Tensor, dynamic: tuple | None, path: Path) -> None:
     content = BytesIO()  # a full disk under torch's writer ends the process: its destructor throws
     torch.export.save(torch.export.export(model, (example,), dynamic_shapes=dynamic), content)
-    path.write_bytes(content.getbuffer())
+    path.write_bytes(content.getvalue())  # a view that an error leaves behind crashes Python before 3.12.3 (gh-111049)
 
 
 def _load_torch(path: Path) -> Forward:
