@@ -30,6 +30,7 @@ CLASSES = ("ant", "bee", "cow")
 def pytest_configure(config: pytest.Config) -> None:
     """Gives each of pytest-xdist's workers its share of the cores: threads beyond them spin while they wait. The number
     is explicit, so that no run of a test depends on the load."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # on machines that cannot resolve their own name too
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, and so would all that the tests start
     if config.getoption("numprocesses", None):
         return  # the process that starts the workers, which would inherit its number

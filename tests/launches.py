@@ -14,7 +14,8 @@ from pathlib import Path
 
 __all__ = ["TORCHRUN", "Rank", "environment", "free_port", "member", "ranks", "wait_for_step"]
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+# The address, because a machine need not be able to resolve its own name.
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
 ROOT = Path(__file__).parent.parent
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from launches import TORCHRUN
 from torch.nn import functional as F
 
 from pipelines.preprocessing import Preprocessing
@@ -130,7 +131,7 @@ def test_several_processes_count_as_one(
     processes: int, batch_size: int, model: Path, shard_set: Path, alone: list[dict[str, str]], tmp_path: Path
 ) -> None:
     """10 images in global batches of 6: the last one is part padding, and one process has nothing else."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    torchrun = [*TORCHRUN, f"--nproc_per_node={processes}"]
     options = ["--batch-size", batch_size, "--per-class", tmp_path / "classes.csv", "--json"]
     done = subprocess.run(
         [*torchrun, "-m", "sdpnet.cli", *command(model, shard_set, *options)],

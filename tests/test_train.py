@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from launches import TORCHRUN
 from test_pipelines import installed
 
 from pipelines.contract import ShardOptions
@@ -236,7 +237,7 @@ def test_ctrl_c_from_a_terminal(pipeline: str, shard_set: Path, tmp_path: Path) 
 
 def test_two_processes_train_and_score_as_one(shard_set: Path, tmp_path: Path) -> None:
     """Same samples and rate on two ranks as on one; batch norm sees half batches, so losses agree only closely."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+    torchrun = [*TORCHRUN, "--nproc_per_node=2", "-m"]
     settings = ["data.batch_size_per_gpu=2", "train.device=cpu", "train.epochs=1"]
     command = [*torchrun, "sdpnet.train", *arguments(shard_set, tmp_path / "two", *settings)]
     process = start(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
