@@ -1,18 +1,24 @@
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from sdpnet import depthwise
 
 ROOT = Path(__file__).resolve().parent.parent
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+needs_interpreter = pytest.mark.skipif(
+    find_spec("triton") is not None and version("triton") < "3.7" and np.__version__ >= "2.4",
+    reason="Triton's interpreter before 3.7 cannot do with NumPy 2.4",
+)
 
 
 def run(*command: str, **environment: str) -> str:
@@ -30,6 +36,7 @@ def run(*command: str, **environment: str) -> str:
 
 
 @needs_triton
+@needs_interpreter
 @pytest.mark.parametrize(
     "tests",
     [

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import os
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,11 @@ from pipelines.policies import Operation, RandAugmentOptions
 from sdpnet.config import dump_config, load_config
 
 ROOT = Path(__file__).resolve().parent.parent
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+needs_interpreter = pytest.mark.skipif(
+    find_spec("triton") is not None and version("triton") < "3.7" and np.__version__ >= "2.4",
+    reason="Triton's interpreter before 3.7 cannot do with NumPy 2.4",
+)
 OPTIONS = AugmentOptions(
     randaugment=RandAugmentOptions("randaugment"), erase=EraseOptions(0.5, mode="pixel"), mix=MixOptions(0.8, 1.0)
 )
@@ -43,6 +48,7 @@ def run(*command: str, **environment: str) -> None:
 
 
 @needs_triton
+@needs_interpreter
 @pytest.mark.parametrize(
     "tests",
     [
