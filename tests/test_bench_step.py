@@ -123,7 +123,7 @@ def test_a_page_gets_the_table(tmp_path: Path) -> None:
     assert "CPU, 64 px, batches of 4" in source and source.endswith("[record](record.json).")
     assert header.count("|") == rule.count("|") == tiny.count("|") == unknown.count("|") == 9
     assert [cell.strip() for cell in tiny.split("|")[1:3]] == ["sdpnet_tiny", "synthetic"]
-    assert tiny.split("|")[3].split()[0] == f"{record['results'][0]['median']:,.0f}"
+    assert abs(int(tiny.split("|")[3].split()[0].replace(",", "")) - record["results"][0]["median"]) <= 0.6  # roundings
     assert "no_such_model" in unknown.split("|")[3]
 
 
