@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from operations_digest import LIMITS
 
 from pipelines.augment import DeviceStage, fused
 from pipelines.augment.operations import apply_operations
@@ -269,9 +270,6 @@ def test_a_gpu_has_the_levels_of_a_cpu(mode: str, fill: tuple[float, float, floa
 
 def every_pair() -> tuple[np.ndarray, np.ndarray]:
     """uint8 and float32 (18 * 18, 2)."""
-    limits = {Operation.TRANSLATE_X: (-15, 15), Operation.TRANSLATE_Y: (-15, 15), Operation.ROTATE: (-30, 30)}
-    limits |= {Operation.POSTERIZE: (0, 8), Operation.SOLARIZE: (0, 256), Operation.SOLARIZE_ADD: (0, 128)}
-    limits |= {Operation.GAUSSIAN_BLUR: (1, 2)}
     pairs, rng = list(itertools.product(Operation, repeat=2)), np.random.default_rng(3)
-    magnitudes = [[rng.uniform(*limits.get(operation, (-0.9, 0.9))) for operation in pair] for pair in pairs]
+    magnitudes = [[rng.uniform(*LIMITS.get(operation, (-0.9, 0.9))) for operation in pair] for pair in pairs]
     return np.array(pairs, np.uint8), np.array(magnitudes, np.float32)
