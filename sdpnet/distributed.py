@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import re
 from collections.abc import Iterator
@@ -75,6 +76,10 @@ def join(device: str = "auto", timeout_seconds: float = 600) -> Processes:
     else:
         chosen = torch.device("cpu")
     if world_size > 1:
+        # torch._dynamo imports this module, whose functions have the group of that moment as a default argument. An
+        # import after the group was made keeps the group and its threads alive until the interpreter ends, and one of
+        # them may then end the process with SIGABRT ("terminate called without an active exception").
+        importlib.import_module("torch.distributed.nn.functional")
         backend, timeout = "nccl" if chosen.type == "cuda" else "gloo", timedelta(seconds=timeout_seconds)
         store, *_ = next(iter(dist.rendezvous("env://", rank, world_size, timeout=timeout)))
         # torchrun may keep its store over a restart: processes then found the addresses of killed ones, and hung.
@@ -84,6 +89,7 @@ def join(device: str = "auto", timeout_seconds: float = 600) -> Processes:
 
 
 def leave() -> None:
+    """Leaves the group, if there is one, and ends its threads."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
