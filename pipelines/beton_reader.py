@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from pipelines.errors import ShardError
+from pipelines.shard_file import MappedFile
 
 __all__ = [
     "ALLOCATION_DTYPE",
@@ -80,78 +81,74 @@ def validate_beton(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         ShardError: naming the file, the offending part (and sample) and what to do.
     """
-    path = Path(path)
+    return _tables(MappedFile(path))
+
+
+def _tables(file: MappedFile) -> tuple[np.ndarray, np.ndarray]:
+    """What `validate_beton` returns, of an open file."""
+    path, file_size = file.path, file.size
 
     def refuse(problem: str) -> ShardError:
         return ShardError(f"{path}: {problem}; the file is damaged or incomplete: copy or convert it again")
 
-    try:
-        file_size = path.stat().st_size
-        file = path.open("rb")
-    except OSError as error:
-        raise ShardError(f"{path}: cannot be read ({error.strerror})") from None
-    with file:
-        if file_size < HEADER_DTYPE.itemsize:
-            raise refuse(f"only {file_size} bytes, shorter than a .beton header")
-        header = np.frombuffer(file.read(HEADER_DTYPE.itemsize), HEADER_DTYPE)[0]
-        version, num_fields = int(header["version"]), int(header["num_fields"])
-        page_size, num_samples = int(header["page_size"]), int(header["num_samples"])
-        table_start = int(header["alloc_table_ptr"])
-        if version == 0 or table_start == 0:
-            raise refuse("its header was never completed (the writer was stopped)")
-        if version != BETON_VERSION:
-            raise refuse(f"not a .beton file of version {BETON_VERSION} (its version field says {version})")
-        if num_fields != 2:
-            raise ShardError(f"{path}: {num_fields} fields; sdpnet reads .beton files with exactly image and label")
-        metadata_start = HEADER_DTYPE.itemsize + num_fields * FIELD_DTYPE.itemsize
-        metadata_end = metadata_start + num_samples * METADATA_DTYPE.itemsize
-        if page_size == 0 or page_size & (page_size - 1):
-            raise refuse(f"page size {page_size} is no power of two")
-        if not metadata_end <= table_start <= file_size:
-            raise refuse(
-                f"{num_samples} samples and an allocation table at byte {table_start} do not fit its {file_size} bytes"
-            )
-        if file_size - table_start != num_samples * ALLOCATION_DTYPE.itemsize:
-            raise refuse(f"its allocation table has {file_size - table_start} bytes, not {num_samples} entries")
-        fields = np.frombuffer(file.read(num_fields * FIELD_DTYPE.itemsize), FIELD_DTYPE)
-        kinds = [(int(field["type_id"]), field["name"].tobytes().rstrip(b"\0")) for field in fields]
-        if kinds != [(IMAGE_FIELD_TYPE, b"image"), (LABEL_FIELD_TYPE, b"label")]:
-            raise ShardError(f"{path}: its fields are not image (RGBImageField) and label (IntField), in this order")
+    if file_size < HEADER_DTYPE.itemsize:
+        raise refuse(f"only {file_size} bytes, shorter than a .beton header")
+    header = file.read(HEADER_DTYPE, 0, 1)[0]
+    version, num_fields = int(header["version"]), int(header["num_fields"])
+    page_size, num_samples = int(header["page_size"]), int(header["num_samples"])
+    table_start = int(header["alloc_table_ptr"])
+    if version == 0 or table_start == 0:
+        raise refuse("its header was never completed (the writer was stopped)")
+    if version != BETON_VERSION:
+        raise refuse(f"not a .beton file of version {BETON_VERSION} (its version field says {version})")
+    if num_fields != 2:
+        raise ShardError(f"{path}: {num_fields} fields; sdpnet reads .beton files with exactly image and label")
+    metadata_start = HEADER_DTYPE.itemsize + num_fields * FIELD_DTYPE.itemsize
+    metadata_end = metadata_start + num_samples * METADATA_DTYPE.itemsize
+    if page_size == 0 or page_size & (page_size - 1):
+        raise refuse(f"page size {page_size} is no power of two")
+    if not metadata_end <= table_start <= file_size:
+        raise refuse(
+            f"{num_samples} samples and an allocation table at byte {table_start} do not fit its {file_size} bytes"
+        )
+    if file_size - table_start != num_samples * ALLOCATION_DTYPE.itemsize:
+        raise refuse(f"its allocation table has {file_size - table_start} bytes, not {num_samples} entries")
+    fields = file.read(FIELD_DTYPE, HEADER_DTYPE.itemsize, num_fields)
+    kinds = [(int(field["type_id"]), field["name"].tobytes().rstrip(b"\0")) for field in fields]
+    if kinds != [(IMAGE_FIELD_TYPE, b"image"), (LABEL_FIELD_TYPE, b"label")]:
+        raise ShardError(f"{path}: its fields are not image (RGBImageField) and label (IntField), in this order")
 
-        def require(ok: np.ndarray, problem: str, samples: np.ndarray | None = None) -> None:
-            if not ok.all():
-                wrong = int(np.flatnonzero(~ok)[0])
-                raise refuse(f"sample {wrong if samples is None else int(samples[wrong])}: {problem}")
+    def require(ok: np.ndarray, problem: str, samples: np.ndarray | None = None) -> None:
+        if not ok.all():
+            wrong = int(np.flatnonzero(~ok)[0])
+            raise refuse(f"sample {wrong if samples is None else int(samples[wrong])}: {problem}")
 
-        limit, page = np.uint64(table_start), np.uint64(page_size)
+    limit, page = np.uint64(table_start), np.uint64(page_size)
 
-        def check_metadata(metadata: np.ndarray, samples: np.ndarray) -> None:
-            require((metadata["mode"] == MODE_JPEG) | (metadata["mode"] == MODE_RAW), "unknown image mode", samples)
-            require((metadata["width"] > 0) & (metadata["height"] > 0), "an image without pixels", samples)
+    def check_metadata(metadata: np.ndarray, samples: np.ndarray) -> None:
+        require((metadata["mode"] == MODE_JPEG) | (metadata["mode"] == MODE_RAW), "unknown image mode", samples)
+        require((metadata["width"] > 0) & (metadata["height"] > 0), "an image without pixels", samples)
 
-        def check_table(table: np.ndarray, _: np.ndarray) -> None:
-            samples, pointers, sizes = table["sample_id"], table["ptr"], table["size"]
-            require((sizes > 0) & (sizes <= limit), "impossible size", samples)
-            inside = (pointers >= np.uint64(metadata_end)) & (pointers <= limit - sizes)
-            require(inside, "its image lies outside the data region", samples)
-            one_page = pointers // page == (pointers + sizes - np.uint64(1)) // page
-            require(one_page, "its image crosses a page's end", samples)
+    def check_table(table: np.ndarray, _: np.ndarray) -> None:
+        samples, pointers, sizes = table["sample_id"], table["ptr"], table["size"]
+        require((sizes > 0) & (sizes <= limit), "impossible size", samples)
+        inside = (pointers >= np.uint64(metadata_end)) & (pointers <= limit - sizes)
+        require(inside, "its image lies outside the data region", samples)
+        one_page = pointers // page == (pointers + sizes - np.uint64(1)) // page
+        require(one_page, "its image crosses a page's end", samples)
 
-        def read(dtype: np.dtype, start: int, check: Callable[[np.ndarray, np.ndarray], None]) -> np.ndarray:
-            """A table, in pieces: a sparse file may claim more samples than memory holds, but the first is wrong."""
-            file.seek(start)
-            pieces = [np.zeros(0, dtype)]
-            for first in range(0, num_samples, _PIECE):
-                last = min(first + _PIECE, num_samples)
-                piece = np.fromfile(file, dtype, last - first)
-                if len(piece) != last - first:
-                    raise refuse("it became shorter while it was read")
-                check(piece, np.arange(first, last))
-                pieces.append(piece)
-            return np.concatenate(pieces)
+    def read(dtype: np.dtype, start: int, check: Callable[[np.ndarray, np.ndarray], None]) -> np.ndarray:
+        """A table, in pieces: a sparse file may claim more samples than memory holds, but the first is wrong."""
+        pieces = [np.zeros(0, dtype)]
+        for first in range(0, num_samples, _PIECE):
+            last = min(first + _PIECE, num_samples)
+            piece = file.read(dtype, start + first * dtype.itemsize, last - first)
+            check(piece, np.arange(first, last))
+            pieces.append(piece)
+        return np.concatenate(pieces)
 
-        metadata = read(METADATA_DTYPE, metadata_start, check_metadata)
-        table = read(ALLOCATION_DTYPE, table_start, check_table)
+    metadata = read(METADATA_DTYPE, metadata_start, check_metadata)
+    table = read(ALLOCATION_DTYPE, table_start, check_table)
 
     table = table[np.argsort(table["sample_id"], kind="stable")]
     pointers, sizes = table["ptr"], table["size"]
@@ -173,6 +170,7 @@ def validate_beton(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     overlapping = pointers[order][:-1] + sizes[order][:-1] > pointers[order][1:]
     if overlapping.any():
         raise refuse(f"sample {int(order[np.flatnonzero(overlapping)[0]])}: its image overlaps the next one")
+    file.check()
     return metadata, sizes
 
 
@@ -186,30 +184,27 @@ class BetonReader:
         nbytes: int64 (num_samples,): bytes of each encoded image.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        metadata, nbytes = validate_beton(path)
-        self.path = Path(path)
+    def __init__(self, path: str | Path, size: int | None = None) -> None:
+        """Raises `ShardError` as `validate_beton` does, and for a file of another `size` than it should have."""
+        self.file = MappedFile(path, size)
+        metadata, nbytes = _tables(self.file)
+        self.path = self.file.path
         self.num_samples = len(metadata)
         self.labels = np.ascontiguousarray(metadata["label"])
         self.sizes = np.stack([metadata["height"], metadata["width"]], axis=1).astype(np.int32)
         self.modes = np.ascontiguousarray(metadata["mode"])
         self._starts = metadata["data_ptr"].astype(np.int64)
         self.nbytes = nbytes.astype(np.int64)
-        self._map: np.ndarray | None = None
+        _ = self.file.data  # mapped now, while it is the file that was checked
 
     def encoded(self, sample_id: int) -> np.ndarray:
-        """The bytes of one sample's image as a read-only uint8 view: a JPEG file, or raw (height, width, 3) pixels."""
-        start = self._starts[sample_id]
-        return self._mapped()[start : start + self.nbytes[sample_id]]
+        """The bytes of one sample's image as read-only uint8 (n,): a JPEG file, or raw (height, width, 3) pixels."""
+        return self.file.view(int(self._starts[sample_id]), int(self.nbytes[sample_id]))
 
     def addresses(self, sample_ids: np.ndarray) -> np.ndarray:
         """Where the bytes of these samples' images lie in memory while the reader lives: uint64 (n,)."""
-        return self._starts[sample_ids].astype(np.uint64) + np.uint64(self._mapped().ctypes.data)
+        return self._starts[sample_ids].astype(np.uint64) + np.uint64(self.file.data.ctypes.data)
 
-    def _mapped(self) -> np.ndarray:
-        if self._map is None:
-            self._map = np.memmap(self.path, np.uint8, mode="r")
-        return self._map
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_map": None}  # a worker process maps the file itself
+    def check(self, sample_ids: np.ndarray) -> None:
+        """Raises `ShardError` if the file that these samples are in was changed since it was opened."""
+        self.file.check()

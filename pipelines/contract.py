@@ -218,7 +218,10 @@ class Source:
         """A batch from this process's decoded images (uint8 (B, H, W, 3), any device) and plan.
 
         `labels` are the ones that the pipeline read itself, where it does; else the reader's.
+
+        Raises `ShardError` where a file of these samples was changed since it was opened: the images may be others.
         """
+        self.reader.check(plan.sample_ids)
 
         def send(array: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(array).to(self.device, non_blocking=True)

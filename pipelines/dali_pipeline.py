@@ -130,6 +130,8 @@ class DaliLoader:
     def _failure(self, error: RuntimeError) -> ShardError:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "unknown error")
         samples = sorted(self._running[0].sample_ids.tolist()) if self._running else []
+        for plan in self._running:  # a file that was changed is the cause
+            self.source.reader.check(plan.sample_ids)
         return ShardError(f"{self.source.reader.path}: DALI could not decode one of the samples {samples}: {reason}")
 
     def close(self) -> None:

@@ -7,7 +7,8 @@ FFCV draws its order and crops itself; here both come from outside:
   captured by the closure would be frozen when it is compiled. The table is filled a few batches ahead of the reader.
 
 FFCV drops its decoder's return code, so that a damaged JPEG trains on another image's pixels; here it is kept in
-the table and becomes a `ShardError`. The file was validated before FFCV sees it.
+the table and becomes a `ShardError`. The file was validated before FFCV sees it, and FFCV reads that very file, through
+our map of it.
 """
 
 from __future__ import annotations
@@ -152,6 +153,7 @@ class FfcvLoader:
         if not isinstance(source.reader, BetonReader):
             raise UserError(f"{source.reader.path}: FFCV reads .beton files only; use another --pipeline")
         self.source = source
+        self._file = source.reader.file
         self.manifest = manifest
         self._table = np.zeros((source.reader.num_samples, _COLUMNS), np.int32)
         self._batch_size = source.plan.batch_size // source.shard.world_size
@@ -162,7 +164,7 @@ class FfcvLoader:
         source = self.source
         torch_threads = torch.get_num_threads()
         self._loader = _Loader(
-            str(source.reader.path),
+            self._file.open_path(),
             batch_size=self._batch_size,
             num_workers=min(source.threads, nb.config.NUMBA_NUM_THREADS),
             os_cache=True,
@@ -171,6 +173,8 @@ class FfcvLoader:
             pipelines={"image": [_PlannedDecoder(source.plan.image_size, self._table)]},
         )
         torch.set_num_threads(torch_threads)  # FFCV sets torch's threads to its own
+        self._loader.memory_manager.context.mmap = self._file.data  # else FFCV maps the file itself, unguarded
+        self._file.check()
         self._order = _GivenOrder(self._loader)
         self._loader.traversal_order = self._order
 
@@ -200,6 +204,7 @@ class FfcvLoader:
                 plan = plans.pop(index)
                 failed = np.flatnonzero(self._table[plan.sample_ids, _STATUS])
                 if len(failed):
+                    self._file.check()  # else a file that was cut would look like damaged images
                     raise ShardError(f"{source.reader.path}: sample {plan.sample_ids[failed[0]]}: damaged JPEG")
                 images = torch.as_tensor(images)
                 images = images if self._copies is None else self._on_gpu(images, self._copies)
@@ -234,6 +239,7 @@ class FfcvLoader:
 
     def _failure(self, error: Exception | None) -> UserError:
         """An error of FFCV, of the compiler or of the system, in one line."""
+        self._file.check()  # a file that was changed is the cause
         path, lines = self.source.reader.path, str(error or "its loading thread ended").strip().splitlines()
         reason = lines[0] if lines else type(error).__name__
         if not isinstance(error, MemoryError) and "allocate memory" not in reason:

@@ -25,10 +25,15 @@ __all__ = [
     "Decoder",
     "Job",
     "available",
+    "decode_whole",
+    "guard_again",
+    "guard_mapping",
     "load",
+    "mapping_is_damaged",
+    "release_mapping",
 ]
 
-INTERFACE: Final = 1  # decoder_interface(): another number is a library left by another version of this package
+INTERFACE: Final = 2  # decoder_interface(): another number is a library left by another version of this package
 LIBRARY: Final = Path(__file__).parent / "native" / f"crop_decoder{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 OK, DAMAGED, UNSUPPORTED, TOO_LARGE, NO_MEMORY = range(5)  # crop::Status of a sample
@@ -172,6 +177,41 @@ def available() -> bool:
     return True
 
 
+def decode_whole(encoded: np.ndarray, height: int, width: int) -> tuple[int, str, np.ndarray]:
+    """Decodes a JPEG file (uint8 (n,)) in the calling thread, outside of any `Decoder`.
+
+    Returns its status, the message that goes with another one than OK, and its pixels, uint8 (height, width, 3).
+    """
+    output, message = np.zeros((height, width, 3), np.uint8), ctypes.create_string_buffer(_MESSAGE_BYTES)
+    encoded = np.ascontiguousarray(encoded)
+    arguments = encoded.ctypes.data, len(encoded), height, width, output.ctypes.data, message
+    status = load().decoder_decode(*arguments)
+    return status, message.value.decode("utf-8", "replace"), output
+
+
+def guard_mapping(address: int, size: int) -> int | None:
+    """Has reads of this mapped file that the system cannot answer give zeros instead of ending the process.
+
+    Returns a number for `mapping_is_damaged`, which tells whether that has happened, and for `release_mapping`, which
+    must follow before the memory is used for something else; None where there are too many already.
+    """
+    number = load().mapping_guard(address, size)
+    return None if number < 0 else number
+
+
+def guard_again() -> None:
+    """For a process in which another library has taken over the signal that `guard_mapping` handles."""
+    load().mapping_guard_again()
+
+
+def mapping_is_damaged(number: int) -> bool:
+    return bool(load().mapping_is_damaged(number))
+
+
+def release_mapping(number: int) -> None:
+    load().mapping_release(number)
+
+
 @cache
 def load() -> ctypes.CDLL:
     """The library; raises `OSError` with the reason where it cannot be used."""
@@ -189,6 +229,9 @@ def load() -> ctypes.CDLL:
     library.decoder_wait.argtypes = (pointer, pointer, unsigned)
     library.decoder_release.argtypes, library.decoder_release.restype = (pointer, pointer), None
     library.decoder_read_ahead.argtypes = (pointer, ctypes.c_uint64, pointer, pointer)
+    unsigned64 = ctypes.c_uint64
+    library.decoder_decode.argtypes = (pointer, unsigned64, unsigned, unsigned, pointer, pointer)
+    library.mapping_guard.argtypes = (ctypes.c_uint64, ctypes.c_uint64)
     return library
 
 

@@ -184,6 +184,7 @@ class NativeLoader:
             first = int(np.flatnonzero(failed)[0])
             if (job.statuses == NO_MEMORY).any():
                 raise MemoryError("no memory left for decoding: lower data.num_workers or data.prefetch_batches")
+            source.reader.check(plan.sample_ids)  # else a file that was cut would look like damaged images
             if source.on_error == "raise":
                 what = _WORDS[int(job.statuses[first])]
                 sample = f"{source.reader.path}: sample {plan.sample_ids[first]}"

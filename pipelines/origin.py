@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["LeftOut", "Origin"]
+__all__ = ["LeftOut", "Origin", "count_of", "text_of"]
+
+
+def text_of(value: object) -> str:
+    """A text from JSON; raises TypeError for anything else."""
+    if not isinstance(value, str):
+        raise TypeError(f"{reprlib.repr(value)} where a text should be")
+    return value
+
+
+def count_of(value: object, limit: int = 1 << 63) -> int:
+    """A number from JSON that counts something, below `limit`; raises ValueError for anything else."""
+    if type(value) is not int or not 0 <= value < limit:
+        raise ValueError(f"{reprlib.repr(value)} where a count should be")
+    return value
 
 
 @dataclass(frozen=True)
@@ -61,11 +76,14 @@ class Origin:
     def from_dict(raw: dict[str, Any]) -> Origin:
         """What `to_dict` gave; raises KeyError, TypeError, ValueError or AttributeError for anything else."""
         share = raw["val_share"]
+        if share is not None and not (isinstance(share, float) and 0 < share < 1):
+            raise ValueError(f"val_share {reprlib.repr(share)} is no share")
         return Origin(
-            places={str(split): str(place) for split, place in raw["places"].items()},
+            places={split: text_of(place) for split, place in raw["places"].items()},
             left_out=tuple(
-                LeftOut(str(entry["kind"]), int(entry["count"]), str(entry["example"])) for entry in raw["left_out"]
+                LeftOut(text_of(entry["kind"]), count_of(entry["count"]), text_of(entry["example"]))
+                for entry in raw["left_out"]
             ),
-            val_share=None if share is None else float(share),
-            val_seed=int(raw["val_seed"]),
+            val_share=share,
+            val_seed=count_of(raw["val_seed"], 1 << 64),
         )

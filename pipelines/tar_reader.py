@@ -13,7 +13,6 @@ Formats: https://github.com/webdataset/webdataset (the tars), DALI's `wds2idx` (
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +20,7 @@ import numpy as np
 
 from pipelines.beton_reader import MAX_PIXELS_PER_BYTE, MODE_JPEG
 from pipelines.errors import ShardError
+from pipelines.shard_file import MappedFile
 
 __all__ = ["BLOCK", "END_BYTES", "SAMPLE_DTYPE", "TarReader", "sample_bytes", "validate_tar"]
 
@@ -47,23 +47,23 @@ def validate_tar(path: str | Path) -> np.ndarray:
     Raises:
         ShardError: naming the file, the offending sample and what to do.
     """
-    path = Path(path)
+    return _table(MappedFile(path))
+
+
+def _table(tar: MappedFile) -> np.ndarray:
+    """What `validate_tar` returns, of an open tar."""
+    path, tar_size = tar.path, tar.size
     table_path = path.with_suffix(".samples")
 
     def refuse(at: Path, problem: str) -> ShardError:
         return ShardError(f"{at}: {problem}; the file is damaged or incomplete: copy or convert it again")
 
-    try:
-        with path.open("rb") as tar:
-            tar_size = os.fstat(tar.fileno()).st_size
-        table_size = table_path.stat().st_size
-        if table_size % SAMPLE_DTYPE.itemsize:
-            raise refuse(table_path, f"{table_size} bytes are no whole number of {SAMPLE_DTYPE.itemsize}-byte records")
-        if table_size // SAMPLE_DTYPE.itemsize * sample_bytes(1) + END_BYTES > tar_size:
-            raise refuse(table_path, f"lists more samples than the {tar_size:,} bytes of {path.name} can hold")
-        file = table_path.open("rb")
-    except OSError as error:
-        raise ShardError(f"{error.filename or path}: cannot be read ({error.strerror}); copy it again") from None
+    file = MappedFile(table_path)
+    num_samples, rest = divmod(file.size, SAMPLE_DTYPE.itemsize)
+    if rest:
+        raise refuse(table_path, f"{file.size} bytes are no whole number of {SAMPLE_DTYPE.itemsize}-byte records")
+    if num_samples * sample_bytes(1) + END_BYTES > tar_size:
+        raise refuse(table_path, f"lists more samples than the {tar_size:,} bytes of {path.name} can hold")
     first, end = 0, np.uint64(0)
     pieces = [np.zeros(0, SAMPLE_DTYPE)]
 
@@ -71,23 +71,24 @@ def validate_tar(path: str | Path) -> np.ndarray:
         if not ok.all():
             raise refuse(table_path, f"sample {first + int(np.flatnonzero(~ok)[0])}: {problem}")
 
-    with file:
-        while len(piece := np.fromfile(file, SAMPLE_DTYPE, _PIECE)):
-            require(piece["size"] > 0, "an image without bytes")
-            require((piece["width"] > 0) & (piece["height"] > 0), "an image without pixels")
-            pixels = piece["width"].astype(np.uint64) * piece["height"]
-            enough = piece["size"].astype(np.uint64) * np.uint64(MAX_PIXELS_PER_BYTE)
-            require(pixels <= enough, "more pixels than its bytes can hold")
-            sizes = sample_bytes(piece["size"].astype(np.uint64))
-            ends = end + np.cumsum(sizes, dtype=np.uint64)
-            starts = ends - sizes + np.uint64(BLOCK)
-            require(piece["offset"] == starts, "its image lies elsewhere than the sizes before it say")
-            require(ends <= tar_size, "its image lies behind the tar's end")
-            pieces.append(piece)
-            first, end = first + len(piece), ends[-1]
+    while first < num_samples:
+        piece = file.read(SAMPLE_DTYPE, first * SAMPLE_DTYPE.itemsize, min(_PIECE, num_samples - first))
+        require(piece["size"] > 0, "an image without bytes")
+        require((piece["width"] > 0) & (piece["height"] > 0), "an image without pixels")
+        pixels = piece["width"].astype(np.uint64) * piece["height"]
+        enough = piece["size"].astype(np.uint64) * np.uint64(MAX_PIXELS_PER_BYTE)
+        require(pixels <= enough, "more pixels than its bytes can hold")
+        sizes = sample_bytes(piece["size"].astype(np.uint64))
+        ends = end + np.cumsum(sizes, dtype=np.uint64)
+        starts = ends - sizes + np.uint64(BLOCK)
+        require(piece["offset"] == starts, "its image lies elsewhere than the sizes before it say")
+        require(ends <= tar_size, "its image lies behind the tar's end")
+        pieces.append(piece)
+        first, end = first + len(piece), ends[-1]
     table = np.concatenate(pieces)
     if int(end) + END_BYTES != tar_size:
         raise refuse(path, f"{tar_size:,} bytes, but its {len(table):,} samples take {int(end) + END_BYTES:,}")
+    file.check()
     return table
 
 
@@ -98,8 +99,10 @@ class TarReader:
     error calls them together.
     """
 
-    def __init__(self, files: list[Path], path: Path) -> None:
-        tables = [validate_tar(file) for file in files]
+    def __init__(self, files: list[Path], path: Path, sizes: list[int] | None = None) -> None:
+        """Raises `ShardError` as `validate_tar` does, and for a tar of another size than it should have by `sizes`."""
+        self.files = [MappedFile(*of) for of in (zip(files, sizes, strict=True) if sizes else zip(files))]
+        tables = [_table(file) for file in self.files]
         table = np.concatenate(tables) if tables else np.zeros(0, SAMPLE_DTYPE)
         self.path = path
         self.num_samples = len(table)
@@ -107,29 +110,25 @@ class TarReader:
         self.sizes = np.stack([table["height"], table["width"]], axis=1).astype(np.int32)
         self.modes = np.full(len(table), MODE_JPEG, np.uint8)
         self.nbytes = table["size"].astype(np.int64)
-        self._files = files
         self._first = np.cumsum([0, *map(len, tables)])[:-1]  # each file's first sample
         self._starts = table["offset"].astype(np.int64)
-        self._maps: dict[int, np.ndarray] = {}
+        for file in self.files:
+            _ = file.data  # mapped now, while it is the file that was checked
 
     def encoded(self, sample_id: int) -> np.ndarray:
-        """The JPEG file of one sample: a read-only uint8 view."""
+        """The JPEG file of one sample: read-only uint8 (n,)."""
         if not 0 <= sample_id < self.num_samples:
             raise IndexError(sample_id)
         file = int(np.searchsorted(self._first, sample_id, "right")) - 1
-        start = self._starts[sample_id]
-        return self._mapped(file)[start : start + self.nbytes[sample_id]]
+        return self.files[file].view(int(self._starts[sample_id]), int(self.nbytes[sample_id]))
 
     def addresses(self, sample_ids: np.ndarray) -> np.ndarray:
         """Where the bytes of these samples' images lie in memory while the reader lives: uint64 (n,)."""
         files, which = np.unique(np.searchsorted(self._first, sample_ids, "right") - 1, return_inverse=True)
-        bases = np.array([self._mapped(file).ctypes.data for file in files.tolist()], np.uint64)
+        bases = np.array([self.files[file].data.ctypes.data for file in files.tolist()], np.uint64)
         return self._starts[sample_ids].astype(np.uint64) + bases[which]
 
-    def _mapped(self, file: int) -> np.ndarray:
-        if file not in self._maps:
-            self._maps[file] = np.memmap(self._files[file], np.uint8, mode="r")
-        return self._maps[file]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": {}}  # a worker process maps the files itself
+    def check(self, sample_ids: np.ndarray) -> None:
+        """Raises `ShardError` if a file that these samples are in was changed since it was opened."""
+        for file in np.unique(np.searchsorted(self._first, sample_ids, "right") - 1).tolist():
+            self.files[file].check()

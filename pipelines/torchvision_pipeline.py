@@ -1,4 +1,5 @@
-"""The reference pipeline: Pillow decodes, torchvision crops and resizes, sample by sample, in `DataLoader` workers.
+"""The reference pipeline: whole images are decoded (`strict_jpeg`), torchvision crops and resizes, sample by sample, in
+`DataLoader` workers.
 
 Slow and obvious on purpose: the tests hold the other pipelines against it.
 """
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import horizontal_flip, resized_crop
 
+from pipelines import native_decoder
 from pipelines.beton_reader import MODE_RAW
 from pipelines.contract import Batch, Source
 from pipelines.errors import ShardError
@@ -51,7 +53,10 @@ class _Batches(Dataset["torch.Tensor | ShardError"]):
     def __getitem__(self, item: int) -> torch.Tensor | ShardError:
         plan = self.source.batch_plan(self.epoch, self.start + item)
         try:
-            return execute(self.source.reader, plan, self.source.plan.image_size)
+            try:
+                return execute(self.source.reader, plan, self.source.plan.image_size)
+            finally:  # a file that was changed is the cause of any other error, and of none
+                self.source.reader.check(plan.sample_ids)
         except ShardError as error:  # returned: raised in a worker it would come back wrapped in a traceback's text
             return error
 
@@ -79,6 +84,8 @@ def _start_worker(worker_id: int) -> None:
     # The training loop handles these, and still needs batches: they may come to all processes of a group at once.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    if native_decoder.available():
+        native_decoder.guard_again()  # PyTorch's own handler would end the worker where a shard was cut
 
 
 class TorchvisionLoader:

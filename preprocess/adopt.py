@@ -21,25 +21,28 @@ if not __package__:  # run as a file: import from the checkout, and nothing by i
 
 from pipelines.beton_reader import CRC32_DTYPE, MODE_JPEG, BetonReader
 from pipelines.command_line import CommandParser
-from pipelines.errors import UserError, printable, run_command
+from pipelines.errors import ShardError, UserError, printable, run_command
 from pipelines.layout import MANIFEST_NAME, Manifest, ShardFile, Split, sha256_of
+from pipelines.machine import core_share
 from pipelines.next_step import next_line, script
 from pipelines.publish import publish_bytes
 from preprocess.progress import Meter
+from preprocess.undecodable import undecodable
 
 __all__ = ["adopt", "main"]
 
 
-def adopt(paths: dict[str, Path], classes: tuple[str, ...] | None = None) -> Manifest:
+def adopt(paths: dict[str, Path], classes: tuple[str, ...] | None = None, *, decode: bool = False) -> Manifest:
     """Writes the checksums and the manifest of a shard set of foreign `.beton` files, beside them.
 
     Args:
         paths: the file of each split, by the split's name.
         classes: `classes[label]`; by default the labels themselves, up to the largest.
+        decode: decode every image first, as training does.
 
     Raises:
         UserError: there is a manifest, the files lie in several folders, or a label has no class.
-        ShardError: a file is not a valid `.beton` file.
+        ShardError: a file is not a valid `.beton` file, or holds an image that cannot be decoded.
     """
     folders = {path.resolve().parent for path in paths.values()}
     if len(folders) != 1:
@@ -54,11 +57,22 @@ def adopt(paths: dict[str, Path], classes: tuple[str, ...] | None = None) -> Man
         if reader.num_samples and not 0 <= reader.labels.min() <= reader.labels.max() < len(classes):
             lowest, highest = reader.labels.min(), reader.labels.max()
             raise UserError(f"{reader.path}: labels from {lowest} to {highest}, but there are {len(classes)} classes")
+    if decode:
+        for reader in readers.values():
+            _require_decodable(reader)
     splits = {split: _adopt_file(folder, split, reader) for split, reader in readers.items()}
     source = ", ".join(path.name for path in paths.values())
     manifest = Manifest(source, classes, {"encoder": "another program"}, splits, "another program, adopted by sdpnet")
     publish_bytes(folder / MANIFEST_NAME, manifest.to_json().encode())
     return manifest
+
+
+def _require_decodable(reader: BetonReader) -> None:
+    bad = list(undecodable(reader, core_share()))
+    if bad:
+        sample, why = bad[0]
+        more = f", and {len(bad) - 1:,} more are bad" if len(bad) > 1 else ""
+        raise ShardError(f"{reader.path}: sample {sample}: {why}{more}; write the file again without them")
 
 
 def _adopt_file(folder: Path, split: str, reader: BetonReader) -> Split:
@@ -83,6 +97,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--train", type=Path, metavar="FILE", help=".beton file of the train split")
     parser.add_argument("--val", type=Path, metavar="FILE", help=".beton file of the val split")
     parser.add_argument("--classes", type=Path, metavar="FILE", help="names of the classes, one a line, in label order")
+    parser.add_argument("--decode", action="store_true", help="decode every image first, and refuse damaged ones")
     arguments = parser.parse_args(argv)
 
     def run() -> int:
@@ -93,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.classes is not None:
             classes = tuple(arguments.classes.read_text(encoding="utf-8").split("\n"))
             classes = classes[:-1] if classes[-1:] == ("",) else classes
-        manifest = adopt(paths, classes)
+        manifest = adopt(paths, classes, decode=arguments.decode)
         folder = next(iter(paths.values())).parent
         counts = ", ".join(f"{name} {split.num_samples:,}" for name, split in manifest.splits.items())
         print(f"{printable(folder)}: a shard set now: {counts}, {manifest.num_classes:,} classes")

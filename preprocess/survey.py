@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,13 +15,16 @@ import numpy as np
 
 from pipelines.errors import ShardError
 from pipelines.layout import QUARANTINE_NAME, Manifest, ShardReader, Split, open_split, read_manifest
+from pipelines.origin import text_of
 from pipelines.plan import CropOptions, Plan
 from pipelines.readable_names import readable_names
+from pipelines.shard_file import read_whole
 
-__all__ = ["Bad", "SplitSurvey", "Survey", "crop_share", "read_quarantine", "survey"]
+__all__ = ["Bad", "SplitSurvey", "Survey", "crop_share", "quarantine_limit", "read_quarantine", "survey"]
 
 CROPS_DRAWN: Final = 1 << 14  # by which the kept share is known to about 0.2 %
 FILES_LISTED: Final = 5  # of each reason
+_MOST_BYTES: Final = (1 << 20, 64 << 10, 1 << 28)  # of quarantine.jsonl: for itself, for each image, and in all
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,25 +128,33 @@ def survey(directory: str | Path) -> Survey:
         _, reader = open_split(directory, name)
         counts = np.bincount(reader.labels, minlength=manifest.num_classes)
         splits.append(SplitSurvey(name, manifest.splits[name], reader, counts))
-    return Survey(manifest, tuple(splits), tuple(read_quarantine(directory)))
+    return Survey(manifest, tuple(splits), tuple(read_quarantine(directory, quarantine_limit(manifest))))
 
 
-def read_quarantine(directory: Path) -> list[Bad]:
+def quarantine_limit(manifest: Manifest) -> int:
+    """The bytes that `quarantine.jsonl` may have, by the number of images that it lists."""
+    own, each, most = _MOST_BYTES
+    return min(own + each * sum(split.num_quarantined for split in manifest.splits.values()), most)
+
+
+def read_quarantine(directory: Path, limit: int = _MOST_BYTES[2]) -> list[Bad]:
     """`quarantine.jsonl`, grouped by reason; reasons that differ in their numbers alone are one group.
 
     Raises:
-        ShardError: for a line that is no JSON object with split, file and reason.
+        ShardError: for what is no file or has more than `limit` bytes, and for a line that is no JSON object with
+            split, file and reason.
     """
     path = directory / QUARANTINE_NAME
     groups: dict[str, Bad] = {}
-    if not path.is_file():
+    if not os.path.lexists(path):
         return []
-    with path.open(encoding="utf-8", errors="surrogateescape") as lines:
+    content = read_whole(path, limit, f"the {limit:,} that a list of the images that were left out may have")
+    with io.TextIOWrapper(io.BytesIO(content), encoding="utf-8", errors="surrogateescape") as lines:
         for number, line in enumerate(lines, 1):
             try:
                 entry = json.loads(line)
-                reason, file = str(entry["reason"]), f"{entry['split']}/{entry['file']}"
-            except (ValueError, KeyError, TypeError):
+                reason, file = text_of(entry["reason"]), f"{text_of(entry['split'])}/{text_of(entry['file'])}"
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise ShardError(
                     f"{path}: line {number}: not a JSON object with split, file and reason; copy the file again"
                 ) from None

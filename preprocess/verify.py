@@ -12,7 +12,6 @@ import os
 import sys
 import zlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,14 +22,16 @@ if not __package__:  # run as a file: import from the checkout, and nothing by i
 
 import numpy as np
 
-from pipelines.beton_reader import CRC32_DTYPE, MODE_RAW
+from pipelines.beton_reader import CRC32_DTYPE
 from pipelines.command_line import CommandParser
 from pipelines.errors import ShardError, printable, run_command
 from pipelines.layout import QUARANTINE_NAME, Manifest, ShardFile, ShardReader, open_file, read_manifest, sha256_of
 from pipelines.machine import core_share
 from pipelines.next_step import next_line, script, training
-from pipelines.strict_jpeg import DamagedJpegError, decode_jpeg
+from pipelines.shard_file import read_whole, size_of
 from pipelines.tar_reader import SAMPLE_DTYPE
+from preprocess.survey import quarantine_limit, read_quarantine
+from preprocess.undecodable import undecodable
 from preprocess.unfinished import UNFINISHED_NAME
 
 __all__ = ["Problem", "main", "verify"]
@@ -38,6 +39,7 @@ __all__ = ["Problem", "main", "verify"]
 # What lies beside a file of images: the checksums of the images, the index for DALI.
 SIDECARS: Final = {".beton": (".crc32",), ".tar": (".idx", ".samples")}
 CHANGED: Final = "has changed (SHA-256)"
+_INDEX_LINE: Final = 256  # bytes of a sample's line in DALI's index, at most
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,10 @@ def verify(
             if not quick:
                 yield from _contents(directory, file, first, reader, {problem.file for problem in problems})
             if decode and reader is not None:
-                yield from _undecodable(file, first, reader, num_workers)
+                for sample, why in undecodable(reader, num_workers):
+                    yield Problem(file.name, first + sample, why)
+            if reader is not None and (what := _changed(reader)):
+                yield Problem(file.name, None, what)
             first += file.num_samples
 
 
@@ -96,9 +101,16 @@ def _notes(directory: Path, manifest: Manifest) -> Iterator[str]:
 def _quarantine(directory: Path, manifest: Manifest) -> Iterator[Problem]:
     path = directory / QUARANTINE_NAME
     if manifest.quarantine_sha256 is not None:
-        if what := _difference(path, manifest.quarantine_sha256):
+        limit = quarantine_limit(manifest)
+        what = _size_problem(path, range(limit + 1), f"more than the {limit:,} that it may have")
+        if what := what or _difference(path, manifest.quarantine_sha256):
             yield Problem(path.name, None, f"{what}; copy it again")
-    elif path.exists() or any(split.num_quarantined for split in manifest.splits.values()):
+            return
+        try:
+            read_quarantine(directory, limit)
+        except ShardError as error:
+            yield Problem(path.name, None, _without_name(error, path))
+    elif os.path.lexists(path) or any(split.num_quarantined for split in manifest.splits.values()):
         yield Problem(path.name, None, "the manifest has no checksum of it; convert again")
 
 
@@ -114,15 +126,35 @@ def _open(directory: Path, manifest: Manifest, file: ShardFile) -> tuple[ShardRe
         return None, [Problem(name, None, what.removeprefix(starts[name]))]
     problems = []
     for name in beside:
-        path = directory / name
+        path, num_samples = directory / name, reader.num_samples
         if name not in file.sidecars:
             problems.append(Problem(name, None, "the manifest has no checksum of it; convert again"))
-        elif not path.is_file():
+        elif not os.path.lexists(path):
             problems.append(Problem(name, None, "it is not there; copy it here or convert again"))
-        elif path.suffix == ".crc32" and path.stat().st_size != reader.num_samples * CRC32_DTYPE.itemsize:
-            what = f"{path.stat().st_size:,} bytes for {reader.num_samples:,} samples; copy it again"
-            problems.append(Problem(name, None, what))
+        elif what := _size_problem(path, _sizes(path.suffix, num_samples), f"for {num_samples:,} samples"):
+            problems.append(Problem(name, None, f"{what}; copy it again"))
     return reader, problems
+
+
+def _sizes(suffix: str, num_samples: int) -> range:
+    """How many bytes the file with this suffix beside so many samples may have."""
+    if suffix == ".idx":
+        return range(_INDEX_LINE * (num_samples + 1))
+    size = num_samples * (CRC32_DTYPE if suffix == ".crc32" else SAMPLE_DTYPE).itemsize
+    return range(size, size + 1)
+
+
+def _size_problem(path: Path, sizes: range, why: str) -> str:
+    """What is wrong with a file's type or size, or nothing: looked at before anything is read."""
+    try:
+        size = size_of(path)
+    except ShardError as error:
+        return _without_name(error, path).removesuffix("; copy it again")
+    return "" if size in sizes else f"{size:,} bytes {why}"
+
+
+def _without_name(error: ShardError, path: Path) -> str:
+    return str(error).removeprefix(printable(f"{path}: "))
 
 
 def _sidecars(file: ShardFile) -> list[str]:
@@ -145,9 +177,11 @@ def _contents(
     if what != CHANGED or reader is None or table.name in damaged:
         yield Problem(file.name, None, f"{what}; copy it again")
         return
-    checksums = (
-        np.fromfile(table, CRC32_DTYPE) if path.suffix == ".beton" else np.fromfile(table, SAMPLE_DTYPE)["crc32"]
-    )
+    try:
+        checksums = _checksums(table, reader.num_samples)
+    except ShardError as error:
+        yield Problem(table.name, None, _without_name(error, table))
+        return
     samples = [i for i in range(reader.num_samples) if zlib.crc32(reader.encoded(i).data) != checksums[i]]
     for sample in samples:
         yield Problem(file.name, first + sample, "its image has changed (CRC-32); copy the file again")
@@ -157,27 +191,33 @@ def _contents(
         )
 
 
+def _checksums(table: Path, num_samples: int) -> np.ndarray:
+    """The CRC-32 of each image: uint32 (num_samples,)."""
+    dtype = CRC32_DTYPE if table.suffix == ".crc32" else SAMPLE_DTYPE
+    content = read_whole(table, num_samples * dtype.itemsize, "its samples take")
+    if len(content) != num_samples * dtype.itemsize:
+        raise ShardError(f"{table}: {len(content):,} bytes for {num_samples:,} samples; copy it again")
+    records: np.ndarray = np.frombuffer(content, dtype)
+    return records if table.suffix == ".crc32" else records["crc32"]
+
+
 def _difference(path: Path, sha256: str, hashed_from: int = 0) -> str:
     """What is wrong with a file's contents, or nothing."""
     try:
         return "" if sha256_of(path, hashed_from) == sha256 else CHANGED
+    except ShardError as error:
+        return _without_name(error, path).removesuffix("; copy it again")
     except OSError as error:
         return f"cannot be read ({error.strerror})"
 
 
-def _undecodable(file: ShardFile, first: int, reader: ShardReader, num_workers: int) -> Iterator[Problem]:
-    def check(sample: int) -> Problem | None:
-        height, width = reader.sizes[sample].tolist()
-        try:
-            decode_jpeg(reader.encoded(sample), height, width)
-        except DamagedJpegError as error:
-            return Problem(file.name, first + sample, f"cannot be decoded ({error})")
-        return None
-
-    jpegs = np.flatnonzero(reader.modes != MODE_RAW).tolist()
-    with ThreadPoolExecutor(num_workers) as pool:
-        for start in range(0, len(jpegs), 4096):  # bounded: as many futures as a piece has images
-            yield from (problem for problem in pool.map(check, jpegs[start : start + 4096]) if problem is not None)
+def _changed(reader: ShardReader) -> str:
+    """What happened to a file while it was read, or nothing."""
+    try:
+        reader.check(np.arange(reader.num_samples))
+    except ShardError as error:
+        return _without_name(error, reader.path)
+    return ""
 
 
 def _summary(manifest: Manifest, outcome: str) -> str:

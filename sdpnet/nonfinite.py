@@ -83,12 +83,22 @@ class Guard:
         for buffer in (buffer for name, buffer in model.named_buffers() if name in persistent):
             self._buffers.setdefault(buffer.dtype, []).append(buffer)
         self._kept = {dtype: [torch.empty_like(b) for b in buffers] for dtype, buffers in self._buffers.items()}
+        self._is_kept = False  # whether a step is under way whose buffers can be put back
         self._marked: deque[tuple[int, Arriving]] = deque()  # steps that are not yet told, and what was bad, the scale
 
     @torch.no_grad()
     def keep(self) -> None:
         for dtype, buffers in self._buffers.items():
             torch._foreach_copy_(self._kept[dtype], buffers)
+        self._is_kept = True
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Puts the buffers back as they were before the step that is under way, if one is: it is given up."""
+        if self._is_kept:
+            for dtype, buffers in self._buffers.items():
+                torch._foreach_copy_(buffers, self._kept[dtype])
+        self._is_kept = False
 
     @torch.no_grad()
     def check(self, step: int, loss: torch.Tensor, grad_norm: torch.Tensor) -> Verdict:
@@ -103,6 +113,7 @@ class Guard:
             NonFinite: `on_nonfinite` is stop, or more than `max_nonfinite` steps were bad. The model is as before the
                 forward pass then, too.
         """
+        self._is_kept = False
         bad = sum_over_processes(self._not_finite(loss, grad_norm), self.processes).tolist()
         if not any(bad):
             return Verdict("step")
@@ -116,6 +127,7 @@ class Guard:
 
         The buffers are as before the forward pass then. The arguments are `check`'s; nobody waits for the device.
         """
+        self._is_kept = False
         counts = sum_on_device(self._not_finite(loss, grad_norm), self.processes)
         scale = self.scaler.scale(torch.ones((1,), device=loss.device)).double()  # get_scale() would wait for it
         self._marked.append((step, Arriving(torch.cat([counts, scale]))))

@@ -43,6 +43,7 @@ from sdpnet.distributed import (
 )
 from sdpnet.evaluate import evaluate, write_per_class
 from sdpnet.interrupt import stop_signals
+from sdpnet.lost_data import saved_when_data_is_lost
 from sdpnet.nonfinite import Verdict
 from sdpnet.options import Config
 from sdpnet.report import Clock, GpuGauge, Reporter
@@ -135,6 +136,7 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> i
             reporter.say(line)
         if options.on_nonfinite == "rollback" and cursor.step == 0:
             save()
+        stack.enter_context(saved_when_data_is_lost(run, save, reporter.say))
         gauge, vote = GpuGauge(processes.device), Vote(processes, late=run.late)
         while cursor.epoch < options.epochs:
             image_size = image_size_of(cursor.epoch, config.resolution, config.data.image_size)

@@ -104,7 +104,7 @@ void change_restarts(Bytes &file, Random &random, const std::vector<Span> &resta
     case 3: {
       const Bytes moved = copy(file, restart);
       remove(file, restart);
-      return insert(file, restart.first - random.below(40), moved);
+      return insert(file, restart.first - random.below(std::min<size_t>(restart.first + 1, 40)), moved);
     }
     default:  // and what follows, up to another one
       const Span other = restarts[random.below(restarts.size())];

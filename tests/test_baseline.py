@@ -10,7 +10,7 @@ import pytest
 from decoder_parts import CropLibrary, RegionLibrary, boxes, edge_boxes
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jpeg_files import decoded, make_image, pillow_jpeg, planes_in_scans, replace_segment, segments
+from jpeg_files import decoded, joined, make_image, pillow_jpeg, planes_in_scans, replace_segment, segments
 from PIL import Image
 
 OURS = ["4:4:4", "4:2:2", "4:2:0", "4:4:0"]  # the samplings that it takes
@@ -174,3 +174,22 @@ def test_comments_and_metadata_are_passed_over(crop_library):
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", exif=exif, comment=b"\xff\xd8\xff\xda", icc_profile=300 * b"\xff\xc0")
     check_box(crop_library, buffer.getvalue(), decoded(buffer.getvalue()), (10, 20, 30, 40))
+
+
+def impossible(rng: np.random.Generator, quantizer: int) -> bytes:
+    """A file whose coefficients times its quantizers are far beyond what any image has."""
+    pixels = rng.integers(0, 2, (40, 48, 3), np.uint8) * np.uint8(255)
+    data = pillow_jpeg(pixels, quality=100, subsampling=int(rng.integers(3)))
+    tables = b"".join(bytes([number]) + bytes([quantizer]) * 64 for number in range(2))
+    found, rest = segments(data)
+    return joined([(0xDB, tables)] + [segment for segment in found if segment[0] != 0xDB], rest)
+
+
+@pytest.mark.parametrize("quantizer", [2, 17, 40, 100, 255])
+def test_impossible_coefficients_have_one_result(crop_library, quantizer):
+    """Where sums overflow, the plain code does what the vector instructions do."""
+    rng = np.random.default_rng(quantizer)
+    for _ in range(20):
+        data = impossible(rng, quantizer)
+        vectors, plain = (crop_library.baseline(data, (40, 48), (0, 0, 40, 48), avx2) for avx2 in (True, False))
+        assert vectors is not None and np.array_equal(vectors, plain)

@@ -305,7 +305,7 @@ def test_decode_finds_what_was_damaged_before_it_was_written(format: str, tmp_pa
     problems = list(verify(shards, decode=True, num_workers=3))
     assert [(problem.file[:3], problem.sample) for problem in problems] == [("tes", 5), ("val", 3), ("val", 8)]
     assert "48 x 64 pixels, but the shard says 64 x 48" in problems[0].what
-    assert "Truncated" in problems[1].what and "not a JPEG file" in problems[2].what
+    assert "truncated" in problems[1].what.lower() and "not a JPEG file" in problems[2].what
 
 
 def sparse_beton(path: Path, labels: np.ndarray) -> ShardFile:

@@ -94,6 +94,7 @@ inline bool read_frame(Segment segment, Frame &frame, uint32_t *ids) {
     component.quantizers = static_cast<uint8_t>(table);
     component.across = sampling >> 4;
     component.down = sampling & 15;
+    if (component.across - 1 > 3 || component.down - 1 > 3) return false;  // libjpeg refuses them, of grey images too
   }
   Component &luma = frame.components[0];
   if (frame.num_components == 1) luma.across = luma.down = 1;  // a scan of one component is not interleaved

@@ -10,6 +10,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <memory>
 #include <new>
@@ -18,6 +19,7 @@
 #include <vector>
 
 #include "decode_crop.h"
+#include "mapped_files.h"
 #include "read_ahead.h"
 #include "thread_pool.h"
 
@@ -105,7 +107,7 @@ bool make_task(const Batch &batch, size_t item, crop::Task &task) {
 extern "C" {
 
 // Changes with any function or struct here: the caller refuses a library of another number.
-int decoder_interface(void) { return 1; }
+int decoder_interface(void) { return 2; }
 
 // Null when the system has no memory or threads left.
 void *decoder_create(uint32_t threads) {
@@ -180,5 +182,32 @@ int decoder_read_ahead(void *handle, uint64_t count, const uint64_t *addresses, 
   }
   return SHORT_OF_MEMORY;
 }
+
+// Decodes a whole JPEG file in the calling thread: a crop::Status. output: uint8 (height, width, 3), written only with OK.
+int decoder_decode(const uint8_t *data, uint64_t size, uint32_t height, uint32_t width, uint8_t *output,
+                   crop::Message *message) {
+  try {
+    const auto workspace = std::make_unique<crop::Workspace>();
+    const crop::Task task{data, static_cast<size_t>(size), height, width, 0, 0, height, width, false, false};
+    return crop::decode_crop(*workspace, task, output, height, width, *message);
+  } catch (const std::bad_alloc &) {
+    std::snprintf(message->text, sizeof message->text, "out of memory");
+    return crop::NO_MEMORY;
+  }
+}
+
+// Reads of a mapped file that the system cannot answer, because it was cut or its disk has failed, then give zeros instead
+// of ending the process. Returns a number for the functions below, or -1 when there are too many.
+int mapping_guard(uint64_t address, uint64_t size) {
+  return crop::guard_mapping(static_cast<uintptr_t>(address), static_cast<size_t>(size));
+}
+
+// In a process that has got another handler of the signal since.
+void mapping_guard_again(void) { crop::handle_bus_errors(); }
+
+// Whether that has happened.
+int mapping_is_damaged(int number) { return crop::mapping_is_damaged(number); }
+
+void mapping_release(int number) { crop::release_mapping(number); }
 
 }  // extern "C"

@@ -17,24 +17,31 @@ constexpr int F_0_298 = 2446, F_0_390 = 3196, F_0_541 = 4433, F_0_765 = 6270, F_
 inline uint8_t clamp(int32_t value) { return static_cast<uint8_t>(value < 0 ? 0 : value > 255 ? 255 : value); }
 
 // in: every `stride`th of 8 values
+//
+// Sums wrap around as the vector instructions' do: of two inputs at 16 bits, of all at 32. That happens with coefficients
+// that no encoder makes, of which libjpeg's paths make different pixels; ours make the same.
 template <int SHIFT, typename Out>
 inline void one_dimension(const int16_t *in, size_t stride, Out out) {
-  constexpr int64_t ROUND = int64_t{1} << (SHIFT - 1);
-  const auto at = [&](size_t i) { return static_cast<int64_t>(in[i * stride]); };
-  const int64_t z = (at(2) + at(6)) * F_0_541;
-  const int64_t even2 = z - at(6) * F_1_847, even3 = z + at(2) * F_0_765;
-  const int64_t even0 = (at(0) + at(4)) * 8192, even1 = (at(0) - at(4)) * 8192;
-  const int64_t a = even0 + even3, d = even0 - even3, b = even1 + even2, c = even1 - even2;
-  const int64_t z5 = (at(7) + at(3) + at(5) + at(1)) * F_1_175;
-  const int64_t z1 = -(at(7) + at(1)) * F_0_899, z2 = -(at(5) + at(3)) * F_2_562;
-  const int64_t z3 = z5 - (at(7) + at(3)) * F_1_961, z4 = z5 - (at(5) + at(1)) * F_0_390;
-  const int64_t odd0 = at(7) * F_0_298 + z1 + z3, odd1 = at(5) * F_2_053 + z2 + z4;
-  const int64_t odd2 = at(3) * F_3_072 + z2 + z3, odd3 = at(1) * F_1_501 + z1 + z4;
-  const int64_t sums[8] = {a + odd3, b + odd2, c + odd1, d + odd0, d - odd0, c - odd1, b - odd2, a - odd3};
-  for (int i = 0; i < 8; ++i) out(i, (sums[i] + ROUND) >> SHIFT);
+  const auto at = [&](size_t i) { return static_cast<uint32_t>(int32_t{in[i * stride]}); };
+  const auto sum_of = [&](size_t i, size_t k) {
+    return static_cast<uint32_t>(int32_t{static_cast<int16_t>(in[i * stride] + in[k * stride])});
+  };
+  const uint32_t even0 = (at(0) + at(4)) * 8192, even1 = (at(0) - at(4)) * 8192;
+  const uint32_t even2 = at(2) * F_0_541 + at(6) * (F_0_541 - F_1_847);
+  const uint32_t even3 = at(2) * (F_0_541 + F_0_765) + at(6) * F_0_541;
+  const uint32_t a = even0 + even3, d = even0 - even3, b = even1 + even2, c = even1 - even2;
+  const uint32_t z3 = sum_of(7, 3), z4 = sum_of(5, 1);
+  const uint32_t y3 = z3 * (F_1_175 - F_1_961) + z4 * F_1_175, y4 = z3 * F_1_175 + z4 * (F_1_175 - F_0_390);
+  const uint32_t odd0 = at(7) * (F_0_298 - F_0_899) - at(1) * F_0_899 + y3;
+  const uint32_t odd1 = at(5) * (F_2_053 - F_2_562) - at(3) * F_2_562 + y4;
+  const uint32_t odd2 = at(3) * (F_3_072 - F_2_562) - at(5) * F_2_562 + y3;
+  const uint32_t odd3 = at(1) * (F_1_501 - F_0_899) - at(7) * F_0_899 + y4;
+  const uint32_t sums[8] = {a + odd3, b + odd2, c + odd1, d + odd0, d - odd0, c - odd1, b - odd2, a - odd3};
+  constexpr uint32_t ROUND = uint32_t{1} << (SHIFT - 1);
+  for (int i = 0; i < 8; ++i) out(i, static_cast<int32_t>(sums[i] + ROUND) >> SHIFT);
 }
 
-inline int16_t saturate(int64_t value) {
+inline int16_t saturate(int32_t value) {
   return static_cast<int16_t>(value < -32768 ? -32768 : value > 32767 ? 32767 : value);
 }
 
@@ -43,10 +50,10 @@ inline void block_plain(const int16_t *coefficients, const uint16_t *quantizers,
   int16_t columns[64], products[64];
   for (int i = 0; i < 64; ++i) products[i] = static_cast<int16_t>(coefficients[i] * quantizers[i]);
   for (size_t x = 0; x < 8; ++x)
-    one_dimension<11>(products + x, 8, [&](int y, int64_t value) { columns[8 * y + x] = saturate(value); });
+    one_dimension<11>(products + x, 8, [&](int y, int32_t value) { columns[8 * y + x] = saturate(value); });
   for (size_t y = 0; y < 8; ++y)
-    one_dimension<18>(columns + 8 * y, 1, [&](int x, int64_t value) {
-      pixels[y * stride + x] = clamp(static_cast<int32_t>(saturate(value)) + 128);
+    one_dimension<18>(columns + 8 * y, 1, [&](int x, int32_t value) {
+      pixels[y * stride + x] = clamp(saturate(value) + 128);
     });
 }
 
