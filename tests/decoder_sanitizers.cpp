@@ -9,6 +9,7 @@
 
 #include "decoder_fuzz.cpp"
 
+#include <algorithm>
 #include <vector>
 
 namespace {

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,6 @@ from special_files import SPECIAL_FILES
 from test_pipelines import collect, installed, load, pipeline
 from test_train import arguments, stop_after
 
-import sdpnet.train
 from pipelines.errors import ShardError
 from pipelines.layout import open_split, read_manifest
 from preprocess.survey import survey
@@ -76,54 +76,53 @@ def test_a_tar_that_is_overwritten_is_named(name: str, tars: Path) -> None:
     loader.close()
 
 
-def test_training_that_loses_its_shard_is_saved(
-    beton: Path, shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """It ends with one line, and goes on from the last finished step to the weights of a run that lost nothing."""
-    take_step = sdpnet.train.take_step
-
-    def take_and_cut(run: Run, *rest: object) -> object:
-        result = take_step(run, *rest)  # type: ignore[arg-type]
-        if run.cursor.step == 2:
-            os.truncate(beton / "train.beton", 5000)
-        return result
-
-    settings = ["train.epochs=1", "train.accumulate=2", "data.batch_size_per_gpu=2"]
-    with monkeypatch.context() as patched:
-        patched.setattr(sdpnet.train, "take_step", take_and_cut)
-        assert main(arguments(beton, tmp_path / "run", *settings)) == 2
-    said = capsys.readouterr()
-    assert "error: " in said.err and "train.beton: now has 5,000 bytes" in said.err and "Traceback" not in said.err
-    assert "the data failed after step 2, which is saved" in said.out + said.err
-    saved = latest_checkpoint(tmp_path / "run" / "checkpoints")
-    assert saved is not None and saved.name == "step_00000002.pt"
-    shutil.copy(shard_set / "train.beton", beton / "train.beton")
-    assert main([*arguments(beton, tmp_path / "run", *settings), "--resume"]) == 0
-    assert main(arguments(beton, tmp_path / "whole", *settings)) == 0
-    ours, theirs = (load_checkpoint(latest_checkpoint(tmp_path / run / "checkpoints")) for run in ("run", "whole"))
-    assert all(torch.equal(value, theirs["model"][name]) for name, value in ours["model"].items())
+SETTINGS = ("train.epochs=1", "train.accumulate=2", "data.batch_size_per_gpu=2")
 
 
-def test_a_lost_batch_of_a_step_is_undone(beton: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first half of the step has moved the batch-norm statistics: what is saved is as before it."""
-    take, calls = Run.take, []
-
-    def take_or_lose(run: Run, *rest: object) -> object:
-        calls.append(run.cursor.step)
-        if calls.count(2) == 2:
-            raise ShardError("lost")
-        return take(run, *rest)  # type: ignore[arg-type]
-
-    settings = ["train.epochs=1", "train.accumulate=2", "data.batch_size_per_gpu=2"]
-    with monkeypatch.context() as patched:
-        patched.setattr(Run, "take", take_or_lose)
-        assert main(arguments(beton, tmp_path / "lost", *settings)) == 2
-    with monkeypatch.context() as patched:
+@pytest.fixture(scope="module")
+def stopped(shard_set: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The checkpoint of a run that a signal stopped after step 2."""
+    run = tmp_path_factory.mktemp("stopped") / "run"
+    with pytest.MonkeyPatch.context() as patched:
         stop_after(2, patched)
-        assert main(arguments(beton, tmp_path / "stopped", *settings)) == 130
-    lost, stopped = (load_checkpoint(latest_checkpoint(tmp_path / run / "checkpoints")) for run in ("lost", "stopped"))
-    assert lost["cursor"] == stopped["cursor"]
-    assert all(torch.equal(value, stopped["model"][name]) for name, value in lost["model"].items())
+        assert main(arguments(shard_set, run, *SETTINGS)) == 130
+    return saved(run)
+
+
+def saved(run: Path) -> dict[str, Any]:
+    path = latest_checkpoint(run / "checkpoints")
+    assert path is not None
+    return load_checkpoint(path)
+
+
+@pytest.mark.parametrize("lost", ["before the step", "in its middle"])
+def test_training_that_loses_its_shard_is_saved(
+    lost: str,
+    stopped: dict[str, Any],
+    beton: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It ends with one line, and with the checkpoint of the last finished step; the first half of another one, which
+    has moved the batch-norm statistics, is undone."""
+    take, calls = Run.take, 0
+
+    def take_and_cut(run: Run, *rest: Any) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == (5 if lost == "before the step" else 6):  # two make a step
+            os.truncate(beton / "train.beton", 5000)
+        return take(run, *rest)
+
+    monkeypatch.setattr(Run, "take", take_and_cut)
+    assert main(arguments(beton, tmp_path / "run", *SETTINGS)) == 2
+    said = capsys.readouterr()
+    assert "train.beton: now has 5,000 bytes" in said.err and "Traceback" not in said.err
+    assert "the data failed after step 2, which is saved" in said.out
+    found = saved(tmp_path / "run")
+    assert found["cursor"] == stopped["cursor"] and found["cursor"]["step"] == 2
+    assert all(torch.equal(value, stopped["model"][name]) for name, value in found["model"].items())
 
 
 def files_of(directory: Path) -> Iterator[Path]:
@@ -160,7 +159,7 @@ def test_special_files(format: str, kind: str, tiny_sets: dict[str, Path], tmp_p
     assert list(verify(directory)) == []
 
 
-def change_class(raw: dict, name: object) -> None:
+def change_class(raw: dict[str, Any], name: object) -> None:
     raw["classes"][0] = name
 
 
@@ -192,14 +191,14 @@ HOSTILE = {
 }
 
 
-def deep(levels: int) -> list:
-    value: list = []
+def deep(levels: int) -> list[Any]:
+    value: list[Any] = []
     for _ in range(levels):
         value = [value]
     return value
 
 
-def origin(**changes: object) -> dict:
+def origin(**changes: object) -> dict[str, Any]:
     return {"places": {"train": "train/"}, "left_out": [], "val_share": 0.5, "val_seed": 0, **changes}
 
 

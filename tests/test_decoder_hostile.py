@@ -87,3 +87,10 @@ def test_blocks_that_never_end_are_not_read_far(run, tmp_path):
     path.write_bytes(joined(header, b"\0\0\0\xff\xd9") + request(0, 0, 64, 64, 40, 40))
     statuses = run(0, 0, path)
     assert statuses["damaged"] == 1 and sum(statuses.values()) == 1
+
+
+def test_restart_markers_near_the_start_are_moved_within_the_file(run, tmp_path):
+    """The harness itself stays inside its file."""
+    path = tmp_path / "early"
+    path.write_bytes(b"\xff\xd8" + 40 * b"\xff\xd0\0")
+    assert sum(run(500, 1, path).values()) == 500
