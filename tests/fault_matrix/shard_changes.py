@@ -78,7 +78,9 @@ def change_json(raw: Any, rng: random.Random) -> str:
             walk(value, f"{name}/{key}")
 
     walk(raw, "")
-    holder, key, name = rng.choice(nodes)
+    top = rng.choice(list(raw)) if isinstance(raw, dict) and raw and rng.random() < 0.5 else ""
+    below = [node for node in nodes if node[2].startswith(f"/{top}")]  # the short parts as often as the long ones
+    holder, key, name = rng.choice(below)
     how = rng.randrange(8)
     if how == 0:
         del holder[key]
