@@ -34,6 +34,7 @@ MANIFEST_NAME: Final = "manifest.json"
 QUARANTINE_NAME: Final = "quarantine.jsonl"
 FORMATS: Final = ("beton", "tar")
 _MOST_BYTES: Final = 16 << 20  # of a manifest: 25,000 tars, or a million classes
+_LONGEST_REASON: Final = 300  # characters
 _LONGEST_NAME: Final = 255  # bytes, of any file system
 _TOO_DEEP: Final = re.compile(r"^ {16}", re.MULTILINE)  # a manifest is indented by one space a level, and has six
 
@@ -182,9 +183,10 @@ def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
         what = _shown.repr(error.object[max(0, error.start - 20) : error.start + 20])
         raise ShardError(f"{path}: {what} has half of a surrogate pair, which is no text; convert again") from None
     except UserError as error:  # of a setting
-        raise ShardError(f"{path}: encode: {error}; convert again") from None
+        raise ShardError(f"{path}: encode: {str(error)[:_LONGEST_REASON]}; convert again") from None
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-        raise ShardError(f"{path}: incomplete or damaged ({type(error).__name__}: {error}); convert again") from None
+        reason = f"{type(error).__name__}: {error}"[:_LONGEST_REASON]
+        raise ShardError(f"{path}: incomplete or damaged ({reason}); convert again") from None
     seen: set[str] = set()
     for split_name, split in manifest.splits.items():
         shown = _shown.repr(split_name)
