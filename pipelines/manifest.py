@@ -204,7 +204,7 @@ def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
                 seen.add(name)
                 if os.path.basename(name) != name or name in ("", ".", "..") or "\0" in name:
                     raise ShardError(f"{path}: file name {_shown.repr(name)} leaves the shard set's directory")
-                if len(os.fsencode(name)) > _LONGEST_NAME:
+                if len(name.encode("utf-8", "surrogateescape")) > _LONGEST_NAME:
                     raise ShardError(f"{path}: file name {_shown.repr(name)} is longer than names of files are")
             if not file.name.endswith(f".{split.format}"):
                 raise ShardError(f"{path}: file name {_shown.repr(file.name)} in a split of format {split.format}")
