@@ -96,7 +96,7 @@ def make_parser(name: str, description: str) -> argparse.ArgumentParser:
     on_bad = "an image that cannot be converted ends the conversion, or is left out and listed (default: %(default)s)"
     add("--on-bad", choices=["fail", "skip"], default="fail", help=on_bad)
     add("--workers", metavar="N", type=int, help="processes that encode (default: one for each CPU core)")
-    hang = "an image that takes longer is bad; waiting for disks does not count (default: %(default)s)"
+    hang = "an image whose decoder takes more processor time than that is bad (default: %(default)s)"
     add("--hang-seconds", metavar="S", type=float, default=HANG_SECONDS, help=hang)
     many = parser.add_mutually_exclusive_group()
     add = many.add_argument
