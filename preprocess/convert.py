@@ -281,7 +281,7 @@ def _publish(manifest: Manifest, journal: Journal, work: Path, out: Path) -> Man
         manifest = replace(manifest, quarantine_sha256=hashlib.sha256(quarantine).hexdigest())
     publish_bytes(out / MANIFEST_NAME, manifest.to_json().encode())
     for entry in sorted(os.listdir(work)):
-        if entry not in (LOCK_NAME, JOURNAL_NAME):
+        if entry.partition(".")[0] != LOCK_NAME and entry != JOURNAL_NAME:
             (shutil.rmtree if (work / entry).is_dir() else os.unlink)(work / entry)
     os.unlink(work / JOURNAL_NAME)
     return manifest
