@@ -8,6 +8,7 @@ Its images come back through memory that both processes share (`preprocess.worke
 
 from __future__ import annotations
 
+import os
 import select
 import signal
 import time
@@ -24,7 +25,8 @@ from preprocess.worker_process import ASLEEP, Slot, WorkerProcess
 
 __all__ = ["ASLEEP_SECONDS", "HANG_SECONDS", "Bad", "Encoded", "Workers", "encode_all", "encode_one"]
 
-HANG_SECONDS: Final = 8.0  # of processor time
+HANG_SECONDS: Final = 8.0  # of processor time, and so many more for each MB of the file:
+_SECONDS_PER_MB: Final = 1.0  # six times what OpenJPEG takes, the slowest decoder (0.16 s)
 ASLEEP_SECONDS: Final = 600.0  # in which a worker uses no processor, nor waits for a disk, nor is stopped
 _TASKS: Final = 8  # images that a worker has in hand
 _BUFFERED_BYTES: Final = 1 << 28  # finished images that wait for an earlier one
@@ -80,8 +82,9 @@ class Workers:
     Args:
         settings: how to store images.
         num_workers: processes; 0 encodes in this one, which then dies or hangs with its decoder.
-        hang_seconds: an image that takes more processor time is `Bad`, as is one that crashes its process. What other
-            processes do to the machine makes no difference to it, nor does a process that is stopped or waits.
+        hang_seconds: an image that takes more processor time is `Bad`, as is one that crashes its process; each MB of
+            its file allows it a second more. What other processes do to the machine makes no difference to it, nor does
+            a process that is stopped or waits.
         asleep_seconds: nor does one that sleeps, up to so many seconds.
     """
 
@@ -221,11 +224,21 @@ class Workers:
         if state == ASLEEP and cpu_seconds == worker.last_cpu_seconds:
             worker.asleep += waited
         worker.last_cpu_seconds = cpu_seconds
-        if cpu_seconds - worker.first_cpu_seconds > self._hang_seconds:
-            limit = f"more than {self._hang_seconds:g} s of processor time"
-            self._replace(worker, f"the decoder hangs ({limit}); replace or remove it, or raise --hang-seconds")
+        used = cpu_seconds - worker.first_cpu_seconds
+        if used > self._hang_seconds and used > (limit := self._hang_seconds + self._megabytes(worker.tasks[0])):
+            what = f"the decoder hangs (more than {round(limit, 1):g} s of processor time)"
+            self._replace(worker, f"{what}; replace or remove it, or raise --hang-seconds")
         elif worker.asleep > self._asleep_seconds:
             self._replace(worker, f"the decoder hangs (asleep for {self._asleep_seconds:g} s); replace or remove it")
+
+    def _megabytes(self, index: int) -> int:
+        """Whole ones of an image's file."""
+        location = self._locate(index)
+        try:
+            size = os.path.getsize(location.path) if location.size is None else location.size
+        except OSError:  # it is gone, but the worker may have it still
+            size = 0
+        return int(_SECONDS_PER_MB * size) // 1_000_000
 
     def _replace(self, worker: _Worker, reason: str | None) -> None:
         self._poll.unregister(worker.fileno())
