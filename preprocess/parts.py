@@ -121,8 +121,10 @@ def convert_part(
     num_images = {name: end - start for name, (start, end) in stretches.items()}
     identity = {"conversion": conversion.identity(), "part": part.folder}
     with writing(unfinished / part.folder) as work:
-        refuse_existing(out, conversion.num_images)
         entries, _ = read_journal(unfinished / JOURNAL_NAME)
+        if any("published" in entry for entry in entries):
+            raise UserError(f"{unfinished}: a merge of all parts was interrupted here; repeat --merge to finish it")
+        refuse_existing(out, conversion.num_images)
         if entries and "parts" not in entries[0]["output"]:
             raise UserError(f"{unfinished}: an unfinished conversion without parts lies here; go on with that")
         for other in _parts(unfinished):

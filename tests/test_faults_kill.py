@@ -233,6 +233,16 @@ def test_a_merge_is_killed(commands, tiny_sets, tmp_path, parts, format, fault):
     finished(commands.run(format, ["--out", str(out), "--merge"]), out, tiny_sets[format])
 
 
+def test_a_part_beside_a_merge_that_was_killed(commands, tiny_folder, tiny_sets, tmp_path, parts):
+    """Some files have their names: nobody is told to remove them."""
+    out = tmp_path / "out"
+    shutil.copytree(parts, out)
+    killed(commands, "beton", ["--out", str(out), "--merge"], MERGE_POINTS["between two renames"])
+    ended = commands.run("beton", command_line(tiny_folder, out, "--part", "1/2"))
+    assert ended.status == 2 and "a merge of all parts was interrupted here; repeat --merge" in ended.stderr
+    finished(commands.run("beton", ["--out", str(out), "--merge"]), out, tiny_sets["beton"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("trial", range(4))
 @pytest.mark.parametrize(("command", "writer"), [("build_ffcv", BetonWriter), ("build_dali", TarWriter)])
