@@ -6,12 +6,14 @@ Temporary name, fsync, rename, fsync of the directory.
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from pipelines import soft_lock
 from pipelines.errors import UserError
@@ -19,6 +21,7 @@ from pipelines.errors import UserError
 __all__ = [
     "errors_name",
     "exclusive",
+    "open_new",
     "partial_path",
     "publish",
     "publish_bytes",
@@ -41,6 +44,15 @@ os.register_at_fork(after_in_child=_close_locks)
 def partial_path(path: Path) -> Path:
     """The name that `path` has while it is unfinished: `.NAME.partial` in the same directory."""
     return path.with_name(f".{path.name}.partial")
+
+
+def open_new(path: Path) -> IO[bytes]:
+    """Opens a file to be written from its start, without a buffer. A pipe of that name is refused, not waited for."""
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NONBLOCK, 0o666)
+
+    return io.open(path, "wb", buffering=0, opener=opener)  # noqa: UP020 - tests let it fail under this name
 
 
 def publish(path: Path, unfinished: Path | None = None) -> None:
@@ -95,7 +107,7 @@ def publish_bytes(path: Path, content: bytes) -> None:
     """Writes a whole file so that `path` holds all of it or does not exist. An `OSError` names `path`."""
     with errors_name(path):
         try:
-            with partial_path(path).open("wb") as file:
+            with open_new(partial_path(path)) as file:
                 write_all(file.fileno(), content, 0)
                 os.fsync(file.fileno())
             publish(path)

@@ -67,8 +67,8 @@ def release(path: Path) -> None:
 def owner_of(path: Path) -> Owner:
     """Whom a lock file names; an empty dictionary where it does not say. Raises FileNotFoundError."""
     try:
-        with open(path, "rb") as file:
-            raw = json.loads(file.read(4096))
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb", 0) as file:  # no pipe is waited for
+            raw = json.loads(file.read(4096) or b"")
         owner: Owner = {"host": str(raw["host"]), "pid": int(raw["pid"])}
         owner |= {key: raw[key] for key in ("system", "started", "token") if isinstance(raw.get(key), str)}
         return owner if owner["pid"] > 0 and owner.get("token", "a").isalnum() else {}

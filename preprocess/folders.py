@@ -31,6 +31,7 @@ from preprocess.listing import Entry
 __all__ = ["Exclusions", "count_files", "folder_entries", "has_images", "holds_only", "list_folder"]
 
 _DETECTION: Final = ("labels", "annotations")  # folders of data sets for detection, beside their images/
+_MANIFEST_BYTES: Final = 1 << 26  # a larger manifest.json is another program's
 _PAGE_NAME: Final = "report.html"  # of `preprocess/report.py`
 
 
@@ -204,7 +205,7 @@ def _kind_of_file(entry: os.DirEntry[str], exclusions: Exclusions) -> str | None
 def _files_of_shard_set(folder: str) -> frozenset[str]:
     """The names of the files of a shard set that lies in this folder, with whatever else; most folders have none."""
     path = os.path.join(folder, MANIFEST_NAME)
-    if not os.path.isfile(path):
+    if not os.path.isfile(path) or os.path.getsize(path) > _MANIFEST_BYTES:
         return frozenset()
     try:
         manifest = read_manifest(folder)

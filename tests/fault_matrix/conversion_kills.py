@@ -44,7 +44,7 @@ class Sets:
 def _prepare_calls(folder: Path) -> Sets:
     source = make_source(folder / "source", 14, 6, sides=(8, 20))
     whole, calls = {}, {}
-    with Commands() as commands:
+    with Commands(limit=60) as commands:
         for format in FORMATS:
             whole[format] = folder / format
             ended = commands.run(format, flags(source, whole[format]))
@@ -55,7 +55,7 @@ def _prepare_calls(folder: Path) -> Sets:
 
 def _at_calls(sets: Sets, seeds: Sequence[int], scratch: Path) -> Iterator[Outcome]:
     """One to four runs are each killed at a random system call; the last one is not."""
-    with Commands() as commands:
+    with Commands(limit=60) as commands:
         for seed in seeds:
             rng = np.random.default_rng([1, seed])
             format, with_workers = FORMATS[seed % 2], bool(rng.integers(2))

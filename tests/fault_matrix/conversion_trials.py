@@ -156,7 +156,7 @@ def finished(ended: Run, out: Path, whole: Path, what: str) -> Outcome | None:
 
 def _ending(ended: Run, what: str) -> Outcome | None:
     tail = ended.stderr.strip().rpartition("\n")[2][:300]
-    if ended.status is None:
+    if ended.status in (None, -signal.SIGALRM):
         return Outcome("hung", f"{what}: ran for more than {HANG_SECONDS} s; {tail}")
     if ended.status < 0:
         return Outcome("crashed", f"{what}: ended by {signal.Signals(-ended.status).name}; {tail}")
