@@ -61,7 +61,7 @@ def adopt(paths: dict[str, Path], classes: tuple[str, ...] | None = None) -> Man
             table = folder / f"{reader.path.stem}.crc32"
             if not table.exists():
                 made.append(table)
-            elif not table.is_file() or table.read_bytes() != tables[split]:
+            elif not _holds(table, tables[split]):
                 raise UserError(f"{table}: exists already, and is not of {reader.path.name}; move it elsewhere")
             publish_bytes(table, tables[split])
             splits[split] = _describe(reader, table)
@@ -102,6 +102,10 @@ def _folder_of(paths: dict[str, Path]) -> Path:
     if (folder / QUARANTINE_NAME).exists():
         raise UserError(f"{folder / QUARANTINE_NAME}: would belong to the shard set; move it elsewhere")
     return folder
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    return path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
 
 
 def _identity(path: Path) -> tuple[int, ...]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from typing import Final, NamedTuple
 
 from pipelines.errors import UserError
 
-__all__ = ["MAX_FILE_MB", "Location"]
+__all__ = ["MAX_FILE_MB", "Location", "MachineError"]
 
 MAX_FILE_MB: Final = 1_100  # 178,956,970 pixels of 16-bit RGB without compression, and their header
 _LARGE: Final = 1 << 26  # bytes of a file whose beginning is looked at before the rest is read
@@ -20,6 +21,14 @@ _KINDS: Final = {
     stat.S_IFBLK: "a device",
     stat.S_IFDIR: "a folder",
 }
+
+
+# What says nothing of a file: the machine has no more descriptors or memory.
+_OF_MACHINE: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
+
+
+class MachineError(OSError):
+    """A file could not be opened or read, and may well be when the machine is less busy."""
 
 
 class Location(NamedTuple):
@@ -39,7 +48,8 @@ class Location(NamedTuple):
 
     def read(self, max_bytes: int = MAX_FILE_MB * 1_000_000) -> bytes:
         """The image file's bytes. Raises `UserError` when they cannot be read, are more than `max_bytes` or no longer
-        all there, or when the file is of another kind: a pipe has no end, and waits for whoever writes into it."""
+        all there, or when the file is of another kind: a pipe has no end, and waits for whoever writes into it. Raises
+        `MachineError` when that is not the file's fault."""
         try:
             file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)  # no pipe is waited for
             try:
@@ -65,6 +75,8 @@ class Location(NamedTuple):
             finally:
                 os.close(file)
         except OSError as error:
+            if error.errno in _OF_MACHINE:
+                raise MachineError(error.errno, error.strerror, self.path) from None
             raise UserError(f"{self.name}: cannot be read ({error.strerror})") from None
         if self.size is not None and len(data) < self.size:
             raise UserError(

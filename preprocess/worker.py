@@ -27,7 +27,7 @@ from typing import Any, BinaryIO, Final, NamedTuple
 from pipelines.errors import UserError, printable
 from preprocess import jpeg
 from preprocess.encode import EncodeSettings, encode_image
-from preprocess.location import Location
+from preprocess.location import Location, MachineError
 
 __all__ = [
     "ANSWER",
@@ -81,12 +81,15 @@ class Bad(NamedTuple):
 
 
 def encode_one(location: Location, settings: EncodeSettings) -> Encoded | Bad:
-    """Reads and encodes one image; whatever goes wrong is the image's reason. Raises ImportError."""
+    """Reads and encodes one image; whatever goes wrong is the image's reason.
+
+    Raises ImportError or `MachineError` for what is not its fault.
+    """
     try:
         image = encode_image(location.read(settings.max_file_mb * 1_000_000), settings, location.name)
     except UserError as error:
         return Bad(str(error).removeprefix(f"{printable(location.name)}: "))
-    except ImportError:  # no memory for a library, or it is being replaced: that says nothing of the image
+    except (ImportError, MachineError):  # no memory for a library, no more open files: it says nothing of the image
         raise
     except Exception as error:  # a mistake of ours or of a library must not cost the other images
         return Bad(f"cannot be converted ({type(error).__name__}: {' '.join(str(error).split())})")

@@ -66,6 +66,7 @@ BAD = {
 ENDED = {
     "is killed": ("os.kill(os.getpid(), signal.SIGKILL)", "ended by SIGKILL (out of memory?)"),
     "leaves": ("raise SystemExit(4)", "ended by status 4"),
+    "has no files": ("import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))", "ended by status 1"),
 }
 
 
