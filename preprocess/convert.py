@@ -269,8 +269,8 @@ def _require_published(out: Path, file: ShardFile) -> None:
         else:
             continue
         raise UserError(
-            f"{path}: {wrong} after the conversion gave it its name; remove all that is in {out}, with "
-            f"{UNFINISHED_NAME}, and convert again"
+            f"{path}: {wrong} after the conversion gave it its name; put it back, or remove {out / UNFINISHED_NAME} "
+            "and the set's other files beside it, and convert again"
         )
 
 

@@ -104,6 +104,7 @@ def _at_moments(sets: Sets, seeds: Sequence[int], scratch: Path) -> Iterator[Out
                 lambda out=out, before=before: committed(out / UNFINISHED) > before,
                 delay := float(rng.uniform(0, 0.15)),
             )
+            inside = inside and not (out / "manifest.json").exists()
             kills.append(f"{delay:.3f} s after line {before}: {'inside' if inside else 'too late'}")
             if inside:
                 lines = committed(out / UNFINISHED)

@@ -20,6 +20,7 @@ from trial import Kind, Outcome
 
 from pipelines.layout import open_split
 from preprocess.encode import EncodeSettings, encode_image
+from preprocess.location import MAX_FILE_MB
 from preprocess.verify import verify
 
 __all__ = ["KINDS"]
@@ -220,7 +221,9 @@ def _make_odd(source: Path, rng: np.random.Generator, number: int) -> tuple[Path
         path.symlink_to("x" * 255)
     elif kind in ("sparse", "huge"):
         path.write_bytes(image.read_bytes() if kind == "huge" else b"")
-        os.truncate(path, 1 << int(rng.integers(28, 40)))
+        size = 1 << int(rng.integers(28, 40))
+        os.truncate(path, size)
+        good = int(kind == "huge" and size <= MAX_FILE_MB * 1_000_000)  # what follows an image is no damage
     elif kind == "empty":
         path.touch()
     elif kind == "zeros":
