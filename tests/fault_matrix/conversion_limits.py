@@ -22,15 +22,19 @@ from trial import Kind, Outcome
 
 __all__ = ["KINDS"]
 
-# File systems that have no locks; `gate` is a file that appears when all writers may begin.
+# File systems that have no locks. Each writer waits there until all of them have come.
 NO_LOCKS = f"""
-import errno, fcntl, os, time
+import errno, fcntl, glob, os, time
 {OFTEN}
+come = {{gate!r}} + ".%d" % os.getpid()
 def refuse(*_):
+    if not os.path.exists(come):
+        open(come, "w").close()
+        until = time.monotonic() + 20
+        while len(glob.glob({{gate!r}} + ".*")) < {{count}} and time.monotonic() < until:
+            pass
     raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 fcntl.flock = refuse
-while not os.path.exists({{gate!r}}):
-    time.sleep(0.001)
 """
 # The disk with the source gives an error at some reads, and is well again when the command is repeated.
 BAD_READS = f"""
@@ -140,22 +144,18 @@ def _writers(sets: Sets, seeds: Sequence[int], scratch: Path) -> Iterator[Outcom
     """Writers at once, without locks of the system: one of them makes the set, the others end in a line."""
     for seed in seeds:
         rng = np.random.default_rng([11, seed])
-        format, out, gate = FORMATS[seed % 2], scratch / str(seed), scratch / f"gate{seed}"
+        format, out = FORMATS[seed % 2], scratch / str(seed)
         count = 2 + int(rng.integers(5))
-        before = NO_LOCKS.format(gate=str(gate))
         arguments = flags(sets.source, out, "--workers", "1")
         if rng.integers(2):  # a run that was killed has left its lock
-            gate.touch()
-            process = start(format, arguments, before=before)
+            process = start(format, arguments, before=NO_LOCKS.format(gate=str(scratch / f"one{seed}"), count=1))
             journal = out / ".unfinished" / "journal.jsonl"
             while not journal.exists() and process.poll() is None:
                 time.sleep(0.005)
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
-            gate.unlink()
+        before = NO_LOCKS.format(gate=str(scratch / f"gate{seed}"), count=count)
         processes = [start(format, arguments, before=before) for _ in range(count)]
-        time.sleep(1.5)
-        gate.touch()
         runs = [wait(process) for process in processes]
         what = f"{format}, {count} writers: {[ended.status for ended in runs]}"
         losers = [ended for ended in runs if ended.status != 0]
