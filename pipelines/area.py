@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["average", "fit"]
+__all__ = ["Reduction", "average", "fit"]
 
 
 def fit(width: int, height: int, max_side: int) -> tuple[int, int]:
@@ -21,15 +21,46 @@ def fit(width: int, height: int, max_side: int) -> tuple[int, int]:
 
 def average(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     """Reduces uint8 (H, W, 3) to uint8 (height, width, 3), neither side being longer than before."""
-    rows = _average_rows(pixels.reshape(len(pixels), -1), height).reshape(height, pixels.shape[1], 3)
-    columns = np.ascontiguousarray(rows.transpose(1, 0, 2)).reshape(pixels.shape[1], -1)
-    averaged = _average_rows(columns, width).reshape(width, height, 3)
-    return (averaged.transpose(1, 0, 2) + np.float32(0.5)).astype(np.uint8)
+    reduction = Reduction(pixels.shape[0], pixels.shape[1], height, width)
+    reduction.add(pixels)
+    return reduction.result()
 
 
-def _average_rows(values: np.ndarray, size: int) -> np.ndarray:
-    """Area averages of (length, n) along its first axis: float32 (size, n)."""
-    length = len(values)
+class Reduction:
+    """The average of an image whose rows come one after the other, some at a time.
+
+    Args:
+        from_height, from_width: of the image.
+        height, width: of what it is reduced to; neither side is longer.
+    """
+
+    def __init__(self, from_height: int, from_width: int, height: int, width: int) -> None:
+        self._from, self._to = (from_height, from_width), (height, width)
+        self._taps, self._weights = _taps(from_height, height)
+        self._rows = np.zeros((height, from_width * 3), np.float32)
+        self._come = 0
+
+    def add(self, pixels: np.ndarray) -> None:
+        """The next rows, uint8 (n, from_width, 3)."""
+        first, last = self._come, self._come + len(pixels)
+        values = pixels.reshape(len(pixels), -1)
+        begin = int(np.searchsorted(self._taps[-1], first))  # the first output row that an input row of these is for
+        end = int(np.searchsorted(self._taps[0], last))
+        _weigh(values, first, self._taps[:, begin:end], self._weights[:, begin:end], self._rows[begin:end])
+        self._come = last
+
+    def result(self) -> np.ndarray:
+        """uint8 (height, width, 3), when all rows have come."""
+        assert self._come == self._from[0]
+        height, width = self._to
+        columns = np.ascontiguousarray(self._rows.reshape(height, -1, 3).transpose(1, 0, 2)).reshape(self._from[1], -1)
+        averaged = np.zeros((width, height * 3), np.float32)
+        _weigh(columns, 0, *_taps(self._from[1], width), averaged)
+        return (averaged.reshape(width, height, 3).transpose(1, 0, 2) + np.float32(0.5)).astype(np.uint8)
+
+
+def _taps(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which of `length` inputs make `size` outputs: their indices, (n, size), ascending; float32 weights, (n, size)."""
     edges = np.arange(size + 1) * length / size
     starts, ends = edges[:-1], edges[1:]
     first = np.floor(starts).astype(np.intp)
@@ -37,11 +68,17 @@ def _average_rows(values: np.ndarray, size: int) -> np.ndarray:
     taps = first + np.arange(num_taps)[:, None]
     covered = np.minimum(ends, taps + 1) - np.maximum(starts, taps)
     weights = (np.clip(covered, 0, None) * size / length).astype(np.float32)
-    taps = np.minimum(taps, length - 1)
-    averaged = np.empty((size, values.shape[1]), np.float32)
-    for begin in range(0, size, 32):  # blocks that stay in the cache: twice as fast as the whole at once
+    return np.minimum(taps, length - 1), weights
+
+
+def _weigh(values: np.ndarray, first: int, taps: np.ndarray, weights: np.ndarray, sums: np.ndarray) -> None:
+    """Adds to sums (size, n), each input times its weight, in the order of the inputs; `values` (m, n) are those from
+    the input `first` on."""
+    for begin in range(0, taps.shape[1], 32):  # blocks that stay in the cache: twice as fast as the whole at once
         block = slice(begin, begin + 32)
-        np.multiply(values[taps[0, block]], weights[0, block, None], out=averaged[block])
-        for tap, weight in zip(taps[1:, block], weights[1:, block], strict=True):
-            averaged[block] += values[tap] * weight[:, None]
-    return averaged
+        for tap, weight in zip(taps[:, block] - first, weights[:, block], strict=True):
+            here = (tap >= 0) & (tap < len(values)) & (weight > 0)
+            if here.all():
+                sums[block] += values[tap] * weight[:, None]
+            elif here.any():
+                sums[block][here] += values[tap[here]] * weight[here, None]

@@ -91,8 +91,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def run_command(main: Callable[[], int | None]) -> int:
     """Runs a command line's body and turns a `UserError`, or the system's refusal, into one line on stderr.
 
-    Returns the exit status: what `main` returned (None counts as 0), 2 after such an error, or 130 after Ctrl-C outside
-    the training loop (which handles its own).
+    Returns the exit status: what `main` returned (None counts as 0), 2 after such an error or where memory or threads
+    are used up, or 130 after Ctrl-C outside the training loop (which handles its own).
     """
     try:
         return main() or 0
@@ -104,6 +104,14 @@ def run_command(main: Callable[[], int | None]) -> int:
             raise
         where = f"{printable(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
         _complain(f"error: {where}{printable(error.strerror or type(error).__name__)}")
+        return 2
+    except MemoryError:
+        _complain("error: out of memory; end other programs, ask for less, or raise the process's limit (ulimit -v)")
+        return 2
+    except RuntimeError as error:
+        if "can't start new thread" not in str(error):
+            raise
+        _complain("error: the system starts no more threads; end other programs, or raise the limits (ulimit -u, -v)")
         return 2
     except KeyboardInterrupt:
         _complain("interrupted")

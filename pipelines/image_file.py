@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import io
-import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import numpy as np
@@ -30,25 +29,20 @@ from pipelines.jp2_colours import bits_of, palette_of, rgb_order, with_ycc_as_rg
 from pipelines.jpeg_frame import Frame, frame_of
 from pipelines.native_decoder import DAMAGED, OK, TOO_LARGE, Decoder
 from pipelines.native_decoder import available as native_is_built
+from pipelines.picture import Picture, Pixels
 from pipelines.tiff_directory import FLOAT, SIGNED, TiffImage, first_image
 
-__all__ = ["FORMATS", "decode_image", "format_of", "is_upright"]
+__all__ = ["FORMATS", "MAX_PIXELS", "decode_image", "decode_reduced", "format_of", "is_upright"]
 
+MAX_PIXELS: Final = 178_956_970  # twice Pillow's MAX_IMAGE_PIXELS, where it refuses too; and the native codec's limit
+_LARGE_PIXELS: Final = 1 << 23
+_MAX_SIDE: Final = 1 << 20  # reducing an image takes 12 bytes for each pixel of a row
 # All that Pillow may ever be asked to open. Other formats start programs (EPS: Ghostscript).
 FORMATS: Final = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "PPM", "GIF", "AVIF", "JPEG2000")
 _PARTS_OF_PILLOW: Final = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000", "JPEG": "jpg", "PNG": "zlib"}
-_TURNS: Final = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
-def decode_image(data: bytes, *, exif: str = "ignore") -> np.ndarray:
+def decode_image(data: bytes, *, exif: str = "ignore", max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """The pixels of an image file.
 
     Args:
@@ -56,22 +50,30 @@ def decode_image(data: bytes, *, exif: str = "ignore") -> np.ndarray:
         exif: "ignore" gives the pixels as the file stores them, "apply" turns them upright as the file's EXIF
             orientation says (of AVIF: as its own properties say). Unreadable EXIF data says nothing. TIFF's
             orientation is part of how it stores pixels: it is always applied, as Pillow does.
+        max_pixels: larger images are refused before they are decoded.
 
     Returns:
         RGB, uint8 (height, width, 3), of its own memory.
 
     Raises:
         ImageFileError: for a file that is empty, no image, of a format that is not read, truncated or otherwise
-            damaged, a decompression bomb (over 178,956,970 pixels), or of samples without a known range. The message
-            says which, and what to do.
+            damaged, of more than `max_pixels`, or of samples without a known range. The message says which, and what
+            to do.
     """
-    if exif not in ("ignore", "apply"):
-        raise ValueError(f"exif {exif!r}: must be ignore or apply")
-    kind = _readable_kind(data)
-    with _without_warnings():
-        turn = _turn_of(data, kind) if exif == "apply" else None
-        image = _decode(data, kind)
-        return np.array(image if turn is None else image.transpose(turn))
+    return _read(data, exif, max_pixels, Picture.pixels)
+
+
+def decode_reduced(data: bytes, max_side: int, *, exif: str = "ignore", max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """The same for who reduces the image so that no side is longer than `max_side`, unless that is 0.
+
+    Large images come reduced already, by `pipelines.area.average`, so that their pixels never lie in memory as RGB.
+    """
+
+    def take(picture: Picture) -> np.ndarray:
+        is_large = picture.height * picture.width > _LARGE_PIXELS and max(picture.height, picture.width) > max_side > 0
+        return picture.reduced(max_side) if is_large else picture.pixels()
+
+    return _read(data, exif, max_pixels, take)
 
 
 def format_of(data: bytes) -> str:
@@ -84,7 +86,7 @@ def is_upright(data: bytes) -> bool:
     image, does."""
     kind = kind_of(data)
     with _without_warnings():
-        return kind.format is None or _turn_of(data, kind) is None
+        return kind.format is None or _orientation_of(data, kind) == 1
 
 
 def _readable_kind(data: bytes) -> Kind:
@@ -102,41 +104,62 @@ def _readable_kind(data: bytes) -> Kind:
     return kind
 
 
-def _decode(data: bytes, kind: Kind) -> Image.Image:
-    """The first frame, as mode RGB."""
+def _read(data: bytes, exif: str, max_pixels: int, take: Callable[[Picture], np.ndarray]) -> np.ndarray:
+    """What `take` makes of the first frame."""
+    if exif not in ("ignore", "apply"):
+        raise ValueError(f"exif {exif!r}: must be ignore or apply")
+    kind = _readable_kind(data)
     assert kind.format is not None
-    tiff = first_image(data) if kind.format == "TIFF" else None
-    if tiff is not None:
-        _require_range(tiff)
-    frame = frame_of(data) if kind.format == "JPEG" else None
-    plain = without_metadata(data, kind.format)
-    try:
-        if frame is not None and frame.is_common and (pixels := _natively(plain, frame)) is not None:
-            return Image.fromarray(pixels)
-        if kind.format == "JPEG2000":
-            return _from_jpeg_2000(data, plain)
-        image = _open(plain, kind.format)
-        if tiff is not None and tiff.is_planar and tiff.bits == 16 and tiff.channels > 1:
-            _read_planes_of_16_bits(image, tiff)
-        image.load()
-        return _to_rgb(image, tiff)
-    except ImageFileError:
-        raise
-    except MemoryError:
-        raise out_of_memory() from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise too_large(error) from error
-    except Exception as error:  # Pillow's readers raise almost any type on damaged files
-        raise undecodable(error, kind, frame, tiff) from error
+    with _without_warnings():
+        orientation = _orientation_of(data, kind) if exif == "apply" else 1
+        tiff = first_image(data) if kind.format == "TIFF" else None
+        if tiff is not None:
+            _require_range(tiff)
+        frame = frame_of(data) if kind.format == "JPEG" else None
+        try:
+            return take(_picture(data, kind.format, tiff, frame, orientation, max_pixels))
+        except ImageFileError:
+            raise
+        except MemoryError:
+            raise out_of_memory() from None
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise too_large(error) from error
+        except Exception as error:  # Pillow's readers raise almost any type on damaged files
+            raise undecodable(error, kind, frame, tiff) from error
 
 
-def _natively(data: bytes, frame: Frame) -> np.ndarray | None:
+def _picture(
+    data: bytes, format: str, tiff: TiffImage | None, frame: Frame | None, orientation: int, max_pixels: int
+) -> Picture:
+    """The first frame, decoded."""
+    plain = without_metadata(data, format)
+    if frame is not None and frame.is_common and (pixels := _natively(plain, frame, max_pixels)) is not None:
+        return Picture(Pixels(pixels), _to_rgb, orientation)
+    if format == "JPEG2000":
+        return _from_jpeg_2000(data, plain, orientation, max_pixels)
+    image = _open(plain, format, max_pixels)
+    if tiff is not None and tiff.is_planar and tiff.bits == 16 and tiff.channels > 1:
+        _read_planes_of_16_bits(image, tiff)
+    image.load()
+    image.info.clear()  # else Pillow keeps the comment, and warns about a palette's transparency
+    return Picture(image, lambda piece: _to_rgb(piece, tiff), orientation)
+
+
+def _require_size(width: int, height: int, max_pixels: int) -> None:
+    """Raises `ImageFileError` for an image that is too large."""
+    if width * height > max_pixels:
+        limit = f"the limit of {max_pixels:,}" if max_pixels == MAX_PIXELS else f"the {max_pixels:,} of --max-pixels"
+        raise too_large(f"{width * height:,} pixels, more than {limit}")
+    if max(width, height) > _MAX_SIDE:
+        raise too_large(f"{width:,} x {height:,} pixels, and a side has at most {_MAX_SIDE:,}")
+
+
+def _natively(data: bytes, frame: Frame, max_pixels: int) -> np.ndarray | None:
     """A JPEG's pixels from our own decoder, which knows damage that Pillow does not report; None where it is not built
     or does not know the colours."""
     if not native_is_built() or 0 in (frame.height, frame.width):
         return None
-    if frame.height * frame.width > 2 * (Image.MAX_IMAGE_PIXELS or sys.maxsize):
-        raise too_large(f"{frame.height * frame.width:,} pixels")
+    _require_size(frame.width, frame.height, max_pixels)
     size, encoded = np.array([[frame.height, frame.width]], np.int32), np.frombuffer(data, np.uint8)
     pixels = np.zeros((1, frame.height, frame.width, 3), np.uint8)
     box, no = np.insert(size, 0, [[0], [0]], axis=1), np.zeros(1, np.bool_)
@@ -159,23 +182,25 @@ def _natively(data: bytes, frame: Frame) -> np.ndarray | None:
     return None
 
 
-def _open(data: bytes, format: str) -> Image.Image:
+def _open(data: bytes, format: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The image in a file of this format, not yet decoded."""
     assert format in FORMATS
     try:
-        return Image.open(io.BytesIO(data), formats=[format])
+        image = Image.open(io.BytesIO(data), formats=[format])
     except UnidentifiedImageError:
         open_format, _ = Image.OPEN[format]
         open_format(io.BytesIO(data), "")  # Image.open says no more than that; the format's own reader says why
         raise
+    _require_size(*image.size, max_pixels)
+    return image
 
 
-def _to_rgb(image: Image.Image, tiff: TiffImage | None) -> Image.Image:
+def _to_rgb(image: Image.Image, tiff: TiffImage | None = None) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
         image = _to_8_bits(image, tiff)
     elif image.mode == "F":
         raise unknown_range("floating-point pixels")
-    image.info.clear()  # else Pillow keeps the comment, and warns about a palette's transparency
+    image.info.clear()
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
@@ -211,7 +236,7 @@ def _read_planes_of_16_bits(image: Image.Image, tiff: TiffImage) -> None:
     ]
 
 
-def _from_jpeg_2000(data: bytes, plain: bytes) -> Image.Image:
+def _from_jpeg_2000(data: bytes, plain: bytes, orientation: int, max_pixels: int) -> Picture:
     """Decodes `plain`, which has no palette and no order of the channels: these are in `data`."""
     bits, palette = bits_of(data), palette_of(data)
     if len(bits) > 1 and max(bits) > 8:  # Pillow rounds 12 bits to 8, and 256 to 0
@@ -220,34 +245,44 @@ def _from_jpeg_2000(data: bytes, plain: bytes) -> Image.Image:
     order = rgb_order(data, len(bits)) if palette is None else None
     is_in_order = order is None or order == [0, 1, 2]
     ycc = None if is_in_order else with_ycc_as_rgb(plain)
-    image = _open(ycc or plain, "JPEG2000")
+    image = _open(ycc or plain, "JPEG2000", max_pixels)
     image.load()
-    if palette is not None:
-        indices = np.asarray(image)
+    image.info.clear()
+
+    def from_palette(piece: Image.Image) -> Image.Image:
+        assert palette is not None
+        indices = np.asarray(piece)
         indices = indices if indices.ndim == 2 else indices[..., 0]
         return Image.fromarray(palette[np.minimum(indices, len(palette) - 1)])
-    if is_in_order or image.mode not in ("RGB", "RGBA"):
-        return _to_rgb(image, None)
-    ordered = np.asarray(image)[..., order]
-    return (Image.fromarray(np.ascontiguousarray(ordered)) if ycc is None else _merged(ordered, "YCbCr")).convert("RGB")
+
+    def in_order(piece: Image.Image) -> Image.Image:
+        ordered = np.asarray(piece)[..., order]
+        if ycc is None:
+            return Image.fromarray(np.ascontiguousarray(ordered))
+        return _merged(ordered, "YCbCr").convert("RGB")
+
+    if palette is not None:
+        return Picture(image, from_palette, orientation)
+    return Picture(image, _to_rgb if is_in_order or image.mode not in ("RGB", "RGBA") else in_order, orientation)
 
 
 def _merged(channels: np.ndarray, mode: str) -> Image.Image:
     return Image.merge(mode, [Image.fromarray(np.ascontiguousarray(channels[..., i])) for i in range(3)])
 
 
-def _turn_of(data: bytes, kind: Kind) -> Image.Transpose | None:
-    """What makes the image upright according to its EXIF orientation. Unreadable EXIF data says nothing."""
+def _orientation_of(data: bytes, kind: Kind) -> int:
+    """EXIF's, 1 to 8; 1 where unreadable EXIF data says nothing."""
     assert kind.format is not None
     if kind.format == "TIFF":  # turned while it is loaded
-        return None
+        return 1
     try:
         image = _open(without_metadata(data, kind.format, orientation=True), kind.format)
         if kind.format == "PNG":  # EXIF data may follow the pixels
             image.load()
-        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return orientation if orientation in range(1, 9) else 1
     except Exception:  # damaged EXIF data raises almost any type
-        return None
+        return 1
 
 
 _silenced = 0  # calls under way that want no warnings

@@ -6,18 +6,22 @@ Temporary name, fsync, rename, fsync of the directory.
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
+from pipelines import soft_lock
 from pipelines.errors import UserError
 
 __all__ = [
     "errors_name",
     "exclusive",
+    "open_new",
     "partial_path",
     "publish",
     "publish_bytes",
@@ -40,6 +44,15 @@ os.register_at_fork(after_in_child=_close_locks)
 def partial_path(path: Path) -> Path:
     """The name that `path` has while it is unfinished: `.NAME.partial` in the same directory."""
     return path.with_name(f".{path.name}.partial")
+
+
+def open_new(path: Path) -> IO[bytes]:
+    """Opens a file to be written from its start, without a buffer. A pipe of that name is refused, not waited for."""
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NONBLOCK, 0o666)
+
+    return io.open(path, "wb", buffering=0, opener=opener)  # noqa: UP020 - tests let it fail under this name
 
 
 def publish(path: Path, unfinished: Path | None = None) -> None:
@@ -94,7 +107,7 @@ def publish_bytes(path: Path, content: bytes) -> None:
     """Writes a whole file so that `path` holds all of it or does not exist. An `OSError` names `path`."""
     with errors_name(path):
         try:
-            with partial_path(path).open("wb") as file:
+            with open_new(partial_path(path)) as file:
                 write_all(file.fileno(), content, 0)
                 os.fsync(file.fileno())
             publish(path)
@@ -117,32 +130,40 @@ def exclusive(path: Path) -> Iterator[None]:
     """Holds the lock file `path` against other processes, on this machine and, on a shared disk, on others.
 
     The lock is the operating system's and ends with the process, however that ends: a file that a killed process left
-    is no lock. Where the file system has no locks, the file itself is the lock; one whose process is known to be gone
-    is taken over, and one of another machine is believed.
+    is no lock. Where the file system has no locks, the file `PATH.held` is the lock (see `pipelines.soft_lock`).
 
-    Raises `UserError`, saying who holds it.
+    Raises `UserError`, saying who holds it; then nothing was changed but that `path` may have been made.
     """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        soft: Path | None = None
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise _held(path, _owner(path)) from None
+            except OSError:
+                soft = path.with_name(f"{path.name}.held")
+                other = _owner(path)  # with locks of the system, on another machine
+                if other and other["pid"] != os.getpid() and soft_lock.is_alive(other):
+                    raise _held(path, other) from None
+                if (owner := soft_lock.acquire(soft)) is not None:
+                    raise _held(path, owner, soft) from None
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                    break
+        except BaseException:
             os.close(descriptor)
-            raise _held(path) from None
-        except OSError:
-            if _alive(path):
-                os.close(descriptor)
-                raise _held(path) from None
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                break
+            raise
         os.close(descriptor)  # its holder removed it, on finishing, while we waited for the lock
+        if soft is not None:
+            soft_lock.release(soft)
     _locks.add(descriptor)
     try:
-        owner = json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode()
+        text = json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode()
         with errors_name(path):
             os.ftruncate(descriptor, 0)
-            write_all(descriptor, owner, 0)
+            write_all(descriptor, text, 0)
         yield
     finally:
         if descriptor in _locks:  # not in a forked child
@@ -150,34 +171,21 @@ def exclusive(path: Path) -> Iterator[None]:
             with suppress(OSError):
                 os.ftruncate(descriptor, 0)
             os.close(descriptor)
+            if soft is not None:
+                soft_lock.release(soft)
 
 
-def _owner(path: Path) -> tuple[str, int] | None:
+def _owner(path: Path) -> soft_lock.Owner:
+    """Whom a lock file names, if anybody."""
     try:
-        owner = json.loads(path.read_bytes())
-        return str(owner["host"]), int(owner["pid"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return soft_lock.owner_of(path)
+    except FileNotFoundError:
+        return {}
 
 
-def _alive(path: Path) -> bool:
-    """Whether the process that a lock file names may still run."""
-    owner = _owner(path)
-    if owner is None:
-        return False
-    host, pid = owner
-    if host != socket.gethostname():
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return pid != os.getpid()
-
-
-def _held(path: Path) -> UserError:
-    owner = _owner(path)
-    who = "another run" if owner is None else f"another run (process {owner[1]} on {owner[0]})"
-    return UserError(f"{path.parent}: {who} is writing here; wait for it, or choose another folder")
+def _held(path: Path, owner: soft_lock.Owner, soft: Path | None = None) -> UserError:
+    who = f"another run (process {owner['pid']} on {owner['host']})" if owner else "another run"
+    remedy = "wait for it, or choose another folder"
+    if soft is not None:
+        remedy += f" (if no such run is there any more, remove {soft})"
+    return UserError(f"{path.parent}: {who} is writing here; {remedy}")

@@ -4,14 +4,17 @@
 
     SHARDS/{train,val}.beton  ->  SHARDS/{train,val}.crc32, SHARDS/manifest.json
 
-The files must lie in one folder and have FFCV's usual fields: image (RGBImageField) and label (IntField).
+The files must lie in one folder, end in .beton and have FFCV's usual fields: image (RGBImageField), label (IntField).
 """
 
 from __future__ import annotations
 
+import codecs
 import sys
 import zlib
+from itertools import combinations
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -22,14 +25,18 @@ if not __package__:  # run as a file: import from the checkout, and nothing by i
 from pipelines.beton_reader import CRC32_DTYPE, MODE_JPEG, BetonReader
 from pipelines.command_line import CommandParser
 from pipelines.errors import ShardError, UserError, printable, run_command
-from pipelines.layout import MANIFEST_NAME, Manifest, ShardFile, Split, sha256_of
+from pipelines.layout import MANIFEST_NAME, QUARANTINE_NAME, Manifest, ShardFile, Split, sha256_of
 from pipelines.machine import core_share
 from pipelines.next_step import next_line, script
 from pipelines.publish import publish_bytes
 from preprocess.progress import Meter
 from preprocess.undecodable import undecodable
+from preprocess.verify import verify
 
 __all__ = ["adopt", "main"]
+
+MAX_CLASSES: Final = 1_000_000  # that are made up where nobody has named them
+MAX_CLASSES_BYTES: Final = 1 << 26  # of a file of class names
 
 
 def adopt(paths: dict[str, Path], classes: tuple[str, ...] | None = None, *, decode: bool = False) -> Manifest:
@@ -41,29 +48,46 @@ def adopt(paths: dict[str, Path], classes: tuple[str, ...] | None = None, *, dec
         decode: decode every image first, as training does.
 
     Raises:
-        UserError: there is a manifest, the files lie in several folders, or a label has no class.
+        UserError: the files lie in several folders, where there may be a manifest already, are not two or do not end in
+            `.beton`, a file that would be written is there, or a label has no class. Then nothing is left behind.
         ShardError: a file is not a valid `.beton` file, or holds an image that cannot be decoded.
     """
-    folders = {path.resolve().parent for path in paths.values()}
-    if len(folders) != 1:
-        raise UserError(f"{', '.join(map(str, paths.values()))}: must lie in one folder, which becomes the shard set")
-    folder = folders.pop()
-    if (folder / MANIFEST_NAME).exists():
-        raise UserError(f"{folder}: there is a {MANIFEST_NAME} already; it is a shard set, which needs nothing")
+    folder = _folder_of(paths)
+    before = {split: _identity(path) for split, path in paths.items() if path.exists()}
     readers = {split: BetonReader(path) for split, path in paths.items()}
-    num_classes = 1 + max(int(reader.labels.max(initial=-1)) for reader in readers.values())
-    classes = classes or tuple(map(str, range(num_classes)))
-    for reader in readers.values():
-        if reader.num_samples and not 0 <= reader.labels.min() <= reader.labels.max() < len(classes):
-            lowest, highest = reader.labels.min(), reader.labels.max()
-            raise UserError(f"{reader.path}: labels from {lowest} to {highest}, but there are {len(classes)} classes")
+    classes = _classes(list(readers.values()), classes)
     if decode:
         for reader in readers.values():
             _require_decodable(reader)
-    splits = {split: _adopt_file(folder, split, reader) for split, reader in readers.items()}
-    source = ", ".join(path.name for path in paths.values())
-    manifest = Manifest(source, classes, {"encoder": "another program"}, splits, "another program, adopted by sdpnet")
-    publish_bytes(folder / MANIFEST_NAME, manifest.to_json().encode())
+    tables = {split: _checksums(split, reader) for split, reader in readers.items()}
+    made: list[Path] = []
+    try:
+        splits = {}
+        for split, reader in readers.items():
+            table = folder / f"{reader.path.stem}.crc32"
+            if not table.exists():
+                made.append(table)
+            elif not _holds(table, tables[split]):
+                raise UserError(f"{table}: exists already, and is not of {reader.path.name}; move it elsewhere")
+            publish_bytes(table, tables[split])
+            splits[split] = _describe(reader, table)
+        shards = [split.files[0] for split in splits.values()]
+        if len({shard.sha256 for shard in shards}) < len(shards):
+            raise UserError(f"{folder}: {' and '.join(shard.name for shard in shards)} have the same contents")
+        for split, path in paths.items():
+            if _identity(path) != before[split]:
+                raise UserError(f"{path}: has changed while it was read; repeat the command when nobody writes it")
+        source = ", ".join(path.name for path in paths.values())
+        encode = {"encoder": "another program"}
+        manifest = Manifest(source, classes, encode, splits, "another program, adopted by sdpnet")
+        made.append(folder / MANIFEST_NAME)
+        publish_bytes(folder / MANIFEST_NAME, manifest.to_json().encode())
+        for problem in verify(folder, quick=True):
+            raise UserError(f"{folder}: cannot become a shard set: {problem}")
+    except BaseException:
+        for path in made:
+            path.unlink(missing_ok=True)
+        raise
     return manifest
 
 
@@ -75,20 +99,97 @@ def _require_decodable(reader: BetonReader) -> None:
         raise ShardError(f"{reader.path}: sample {sample}: {why}{more}; write the file again without them")
 
 
-def _adopt_file(folder: Path, split: str, reader: BetonReader) -> Split:
-    """The split of one file, whose images' checksums are written beside it."""
+def _folder_of(paths: dict[str, Path]) -> Path:
+    """The folder that all files lie in; links to files lie where the links do."""
+    folders = {path.parent.resolve() for path in paths.values()}
+    if len(folders) != 1:
+        raise UserError(f"{', '.join(map(str, paths.values()))}: must lie in one folder, which becomes the shard set")
+    folder = folders.pop()
+    for path in paths.values():
+        if path.suffix != ".beton":
+            raise UserError(f"{path}: its name must end in .beton in a shard set; rename it")
+    for one, other in combinations(paths.values(), 2):
+        if one.exists() and other.exists() and one.samefile(other):
+            raise UserError(f"{one}: the same file for two splits, so that the model would be scored on what it trains")
+    if (folder / MANIFEST_NAME).exists():
+        raise UserError(f"{folder}: there is a {MANIFEST_NAME} already; it is a shard set, which needs nothing")
+    if (folder / QUARANTINE_NAME).exists():
+        raise UserError(f"{folder / QUARANTINE_NAME}: would belong to the shard set; move it elsewhere")
+    return folder
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    return path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """Another one for a file that was replaced or written."""
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _classes(readers: list[BetonReader], classes: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The names of all classes; they are the labels where nobody has named them."""
+    if not any(reader.num_samples for reader in readers):
+        raise UserError(f"{readers[0].path}: has no samples, so there is nothing to adopt")
+    if classes is None:
+        highest = max(int(reader.labels.max(initial=-1)) for reader in readers)
+        if highest >= MAX_CLASSES:
+            reader = next(reader for reader in readers if int(reader.labels.max(initial=-1)) == highest)
+            raise UserError(
+                f"{reader.path}: sample {int(reader.labels.argmax())}: label {highest}, so that there would be "
+                f"{highest + 1:,} classes; write it again with labels from 0 on, or name the classes with --classes"
+            )
+        classes = tuple(map(str, range(highest + 1)))
+    for reader in readers:
+        if reader.num_samples and not 0 <= reader.labels.min() <= reader.labels.max() < len(classes):
+            lowest, highest = reader.labels.min(), reader.labels.max()
+            raise UserError(f"{reader.path}: labels from {lowest} to {highest}, but there are {len(classes)} classes")
+    return classes
+
+
+def _checksums(split: str, reader: BetonReader) -> bytes:
+    """The CRC-32 of each image, as they lie in a file."""
     checksums = np.zeros(reader.num_samples, CRC32_DTYPE)
     with Meter(split, 0, reader.num_samples) as meter:
         for sample in range(reader.num_samples):
             checksums[sample] = zlib.crc32(reader.encoded(sample).data)
             meter.advance(0)
-    table = folder / f"{reader.path.stem}.crc32"
-    publish_bytes(table, checksums.tobytes())
+    return checksums.tobytes()
+
+
+def _describe(reader: BetonReader, table: Path) -> Split:
+    """The split of one file; `table` holds its images' checksums."""
     sidecars = {table.name: sha256_of(table)}
     size = reader.path.stat().st_size
     file = ShardFile(reader.path.name, reader.num_samples, size, sha256_of(reader.path), sidecars)
     kept = int((reader.modes == MODE_JPEG).sum())
     return Split(reader.num_samples, "beton", (file,), num_kept=kept)
+
+
+def _read_classes(path: Path) -> tuple[str, ...]:
+    """The names of the classes in a text file, one a line. Raises `UserError` for any other file."""
+    if not path.exists() or path.is_dir():
+        raise UserError(f"--classes {path}: {'is a directory' if path.is_dir() else 'is not there'}; name a text file")
+    if not path.is_file() or path.stat().st_size > MAX_CLASSES_BYTES:
+        raise UserError(f"--classes {path}: not a text file of class names, one a line")
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            where = "it is UTF-16"
+        else:
+            where = f"line {content.count(10, 0, error.start) + 1}: the byte 0x{content[error.start]:02x}"
+        raise UserError(f"--classes {path}: not UTF-8 ({where}); save it as UTF-8") from None
+    names = text.replace("\r\n", "\n").split("\n")
+    names = names[:-1] if names[-1] == "" else names
+    for number, name in enumerate(names, 1):
+        if not name.strip() or "\0" in name:
+            raise UserError(f"--classes {path}: line {number}: no class name; give one name a line, in label order")
+    if not names:
+        raise UserError(f"--classes {path}: is empty; give one name a line, in label order")
+    return tuple(names)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -104,10 +205,7 @@ def main(argv: list[str] | None = None) -> int:
         paths = {split: path for split in ("train", "val") if (path := getattr(arguments, split)) is not None}
         if not paths:
             raise UserError("no file given: pass --train FILE, --val FILE or both")
-        classes = None
-        if arguments.classes is not None:
-            classes = tuple(arguments.classes.read_text(encoding="utf-8").split("\n"))
-            classes = classes[:-1] if classes[-1:] == ("",) else classes
+        classes = None if arguments.classes is None else _read_classes(arguments.classes)
         manifest = adopt(paths, classes, decode=arguments.decode)
         folder = next(iter(paths.values())).parent
         counts = ", ".join(f"{name} {split.num_samples:,}" for name, split in manifest.splits.items())

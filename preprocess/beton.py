@@ -23,7 +23,7 @@ from pipelines.beton_reader import (
 )
 from pipelines.errors import UserError
 from pipelines.layout import ShardFile, sha256_of
-from pipelines.publish import write_all
+from pipelines.publish import open_new, write_all
 from preprocess.journal import BAD, Records, require_bytes
 
 __all__ = ["PAGE_SIZE", "BetonWriter"]
@@ -118,7 +118,7 @@ class BetonWriter:
         write_all(self._file, fields.tobytes(), HEADER_DTYPE.itemsize)
         crc32_path = self.path.with_suffix(".crc32")
         num_samples, end = 0, self._data_start
-        with crc32_path.open("wb", buffering=0) as checksums:
+        with open_new(crc32_path) as checksums:
             for piece in records.pieces():
                 piece = piece[piece["state"] != BAD]
                 metadata = np.zeros(len(piece), METADATA_DTYPE)

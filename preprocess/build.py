@@ -9,7 +9,6 @@ import statistics
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -46,7 +45,7 @@ def plan_conversion(found: Scan, source: str, settings: EncodeSettings) -> Conve
     return Conversion(
         source=source,
         classes=found.classes,
-        encode=asdict(settings),
+        encode=settings.to_dict(),
         created_by=codec(),
         num_images={name: split.num_images for name, split in found.splits.items()},
         fingerprints={name: split.fingerprint() for name, split in found.splits.items()},
@@ -93,10 +92,14 @@ def make_parser(name: str, description: str) -> argparse.ArgumentParser:
     add("--reencode", choices=REENCODE_CHOICES, default=defaults.reencode, help=reencode)
     exif = "EXIF orientation; ImageNet training ignores it by custom (default: %(default)s)"
     add("--exif", choices=EXIF_CHOICES, default=defaults.exif, help=exif)
+    pixels = "a larger image is bad; limits a worker's memory: up to 16 bytes a pixel, by format (default: %(default)s)"
+    add("--max-pixels", metavar="N", type=int, default=defaults.max_pixels, help=pixels)
+    file_mb = "a larger file of the source is bad, and not read; in MB (default: %(default)s)"
+    add("--max-file-mb", metavar="N", type=int, default=defaults.max_file_mb, help=file_mb)
     on_bad = "an image that cannot be converted ends the conversion, or is left out and listed (default: %(default)s)"
     add("--on-bad", choices=["fail", "skip"], default="fail", help=on_bad)
     add("--workers", metavar="N", type=int, help="processes that encode (default: one for each CPU core)")
-    hang = "an image that takes longer is bad; waiting for disks does not count (default: %(default)s)"
+    hang = "an image whose decoder takes more processor time, not counting 1 s a MB, is bad (default: %(default)s)"
     add("--hang-seconds", metavar="S", type=float, default=HANG_SECONDS, help=hang)
     many = parser.add_mutually_exclusive_group()
     add = many.add_argument
@@ -163,6 +166,8 @@ def _prepared(arguments: argparse.Namespace, part: Part | None) -> Iterator[tupl
         subsampling=arguments.subsampling,
         reencode=arguments.reencode,
         exif=arguments.exif,
+        max_pixels=arguments.max_pixels,
+        max_file_mb=arguments.max_file_mb,
     )
     if settings.reencode != "always" and not jpeg.available():
         raise UserError(f"--reencode {settings.reencode}: the native JPEG codec is not built: {rebuild()}")

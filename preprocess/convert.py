@@ -22,7 +22,7 @@ from typing import Any, Final, Literal, NamedTuple, Protocol
 import numpy as np
 
 from pipelines.errors import UserError
-from pipelines.layout import FORMATS, MANIFEST_NAME, QUARANTINE_NAME, Manifest, ShardFile, Split, parse_split
+from pipelines.layout import FORMATS, MANIFEST_NAME, QUARANTINE_NAME, Manifest, ShardFile, Split, parse_split, sha256_of
 from pipelines.publish import publish, publish_bytes, sync_directory
 from preprocess.conversion import Conversion
 from preprocess.journal import BAD, JOURNAL_NAME, KEPT, REENCODED, Journal, Records
@@ -256,6 +256,24 @@ class _Committer:
         self.journal.append(entry)
 
 
+def _require_published(out: Path, file: ShardFile) -> None:
+    """Raises `UserError` when a file that this run or an earlier one has published is not there, or is another one."""
+    for name in (file.name, *file.sidecars):
+        path = out / name
+        if not path.is_file():
+            wrong = "was removed"
+        elif name == file.name and path.stat().st_size != file.bytes:
+            wrong = f"has {path.stat().st_size:,} bytes, not {file.bytes:,}: it was changed"
+        elif name != file.name and sha256_of(path) != file.sidecars[name]:
+            wrong = "was changed"
+        else:
+            continue
+        raise UserError(
+            f"{path}: {wrong} after the conversion gave it its name; put it back, or remove {out / UNFINISHED_NAME} "
+            "and the set's other files beside it, and convert again"
+        )
+
+
 def _publish(manifest: Manifest, journal: Journal, work: Path, out: Path) -> Manifest:
     """Gives all files their final names, the manifest last, and removes the folder of unfinished work.
 
@@ -270,6 +288,9 @@ def _publish(manifest: Manifest, journal: Journal, work: Path, out: Path) -> Man
     for name in names:
         if (work / name).exists():
             publish(out / name, work / name)
+    for split in manifest.splits.values():
+        for file in split.files:
+            _require_published(out, file)
     bad = {(split, entry["index"]): entry for split, entry in quarantined(journal.entries)}
     lines = [
         json.dumps({"split": split, "file": entry["file"], "reason": entry["reason"]}) + "\n"
@@ -281,7 +302,7 @@ def _publish(manifest: Manifest, journal: Journal, work: Path, out: Path) -> Man
         manifest = replace(manifest, quarantine_sha256=hashlib.sha256(quarantine).hexdigest())
     publish_bytes(out / MANIFEST_NAME, manifest.to_json().encode())
     for entry in sorted(os.listdir(work)):
-        if entry not in (LOCK_NAME, JOURNAL_NAME):
+        if entry.partition(".")[0] != LOCK_NAME and entry != JOURNAL_NAME:
             (shutil.rmtree if (work / entry).is_dir() else os.unlink)(work / entry)
     os.unlink(work / JOURNAL_NAME)
     return manifest

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from pipelines.errors import ImageFileError, UserError
 from pipelines.remedy import rebuild
 from preprocess import jpeg
+from preprocess.location import MAX_FILE_MB
 
 __all__ = [
     "EXIF_CHOICES",
@@ -31,6 +32,7 @@ __all__ = [
 
 JPEG_START: Final = b"\xff\xd8\xff"
 JPEG_MAX_SIDE: Final = 65_500  # libjpeg's JPEG_MAX_DIMENSION; a .beton would hold 65,535
+MAX_PIXELS: Final = 178_956_970  # Pillow's limit, and that of the native codec
 SUBSAMPLINGS: Final = ("4:4:4", "4:2:2", "4:2:0")
 REENCODE_CHOICES: Final = ("auto", "always", "never")
 EXIF_CHOICES: Final = ("ignore", "apply")
@@ -53,6 +55,9 @@ class EncodeSettings:
         exif: "ignore" stores the pixels as the file does, whatever its EXIF orientation says. That is the custom
             for ImageNet: torchvision's ImageFolder does so, and published accuracies are measured that way.
             "apply" turns them upright; what has to be turned is re-encoded.
+        max_pixels: a larger image is bad. What a worker needs to decode one depends on the format: of a baseline JPEG
+            next to nothing, of a progressive one 6 bytes a pixel, of PNG 4, of others up to 16.
+        max_file_mb: a larger file is bad, and not read; in 1,000,000 bytes.
 
     Raises `UserError` for a value out of range.
     """
@@ -63,6 +68,8 @@ class EncodeSettings:
     restart_rows: int = 1
     reencode: str = "always"
     exif: str = "ignore"
+    max_pixels: int = MAX_PIXELS
+    max_file_mb: int = MAX_FILE_MB
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_side <= JPEG_MAX_SIDE:
@@ -77,6 +84,15 @@ class EncodeSettings:
             raise UserError(f"reencode {self.reencode!r}: must be one of {', '.join(REENCODE_CHOICES)}")
         if self.exif not in EXIF_CHOICES:
             raise UserError(f"exif {self.exif!r}: must be one of {', '.join(EXIF_CHOICES)}")
+        if not 1 <= self.max_pixels <= MAX_PIXELS:
+            raise UserError(f"max_pixels {self.max_pixels}: must be 1 to {MAX_PIXELS}")
+        if not 1 <= self.max_file_mb <= 1_000_000:
+            raise UserError(f"max_file_mb {self.max_file_mb}: must be 1 to 1000000")
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON. The limits are left out where they are the usual ones, as in shard sets of before."""
+        usual = {"max_pixels": MAX_PIXELS, "max_file_mb": MAX_FILE_MB}
+        return {key: value for key, value in vars(self).items() if usual.get(key) != value}
 
 
 class EncodedImage(NamedTuple):
@@ -138,6 +154,8 @@ def codec() -> str:
 
 def _encode(data: bytes, settings: EncodeSettings, name: str) -> EncodedImage:
     is_jpeg = data.startswith(JPEG_START)
+    if is_jpeg and settings.max_pixels < MAX_PIXELS:  # else the codec's own limit is the same
+        _require_size(data, settings.max_pixels)
     upright = settings.exif == "ignore" or _is_upright(data)
     if settings.reencode != "always":
         try:
@@ -148,7 +166,7 @@ def _encode(data: bytes, settings: EncodeSettings, name: str) -> EncodedImage:
             return EncodedImage(*jpeg.keep(data, settings.max_side, settings.restart_rows), kept=True)
         except jpeg.UnsupportedError as error:
             if settings.reencode == "never":
-                _require_decodable(data)
+                _require_decodable(data, settings)
                 message = f"{name}: cannot be kept as it is ({error}); --reencode auto would convert it"
                 raise UserError(message) from None
     options = (settings.max_side, settings.quality, settings.subsampling, settings.restart_rows)
@@ -162,9 +180,9 @@ def _encode(data: bytes, settings: EncodeSettings, name: str) -> EncodedImage:
 
 def _encode_pixels(data: bytes, settings: EncodeSettings, name: str) -> EncodedImage:
     from pipelines.area import average, fit
-    from pipelines.image_file import decode_image
+    from pipelines.image_file import decode_reduced
 
-    pixels = decode_image(data, exif=settings.exif)
+    pixels = decode_reduced(data, settings.max_side, exif=settings.exif, max_pixels=settings.max_pixels)
     width, height = fit(pixels.shape[1], pixels.shape[0], settings.max_side)
     if max(width, height) > JPEG_MAX_SIDE:
         raise UserError(f"{name}: {width} x {height} pixels, but a JPEG has at most {JPEG_MAX_SIDE}; set --max-side")
@@ -178,16 +196,27 @@ def _encode_pixels(data: bytes, settings: EncodeSettings, name: str) -> EncodedI
     return EncodedImage(pillow.save(pixels, *options), height, width)
 
 
+def _require_size(data: bytes, max_pixels: int) -> None:
+    """Raises `ImageFileError` for a JPEG of more pixels."""
+    from pipelines.image_reasons import too_large
+    from pipelines.jpeg_frame import frame_of
+
+    frame = frame_of(data)
+    if frame is not None and frame.height * frame.width > max_pixels:
+        pixels = frame.height * frame.width
+        raise too_large(f"{pixels:,} pixels, more than the {max_pixels:,} of --max-pixels")
+
+
 def _is_upright(data: bytes) -> bool:
     from pipelines.image_file import is_upright
 
     return is_upright(data)
 
 
-def _require_decodable(data: bytes) -> None:
-    from pipelines.image_file import decode_image
+def _require_decodable(data: bytes, settings: EncodeSettings) -> None:
+    from pipelines.image_file import decode_reduced
 
-    decode_image(data)
+    decode_reduced(data, settings.max_side, max_pixels=settings.max_pixels)
 
 
 def _format(data: bytes) -> str:

@@ -25,11 +25,13 @@ from preprocess.kinds import (
     kind_by_suffix,
     kind_of_folder,
 )
+from preprocess.links import LOOPS, NOWHERE, is_file, is_folder, leads_up
 from preprocess.listing import Entry
 
 __all__ = ["Exclusions", "count_files", "folder_entries", "has_images", "holds_only", "list_folder"]
 
 _DETECTION: Final = ("labels", "annotations")  # folders of data sets for detection, beside their images/
+_MANIFEST_BYTES: Final = 1 << 26  # a larger manifest.json is another program's
 _PAGE_NAME: Final = "report.html"  # of `preprocess/report.py`
 
 
@@ -71,7 +73,6 @@ class Listed(NamedTuple):
     """What lies in one folder, sorted by name: folders to walk, images, and everything else by kind."""
 
     folders: list[str]
-    links: frozenset[str]  # those of `folders` that are symbolic links
     images: list[str]
     skipped: list[Skipped]
 
@@ -79,8 +80,10 @@ class Listed(NamedTuple):
 def folder_entries(root: Path, exclusions: Exclusions) -> Iterator[Entry | Skipped]:
     """The images in class folders and below them; where no folder has one, those in `root` itself.
 
+    Links to folders are followed, but to a folder that they lie in: what is below those is there already.
+
     Raises:
-        UserError: for a class folder without images, and a symbolic link to a folder that it lies in.
+        UserError: for a class folder without images.
         OSError: for a folder that cannot be read.
     """
     listed = list_folder(str(root), "", exclusions)
@@ -124,27 +127,27 @@ def holds_only(folder: Path, exclusions: Exclusions) -> bool:
 
 def list_folder(path: str, below: str, exclusions: Exclusions) -> Listed:
     """Lists the folder `path`; the names of what is skipped begin with `below`."""
-    folders, links, images, skipped = [], [], [], []
+    folders, images, skipped = [], [], []
     of_shard_set = _files_of_shard_set(path)
     with os.scandir(path) as entries:
         for entry in entries:
             name = entry.name
-            if entry.is_dir():
+            if is_folder(entry):
                 if exclusions.has(entry.path):
                     continue
                 if kind := kind_of_folder(name):
                     skipped.append(count_files(entry.path, below + name, kind, exclusions))
-                    continue
-                folders.append(name)
-                if entry.is_symlink():
-                    links.append(name)
+                elif entry.is_symlink() and leads_up(entry.path):
+                    skipped.append(Skipped(LOOPS, below + name))
+                else:
+                    folders.append(name)
                 continue
             kind = SHARD_SETS if name in of_shard_set else _kind_of_file(entry, exclusions)
             if kind is None:
                 images.append(name)
             else:
                 skipped.append(Skipped(kind, below + name))
-    return Listed(sorted(folders), frozenset(links), sorted(images), sorted(s for s in skipped if s.number))
+    return Listed(sorted(folders), sorted(images), sorted(s for s in skipped if s.number))
 
 
 def count_files(path: str, below: str, kind: str, exclusions: Exclusions) -> Skipped:
@@ -166,8 +169,6 @@ def _walk(root: Path, top: str, exclusions: Exclusions) -> Iterator[Entry | Skip
         listed = list_folder(os.path.join(root, below), f"{below}/", exclusions)
         yield from (Entry(below, name) for name in listed.images)
         yield from listed.skipped
-        for name in listed.links:
-            _refuse_loop(root, below, name)
         todo += [f"{below}/{name}" for name in reversed(listed.folders)]
 
 
@@ -185,11 +186,9 @@ def _kind_of_file(entry: os.DirEntry[str], exclusions: Exclusions) -> str | None
     if kind := kind_by_name(name):
         return kind
     by_suffix = has_image_suffix(name)
-    if not entry.is_file():
-        if not entry.is_symlink():
-            return "pipes, sockets and devices"
-        if not os.path.exists(entry.path):
-            return None if by_suffix else "links to files that are not there"
+    if not is_file(entry):
+        if entry.is_symlink() and not os.path.exists(entry.path):
+            return None if by_suffix else NOWHERE
         return "pipes, sockets and devices"
     if by_suffix:
         return None
@@ -206,7 +205,7 @@ def _kind_of_file(entry: os.DirEntry[str], exclusions: Exclusions) -> str | None
 def _files_of_shard_set(folder: str) -> frozenset[str]:
     """The names of the files of a shard set that lies in this folder, with whatever else; most folders have none."""
     path = os.path.join(folder, MANIFEST_NAME)
-    if not os.path.isfile(path):
+    if not os.path.isfile(path) or os.path.getsize(path) > _MANIFEST_BYTES:
         return frozenset()
     try:
         manifest = read_manifest(folder)
@@ -215,20 +214,6 @@ def _files_of_shard_set(folder: str) -> frozenset[str]:
     files = [file for split in manifest.splits.values() for file in split.files]
     beside = (MANIFEST_NAME, QUARANTINE_NAME, _PAGE_NAME)
     return frozenset([*beside, *(file.name for file in files), *(name for file in files for name in file.sidecars)])
-
-
-def _refuse_loop(root: Path, below: str, name: str) -> None:
-    """Raises `UserError` when a symbolic link leads to a folder that it lies in, by its path or in truth."""
-    link = os.path.join(root, below, name)
-    target = _identity(link)
-    parts = below.split("/")
-    above = [str(root), *(os.path.join(root, *parts[:count]) for count in range(1, len(parts) + 1))]
-    real = Path(os.path.realpath(above[-1]))
-    if any(_identity(folder) == target for folder in [*above, str(real), *map(str, real.parents)]):
-        raise UserError(
-            f"{link}: a symbolic link to {os.path.realpath(link)}, a folder that it lies in, so that the images below "
-            "have no end; remove the link"
-        )
 
 
 def _identity(path: str) -> tuple[int, int]:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 
@@ -29,11 +30,13 @@ __all__ = [
     "REENCODED",
     "Journal",
     "Records",
+    "open_plain",
     "read_journal",
     "require_bytes",
 ]
 
 JOURNAL_NAME: Final = "journal.jsonl"
+_MAX_LINE: Final = 1 << 27  # bytes; the names of a million classes take a tenth of that
 REENCODED, KEPT, BAD = 1, 2, 3  # what became of an image
 RECORD_DTYPE = np.dtype(
     [("size", "<u4"), ("crc32", "<u4"), ("label", "<i4"), ("height", "<u2"), ("width", "<u2"), ("state", "u1")]
@@ -42,18 +45,42 @@ _RECORD: Final = struct.Struct("<IIiHHB")  # the same
 
 
 def read_journal(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The entries of a journal and the bytes that they take; nothing when there is no such file."""
+    """The entries of a journal and the bytes that they take; nothing when there is no such file.
+
+    Raises `UserError` for what no conversion has written.
+    """
     entries: list[dict[str, Any]] = []
     end = 0
-    if path.exists():
-        with path.open("rb") as file:
-            for line in file:
+    if os.path.lexists(path):
+        with open_plain(path) as file:
+            while line := file.readline(_MAX_LINE):
                 checksum, _, text = line.partition(b" ")
+                if len(line) == _MAX_LINE:
+                    raise _not_ours(path)
                 if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
                     break
-                entries.append(json.loads(text))
+                try:
+                    entry = json.loads(text)
+                except (ValueError, RecursionError):
+                    raise _not_ours(path) from None
+                if not isinstance(entry, dict):
+                    raise _not_ours(path)
+                entries.append(entry)
                 end += len(line)
     return entries, end
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """Opens a file of unfinished work to be read. Raises `UserError` for a pipe or the like, and waits for none."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _not_ours(path)
+    return open(descriptor, "rb")
+
+
+def _not_ours(path: Path) -> UserError:
+    return UserError(f"{path}: is no file of a conversion; remove {path.parent} to start over")
 
 
 class Journal:
@@ -88,6 +115,9 @@ class Records:
         self.path = path
         self.done = (count, crc32)  # in one, because Ctrl-C may come between any two assignments
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        if not stat.S_ISREG(os.fstat(self._file).st_mode):
+            os.close(self._file)
+            raise _not_ours(path)
         os.ftruncate(self._file, min(os.fstat(self._file).st_size, count * RECORD_DTYPE.itemsize))
         complete = os.fstat(self._file).st_size == count * RECORD_DTYPE.itemsize
         found = 0

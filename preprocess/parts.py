@@ -32,7 +32,7 @@ from preprocess.convert import (
     quarantined,
     run_splits,
 )
-from preprocess.journal import BAD, JOURNAL_NAME, KEPT, Records, read_journal, require_bytes
+from preprocess.journal import BAD, JOURNAL_NAME, KEPT, Records, open_plain, read_journal, require_bytes
 from preprocess.unfinished import UNFINISHED_NAME, open_journal, refuse_existing, writing
 from preprocess.workers import Bad, Encoded
 
@@ -121,9 +121,11 @@ def convert_part(
     num_images = {name: end - start for name, (start, end) in stretches.items()}
     identity = {"conversion": conversion.identity(), "part": part.folder}
     with writing(unfinished / part.folder) as work:
-        refuse_existing(out, conversion.num_images)
         entries, _ = read_journal(unfinished / JOURNAL_NAME)
-        if entries and "parts" not in entries[0]["output"]:
+        if any("published" in entry for entry in entries):
+            raise UserError(f"{unfinished}: a merge of all parts was interrupted here; repeat --merge to finish it")
+        refuse_existing(out, conversion.num_images)
+        if entries and not _parts_of(entries):
             raise UserError(f"{unfinished}: an unfinished conversion without parts lies here; go on with that")
         for other in _parts(unfinished):
             if other.count != part.count:
@@ -148,11 +150,11 @@ def merge(make_writer: MakeWriter, output: dict[str, Any], out: str | os.PathLik
     out = Path(out)
     unfinished = out / UNFINISHED_NAME
     entries, _ = read_journal(unfinished / JOURNAL_NAME)
+    if entries and not _parts_of(entries):
+        raise UserError(f"{unfinished}: an unfinished conversion without parts lies here; go on with that")
     if any("published" in entry for entry in entries):  # the parts may be gone already
         conversion = Conversion.from_journal(entries[0])
-        return convert(
-            conversion, _nothing, make_writer, {**output, "parts": entries[0]["output"]["parts"]}, out, "skip"
-        )
+        return convert(conversion, _nothing, make_writer, {**output, "parts": _parts_of(entries)}, out, "skip")
     parts = _parts(unfinished)
     if not parts:
         with writing(unfinished):  # which takes away the lock that a merge left which was killed at its very end
@@ -164,6 +166,8 @@ def merge(make_writer: MakeWriter, output: dict[str, Any], out: str | os.PathLik
     for part in parts:
         entries, _ = read_journal(unfinished / part.folder / JOURNAL_NAME)
         done = {entry["split"] for entry in entries if "finished" in entry}
+        if entries and entries[0].get("part") != part.folder:
+            raise UserError(f"{unfinished / part.folder}: holds another part; remove it and convert this part again")
         if not entries or not done.issuperset(entries[0]["conversion"]["num_images"]):
             raise UserError(f"{unfinished / part.folder}: is not finished; run --part {part.number}/{part.count} again")
         first = first or entries[0]
@@ -190,6 +194,11 @@ def merge(make_writer: MakeWriter, output: dict[str, Any], out: str | os.PathLik
     return convert(conversion, images, make_writer, {**output, "parts": count}, out, "skip")
 
 
+def _parts_of(entries: list[dict[str, Any]]) -> int:
+    """How many parts a conversion is merged from, by its journal; 0: it is not."""
+    return int(entries[0].get("output", {}).get("parts", 0))
+
+
 def _nothing(split: str, first: int) -> Generator[Image, None, None]:
     yield from ()
 
@@ -209,7 +218,7 @@ def _read_part(folder: Path, split: str, first: int) -> Iterator[Image]:
     bad = {entry["index"]: entry for name, entry in quarantined(entries) if name == split}
     done = [(entry["count"], entry["crc32"]) for entry in entries if entry.get("split") == split and "count" in entry]
     offset = index = 0
-    with (folder / f"{split}.spool").open("rb") as spool, ExitStack() as stack:
+    with open_plain(folder / f"{split}.spool") as spool, ExitStack() as stack:
         records = Records(folder / f"{split}.records", *(done[-1] if done else (0, 0)))
         stack.enter_context(closing(records))
         for piece in records.pieces():

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from pipelines.errors import UserError
+from preprocess.links import is_folder
 
 __all__ = ["find_splits", "is_name_of_split", "named_test", "seeming_splits"]
 
@@ -34,7 +35,7 @@ def find_splits(source: Path, given: dict[str, Path], is_output: Callable[[Path]
     """
     if not source.is_dir():
         return {"train": source} | given
-    folders = sorted(entry.name for entry in os.scandir(source) if entry.is_dir() and not is_output(Path(entry.path)))
+    folders = sorted(entry.name for entry in os.scandir(source) if is_folder(entry) and not is_output(Path(entry.path)))
     found = dict(given)
     for split in ("train", "val"):
         if split not in given and (path := _find(source, split, folders)) is not None:

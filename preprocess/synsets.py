@@ -6,6 +6,7 @@ IDs count from 1, and are not in the order of the classes' names: ID 1 is n02119
 from __future__ import annotations
 
 import codecs
+import gzip
 import io
 import re
 import tarfile
@@ -20,7 +21,9 @@ __all__ = ["DEVKIT_NAME", "GROUND_TRUTH_NAME", "is_devkit", "read_devkit", "read
 DEVKIT_NAME: Final = "ILSVRC2012_devkit_t12.tar.gz"
 GROUND_TRUTH_NAME: Final = "ILSVRC2012_validation_ground_truth.txt"
 META_NAME: Final = "meta.mat"
+GZIP_START: Final = b"\x1f\x8b"
 MAX_MEMBER: Final = 64 << 20  # bytes; the real ones have less than 1 MB
+MAX_BYTES: Final = 128 << 20  # of a file of labels or IDs; of a packed development kit, unpacked
 
 
 def is_devkit(path: Path) -> bool:
@@ -34,16 +37,22 @@ def read_devkit(path: Path) -> tuple[str, dict[int, str]]:
     Raises `UserError` when it cannot be read, is damaged, or lacks one of the two files. Needs scipy.
     """
     found: dict[str, bytes] = {}
+    if not path.exists():
+        raise UserError(f"{path}: no such file")
+    packed = _read(path)
     try:
-        with tarfile.open(path) as archive:
+        content = packed
+        if packed.startswith(GZIP_START):
+            with gzip.GzipFile(fileobj=io.BytesIO(packed)) as file:
+                content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"it unpacks to more than {MAX_BYTES:,} bytes")
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
             for member in archive:
                 name = member.name.rsplit("/", 1)[-1]
                 if name in (GROUND_TRUTH_NAME, META_NAME) and member.isreg() and member.size <= MAX_MEMBER:
-                    file = archive.extractfile(member)
-                    assert file is not None  # as it is for every plain file
-                    found[name] = file.read()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+                    start = member.offset_data
+                    found[name] = content[start : start + member.size]
     except Exception as error:  # tarfile and zlib raise several types on damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: cannot be read ({reason}); copy or download it again") from None
@@ -90,9 +99,15 @@ def read_text(path: Path) -> str:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: is {'a directory' if path.is_dir() else 'a pipe or device'}; name a file")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    if len(content) > MAX_BYTES:
+        raise UserError(f"{path}: more than {MAX_BYTES:,} bytes, so it is no such file; name another")
+    return content
 
 
 def _decode(content: bytes, name: str) -> str:

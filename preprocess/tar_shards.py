@@ -14,7 +14,7 @@ import numpy as np
 
 from pipelines.errors import UserError
 from pipelines.layout import ShardFile, sha256_of
-from pipelines.publish import write_all
+from pipelines.publish import open_new, write_all
 from pipelines.tar_reader import BLOCK, END_BYTES, SAMPLE_DTYPE, sample_bytes
 from preprocess.journal import BAD, Records, require_bytes
 
@@ -116,7 +116,7 @@ class TarWriter:
             sidecars = {}
             for suffix, content in ((".idx", _index(samples, first)), (".samples", samples.tobytes())):
                 path = tar.with_suffix(suffix)
-                with path.open("wb", buffering=0) as file:
+                with open_new(path) as file:
                     write_all(file.fileno(), content, 0)
                     os.fsync(file.fileno())
                 sidecars[path.name] = sha256_of(path)

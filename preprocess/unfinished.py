@@ -52,7 +52,7 @@ def writing(work: Path) -> Iterator[Path]:
             finally:
                 if len(read_journal(work / JOURNAL_NAME)[0]) <= 1:  # the identity alone
                     for entry in os.scandir(work):
-                        if not entry.is_dir():
+                        if not entry.is_dir() and not entry.name.startswith(f"{LOCK_NAME}."):
                             os.unlink(entry)
     except OSError as error:
         advice = "; free some and repeat the command: it goes on from there" if error.errno in _FULL else ""

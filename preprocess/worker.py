@@ -18,6 +18,7 @@ import mmap
 import os
 import signal
 import struct
+import sys
 import time
 import warnings
 from contextlib import suppress
@@ -26,7 +27,7 @@ from typing import Any, BinaryIO, Final, NamedTuple
 from pipelines.errors import UserError, printable
 from preprocess import jpeg
 from preprocess.encode import EncodeSettings, encode_image
-from preprocess.location import Location
+from preprocess.location import Location, MachineError
 
 __all__ = [
     "ANSWER",
@@ -80,11 +81,16 @@ class Bad(NamedTuple):
 
 
 def encode_one(location: Location, settings: EncodeSettings) -> Encoded | Bad:
-    """Reads and encodes one image; whatever goes wrong is the image's reason."""
+    """Reads and encodes one image; whatever goes wrong is the image's reason.
+
+    Raises ImportError or `MachineError` for what is not its fault.
+    """
     try:
-        image = encode_image(location.read(), settings, location.name)
+        image = encode_image(location.read(settings.max_file_mb * 1_000_000), settings, location.name)
     except UserError as error:
         return Bad(str(error).removeprefix(f"{printable(location.name)}: "))
+    except (ImportError, MachineError):  # no memory for a library, no more open files: it says nothing of the image
+        raise
     except Exception as error:  # a mistake of ours or of a library must not cost the other images
         return Bad(f"cannot be converted ({type(error).__name__}: {' '.join(str(error).split())})")
     return Encoded(image.data, image.height, image.width, image.kept, jpeg.crc32(image.data))
@@ -152,8 +158,20 @@ def _receive(tasks: BinaryIO) -> Any:
 
 
 def work(tasks_descriptor: int, news_descriptor: int, shared_descriptor: int) -> None:
-    """Runs in a process of its own, with the numbers of its socket, its pipe and the shared memory."""
+    """Runs in a process of its own, with the numbers of its socket, its pipe and the shared memory.
+
+    Where that process cannot go on, it says why in a line and ends with status 1.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    try:
+        _work(tasks_descriptor, news_descriptor, shared_descriptor)
+    except (ImportError, MemoryError, OSError) as error:
+        reason = " ".join(str(error).split()) or "out of memory"
+        sys.stderr.write(f"a worker process: {type(error).__name__}: {printable(reason)}\n")
+        raise SystemExit(1) from None
+
+
+def _work(tasks_descriptor: int, news_descriptor: int, shared_descriptor: int) -> None:
     with (
         suppress(EOFError, BrokenPipeError, ConnectionResetError),
         open(tasks_descriptor, "rb", 1 << 16, closefd=False) as tasks,

@@ -32,8 +32,10 @@ from preprocess.worker import (
     Encoded,
 )
 
-__all__ = ["Slot", "WorkerProcess"]
+__all__ = ["ASLEEP", "Slot", "WorkerProcess"]
 
+ASLEEP: Final = "S"  # of a process's states; others are "R" (runs, or would if a processor were free), "D" (waits for a
+# disk), "T" and "t" (stopped)
 _ROOT: Final = Path(__file__).resolve().parent.parent
 
 
@@ -129,12 +131,15 @@ class WorkerProcess:
             else:
                 yield self.tasks.popleft(), Encoded(data, height, width, state == KEPT, crc32), slot
 
-    def waits_for_disk(self) -> bool:
+    def activity(self) -> tuple[str, float]:
+        """What it does: `ASLEEP`, or another state of Linux's /proc; and the processor time of all its threads, in
+        seconds. `ASLEEP` and 0 where the system does not say it."""
         try:
             with open(f"/proc/{self._process.pid}/stat", "rb") as file:
-                return file.read().rpartition(b")")[2].split()[0] == b"D"
-        except (OSError, IndexError):
-            return False
+                fields = file.read().rpartition(b")")[2].split()
+            return fields[0].decode(), (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        except (OSError, IndexError, ValueError):
+            return ASLEEP, 0.0
 
     def end(self, patience: float = 0.0) -> int:
         """Its exit status; it is killed if it still runs after so many seconds."""

@@ -8,6 +8,7 @@ Its images come back through memory that both processes share (`preprocess.worke
 
 from __future__ import annotations
 
+import os
 import select
 import signal
 import time
@@ -20,15 +21,17 @@ from pipelines.errors import UserError
 from preprocess.encode import EncodeSettings
 from preprocess.location import Location
 from preprocess.worker import Bad, Encoded, encode_one
-from preprocess.worker_process import Slot, WorkerProcess
+from preprocess.worker_process import ASLEEP, Slot, WorkerProcess
 
-__all__ = ["HANG_SECONDS", "Bad", "Encoded", "Workers", "encode_all", "encode_one"]
+__all__ = ["ASLEEP_SECONDS", "HANG_SECONDS", "Bad", "Encoded", "Workers", "encode_all", "encode_one"]
 
-HANG_SECONDS: Final = 8.0
+HANG_SECONDS: Final = 8.0  # of processor time, and so many more for each MB of the file:
+_SECONDS_PER_MB: Final = 1.0  # six times what OpenJPEG takes, the slowest decoder (0.16 s)
+ASLEEP_SECONDS: Final = 600.0  # in which a worker uses no processor, nor waits for a disk, nor is stopped
 _TASKS: Final = 8  # images that a worker has in hand
 _BUFFERED_BYTES: Final = 1 << 28  # finished images that wait for an earlier one
 _LOOK_SECONDS: Final = 0.02  # between two looks at what workers have finished that do not tell of it
-_DISK_SECONDS: Final = 0.25  # between two looks at what a silent worker does
+_ACTIVITY_SECONDS: Final = 0.25  # between two looks at what a silent worker does
 # What a decoder's own mistakes end a process with. Other signals come from outside: the system short of memory, a user.
 _CRASHES: Final = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT)
 
@@ -40,20 +43,33 @@ def encode_all(
     settings: EncodeSettings,
     num_workers: int,
     hang_seconds: float = HANG_SECONDS,
+    asleep_seconds: float | None = None,
 ) -> Generator[Encoded | Bad, None, None]:
     """Encodes images with workers of its own; see `Workers`. Close the generator to stop early."""
-    with Workers(settings, min(num_workers, max(last - first, 1)), hang_seconds) as workers:
+    with Workers(settings, min(num_workers, max(last - first, 1)), hang_seconds, asleep_seconds) as workers:
         yield from workers.encode(locate, first, last)
 
 
 class _Worker(WorkerProcess):
-    """What looks have seen of a process: how many images it had finished, and how long it is silent since: `silent`
-    seconds that count, and `waited` seconds of which that is not known yet."""
+    """What looks have seen of a process.
+
+    Attributes:
+        seen: how many images it had finished at the last look.
+        waited: seconds since then, or since the last look at its activity.
+        first_cpu_seconds: its processor time at the first look at its activity since then; None: there was none.
+        last_cpu_seconds: the same at the last one.
+        asleep: for how many seconds it has slept since.
+    """
 
     def __init__(self, settings: EncodeSettings) -> None:
         super().__init__(settings)
-        self.seen = 0
-        self.silent = self.waited = 0.0
+        self.begin_watch(0)
+
+    def begin_watch(self, finished: int) -> None:
+        """It has finished so many images, and is at another one."""
+        self.seen = finished
+        self.first_cpu_seconds: float | None = None
+        self.last_cpu_seconds = self.asleep = self.waited = 0.0
 
 
 class Workers:
@@ -66,12 +82,21 @@ class Workers:
     Args:
         settings: how to store images.
         num_workers: processes; 0 encodes in this one, which then dies or hangs with its decoder.
-        hang_seconds: an image that takes longer, not counting time in which its process waits for a disk, is `Bad`, as
-            is one that crashes its process.
+        hang_seconds: an image that takes more processor time is `Bad`, as is one that crashes its process; each MB of
+            its file allows it a second more. What other processes do to the machine makes no difference to it, nor does
+            a process that is stopped or waits.
+        asleep_seconds: nor does one that sleeps, up to so many seconds.
     """
 
-    def __init__(self, settings: EncodeSettings, num_workers: int, hang_seconds: float = HANG_SECONDS) -> None:
+    def __init__(
+        self,
+        settings: EncodeSettings,
+        num_workers: int,
+        hang_seconds: float = HANG_SECONDS,
+        asleep_seconds: float | None = None,
+    ) -> None:
         self._settings, self._num_workers, self._hang_seconds = settings, num_workers, hang_seconds
+        self._asleep_seconds = max(hang_seconds, ASLEEP_SECONDS) if asleep_seconds is None else asleep_seconds
         self._workers: dict[int, _Worker] = {}
         self._poll = select.poll()
         self._waited = 0.0  # since the last look
@@ -185,15 +210,35 @@ class Workers:
             self._take(worker, worker.seen)
         finished = worker.finished()
         if finished != worker.seen or not worker.ready or not worker.tasks:
-            worker.seen, worker.silent, worker.waited = finished, 0.0, 0.0
+            worker.begin_watch(finished)
             return
         worker.waited += waited
-        if worker.waited < _DISK_SECONDS:
+        if worker.waited < _ACTIVITY_SECONDS:
             return
-        worker.silent += 0.0 if worker.waits_for_disk() else worker.waited
-        worker.waited = 0.0
-        if worker.silent > self._hang_seconds:
-            self._replace(worker, f"the decoder hangs (more than {self._hang_seconds:g} s); replace or remove it")
+        waited, worker.waited = worker.waited, 0.0
+        state, cpu_seconds = worker.activity()
+        if worker.finished() != worker.seen:  # what it has used may be of the next image
+            return
+        if worker.first_cpu_seconds is None:
+            worker.first_cpu_seconds = worker.last_cpu_seconds = cpu_seconds
+        if state == ASLEEP and cpu_seconds == worker.last_cpu_seconds:
+            worker.asleep += waited
+        worker.last_cpu_seconds = cpu_seconds
+        used = cpu_seconds - worker.first_cpu_seconds
+        if used > self._hang_seconds and used > (limit := self._hang_seconds + self._megabytes(worker.tasks[0])):
+            what = f"the decoder hangs (more than {round(limit, 1):g} s of processor time)"
+            self._replace(worker, f"{what}; replace or remove it, or raise --hang-seconds")
+        elif worker.asleep > self._asleep_seconds:
+            self._replace(worker, f"the decoder hangs (asleep for {self._asleep_seconds:g} s); replace or remove it")
+
+    def _megabytes(self, index: int) -> int:
+        """Whole ones of an image's file."""
+        location = self._locate(index)
+        try:
+            size = os.path.getsize(location.path) if location.size is None else location.size
+        except OSError:  # it is gone, but the worker may have it still
+            size = 0
+        return int(_SECONDS_PER_MB * size) // 1_000_000
 
     def _replace(self, worker: _Worker, reason: str | None) -> None:
         self._poll.unregister(worker.fileno())

@@ -63,11 +63,11 @@ class Ended:
 class Commands:
     """Runs build commands, one at a time, each with a fault or without; use as a context manager.
 
-    `script` is what runs them, by `serve`.
+    `script` is what runs them, by `serve`. A command that runs for more than `limit` seconds is ended by SIGALRM.
     """
 
-    def __init__(self, script: str = __file__) -> None:
-        self._script = script
+    def __init__(self, script: str = __file__, limit: int = 0) -> None:
+        self._script, self._limit = script, limit
 
     def __enter__(self) -> Commands:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}  # one thread: it forks
@@ -94,7 +94,7 @@ class Commands:
     def request(self, request: dict[str, Any]) -> Ended:
         """Runs what the script makes of a request; "seconds" in it: it is killed after so long."""
         assert self._process.stdin and self._process.stdout
-        print(json.dumps(request), file=self._process.stdin, flush=True)
+        print(json.dumps({**request, "limit": self._limit}), file=self._process.stdin, flush=True)
         return Ended(**json.loads(self._process.stdout.readline()))
 
 
@@ -172,7 +172,7 @@ class Injector:
             self.unsynced = [change for change in self.unsynced if change[0] != path]
             return None
         if call in ("pwrite", "ftruncate"):
-            content = Path(path).read_bytes()
+            content = Path(path).read_bytes() if os.path.isfile(path) else b""
             start = arguments[2 if call == "pwrite" else 1]
             self.unsynced.append((path, start, content[start:], len(content)))
         return real(*arguments, **options)
@@ -279,6 +279,7 @@ def serve(run: Callable[[dict[str, Any], int], int]) -> None:
             if process == 0:
                 status = 70
                 try:
+                    signal.alarm(request["limit"])
                     os.dup2(stderr.fileno(), 2)
                     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
                     status = run(request, report.fileno())

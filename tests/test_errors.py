@@ -56,3 +56,27 @@ def test_the_systems_refusal_names_the_file_on_one_line(name: str | bytes, capsy
 
     assert run_command(fail) == 2
     assert capsys.readouterr().err == "error: x\\x1b[2J\\n: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (MemoryError(), "error: out of memory; "),
+        (RuntimeError("can't start new thread"), "error: the system starts no more threads; "),
+    ],
+)
+def test_a_machine_that_has_no_more_ends_a_command_in_a_line(capsys, error, line):
+    def main() -> int:
+        raise error
+
+    assert run_command(main) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(line) and said.count("\n") == 1
+
+
+def test_other_mistakes_of_ours_keep_their_traceback():
+    def main() -> int:
+        raise RuntimeError("a mistake")
+
+    with pytest.raises(RuntimeError, match="a mistake"):
+        run_command(main)

@@ -233,6 +233,25 @@ def test_a_merge_is_killed(commands, tiny_sets, tmp_path, parts, format, fault):
     finished(commands.run(format, ["--out", str(out), "--merge"]), out, tiny_sets[format])
 
 
+@pytest.mark.parametrize("point", ["in the last split", "between two renames"])
+def test_a_merge_of_what_has_no_parts(commands, tiny_folder, tiny_sets, tmp_path, point):
+    arguments = command_line(tiny_folder, tmp_path / "out")
+    killed(commands, "beton", arguments, POINTS[point])
+    ended = commands.run("beton", ["--out", str(tmp_path / "out"), "--merge"])
+    assert ended.status == 2 and "an unfinished conversion without parts lies here; go on with that" in ended.stderr
+    finished(commands.run("beton", arguments), tmp_path / "out", tiny_sets["beton"])
+
+
+def test_a_part_beside_a_merge_that_was_killed(commands, tiny_folder, tiny_sets, tmp_path, parts):
+    """Some files have their names: nobody is told to remove them."""
+    out = tmp_path / "out"
+    shutil.copytree(parts, out)
+    killed(commands, "beton", ["--out", str(out), "--merge"], MERGE_POINTS["between two renames"])
+    ended = commands.run("beton", command_line(tiny_folder, out, "--part", "1/2"))
+    assert ended.status == 2 and "a merge of all parts was interrupted here; repeat --merge" in ended.stderr
+    finished(commands.run("beton", ["--out", str(out), "--merge"]), out, tiny_sets["beton"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("trial", range(4))
 @pytest.mark.parametrize(("command", "writer"), [("build_ffcv", BetonWriter), ("build_dali", TarWriter)])

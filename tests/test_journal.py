@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import os
+import zlib
+
 import pytest
 
 from pipelines.errors import UserError
-from preprocess.journal import BAD, REENCODED, Journal, Records, read_journal
+from preprocess.journal import BAD, JOURNAL_NAME, REENCODED, Journal, Records, read_journal
 
 ENTRIES = [{"a": 1}, {"text": 'ä\n"quoted" 漢'}, {"list": [{"b": None}]}]
 
@@ -80,3 +83,22 @@ def test_records_that_are_not_as_the_journal_says(tmp_path):
         (tmp_path / "r").write_bytes(damaged)
         with pytest.raises(UserError, match="is not as the journal beside it says; remove"):
             Records(tmp_path / "r", count, crc32)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "huge", "no object", "deep"])
+def test_what_no_conversion_has_written(tmp_path, kind):
+    path = tmp_path / JOURNAL_NAME
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "huge":
+        path.touch()
+        os.truncate(path, 1 << 40)
+    else:
+        text = (b"[1]" if kind == "no object" else b"[" * 200_000) + b"\n"
+        path.write_bytes(b"%08x %s" % (zlib.crc32(text), text))
+    with pytest.raises(UserError, match=rf"{JOURNAL_NAME}: is no file of a conversion; remove .* to start over"):
+        read_journal(path)

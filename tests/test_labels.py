@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gzip
+import os
 import re
 import tarfile
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 
 from pipelines.errors import UserError
 from preprocess.labels import read_labels
+from preprocess.synsets import read_synsets
 
 CLASSES = ("n01", "n02", "n03", "n04")
 NAMES = ["ILSVRC2012_val_00000003.JPEG", "ILSVRC2012_val_00000001.JPEG", "ILSVRC2012_val_00000002.JPEG"]
@@ -267,3 +270,35 @@ def test_empty_lines_between_files(tmp_path):
 def test_accents_of_classes_however_they_are_written(tmp_path):
     text = lines("{stem} {label}", ["cafe\u0301", "b", "b"])
     assert labels_of(tmp_path, text, classes=("b", "caf\u00e9")) == [1, 0, 0]
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "endless", "huge", "a directory"])
+@pytest.mark.parametrize("name", ["val.txt", "kit.tar.gz", "meta.mat"])
+def test_special_files_are_no_labels(tmp_path, kind, name):
+    """They are refused before they are read: reading some of them has no end."""
+    path = tmp_path / name
+    if kind == "a pipe":
+        os.mkfifo(path)
+    elif kind == "endless":
+        path.symlink_to("/dev/zero")
+    elif kind == "huge":
+        path.touch()
+        os.truncate(path, 1 << 40)
+    else:
+        path.mkdir()
+    with pytest.raises(UserError, match=f"{name}: "):
+        read_labels(path, tmp_path, ["1.jpg"], ["a"])
+    with pytest.raises(UserError, match=f"{name}: "):
+        read_synsets(path)
+
+
+def test_a_development_kit_that_unpacks_to_very_much(tmp_path):
+    path = tmp_path / "kit.tar.gz"
+    with gzip.open(path, "wb", 9) as file:
+        header = tarfile.TarInfo("x")
+        header.size = 1 << 30
+        file.write(header.tobuf(tarfile.USTAR_FORMAT))
+        for _ in range(129):
+            file.write(bytes(1 << 20))
+    with pytest.raises(UserError, match=r"kit\.tar\.gz: cannot be read \(it unpacks to more than"):
+        read_labels(path, tmp_path, ["1.jpg"], ["a"])

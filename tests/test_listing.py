@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 
@@ -114,3 +115,30 @@ def test_a_fingerprint_is_of_the_list_of_images():
         of([entries[0], Entry("b", "3.jpg", 2048, 8)]),
     ]
     assert len({of(entries), *others}) == 1 + len(others)
+
+
+def test_special_files_are_named_and_not_waited_for(tmp_path):
+    """They may take the place of an image after it was listed."""
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "zeros.jpg").symlink_to("/dev/zero")
+    (tmp_path / "folder.jpg").mkdir()
+    for name, what in (("pipe", "a named pipe"), ("zeros", "a device"), ("folder", "a folder")):
+        with pytest.raises(UserError, match=rf"^x: {what}, not a file; remove it$"):
+            Location("x", str(tmp_path / f"{name}.jpg")).read()
+
+
+def test_files_without_measure_are_not_read(tmp_path):
+    path = tmp_path / "large.jpg"
+    path.write_bytes(b"\xff\xd8\xff")
+    os.truncate(path, 6 << 30)
+    with pytest.raises(UserError, match=r"^x: 6,442,450,944 bytes, a sparse file of which [0-9,]+ bytes are on the"):
+        Location("x", str(path)).read()
+    with pytest.raises(UserError, match=r"^x: 5,000,000,000 bytes.*, more than the 1,100,000,000 of --max-file-mb"):
+        Location("x", str(path), 100, 5_000_000_000).read()
+    with pytest.raises(UserError, match=r"^x: 3,000,000 bytes, more than the 2,000,000 of --max-file-mb"):
+        path.write_bytes(bytes(3_000_000))
+        Location("x", str(path)).read(2_000_000)
+    path.write_bytes(b"")
+    os.truncate(path, 1 << 30)  # within the limit, but no image, as its beginning says
+    with pytest.raises(UserError, match=r"^x: nothing but zero bytes"):
+        Location("x", str(path)).read()

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from conversion import convert_folder
+from faults import contents
 
 from pipelines.errors import UserError
 from pipelines.publish import exclusive, publish_bytes, write_all
@@ -94,6 +96,101 @@ def test_without_locks_of_the_system_the_file_is_the_lock(tmp_path, monkeypatch,
     else:
         with pytest.raises(UserError, match=rf"process {pid} on {host}"), exclusive(lock):
             pass
+
+
+# Processes that all take a lock at the same moment, round after round, on a file system without locks. In each round
+# one has died while it held the lock, and those that get in end in one of the ways "done", "killed", "error".
+RACE = """
+import errno, fcntl, os, random, signal, sys
+from pathlib import Path
+from pipelines.errors import UserError
+from pipelines.publish import exclusive
+def refuse(*_):
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+fcntl.flock = refuse
+folder, rounds, size = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+def contend(gate, number):
+    os.read(gate, 1)
+    random.seed(number)
+    try:
+        with exclusive(folder / "lock"):
+            os.close(os.open(folder / "inside", os.O_CREAT | os.O_EXCL))  # fails if another one is inside
+            for _ in range(random.randrange(1000)):
+                pass
+            os.unlink(folder / "inside")
+            if number % 3 == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return 0
+    except UserError:
+        return 3
+for round in range(rounds):
+    gate, opened = os.pipe()
+    children = []
+    for number in range(size):
+        child = os.fork()
+        if not child:
+            os.close(opened)
+            status = 1
+            try:
+                status = contend(gate, round * size + number)
+            finally:
+                os._exit(status)
+        children.append(child)
+    os.close(gate)
+    os.close(opened)  # now
+    ended = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert set(ended) <= {0, 3, -signal.SIGKILL} and ended != [3] * size, ended
+left = sorted(path.name for path in folder.iterdir())
+assert set(left) <= {"lock", "lock.held"}, left
+"""
+
+
+def test_without_locks_of_the_system_one_of_many_gets_in(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", RACE, tmp_path, "40", "6"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.fixture
+def no_locks(monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+@pytest.mark.parametrize("change", [{"system": "another start"}, {"started": "1"}, {"token": "../x"}, {"pid": 1 << 70}])
+def test_whose_lock_file_is_believed(tmp_path, no_locks, change):
+    """That of another start of the machine is, that of a process with the number of a dead one is not."""
+    with exclusive(tmp_path / "lock"):
+        held = json.loads((tmp_path / "lock.held").read_text())
+    assert os.listdir(tmp_path) == ["lock"]
+    (tmp_path / "lock.held").write_text(json.dumps({**held, **change}))
+    if "system" in change or "token" in change:
+        message = r"if no such run is there any more, remove .*lock\.held"
+        with pytest.raises(UserError, match=message), exclusive(tmp_path / "lock"):
+            pass
+        assert json.loads((tmp_path / "lock.held").read_text()) == {**held, **change}
+    else:
+        with exclusive(tmp_path / "lock"):
+            assert json.loads((tmp_path / "lock.held").read_text())["token"] != held["token"]
+
+
+def test_a_conversion_that_does_not_get_in_touches_nothing(tmp_path, no_locks, image_folder):
+    work = tmp_path / "out" / ".unfinished"
+    work.mkdir(parents=True)
+    with exclusive(work / "lock"):
+        (work / "train.beton").write_text("of another run")
+        before = {path: path.read_bytes() for path in work.iterdir()}
+        with pytest.raises(UserError, match=f"process {os.getpid()} on .* is writing here"):
+            convert_folder(image_folder, tmp_path / "out")
+        assert {path: path.read_bytes() for path in work.iterdir()} == before
+
+
+def test_a_conversion_without_locks_of_the_system(tmp_path, no_locks, image_folder, shard_set):
+    convert_folder(image_folder, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(shard_set)
 
 
 def test_a_lock_that_its_holder_removes_is_taken_anew(tmp_path, monkeypatch):

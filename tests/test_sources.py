@@ -10,7 +10,10 @@ import pytest
 from PIL import Image
 
 from pipelines.errors import UserError
+from preprocess.encode import EncodeSettings
+from preprocess.links import LOOPS, NOWHERE
 from preprocess.scan import Scan, scan
+from preprocess.worker import Bad, encode_one
 
 
 def encoded(format: str) -> bytes:
@@ -157,21 +160,36 @@ def test_folders_below_class_folders_as_imagefolder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("links", "message"),
+    ("links", "kinds"),
     [
-        (["train/a/up -> .."], r"train/a/up: a symbolic link to \S*train, a folder that it lies in"),
-        (["train/a/x/here -> ."], "train/a/x/here: a symbolic link to"),
-        (["train/a/up -> ../../.."], "train/a/up: a symbolic link to"),
-        (["train/a/x -> ../b", "train/b/y -> ../a"], "train/a/x/y: a symbolic link to"),
-        (["train/a/self -> self"], "train/a/self: cannot be read"),
-        (["train/self -> self"], "train/self: cannot be read"),
+        (["train/a/up -> .."], {LOOPS: 1}),
+        (["train/up -> ..", "train/here -> ."], {LOOPS: 2}),
+        (["train/a/x/here -> ."], {LOOPS: 1}),
+        (["train/a/up -> ../../.."], {LOOPS: 1}),
+        (["train/a/x/far -> ../../../../.."], {LOOPS: 1}),
+        (["train/a/y -> ../b", "train/b/z -> ../a"], {LOOPS: 2}),
+        (["train/a/self -> self"], {NOWHERE: 1}),
+        (["train/self -> self", "self -> self", "train/a/p -> q", "train/a/q -> p"], {NOWHERE: 4}),
+        (["train/a/below -> 1.jpg/file", f"train/a/long -> {'x' * 300}", "train/a/gone -> gone/x"], {NOWHERE: 3}),
     ],
 )
-def test_links_without_end(tmp_path, links, message):
-    make(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "train/a/x/2.jpg" if "x ->" not in links[0] else "train/c/1.jpg")
-    make(tmp_path, *links)
-    with pytest.raises(UserError, match=message):
-        scan(tmp_path)
+def test_links_without_end_are_left_out_by_name(tmp_path, links, kinds):
+    make(tmp_path, "train/a/1.jpg", "train/a/x/2.jpg", "train/b/3.jpg", *links)
+    found = scan(tmp_path)
+    assert {entry.kind: entry.count for entry in found.origin.left_out} == kinds
+    images = names(found)["train"]
+    assert images[:3] == ["a/1.jpg", "a/x/2.jpg", "b/3.jpg"] or "a/y/3.jpg" in images
+    assert len(images) == (6 if "a/y" in links[0] else 3)
+
+
+def test_an_image_that_is_a_link_without_end_is_bad(tmp_path):
+    make(tmp_path, "train/a/1.jpg", "train/a/2.jpg -> 2.jpg", "train/a/3.jpg -> 1.jpg/x")
+    train = scan(tmp_path).splits["train"]
+    results = [encode_one(train.locate(index), EncodeSettings()) for index in range(train.num_images)]
+    assert [result.reason for result in results if isinstance(result, Bad)] == [
+        "cannot be read (Too many levels of symbolic links)",
+        "cannot be read (Not a directory)",
+    ]
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "MPO"])

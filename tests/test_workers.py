@@ -24,13 +24,16 @@ ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = EncodeSettings(max_side=64)
 # What a test's worker processes do at an image whose name contains the word, in the place of encoding it.
 MISBEHAVIOUR = """
-import os, signal, sys, time
+import os, signal, subprocess, sys, time
 from preprocess import worker
 def misbehave(location, settings, encode_one=worker.encode_one):
     if "hang" in location.name: time.sleep(1000)
+    if "nap" in location.name: time.sleep(1)
+    if "pause" in location.name:
+        subprocess.Popen(["sh", "-c", f"sleep 1; kill -CONT {os.getpid()}"])
+        os.kill(os.getpid(), signal.SIGSTOP)
     if "spin" in location.name:
         while True: pass
-    if "stop" in location.name: os.kill(os.getpid(), signal.SIGSTOP)
     if "segv" in location.name: os.kill(os.getpid(), signal.SIGSEGV)
     if "abrt" in location.name: os.abort()
     if "kill" in location.name: os.kill(os.getpid(), signal.SIGKILL)
@@ -111,19 +114,44 @@ def test_a_mistake_of_a_library_is_the_images_reason(image_folder, monkeypatch):
     [
         ("segv", r"the decoder crashes \(SIGSEGV\)"),
         ("abrt", r"the decoder crashes \(SIGABRT\)"),
-        ("hang", r"the decoder hangs \(more than 0.5 s\)"),
-        ("spin", r"the decoder hangs"),
-        ("stop", r"the decoder hangs"),
+        ("hang", r"the decoder hangs \(asleep for 0.5 s\)"),
+        ("spin", r"the decoder hangs \(more than 0.5 s of processor time\)"),
     ],
 )
 def test_a_worker_that_crashes_or_hangs_costs_one_image(misbehaving, image_folder, word, reason, at):
     before = children()
     words = ["good"] * 20
     words[at] = word
-    results = run(locations(image_folder, *words), 2, hang_seconds=0.5)
+    results = run(locations(image_folder, *words), 2, hang_seconds=0.5, asleep_seconds=0.5)
     assert [index for index, result in enumerate(results) if isinstance(result, Bad)] == [at]
     assert re.match(reason, results[at].reason)
     assert children() == before
+
+
+@pytest.mark.parametrize("word", ["nap", "pause"])
+def test_time_in_which_a_worker_does_not_run_costs_no_image(misbehaving, image_folder, word):
+    """It is stopped or sleeps for a second, as it may wait for a processor on a busy machine."""
+    options = {} if word == "nap" else {"asleep_seconds": 0.3}
+    results = run(locations(image_folder, "good", word, "good"), 1, hang_seconds=0.3, **options)
+    assert [type(result) for result in results] == [Encoded] * 3
+
+
+@pytest.mark.parametrize("state", ["R", "D", "T", "t", "S"])
+def test_only_processor_time_and_sleep_count(image_folder, monkeypatch, state):
+    """A worker is watched for as long as it takes; by the system's word, the processor time of none of it was its."""
+    monkeypatch.setattr("preprocess.worker_process.WorkerProcess.activity", lambda worker: (state, 3.0))
+    monkeypatch.setattr("preprocess.worker_process.WorkerProcess.finished", lambda worker: 0)
+    places = locations(image_folder, "good")
+    with Workers(SETTINGS, 1, hang_seconds=0.01, asleep_seconds=100) as pool:
+        results = pool.encode(places.__getitem__, 0, 1)
+        (worker,) = pool._workers.values()
+        worker.ready = True
+        worker.tasks.append(0)
+        for _ in range(500):
+            pool._look(worker, 0.1)
+        assert worker.asleep == pytest.approx(50 if state == "S" else 0, abs=0.5)
+        assert list(pool._workers.values()) == [worker]
+        results.close()
 
 
 @pytest.mark.parametrize(("word", "what"), [("kill", r"SIGKILL \(out of memory\?\)"), ("exit", "status 3")])
@@ -180,7 +208,7 @@ def test_workers_take_one_stretch_after_another(image_folder):
 def test_finished_images_do_not_wait_for_a_slow_one(misbehaving, image_folder):
     before = children()
     places = locations(image_folder, "good", "good", "good", "hang")
-    with closing(encode_all(places.__getitem__, 0, 4, SETTINGS, 1, hang_seconds=10)) as results:
+    with closing(encode_all(places.__getitem__, 0, 4, SETTINGS, 1)) as results:
         first = next(results)
         started = children()
         assert [type(result) for result in (first, next(results), next(results))] == [Encoded] * 3
@@ -215,7 +243,7 @@ def test_finished_images_wait_in_bounded_memory(misbehaving, image_folder):
         asked.append(index)
         return places[0] if index == 0 else Location("good", scan(image_folder).splits["train"].locate(1).path)
 
-    with closing(encode_all(locate, 0, 300, SETTINGS, 2, hang_seconds=1)) as results:
+    with closing(encode_all(locate, 0, 300, SETTINGS, 2, asleep_seconds=1)) as results:
         assert isinstance(next(results), Bad)
         assert 2 * workers._TASKS <= max(asked) < 4 * workers._TASKS * 2
 
