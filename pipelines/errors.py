@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from typing import Final
 
 from pipelines.lasting_output import silence
+from pipelines.startup import end_on_interrupt, raise_on_interrupt
 
 __all__ = [
     "BackendMissingError",
@@ -91,9 +92,10 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def run_command(main: Callable[[], int | None]) -> int:
     """Runs a command line's body and turns a `UserError`, or the system's refusal, into one line on stderr.
 
-    Returns the exit status: what `main` returned (None counts as 0), 2 after such an error, or 130 after Ctrl-C outside
-    the training loop (which handles its own).
+    Returns the exit status: what `main` returned (None counts as 0), 2 after such an error or for lack of memory, or
+    130 after Ctrl-C outside the training loop (which handles its own).
     """
+    raise_on_interrupt()
     try:
         return main() or 0
     except UserError as error:
@@ -105,9 +107,23 @@ def run_command(main: Callable[[], int | None]) -> int:
         where = f"{printable(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
         _complain(f"error: {where}{printable(error.strerror or type(error).__name__)}")
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if not _is_lack_of_memory(error):
+            raise
+        _complain("error: there is not enough memory for this; take smaller images, batches or models, or free some")
+        return 2
     except KeyboardInterrupt:
         _complain("interrupted")
         return 130
+    finally:
+        end_on_interrupt()
+
+
+def _is_lack_of_memory(error: BaseException) -> bool:
+    """Whether it is Python's or numpy's MemoryError, or one of torch's, which this module does not import."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return re.search("can't allocate memory|[Ss]ize calculation overflowed", str(error)) is not None
 
 
 def _complain(line: str) -> None:
