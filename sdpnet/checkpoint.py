@@ -43,6 +43,7 @@ __all__ = [
     "write_atomically",
 ]
 
+_MOMENTS: Final = ({"step", "exp_avg", "exp_avg_sq"}, {"momentum"})  # of a weight, in AdamW and in Muon
 _LARGEST_HEADER: Final = 1 << 26  # bytes, of a safetensors file before its tensors
 _LARGEST_ELEMENT: Final = 8  # bytes, of float64
 
@@ -84,15 +85,18 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], path
 
 def _fit_state(values: dict[str, Any], parameter: torch.Tensor, *, on_device: bool) -> None:
     """Gives a parameter's loaded state its strides, and its count of steps the place where the optimizer wants it."""
+    if values and set(values) not in _MOMENTS:
+        raise ValueError(f"of a weight it has {', '.join(map(str, values))}")
     for name, value in values.items():
         if not torch.is_tensor(value):
-            continue
-        if value.ndim == parameter.ndim and value.shape != parameter.shape:
-            raise ValueError(f"{name} is {tuple(value.shape)} where the weight is {tuple(parameter.shape)}")
+            raise ValueError(f"{name} is a {type(value).__name__}, not a tensor")
         if name == "step":
-            values[name] = value.to(parameter.device if on_device else "cpu", torch.float32)
-        elif value.ndim == parameter.ndim:
-            values[name] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+            values[name] = value.reshape(()).to(parameter.device if on_device else "cpu", torch.float32)
+        elif value.shape != parameter.shape or value.dtype != parameter.dtype:
+            wrong, right = (f"{tuple(of.shape)} of {of.dtype}" for of in (value, parameter))
+            raise ValueError(f"{name} is {wrong} where the weight is {right}")
+        else:
+            values[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
 
 
 def _require_same_model(model: nn.Module, weights: Mapping[str, torch.Tensor], path: Path) -> None:

@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from trial import VERDICTS, Kind, run_kind  # noqa: E402 - after the path is set
 
-MODULES = ("shard_mutations", "run_mutations", "conversion_kills", "training_kills")
+MODULES = ("shard_mutations", "run_mutations", "conversion_kills", "training_kills", "training_faults")
 _SHOWN = 3  # trials of a kind that ended badly, and are printed
 
 

@@ -17,7 +17,7 @@ __all__ = ["HOSTILE", "NAMES", "change_bytes", "change_tree", "json_text", "repl
 
 NAMES = ("\ud800", "x\x1b[2J\x9b", "a\nb", "\u202ecod.exe", "=cmd|' /C calc'!A0", "\udce9", "", "n" * 100_000)
 HOSTILE: tuple[Any, ...] = (
-    *(None, True, False, 0, -1, -64, 1, 3, 10**9, 2**63, 2**70, -(2**70), 10**400, 10**5000),
+    *(None, True, False, 0, -1, -64, 1, 3, 10**9, 2**63, 2**70, -(2**70), 10**400),
     *(0.0, -0.5, 0.1, 1.5, 1e-320, 1e308, -1e308, math.nan, math.inf, -math.inf),
     *NAMES,
     *([], {}, [1, 2], [1, 2, 3], [0.5, "x", 0.5], {"a": 1}, ["x"] * 5000),

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import importlib
+import sys
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-__all__ = ["in_process", "load_all", "make_shards", "training"]
+__all__ = ["in_process", "load_all", "loaded", "make_shards", "training"]
 
+_PRELOADED = ("PIL", "mpmath", "networkx", "numpy", "optree", "pipelines", "rich", "sdpnet", "sympy", "torch", "triton")
 SETTINGS = ("data.num_workers=1", "train.checkpoint_interval=2", "train.device=cpu", "ema.decay=0.9")
 SETTINGS += ("model.dropout=0.2", "train.amp=fp32", "data.batch_size_per_gpu=4")
 
@@ -42,12 +46,20 @@ def training(data: Path, out: Path, *settings: str) -> list[str]:
     return command + [part for setting in (*SETTINGS, *settings) for part in ("--set", setting)]
 
 
-def load_all() -> None:
-    """Imports everything that a training imports, once, before the first fork."""
+def loaded() -> list[str]:
+    """The modules that a child has loaded by now and that its parent may load for the next ones: no backends."""
+    return sorted(name for name in sys.modules if name.split(".")[0] in _PRELOADED)
+
+
+def load_all(modules: Iterable[str] = ()) -> None:
+    """Imports everything that a training imports, once, before the first fork, and other modules by name."""
     import torch
 
     import sdpnet.train  # noqa: F401
 
+    for name in modules:
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
     torch.set_num_threads(1)
 
 

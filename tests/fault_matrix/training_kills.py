@@ -6,20 +6,22 @@ best one, the model and its card, the CSV of the classes, the config, and each l
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
 import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from small_run import in_process, load_all, make_shards, training
+from small_run import in_process, load_all, loaded, make_shards, training
 from trial import Kind, Outcome
 
 __all__ = ["KINDS"]
@@ -55,6 +57,7 @@ class Prepared:
     whole: dict[int, Path]
     seconds: dict[int, float]
     counts: dict[int, dict[str, int]] = field(default_factory=dict)
+    modules: tuple[str, ...] = ()
 
 
 def arguments(data: Path, out: Path, world: int, asynchronous: bool) -> list[str]:
@@ -144,7 +147,7 @@ def _train(command: list[str], kill: Kill | None, rank: int, begun: int, report:
         if kill.point == "count":
             if rank == 0:
                 counts["system call"] = sum(injector.counts.values())
-            report.write_text(json.dumps(counts))
+            report.write_text(json.dumps({**counts, "modules": loaded()}))
 
 
 def _watch(name: str, kill: Kill, counts: dict[str, int]) -> None:
@@ -172,14 +175,26 @@ def _watch(name: str, kill: Kill, counts: dict[str, int]) -> None:
     setattr(owner, attribute, calling)
 
 
-def _prepare(worlds: tuple[int, ...], folder: Path) -> Prepared:
-    return in_process(_prepare_here, worlds, folder)
+@cache
+def prepare(world: int) -> Prepared:
+    """The same for all kinds of trials with so many ranks: it takes longer than some of them."""
+    folder = Path(tempfile.mkdtemp(prefix="sdpnet-faults-training-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return in_process(_prepare_here, (world,), folder)
+
+
+def prepare_one(folder: Path) -> Prepared:
+    return prepare(1)
+
+
+def prepare_two(folder: Path) -> Prepared:
+    return prepare(2)
 
 
 def _prepare_here(worlds: tuple[int, ...], folder: Path) -> Prepared:
     data = make_shards(folder)
     load_all()
-    whole, seconds, counts = {}, {}, {}
+    whole, seconds, counts, modules = {}, {}, {}, list[str]()
     for world in worlds:
         out = whole[world] = folder / f"whole{world}"
         began = time.monotonic()
@@ -193,9 +208,10 @@ def _prepare_here(worlds: tuple[int, ...], folder: Path) -> Prepared:
         launch = _Launch(arguments(data, counted, world, False), world, folder / f"second{world}", counting)
         require_good(launch.wait(SECONDS))
         counts[world] = json.loads(launch.reports[0].read_text())
+        modules = counts[world].pop("modules")
         found = differences(out, counted)
         assert not found, f"two runs to which nothing happens differ: {found}"
-    return Prepared(data, whole, seconds, counts)
+    return Prepared(data, whole, seconds, counts, tuple(modules))
 
 
 def require_good(ended: Sequence[Any]) -> None:
@@ -235,7 +251,7 @@ def _unlike(one: Any, other: Any, where: str) -> list[str]:
     """The keys at which two states differ, but for how checkpoints are written."""
     import torch
 
-    if where == ".config.train.async_checkpoints":
+    if where in (".config.train.async_checkpoints", ".config.train.timeout_seconds"):
         return []
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         return [] if torch.equal(one, other) else [where]
@@ -248,7 +264,7 @@ def _unlike(one: Any, other: Any, where: str) -> list[str]:
 
 
 def _run(world: int, prepared: Prepared, seeds: Sequence[int], scratch: Path) -> Iterator[Outcome]:
-    load_all()
+    load_all(prepared.modules)
     for seed in seeds:
         yield _trial(world, prepared, seed, scratch / str(seed))
         shutil.rmtree(scratch / str(seed), ignore_errors=True)
@@ -320,14 +336,6 @@ def _again(command: list[str], launches: int) -> list[str]:
     return [*command, "--resume"] if launches > 1 else command
 
 
-def _prepare_one(folder: Path) -> Prepared:
-    return _prepare((1,), folder)
-
-
-def _prepare_two(folder: Path) -> Prepared:
-    return _prepare((2,), folder)
-
-
 def _run_one(prepared: Prepared, seeds: Sequence[int], scratch: Path) -> Iterator[Outcome]:
     return _run(1, prepared, seeds, scratch)
 
@@ -337,6 +345,6 @@ def _run_two(prepared: Prepared, seeds: Sequence[int], scratch: Path) -> Iterato
 
 
 KINDS: list[Kind] = [
-    Kind("training killed, 1 rank", 60, _prepare_one, _run_one, batch=10),
-    Kind("training killed, 2 ranks", 40, _prepare_two, _run_two, batch=10),
+    Kind("training killed, 1 rank", 60, prepare_one, _run_one, batch=10),
+    Kind("training killed, 2 ranks", 40, prepare_two, _run_two, batch=10),
 ]
