@@ -19,6 +19,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
+if not __package__:  # run as a file
+    import pipelines  # noqa: F401 - from here on, Ctrl-C ends with one line
+
 import torch
 from rich.console import Console
 from rich.table import Table

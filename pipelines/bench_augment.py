@@ -18,6 +18,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
+if not __package__:  # run as a file
+    import pipelines  # noqa: F401 - from here on, Ctrl-C ends with one line
+
 import numpy as np
 import torch
 from rich.console import Console

@@ -50,6 +50,8 @@ PIPELINES: Final[dict[str, tuple[str, str, Callable[[], str]]]] = {
 }
 
 
+LARGEST_IMAGE: Final = 4096  # pixels a side
+LARGEST_BATCH: Final = 1 << 20
 _PREFETCH: Final = (3, 8)  # data.prefetch_batches = auto
 
 
@@ -96,12 +98,19 @@ class DataOptions:
     crop: CropOptions = field(default_factory=CropOptions)
 
     def __post_init__(self) -> None:
-        require(self.image_size >= 8, "data.image_size", self.image_size, "at least 8 pixels")
-        require(self.batch_size_per_gpu >= 1, "data.batch_size_per_gpu", self.batch_size_per_gpu, "at least 1")
-        require(self.num_workers >= 0, "data.num_workers", self.num_workers, "0 (one a core of this machine) or more")
+        size, batch = self.image_size, self.batch_size_per_gpu
+        require(8 <= size <= LARGEST_IMAGE, "data.image_size", size, f"8 to {LARGEST_IMAGE:,} pixels")
+        require(1 <= batch <= LARGEST_BATCH, "data.batch_size_per_gpu", batch, f"1 to {LARGEST_BATCH:,}")
+        require(
+            0 <= self.num_workers <= 4096,
+            "data.num_workers",
+            self.num_workers,
+            "0 (one a core of this machine) or more, at most 4,096",
+        )
         least, _ = self.prefetch
-        require(least >= 1, "data.prefetch_batches", self.prefetch_batches, "at least 1, or auto")
-        require(self.read_ahead_batches >= 0, "data.read_ahead_batches", self.read_ahead_batches, "0 (off) or more")
+        require(1 <= least <= 4096, "data.prefetch_batches", self.prefetch_batches, "1 to 4,096, or auto")
+        ahead = self.read_ahead_batches
+        require(0 <= ahead <= 4096, "data.read_ahead_batches", ahead, "0 (off) or more, at most 4,096")
         require(0 <= self.hw_decoder_load <= 1, "data.hw_decoder_load", self.hw_decoder_load, "in [0, 1]")
         require(self.on_error in ("raise", "mask"), "data.on_error", self.on_error, "raise or mask")
         require(self.order != "sequential", "data.order", self.order, "random or blocks (evaluation is sequential)")

@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from typing import Final
 
 from pipelines.lasting_output import silence
+from pipelines.startup import end_on_interrupt, raise_on_interrupt
 
 __all__ = [
     "BackendMissingError",
@@ -94,6 +95,7 @@ def run_command(main: Callable[[], int | None]) -> int:
     Returns the exit status: what `main` returned (None counts as 0), 2 after such an error or where memory or threads
     are used up, or 130 after Ctrl-C outside the training loop (which handles its own).
     """
+    raise_on_interrupt()
     try:
         return main() or 0
     except UserError as error:
@@ -105,17 +107,28 @@ def run_command(main: Callable[[], int | None]) -> int:
         where = f"{printable(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
         _complain(f"error: {where}{printable(error.strerror or type(error).__name__)}")
         return 2
-    except MemoryError:
-        _complain("error: out of memory; end other programs, ask for less, or raise the process's limit (ulimit -v)")
-        return 2
-    except RuntimeError as error:
-        if "can't start new thread" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if "can't start new thread" in str(error):
+            _complain(
+                "error: the system starts no more threads; end other programs, or raise the limits (ulimit -u, -v)"
+            )
+            return 2
+        if not _is_lack_of_memory(error):
             raise
-        _complain("error: the system starts no more threads; end other programs, or raise the limits (ulimit -u, -v)")
+        _complain("error: out of memory; end other programs, ask for less, or raise the process's limit (ulimit -v)")
         return 2
     except KeyboardInterrupt:
         _complain("interrupted")
         return 130
+    finally:
+        end_on_interrupt()
+
+
+def _is_lack_of_memory(error: BaseException) -> bool:
+    """Whether it is Python's or numpy's MemoryError, or one of torch's, which this module does not import."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return re.search("can't allocate memory|[Ss]ize calculation overflowed", str(error)) is not None
 
 
 def _complain(line: str) -> None:

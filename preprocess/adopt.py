@@ -16,11 +16,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-
 if not __package__:  # run as a file: import from the checkout, and nothing by its bare name from this folder
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent)] + [entry for entry in sys.path if Path(entry).resolve() != here]
+    import preprocess  # noqa: F401 - from here on, Ctrl-C ends with one line
+
+import numpy as np
 
 from pipelines.beton_reader import CRC32_DTYPE, MODE_JPEG, BetonReader
 from pipelines.command_line import CommandParser

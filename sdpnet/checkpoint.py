@@ -6,26 +6,27 @@ Loading never unpickles code (`torch.load(weights_only=True)`, safetensors and J
 
 from __future__ import annotations
 
-import json
+import hashlib
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import nn
 
-from pipelines.errors import UserError
-from pipelines.preprocessing import Preprocessing
+from pipelines.errors import UserError, printable
 from pipelines.publish import publish_bytes
 from sdpnet.checkpoint_directory import Checkpoints, latest_checkpoint
 from sdpnet.checkpoint_file import load_checkpoint, refusals, write_atomically
-from sdpnet.model import ModelOptions, SdPNet
+from sdpnet.model import SdPNet
+from sdpnet.model_card import ModelCard, card_text, parse_card, read_card
 from sdpnet.muon import MuonAdamW
 from sdpnet.resume import load_newest, require_same_order, require_same_step
+from sdpnet.small_file import read_small
 
 __all__ = [
     "Checkpoints",
@@ -42,6 +43,10 @@ __all__ = [
     "write_atomically",
 ]
 
+_MOMENTS: Final = ({"step", "exp_avg", "exp_avg_sq"}, {"momentum"})  # of a weight, in AdamW and in Muon
+_LARGEST_HEADER: Final = 1 << 26  # bytes, of a safetensors file before its tensors
+_LARGEST_ELEMENT: Final = 8  # bytes, of float64
+
 
 def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], path: Path) -> None:
     """Copies weights into the model. Raises `UserError`, naming the first difference, when they are another model's."""
@@ -50,7 +55,8 @@ def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], path: Pa
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], path: Path) -> None:
-    """Loads the state of an optimizer over the same parameters: its moments and counts of steps, not its settings.
+    """Loads the state of an optimizer over the same parameters: its moments, counts of steps and last learning rates,
+    not its other settings.
 
     Raises `UserError` when it is another one's.
     """
@@ -64,10 +70,13 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], path
         optimizer.load_state_dict(state)
         groups = [(part, group) for part in parts for group in part.param_groups]
         for (part, group), settings in zip(groups, own, strict=True):
+            last = group.get("lr")  # the next step sets another; a save before it must not tell the first one
             group.update(settings)  # as the config and the machine have them now
+            if isinstance(last, float):
+                group["lr"] = last
             for parameter in group["params"]:
                 _fit_state(part.state.get(parameter, {}), parameter, on_device=bool(group.get("fused")))
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
             f"{path}: holds the state of another optimizer ({reason[0]}); use the config that it was trained with"
@@ -76,15 +85,18 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], path
 
 def _fit_state(values: dict[str, Any], parameter: torch.Tensor, *, on_device: bool) -> None:
     """Gives a parameter's loaded state its strides, and its count of steps the place where the optimizer wants it."""
+    if values and set(values) not in _MOMENTS:
+        raise ValueError(f"of a weight it has {', '.join(map(str, values))}")
     for name, value in values.items():
         if not torch.is_tensor(value):
-            continue
-        if value.ndim == parameter.ndim and value.shape != parameter.shape:
-            raise ValueError(f"{name} is {tuple(value.shape)} where the weight is {tuple(parameter.shape)}")
+            raise ValueError(f"{name} is a {type(value).__name__}, not a tensor")
         if name == "step":
-            values[name] = value.to(parameter.device if on_device else "cpu", torch.float32)
-        elif value.ndim == parameter.ndim:
-            values[name] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+            values[name] = value.reshape(()).to(parameter.device if on_device else "cpu", torch.float32)
+        elif value.shape != parameter.shape or value.dtype != parameter.dtype:
+            wrong, right = (f"{tuple(of.shape)} of {of.dtype}" for of in (value, parameter))
+            raise ValueError(f"{name} is {wrong} where the weight is {right}")
+        else:
+            values[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
 
 
 def _require_same_model(model: nn.Module, weights: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -104,45 +116,30 @@ def _require_same_model(model: nn.Module, weights: Mapping[str, torch.Tensor], p
             )
 
 
-@dataclass(frozen=True)
-class ModelCard:
-    """`model.json`: what a user of the weights needs to know.
-
-    `metrics` are those of the last evaluation; `weights` says whether the weights are averaged ones; `preprocessing` is
-    what was done to the images before the crop. Cards of earlier versions lack the last two.
-    """
-
-    model: ModelOptions
-    classes: tuple[str, ...]
-    image_size: int
-    centre_fraction: float
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    metrics: dict[str, float]
-    weights: Literal["raw", "ema"] = "raw"
-    preprocessing: Preprocessing = field(default_factory=Preprocessing)
-
-
-def save_model(directory: Path, model: SdPNet, card: ModelCard, ema: Mapping[str, torch.Tensor] | None = None) -> None:
+def save_model(directory: Path, model: SdPNet, card: ModelCard, ema: Mapping[str, torch.Tensor] | None = None) -> bool:
     """Writes `model.safetensors` and `model.json`: of the averaged weights `ema`, by name, where there are any.
 
-    What `ema` lacks (a buffer) is taken from the model. Raises `UserError` when the system refuses.
+    What `ema` lacks (a buffer) is taken from the model. Returns False when both files hold this already. Raises
+    `UserError` when the system refuses.
     """
     state = {**model.state_dict(), **(ema or {})}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    facts = {**asdict(card), "weights": "raw" if ema is None else "ema"}
-    for name, content in (
-        ("model.safetensors", save(weights)),
-        ("model.json", f"{json.dumps(facts, indent=1)}\n".encode()),
-    ):
-        with refusals(directory / name):
-            publish_bytes(directory / name, content)
+    content, written = save(weights), False
+    sha256 = hashlib.sha256(content).hexdigest()
+    card = replace(card, weights="raw" if ema is None else "ema", weights_sha256=sha256)
+    for name, wanted in (("model.safetensors", content), ("model.json", card_text(card).encode())):
+        path = directory / name
+        with refusals(path):
+            if not (path.is_file() and path.stat().st_size == len(wanted) and path.read_bytes() == wanted):
+                publish_bytes(path, wanted)
+                written = True
+    return written
 
 
 def load_model(
     where: str | Path,
     weights: Literal["ema", "raw"] = "ema",
-    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
+    say: Callable[[str], None] = lambda text: print(printable(text), file=sys.stderr),
 ) -> tuple[SdPNet, ModelCard]:
     """Loads a model, in eval mode, with its card.
 
@@ -166,12 +163,10 @@ def load_model(
     card_path = path.with_name("model.json")
     for needed in (path, card_path):
         if not needed.is_file():
-            raise UserError(f"{needed}: not there; give the directory of a run, or a checkpoint in its checkpoints/")
-    try:
-        card = _card(json.loads(card_path.read_text(encoding="utf-8")))
-        found = load_file(path)
-    except (ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read ({type(error).__name__}: {error})") from None
+            wrong = "not a file" if needed.exists() else "not there"
+            raise UserError(f"{needed}: {wrong}; give the directory of a run, or a checkpoint in its checkpoints/")
+    card = read_card(card_path)
+    found = _read_weights(path, card)
     if weights == "raw" and card.weights == "ema":
         newest = load_newest(path.parent / "checkpoints", say)
         if newest is None:
@@ -180,43 +175,55 @@ def load_model(
     return _build(path, found, card), card
 
 
+def _read_weights(path: Path, card: ModelCard) -> dict[str, torch.Tensor]:
+    """The tensors of the safetensors file that `card` was written for. No more is read than its model can have."""
+    elements = sum(weight.numel() for weight in _claimed(path, card).state_dict().values())
+    try:
+        content = read_small(path, _LARGEST_HEADER + _LARGEST_ELEMENT * elements)
+    except ValueError as error:
+        raise UserError(f"{path}: not the weights of the model that model.json describes ({error})") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    if card.weights_sha256 and hashlib.sha256(content).hexdigest() != card.weights_sha256:
+        raise UserError(
+            f"{path}: cannot be read: it is not the file that model.json was written for (checksum), so it is damaged "
+            "or of another run; copy both again, or continue the run with train --resume, which writes them anew"
+        )
+    try:
+        weights = load(content)
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{path}: cannot be read ({type(error).__name__}: {reason})") from None
+    for name, weight in weights.items():
+        if weight.is_floating_point() and not bool(torch.isfinite(weight.float()).all()):
+            raise UserError(f"{path}: cannot be read ({name} is not finite)")
+    return weights
+
+
 def _from_checkpoint(path: Path, state: dict[str, Any], weights: Literal["ema", "raw"]) -> tuple[SdPNet, ModelCard]:
     if "card" not in state:
         raise UserError(f"{path}: is of an earlier version and does not say of which model; finish its run first")
     averaged = state.get("ema") if weights == "ema" else None
     try:
-        card = _card({**state["card"], "weights": "raw" if averaged is None else "ema"})
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read ({type(error).__name__}: {error})") from None
+        card = parse_card({**state["card"], "weights": "raw" if averaged is None else "ema"})
+    except UserError as error:
+        raise UserError(f"{path}: cannot be read: its card: {error}") from None
     return _build(path, {**state["model"], **(averaged or {})}, card), card
-
-
-def _card(raw: dict[str, Any]) -> ModelCard:
-    return ModelCard(
-        model=ModelOptions(**raw["model"]),
-        classes=tuple(raw["classes"]),
-        image_size=int(raw["image_size"]),
-        centre_fraction=float(raw["centre_fraction"]),
-        mean=tuple(raw["mean"]),
-        std=tuple(raw["std"]),
-        metrics=dict(raw["metrics"]),
-        weights=raw.get("weights", "raw"),
-        preprocessing=Preprocessing(**raw.get("preprocessing", {})),
-    )
 
 
 def _build(path: Path, weights: dict[str, torch.Tensor], card: ModelCard) -> SdPNet:
     """The model of the card with these weights. A card that claims more than the weights have costs no memory."""
-    options = card.model
-    try:
-        if options.conv_blocks + options.transformer_blocks > len(weights):
-            raise ValueError("more blocks than weights")
-        with torch.device("meta"):
-            claimed = SdPNet(options)
-    except (ValueError, TypeError, RuntimeError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{path}: its card describes no model ({reason[0]})") from None
-    _require_same_model(claimed, weights, path)
-    model = SdPNet(options)
+    _require_same_model(_claimed(path, card), weights, path)
+    model = SdPNet(card.model)
     model.load_state_dict(weights)
     return model.eval()
+
+
+def _claimed(path: Path, card: ModelCard) -> SdPNet:
+    """The model that a card describes, without memory for its weights."""
+    try:
+        with torch.device("meta"):
+            return SdPNet(card.model)
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"{path}: its card describes no model ({reason[0]})") from None

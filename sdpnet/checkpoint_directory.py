@@ -17,14 +17,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from pipelines.errors import printable
 from pipelines.publish import publish_bytes
 from sdpnet.checkpoint_file import Refusal, plain_state, refusals, write_checkpoint
 from sdpnet.host_copy import HostCopy
+from sdpnet.small_file import read_small
 
 __all__ = ["BEST_NAME", "Checkpoints", "latest_checkpoint", "list_checkpoints"]
 
 BEST_NAME: Final = "best.json"
-_NAME: Final = re.compile(r"step_(\d+)\.pt")
+_NAME: Final = re.compile(r"step_([0-9]{1,18})\.pt")
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
@@ -50,7 +52,7 @@ class Checkpoints:
     due. Only when this fails as well does a method raise an error.
 
     `say` gets a line when a save has failed, and when the disk has no room for another checkpoint; it may be called
-    from the thread.
+    from the thread. `require_own` raises `OSError` where a save would be written into another run's directory.
     """
 
     def __init__(
@@ -59,9 +61,11 @@ class Checkpoints:
         keep: int,
         keep_best: bool = True,
         asynchronous: bool = True,
-        say: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
+        say: Callable[[str], None] = lambda text: print(printable(text), file=sys.stderr),
+        require_own: Callable[[], object] = lambda: None,
     ) -> None:
         self._directory, self._keep, self._keep_best, self._say = directory, keep, keep_best, say
+        self._require_own = require_own
         self._host = HostCopy() if asynchronous else None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -116,6 +120,16 @@ class Checkpoints:
             self._thread = threading.Thread(target=self._write_or_note, args=arguments, name="checkpoint")
             self._thread.start()
 
+    def finish(self, step: int, score: float | None) -> None:
+        """Does what a save of `step` does after its checkpoint is written, where a kill came before that: its `score`
+        is noted if it is the best one, and older checkpoints go."""
+        path = _path(self._directory, step)
+        if path.is_file():
+            with refusals(path):
+                self._require_own()
+                self._note_best(step, score)
+                self._remove_old(step, abandoned=False)
+
     def wait(self) -> None:
         """Returns when the last save is on the disk. One that the system has refused is tried once more."""
         error = self._ended()
@@ -157,30 +171,35 @@ class Checkpoints:
     def _write(self, step: int, state: dict[str, Any], score: float | None) -> None:
         path = _path(self._directory, step)
         with refusals(path):
+            self._require_own()
             size = write_checkpoint(path, state)
-            if self._keep_best and score is not None and not math.isnan(score):
-                best, best_score = self._best(step)
-                if best in (None, step) or score > best_score:
-                    publish_bytes(self._directory / BEST_NAME, json.dumps({"step": step, "score": score}).encode())
+            self._note_best(step, score)
             self._remove_old(step)
         self._warn_of_full_disk(size)
 
-    def _remove_old(self, step: int) -> None:
+    def _note_best(self, step: int, score: float | None) -> None:
+        if self._keep_best and score is not None and not math.isnan(score):
+            best, best_score = self._best(step)
+            if best is None or score > best_score or (best == step and score != best_score):
+                publish_bytes(self._directory / BEST_NAME, json.dumps({"step": step, "score": score}).encode())
+
+    def _remove_old(self, step: int, *, abandoned: bool = True) -> None:
+        """Removes what need not be kept of the checkpoints up to `step`, and with `abandoned` all later ones."""
         files = [path for path in list_checkpoints(self._directory) if not path.is_dir()]
         older = [path for path in files if _step(path) <= step]
         kept = {*older[-self._keep :], *({self.best()} & set(older))}
-        for path in files:
+        for path in files if abandoned else older:
             if path not in kept:
                 path.unlink()
 
     def _best(self, newest: float = math.inf) -> tuple[int | None, float]:
         """(step, score) of the best one up to the step `newest`."""
         try:
-            best = json.loads((self._directory / BEST_NAME).read_bytes())
+            best = json.loads(read_small(self._directory / BEST_NAME))
             step, score = int(best["step"]), float(best["score"])
-        except (OSError, ValueError, KeyError, TypeError):
+            here = step <= newest and _path(self._directory, step).is_file()
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return None, -math.inf
-        here = step <= newest and _path(self._directory, step).is_file()
         return (step, score) if here else (None, -math.inf)
 
     def _warn_of_full_disk(self, size: int) -> None:

@@ -23,14 +23,10 @@ from torch import Tensor
 
 from pipelines.errors import UserError
 from pipelines.publish import errors_name, partial_path, publish, write_all
+from sdpnet.checkpoint_sections import VERSION, missing
 
 __all__ = ["VERSION", "Refusal", "load_checkpoint", "plain_state", "refusals", "write_atomically", "write_checkpoint"]
 
-VERSION: Final = 2
-_SECTIONS: Final[dict[int, dict[str, type]]] = {
-    1: dict.fromkeys(("model", "optimizer", "scaler", "cursor", "order", "evaluation"), dict)
-}
-_SECTIONS[2] = {**_SECTIONS[1], **dict.fromkeys(("card", "config", "world", "guard"), dict)}
 # All that the pickle of a state names: tensors, their storages, and the mapping that holds a tensor's hooks (none).
 _GLOBAL: Final = re.compile(r"torch\._utils _rebuild_tensor_v2|torch [A-Za-z0-9]+Storage|collections OrderedDict")
 _DIRECTORY: Final = 0x10  # of an archive's file attributes: torch would leave what such a member held uninitialised
@@ -147,14 +143,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             file.seek(0)
             state = torch.load(file, map_location="cpu", weights_only=True)
             _require_real_tensors(state)
+            what = missing(state)
+            name = None if what else _non_finite(state)
     except OSError as error:
         raise UserError(f"{path}: not a readable checkpoint ({error.strerror or error})") from None
     except Exception as error:  # a hostile file makes zipfile and torch raise nearly anything
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"{path}: not a readable checkpoint ({reason[0]})") from None
-    if (what := _missing(state)) is not None:
+    if what is not None:
         raise UserError(f"{path}: not a checkpoint of sdpnet ({what})")
-    if (name := _non_finite(state)) is not None:
+    if name is not None:
         raise UserError(f"{path}: not a readable checkpoint ({name} is not finite)")
     return state
 
@@ -200,27 +198,6 @@ def _require_real_tensors(state: Any) -> None:
         elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
             seen.add(id(value))
             todo.extend(value.values() if isinstance(value, dict) else value)
-
-
-def _missing(state: Any) -> str | None:
-    """What keeps `state` from being a checkpoint; None: nothing."""
-    if not isinstance(state, dict):
-        return f"a {type(state).__name__}"
-    version = state.get("version", 1)
-    if type(version) is not int or version not in _SECTIONS:
-        return f"version {version!r:.20}; this program reads versions 1 and {VERSION}"
-    for name, kind in _SECTIONS[version].items():
-        if not isinstance(state.get(name), kind):
-            return f"lacks {name}"
-    for section in ("model", "ema"):
-        weights = state.get(section)
-        if section == "ema" and weights is None:
-            continue
-        if not isinstance(weights, dict) or not all(
-            isinstance(name, str) and isinstance(weight, Tensor) for name, weight in weights.items()
-        ):
-            return f"{section} is not weights by name"
-    return None
 
 
 def _non_finite(state: dict[str, Any]) -> str | None:

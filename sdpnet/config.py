@@ -25,6 +25,7 @@ import yaml
 
 from pipelines.errors import UserError, nearest, require
 from sdpnet.options import Config
+from sdpnet.yaml_text import parse_yaml, read_yaml
 
 __all__ = ["absolute_paths", "dump_config", "flat_values", "load_config"]
 
@@ -32,6 +33,7 @@ CONFIG_DIRECTORY = Path(__file__).resolve().parent.parent / "configs"
 PATH_KEYS: Final = ("data.path", "train.start_from")
 LARGEST_FLOAT: Final = 3.4028234663852886e38  # of float32: a larger value would be infinite on the device
 WHOLE_NUMBERS: Final = range(-(2**63), 2**63)  # 64 bits; the seed may be unsigned
+_LONGEST_CHAIN: Final = 20
 SEEDS: Final = range(-(2**63), 2**64)  # what torch.manual_seed takes
 
 
@@ -46,17 +48,17 @@ def load_config(name: str, settings: Iterable[str] = ()) -> Config:
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key:
-            raise UserError(f"--set {setting}: must look like section.key=value")
+            raise UserError(f"--set {setting[:200]}: must look like section.key=value")
         target = values
         *sections, last = key.strip().split(".")
         for section in sections:
             nested = target.setdefault(section, {})
             if not isinstance(nested, dict):
-                raise UserError(f"--set {setting}: {section} is no section")
+                raise UserError(f"--set {setting[:200]}: {section} is no section")
             target = nested
         try:
-            target[last] = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that is none, thousands of digits
+            target[last] = parse_yaml(text)
+        except ValueError:
             raise UserError(f"--set {setting[:200]}: the value is not valid YAML") from None
     return _build(Config, values, "")
 
@@ -97,19 +99,30 @@ def _plain(value: Any) -> Any:
 
 def _read(name: str, chain: tuple[Path, ...]) -> dict[str, Any]:
     path = Path(name) if name.endswith((".yaml", ".yml")) else CONFIG_DIRECTORY / f"{name}.yaml"
-    if not path.is_file():
+    if len(chain) > _LONGEST_CHAIN:
+        raise UserError(f"{chain[0]}: extends more than {_LONGEST_CHAIN} configs in a row")
+    if not _is_file(path):
         names = sorted(str(p.relative_to(CONFIG_DIRECTORY).with_suffix("")) for p in CONFIG_DIRECTORY.rglob("*.yaml"))
         raise UserError(f"no config {name!r}: {nearest(name, names)} (or pass the path of a .yaml file)")
     if path in chain:
         raise UserError(f"{path}: extends itself")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        values = read_yaml(path) or {}
+    except ValueError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: must be sections of keys and values, not {type(values).__name__}")
     base = values.pop("extends", None)
-    return values if base is None else _merge(_read(str(base), (*chain, path)), values)
+    if base is not None and not (isinstance(base, str) and "\0" not in base):
+        raise UserError(f"{path}: extends = {_shortened(base)!r}: must be the name or path of a config")
+    return values if base is None else _merge(_read(base, (*chain, path)), values)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or not for a file
+        return False
 
 
 def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,14 +136,15 @@ def _build(cls: Any, values: Any, where: str) -> Any:
     """`values` (from YAML) as an instance of the dataclass `cls`; `where` is its key, for messages."""
     if not isinstance(values, dict):
         keys = ", ".join(f.name for f in fields(cls))
-        raise UserError(f"{where or 'config'} = {values!r}: must be a section with the keys {keys}")
+        raise UserError(f"{where or 'config'} = {_shortened(values)!r}: must be a section with the keys {keys}")
     hints = typing.get_type_hints(cls)
     known = {f.name: f for f in fields(cls)}
     arguments = {}
     for key, value in values.items():
-        full = f"{where}.{key}" if where else str(key)
+        name = str(_shortened(key))
+        full = f"{where}.{name}" if where else name
         if key not in known:
-            raise UserError(f"unknown config key {full!r}: {nearest(str(key), known)}")
+            raise UserError(f"unknown config key {full!r}: {nearest(name, known)}")
         arguments[key] = _convert(hints[key], value, full)
     missing = [
         n for n, f in known.items() if n not in arguments and f.default is MISSING and f.default_factory is MISSING
@@ -155,7 +169,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if value is False and "off" in arguments:
             return "off"  # YAML 1.1 reads off, without quotes, as false
         if value not in arguments:
-            raise UserError(f"{where} = {_shortened(value)!r}: {nearest(str(value), [str(a) for a in arguments])}")
+            shown = _shortened(value)
+            raise UserError(f"{where} = {shown!r}: {nearest(str(shown), [str(a) for a in arguments])}")
         return value
     if origin is tuple:
         if not isinstance(value, (list, tuple)) or len(value) != len(arguments):

@@ -61,8 +61,13 @@ def join(device: str = "auto", timeout_seconds: float = 600) -> Processes:
     `device` is "auto" (CUDA when there is a card), "cuda" or "cpu". NCCL connects GPUs, gloo CPUs. A process that waits
     for another one longer than `timeout_seconds` gives up.
     """
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    rank, world_size, local_rank, local_world_size = map(
+        _number, ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    )
+    if not 0 <= rank < world_size:
+        raise UserError(
+            f"RANK = {rank}, WORLD_SIZE = {world_size}: must be 0 <= RANK < WORLD_SIZE; start it by torchrun"
+        )
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("train.device = 'cuda': this torch sees no CUDA device; use train.device=cpu or auto")
     if device != "cpu" and torch.cuda.is_available():
@@ -85,7 +90,16 @@ def join(device: str = "auto", timeout_seconds: float = 600) -> Processes:
         # torchrun may keep its store over a restart: processes then found the addresses of killed ones, and hung.
         store = dist.PrefixStore(f"restart{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
-    return Processes(ShardOptions(rank, world_size, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))), chosen)
+    return Processes(ShardOptions(rank, world_size, local_world_size), chosen)
+
+
+def _number(variable: str) -> int:
+    """A count or number that torchrun sets; without torchrun that of a process that stands alone."""
+    text = os.environ.get(variable, str(int(variable.endswith("WORLD_SIZE"))))
+    least = int(variable.endswith("WORLD_SIZE"))
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < least:
+        raise UserError(f"{variable} = {text!r}: must be a number from {least} on, as torchrun sets it")
+    return int(text)
 
 
 def leave() -> None:

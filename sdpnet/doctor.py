@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -28,6 +27,7 @@ from pipelines.status_line import StatusLine
 from sdpnet import __version__
 from sdpnet.config import load_config
 from sdpnet.options import Config
+from sdpnet.output import say as print_lines
 from sdpnet.rates import copy_rate, decode_round, reading_rates, step_rate
 from sdpnet.threads import use_threads
 
@@ -306,8 +306,7 @@ def run(arguments: argparse.Namespace) -> int:
     with StatusLine() as say:
         facts = _examine(arguments, config, say)
     if arguments.json:
-        json.dump(facts, sys.stdout, indent=1)
-        print()
+        print_lines(*json.dumps(facts, indent=1).replace("\x7f", "\\u007f").splitlines())
     else:
         console = Console(highlight=False)
         _print(facts, console)

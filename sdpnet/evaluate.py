@@ -18,6 +18,7 @@ from pipelines.contract import Loader
 from pipelines.errors import UserError
 from pipelines.publish import publish_bytes
 from pipelines.readable_names import readable_names
+from sdpnet.csv_cells import csv_cell
 from sdpnet.distributed import Processes, sum_over_processes
 
 __all__ = ["Scores", "evaluate", "write_per_class"]
@@ -94,7 +95,8 @@ def write_per_class(path: Path, classes: Sequence[str], counts: np.ndarray) -> N
         counts: `Scores.counts`; rows beyond the names are classes that the data has not.
 
     Where there are other names for people (`readable_names`: "tench" for n01440764), they are a last column "words".
-    top1 and top5 are fractions in [0, 1], empty for a class without samples. The file appears complete.
+    top1 and top5 are fractions in [0, 1], empty for a class without samples. Names are `csv_cell`s. The file appears
+    complete.
     """
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
@@ -103,5 +105,5 @@ def write_per_class(path: Path, classes: Sequence[str], counts: np.ndarray) -> N
     rows.writerow(["class", "name", "samples", "top1", "top5", *(["words"] if words else [])])
     for label, (name, (samples, top1, top5)) in enumerate(zip(classes, counts.tolist(), strict=False)):
         shares = [top1 / samples, top5 / samples] if samples else ["", ""]
-        rows.writerow([label, name, samples, *shares, *words[label : label + 1]])
-    publish_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))
+        rows.writerow([label, csv_cell(name), samples, *shares, *map(csv_cell, words[label : label + 1])])
+    publish_bytes(path, text.getvalue().encode())

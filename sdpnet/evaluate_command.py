@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,12 +19,15 @@ from pipelines.next_step import next_line
 from pipelines.preprocessing import Preprocessing
 from pipelines.publish import require_place
 from pipelines.readable_names import readable_names
-from sdpnet.checkpoint import load_model
+from sdpnet.checkpoint import ModelCard, load_model
 from sdpnet.class_names import first_difference
 from sdpnet.distributed import amp_dtype, join, leave
 from sdpnet.evaluate import Scores, evaluate, write_per_class
 from sdpnet.finished_run import export_command
+from sdpnet.model import SdPNet
+from sdpnet.model_card import card_text
 from sdpnet.output import say, say_json
+from sdpnet.same_start import code_facts, require_same_start, shard_facts
 from sdpnet.threads import use_threads
 
 __all__ = ["add_arguments", "run", "table"]
@@ -72,6 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
         if processes.device.type == "cpu" and (chosen := use_threads(processes.shard.local_world_size)).reduced:
             print(chosen, file=sys.stderr)
         model, card = load_model(arguments.model, arguments.weights)
+        require_same_start(lambda: _facts(arguments, model, card), processes)
         patch = card.model.patch_size
         require(size is None or (size >= patch and size % patch == 0), "--image-size", size, f"a multiple of {patch}")
         model = model.to(processes.device).to(memory_format=torch.channels_last)
@@ -108,6 +113,17 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     finally:
         leave()
+
+
+def _facts(arguments: argparse.Namespace, model: SdPNet, card: ModelCard) -> dict[str, str]:
+    """What all processes must have alike; paths may differ from machine to machine."""
+    names = ("split", "pipeline", "batch_size", "image_size", "centre_fraction", "amp")
+    flags = {f"--{name.replace('_', '-')}": str(getattr(arguments, name)) for name in names}
+    digest = hashlib.sha256(card_text(card).encode())
+    for name, weight in model.state_dict().items():
+        digest.update(name.encode() + weight.cpu().numpy().tobytes())
+    shards = shard_facts(arguments.data, [arguments.split])
+    return {**flags, "the model (SHA-256)": digest.hexdigest(), **code_facts(), **shards}
 
 
 def table(scores: Scores, weights: str, names: Sequence[str] = ()) -> list[str]:

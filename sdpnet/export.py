@@ -25,6 +25,7 @@ from pipelines.remedy import install_extra
 from sdpnet.checkpoint import ModelCard, load_model, write_atomically
 from sdpnet.finished_run import load_command
 from sdpnet.model import SdPNet
+from sdpnet.output import say
 
 __all__ = ["TOLERANCE", "Format", "add_arguments", "export", "run"]
 
@@ -81,8 +82,10 @@ def export(
 
     write_atomically(out, write)
     shape = f"({batch}, 3, {image_size}, {image_size})"
+    of_card = asdict(replace(card, image_size=image_size))
+    del of_card["weights_sha256"]  # of another file
     facts = {
-        **asdict(replace(card, image_size=image_size)),
+        **of_card,
         "format": format,
         "steps": _steps(card, image_size),
         "input": f"images: float32 {shape}, RGB in [0, 1], less mean, divided by std",
@@ -178,6 +181,6 @@ def run(arguments: argparse.Namespace) -> int:
     model, card = load_model(arguments.model)
     image_size = card.image_size if arguments.image_size is None else arguments.image_size
     difference = export(model, card, arguments.out, arguments.format, image_size, arguments.batch)
-    print(f"{arguments.out}: {image_size} px, batch {arguments.batch}; differs from the model by {difference:.1e}")
-    print(next_line(*load_command(arguments.out, arguments.format)))
+    say(f"{arguments.out}: {image_size} px, batch {arguments.batch}; differs from the model by {difference:.1e}")
+    say(next_line(*load_command(arguments.out, arguments.format)))
     return 0

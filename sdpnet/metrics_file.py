@@ -1,16 +1,57 @@
-"""`metrics.jsonl`: lines of JSON that are appended while a run trains, also when the disk is full for a while."""
+"""`metrics.jsonl`: lines of JSON that are appended while a run trains, also when the disk is full for a while.
+
+A step has one line of training and one line of evaluation at most. A run that was killed may have written lines that
+its newest checkpoint knows nothing of; it writes them again when it continues, and the first ones go.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+import stat
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from pipelines.errors import UserError
 from pipelines.publish import publish_bytes, write_all
 
-__all__ = ["MetricsFile"]
+__all__ = ["LAST_STEP", "MetricsFile", "is_evaluation", "metrics_line", "metrics_lines"]
+
+LAST_STEP: Final = 2**53  # float64, as which steps are drawn, counts no further
+_LONGEST_LINE: Final = 1 << 20  # characters
+_LARGEST_FILE: Final = 1 << 31  # bytes
+
+
+def metrics_line(text: str) -> dict[str, Any] | None:
+    """The object of a line, or None where it is no JSON object with a step from 0 to `LAST_STEP`."""
+    try:
+        line = json.loads(text)
+        step = float(line["step"])
+        return line if isinstance(line, dict) and 0 <= step <= LAST_STEP else None  # NaN compares as false
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None
+
+
+def is_evaluation(line: Mapping[str, Any]) -> bool:
+    """Whether a line has the scores of an evaluation; else it is one of training."""
+    return "top1" in line or "ema_top1" in line
+
+
+def metrics_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | None]]:
+    """The lines of a file as text, each with what `metrics_line` makes of it.
+
+    However large the file and its lines are, a few megabytes of memory are taken. A line over a million characters
+    comes in parts. Raises `UserError` for what is no file or far too large to be a run's metrics.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), encoding="utf-8", errors="replace") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{path}: is not a file; move it away")
+        if status.st_size > _LARGEST_FILE:
+            raise UserError(f"{path}: {status.st_size:,} bytes are too many for a run's metrics; move it away")
+        while text := file.readline(_LONGEST_LINE):
+            yield text, metrics_line(text)
 
 
 class MetricsFile:
@@ -18,18 +59,31 @@ class MetricsFile:
 
     A line that the system refuses to write is kept, and written before the next one: no line is lost while the run
     lasts, and none is cut short. `say` gets a line when that begins, when it ends, and when lines are lost at the end.
+    `require_own` raises `OSError` where the file would be written into another run's directory.
     """
 
-    def __init__(self, path: Path, say: Callable[[str], None]) -> None:
-        self._path, self._say = path, say
+    def __init__(
+        self, path: Path, say: Callable[[str], None], require_own: Callable[[], object] = lambda: None
+    ) -> None:
+        self._path, self._say, self._require_own = path, say, require_own
         self._pending: list[bytes] = []
         self._is_refused = False
 
-    def keep_up_to(self, step: int) -> None:
-        """Removes lines of later steps: a run that resumes from `step` will write them again."""
-        if self._path.exists():
-            lines = [line for line in self._path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
-            publish_bytes(self._path, "".join(f"{line}\n" for line in lines).encode())
+    def keep_up_to(self, step: int, *, evaluated: bool = True) -> None:
+        """Removes the lines that a run which continues after `step` will write again: those of later steps, that of the
+        step's evaluation where the checkpoint does not know of it (`evaluated` is False), and lines that a crash cut
+        short. Where a step has two lines of one kind, the last stays."""
+        if not os.path.lexists(self._path):
+            return
+        kept: dict[tuple[float, bool], bytes] = {}
+        for text, line in metrics_lines(self._path):
+            if line is None:
+                continue
+            at, scores = float(line["step"]), is_evaluation(line)
+            if at < step or (at == step and (evaluated or not scores)):
+                kept.pop((at, scores), None)
+                kept[at, scores] = f"{text.rstrip()}\n".encode("utf-8", "replace")
+        publish_bytes(self._path, b"".join(kept.values()))
 
     def append(self, metrics: Mapping[str, Any]) -> None:
         self._pending.append(f"{json.dumps(metrics)}\n".encode())
@@ -45,7 +99,8 @@ class MetricsFile:
 
     def _write(self) -> None:
         try:
-            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            self._require_own()
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
             try:
                 end = os.fstat(descriptor).st_size
                 try:
@@ -64,10 +119,3 @@ class MetricsFile:
         if self._is_refused:
             self._say(f"{self._path}: is written again, no line is lost")
         self._is_refused = False
-
-
-def _step(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")  # a line that a crash cut short

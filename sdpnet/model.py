@@ -21,13 +21,23 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from pipelines.errors import UserError, nearest
+from pipelines.errors import UserError, nearest, require
 from sdpnet.depthwise import depthwise_gelu
 from sdpnet.positions import resample_grid, rotary_embedding, rotate, sincos_embedding
 
 __all__ = ["MODELS", "ModelOptions", "Position", "SdPNet", "create_model", "create_model_options"]
 
 Position = Literal["none", "learned", "sincos", "rope"]
+
+
+# Far above what any machine trains, and low enough that no product of them overflows.
+_LARGEST: Final[dict[str, int]] = {
+    **dict.fromkeys(("conv_blocks", "transformer_blocks", "mlp_ratio", "patch_size", "kernel_size"), 512),
+    **dict.fromkeys(("dim", "heads", "head_hidden", "registers"), 1 << 17),
+    "num_classes": 1 << 24,
+    "grid_size": 1 << 12,
+}
+_LARGEST_SCALE: Final = 1e6
 
 
 @dataclass(frozen=True)
@@ -60,22 +70,20 @@ class ModelOptions:
     final_norm: bool = False
 
     def __post_init__(self) -> None:
-        whole = ("num_classes", "dim", "heads", "mlp_ratio", "patch_size", "kernel_size", "head_hidden", "grid_size")
-        for name in (*whole, "transformer_blocks"):  # the class token sees the patches in these alone
-            if getattr(self, name) < 1:
-                raise UserError(f"model.{name} = {getattr(self, name)}: must be at least 1")
-        for name in ("conv_blocks", "registers"):
-            if getattr(self, name) < 0:
-                raise UserError(f"model.{name} = {getattr(self, name)}: must be 0 or more")
+        for name, most in _LARGEST.items():
+            value, least = getattr(self, name), 0 if name in ("conv_blocks", "registers") else 1
+            require(type(value) is int, f"model.{name}", value, "a whole number")
+            require(least <= value <= most, f"model.{name}", value, f"at least {least}, at most {most:,}")
         if self.dim % self.heads:
             raise UserError(f"model.heads = {self.heads}: must divide model.dim = {self.dim}")
         if self.kernel_size % 2 == 0:
             raise UserError(f"model.kernel_size = {self.kernel_size}: must be odd")
-        for name in ("dropout", "drop_path"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"model.{name} = {getattr(self, name)}: must be in [0, 1)")
-        if self.layer_scale < 0:
-            raise UserError(f"model.layer_scale = {self.layer_scale}: must be 0 (off) or more")
+        for name in ("dropout", "drop_path", "layer_scale"):
+            value = getattr(self, name)
+            ok = type(value) in (int, float) and 0 <= value < (_LARGEST_SCALE if name == "layer_scale" else 1)
+            allowed = f"0 (off) or more, below {_LARGEST_SCALE:g}" if name == "layer_scale" else "in [0, 1)"
+            require(ok, f"model.{name}", value, allowed)
+        require(type(self.final_norm) is bool, "model.final_norm", self.final_norm, "true or false")
         if self.position not in get_args(Position):
             raise UserError(f"model.position = {self.position!r}: {nearest(str(self.position), get_args(Position))}")
         width = {"sincos": self.dim, "rope": self.dim // self.heads}.get(self.position, 0)

@@ -87,19 +87,31 @@ class Reporter:
     `epoch, step, top1, top5, val_loss` and with averaged weights `ema_top1, ema_top5, ema_val_loss`. The `trackers` get
     the same. Metrics whose values are still on their way from a GPU are told after the next step.
 
+    A run that continues after `resumed_step` drops the lines of later steps, and where `evaluated` is False that step's
+    evaluation too.
+
     Nothing of this ends a run: lines that a full disk refuses are kept for later, a tracker that fails is left out from
     then on, and what stdout does not take is `pipelines.lasting_output`'s matter.
     """
 
-    def __init__(self, path: Path, *, is_main: bool, resumed_step: int, trackers: Sequence[Tracker] = ()) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        is_main: bool,
+        resumed_step: int,
+        evaluated: bool = True,
+        trackers: Sequence[Tracker] = (),
+        require_own: Callable[[], object] = lambda: None,
+    ) -> None:
         self._is_main = is_main
         self._trackers = list(trackers)
         self._console = Console(quiet=not is_main, highlight=False)
         self._progress: ProgressLine | None = None
         self._coming: dict[str, Any] | None = None  # metrics of a log interval, with values that may not be here yet
-        self._file = MetricsFile(path, self.say)
+        self._file = MetricsFile(path, self.say, require_own)
         if is_main:
-            self._file.keep_up_to(resumed_step)
+            self._file.keep_up_to(resumed_step, evaluated=evaluated)
 
     def __enter__(self) -> Reporter:
         if self._is_main and sys.stdout is not None and sys.stdout.isatty():
@@ -135,6 +147,11 @@ class Reporter:
         self._coming = metrics
         if all(value.here for value in metrics.values() if isinstance(value, Arriving)):
             self._tell()
+
+    def settle(self) -> None:
+        """Before a checkpoint: writes metrics that are still on their way, which a run that continues from it would not
+        write again."""
+        self._tell()
 
     def _tell(self) -> None:
         if self._coming is None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from pipelines.publish import publish_bytes
+from sdpnet.small_file import read_small
 
 __all__ = ["LAUNCH_NAME", "begun_by_this_launch", "note_launch"]
 
@@ -29,7 +30,14 @@ def begun_by_this_launch(out: Path) -> bool:
     """Whether torchrun has restarted this main process and the run in `out` is its own."""
     noted = out / LAUNCH_NAME
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    return restarted and noted.is_file() and noted.read_text(encoding="utf-8").strip() == _launch()
+    return restarted and noted.is_file() and _text(noted) == _launch()
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return read_small(path).decode("utf-8").strip()
+    except ValueError:
+        return None
 
 
 def _launch() -> str | None:

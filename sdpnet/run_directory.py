@@ -1,7 +1,9 @@
-"""A run's directory: it belongs to one process at a time, and a mistyped one is recognised."""
+"""A run's directory: it belongs to one process at a time, and a mistyped or replaced one is recognised."""
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
@@ -10,33 +12,88 @@ from typing import Final
 
 from pipelines.publish import exclusive, partial_path
 
-__all__ = ["LOCK_NAME", "no_run_in", "run_directory"]
+__all__ = ["LOCK_NAME", "RunDirectory", "no_run_in", "run_directory"]
 
 LOCK_NAME: Final = ".lock"
+_WRITTEN: Final = ("config.yaml", "metrics.jsonl", "per_class.csv", "model.safetensors", "model.json", ".torchrun")
+
+
+class RunDirectory:
+    """The directory at `path` that this process holds. It is kept open, and so is its lock, so that neither their names
+    nor the numbers of their inodes can come to mean others unnoticed.
+
+    Attributes:
+        path: what the user calls it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._lock: os.stat_result | None = None
+
+    def require_own(self) -> None:
+        """Raises `OSError` when what lies at `path` is not what this process holds: the directory was removed, renamed
+        or replaced, or another run has begun in it. What is written there then would be written into another run."""
+        try:
+            there = os.stat(self.path)
+        except FileNotFoundError:
+            raise OSError(errno.ENOENT, "the run's folder was removed or renamed", str(self.path)) from None
+        if not os.path.samestat(there, os.fstat(self._descriptor)):
+            raise OSError(errno.ESTALE, "the run's folder was replaced by another one", str(self.path))
+        lock = self._present_lock()
+        if lock is not None and self._lock is not None and not os.path.samestat(lock, self._lock):
+            raise OSError(errno.ESTALE, "another run has begun in the run's folder", str(self.path))
+
+    def note_lock(self) -> None:
+        """Notes which file is the lock, when this process holds it."""
+        self._lock = self._present_lock()
+        self.require_own()
+
+    def remove_lock(self) -> None:
+        """Removes this process's own lock, wherever its directory is by now, and no other."""
+        lock = self._present_lock()
+        if lock is not None and self._lock is not None and os.path.samestat(lock, self._lock):
+            os.unlink(LOCK_NAME, dir_fd=self._descriptor)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def _present_lock(self) -> os.stat_result | None:
+        with suppress(FileNotFoundError):
+            return os.stat(LOCK_NAME, dir_fd=self._descriptor, follow_symlinks=False)
+        return None
 
 
 @contextmanager
-def run_directory(out: Path) -> Iterator[Path]:
+def run_directory(out: Path) -> Iterator[RunDirectory]:
     """Makes the directory of a run and holds its lock, in the main process; what a killed run left there is removed.
 
     The lock ends with the process, however that ends, so that the next one may begin at once. A directory that was made
-    here and is still empty goes again. Raises `UserError`, naming the process, when another run holds it.
+    here and is still empty goes again. When the directory was renamed or replaced meanwhile, nothing of the one that is
+    in its place is touched. Raises `UserError`, naming the process, when another run holds it.
     """
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
+    made: list[tuple[Path, os.stat_result]] = []
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = out / LOCK_NAME
-        with exclusive(lock):
-            for name in ("config.yaml", "model.safetensors", "model.json"):
-                partial_path(out / name).unlink(missing_ok=True)
-            try:
-                yield out
-            finally:
-                lock.unlink(missing_ok=True)
+        made = [(folder, folder.stat()) for folder in missing]
+        directory = RunDirectory(out)
+        try:
+            with exclusive(out / LOCK_NAME):
+                directory.note_lock()
+                try:
+                    for name in _WRITTEN:
+                        partial_path(out / name).unlink(missing_ok=True)
+                    yield directory
+                finally:
+                    directory.remove_lock()
+        finally:
+            directory.close()
     finally:
-        for folder in made:
-            with suppress(OSError):  # not empty, or another run begins in it
-                folder.rmdir()
+        for folder, status in made:
+            with suppress(OSError):  # not empty, another run begins in it, or it is gone
+                if os.path.samestat(folder.stat(), status):
+                    folder.rmdir()
 
 
 def no_run_in(out: Path) -> str:

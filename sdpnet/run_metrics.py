@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
-import yaml
 
 from pipelines.errors import UserError
 from pipelines.layout import MANIFEST_NAME
+from sdpnet.config import LARGEST_FLOAT
+from sdpnet.metrics_file import LAST_STEP, metrics_lines
+from sdpnet.yaml_text import read_yaml
 
 __all__ = ["Run", "Series", "config_differences", "figures", "read_runs"]
+
+_SMALLEST_FLOAT: Final = 1.4e-45  # of float32, above 0
 
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """One quantity of a run, in the order of steps: float64 (n,) each; values may be NaN or infinite."""
+    """One quantity of a run, in the order of steps: float64 (n,) each; values may be NaN or infinite, and are else in
+    float32's range."""
 
     steps: np.ndarray
     values: np.ndarray
@@ -80,32 +85,30 @@ def _read(directory: Path, name: str) -> Run:
     config: Any = {}
     if config_path.is_file():
         try:
-            config = yaml.safe_load(config_path.read_text(encoding="utf-8")) or {}
-        except (yaml.YAMLError, UnicodeDecodeError):
+            config = read_yaml(config_path) or {}
+        except ValueError:
             config = None
         if not isinstance(config, dict):
             raise UserError(f"{config_path}: not a config; move it away to report the run without it")
-    lines: list[dict[str, Any]] = []
+    points: dict[str, dict[float, float]] = {}
+    scored: dict[float, int] = {}
     unreadable = 0
-    if metrics_path.is_file():
-        with metrics_path.open(encoding="utf-8", errors="replace") as file:
-            for text in file:
-                line = _line(text)
-                if line is None:
-                    unreadable += 1
-                else:
-                    lines.append(line)
-    lines.sort(key=lambda line: line["step"])
-    points: dict[str, list[tuple[float, float]]] = {}
-    ends = {0.0: 0.0}
-    for line in lines:
+    for _, line in metrics_lines(metrics_path) if metrics_path.is_file() else ():
+        if line is None:
+            unreadable += 1
+            continue
+        step, epoch = float(line["step"]), line.get("epoch")
         for key, value in line.items():
-            if key not in ("epoch", "step") and isinstance(value, (int, float)) and not isinstance(value, bool):
-                points.setdefault(key, []).append((line["step"], float(value)))
-        epochs = line["epoch"] + 1 if "top1" in line and isinstance(line.get("epoch"), int) else 0
-        if epochs > max(ends.values()) and line["step"] > max(ends):
-            ends[line["step"]] = epochs
-    series = {key: Series(*np.array(pairs, np.float64).T) for key, pairs in points.items()}
+            number = None if key in ("epoch", "step") else _number(value)
+            if number is not None:  # of two lines, as a killed run may have left them, the last counts
+                points.setdefault(key, {})[step] = number
+        if "top1" in line and type(epoch) is int and 0 <= epoch < LAST_STEP:
+            scored[step] = epoch + 1
+    ends = {0.0: 0.0}
+    for step in sorted(scored):
+        if scored[step] > max(ends.values()) and step > max(ends):
+            ends[step] = scored[step]
+    series = {key: Series(*np.array(sorted(of_key.items()), np.float64).T) for key, of_key in points.items()}
     finished = (directory / "model.safetensors").is_file()
     return Run(name, dict(_flat(config, "")), series, np.array(list(ends.items())), finished, unreadable)
 
@@ -124,12 +127,13 @@ def _no_run(directory: Path) -> str:
     return "neither config.yaml nor metrics.jsonl is there; give a run's --out"
 
 
-def _line(text: str) -> dict[str, Any] | None:
-    try:
-        line = json.loads(text)
-        return {**line, "step": float(line["step"])} if np.isfinite(float(line["step"])) else None
-    except (ValueError, KeyError, TypeError):
+def _number(value: Any) -> float | None:
+    """A number as a float, in float32's range: infinite above it, 0 below it; None for anything else."""
+    if type(value) not in (int, float):
         return None
+    if abs(value) > LARGEST_FLOAT:
+        return math.copysign(math.inf, value if type(value) is float else (-1 if value < 0 else 1))
+    return float(value) if not abs(value) < _SMALLEST_FLOAT else 0.0
 
 
 def _flat(value: Any, where: str) -> Iterator[tuple[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -87,7 +88,7 @@ def _next(directories: Sequence[Path], runs: Sequence[Run]) -> tuple[str | Path,
     if finished:
         best = max(finished, key=lambda index: _best_top1(runs[index]))
         data = Path(str(runs[best].config.get("data.path", "")))
-        if (data / MANIFEST_NAME).is_file():
+        if os.path.isfile(data / MANIFEST_NAME):  # False for a path that no system takes, too
             return sdpnet("evaluate", "--model", directories[best], "--data", data)
         return export_command(directories[best])
     idle = [path for path in directories if (path / "config.yaml").is_file() and not (path / LOCK_NAME).exists()]

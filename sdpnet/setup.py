@@ -189,15 +189,19 @@ class Run:
             "threads": torch.get_num_threads(),  # a CPU's sums depend on it in their last bits
         }
 
-    def save_model(self, directory: Path) -> None:
-        """Writes the finished model: the averaged weights where there are any."""
-        save_model(directory, self.model, self.card, self.ema.module.state_dict() if self.ema else None)
+    def save_model(self, directory: Path) -> bool:
+        """Writes the finished model, with the averaged weights where there are any; False when it is there already."""
+        return save_model(directory, self.model, self.card, self.ema.module.state_dict() if self.ema else None)
 
     def load(self, path: Path, state: dict[str, Any]) -> None:
         """Continues from what `state` wrote. Raises `UserError` when it is another model's."""
         self.restore(path, state)
-        self.guard.load_state_dict(state.get("guard", {"bad_steps": []}))
-        self.cursor = Cursor(**state["cursor"])
+        cursor = Cursor(**state["cursor"])
+        if cursor.step_in_epoch > self.steps_per_epoch:
+            steps = f"step {cursor.step_in_epoch} of an epoch of {self.steps_per_epoch}"
+            raise UserError(f"{path}: stands at {steps}: is not of this run; begin anew in another --out")
+        self.guard.load_state_dict({"bad_steps": [], **state.get("guard", {})})
+        self.cursor = cursor
         self.evaluation = state["evaluation"]
 
     def restore(self, path: Path, state: dict[str, Any]) -> None:
@@ -209,10 +213,13 @@ class Run:
         load_weights(self.model, state["model"], path)
         if self.ema is not None and averaged is not None:
             load_weights(self.ema.module, averaged, path)
-            self.ema.num_updates = state["ema_updates"]
+            self.ema.num_updates = state.get("ema_updates", 0)
         load_optimizer(self.optimizer, state["optimizer"], path)
         if state["scaler"]:  # empty after bf16 and fp32
-            self.scaler.load_state_dict(state["scaler"])
+            try:
+                self.scaler.load_state_dict(state["scaler"])
+            except (KeyError, TypeError, ValueError, RuntimeError):
+                raise UserError(f"{path}: holds no state of a gradient scaler of this torch") from None
 
 
 def prepare(config: Config, processes: Processes, *, begins: bool = True, threads: int | None = None) -> Run:

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pipelines.augment import DeviceStage
 from pipelines.contract import PIPELINES, ShardOptions, make_loader
-from pipelines.errors import printable, require
+from pipelines.errors import require
 from pipelines.next_step import next_line, training
 from pipelines.plan import MIX_CUTMIX, MIX_NONE, BatchPlan
 from pipelines.policies import in_words
@@ -27,6 +27,7 @@ from pipelines.publish import publish_bytes
 from pipelines.readable_names import readable_names
 from sdpnet.config import load_config
 from sdpnet.options import Config
+from sdpnet.output import say
 from sdpnet.setting import text_setting
 
 __all__ = ["add_arguments", "augmented_batch", "describe", "draw", "run"]
@@ -201,9 +202,9 @@ def run(arguments: argparse.Namespace) -> int:
     file = BytesIO()
     draw(heading, images[:count], lines[:count]).save(file, "PNG")
     publish_bytes(out, file.getvalue())
-    print(printable(out))
+    say(str(out))
     flags = ["--pipeline", arguments.pipeline] if arguments.pipeline else []
     flags += [word for setting_ in arguments.set for word in ("--set", setting_)]
     if words := training(Path(config.data.path), arguments.config, *flags):
-        print(next_line(*words))
+        say(next_line(*words))
     return 0

@@ -5,28 +5,20 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
+from pipelines.command_line import CommandParser
 from pipelines.contract import PIPELINES
-from pipelines.errors import UserError, run_command
+from pipelines.errors import UserError, printable, run_command
 from pipelines.lasting_output import lasting_output
-from sdpnet.changes import changed_images, changed_keys, require_same_classes
-from sdpnet.checkpoint import (
-    Checkpoints,
-    latest_checkpoint,
-    load_newest,
-    require_same_order,
-    require_same_step,
-    write_atomically,
-)
-from sdpnet.config import absolute_paths, dump_config, load_config
+from sdpnet.checkpoint import Checkpoints, latest_checkpoint, load_newest, require_same_step, write_atomically
+from sdpnet.config import PATH_KEYS, absolute_paths, dump_config, flat_values, load_config
+from sdpnet.continued_run import continue_from, finished_before, how_to_continue, next_commands, resume_command
 from sdpnet.distributed import (
     Arriving,
     Processes,
@@ -50,6 +42,7 @@ from sdpnet.report import Clock, GpuGauge, Reporter
 from sdpnet.resolution import image_size_of
 from sdpnet.restart import begun_by_this_launch, note_launch
 from sdpnet.run_directory import no_run_in, run_directory
+from sdpnet.same_start import code_facts, require_same_start, shard_facts
 from sdpnet.setup import Run, introduction, prepare
 from sdpnet.step_profile import DEFAULT_STEPS, StepProfile
 from sdpnet.trackers import open_trackers
@@ -58,8 +51,16 @@ from sdpnet.training_step import take_step
 __all__ = ["add_arguments", "main", "run", "train"]
 
 
-def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> int:
-    """Trains as `config` says and leaves the run in `out`, which the main process holds (`run_directory`).
+def train(
+    config: Config,
+    out: Path,
+    *,
+    resume: bool,
+    processes: Processes,
+    require_own: Callable[[], object] = lambda: None,
+) -> int:
+    """Trains as `config` says and leaves the run in `out`, which the main process holds: `require_own` is that of its
+    `RunDirectory`.
 
     Returns the exit status: 0 when finished, 128 + the signal's number when SIGINT, SIGTERM, SIGUSR1 or SIGHUP stopped
     any of the processes (a checkpoint of the last finished step is written first; `resume` continues from it exactly).
@@ -67,8 +68,13 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> i
     directory = out / "checkpoints"
     if not resume and latest_checkpoint(directory) is not None:
         raise UserError(f"{out}: holds a run already; pass --resume to continue it, or another --out")
-    say = print if processes.is_main else lambda *_: None
-    newest = load_newest(directory, say) if resume else None
+
+    def say_early(text: str) -> None:
+        if processes.is_main:
+            print(printable(text))
+
+    newest = load_newest(directory, say_early) if resume else None
+    last_score = newest[1].get("score") if newest else None
     run = prepare(config, processes, begins=newest is None, threads=newest[1].get("threads") if newest else None)
     if newest is not None:
         continue_from(run, *newest)
@@ -78,7 +84,7 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> i
     require_same_step(run.cursor.step, out, processes)
     cursor, options = run.cursor, config.train
     if cursor.epoch >= options.epochs:
-        return finished_before(run, out, say)
+        return finished_before(run, out, last_score, say_early, require_own)
 
     with contextlib.ExitStack() as stack:
         trackers = []
@@ -87,7 +93,14 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> i
             note_launch(out)
             trackers = open_trackers(config.log, out, resumed_step=cursor.step, config=run.state()["config"])
         reporter = stack.enter_context(
-            Reporter(out / "metrics.jsonl", is_main=processes.is_main, resumed_step=cursor.step, trackers=trackers)
+            Reporter(
+                out / "metrics.jsonl",
+                is_main=processes.is_main,
+                resumed_step=cursor.step,
+                evaluated=cursor.step_in_epoch == 0,  # else the checkpoint was saved before the epoch's evaluation
+                trackers=trackers,
+                require_own=require_own,
+            )
         )
         received = stack.enter_context(stop_signals())
         for loader in (run.train_loader, run.val_loader):
@@ -96,10 +109,11 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> i
         profile = stack.enter_context(StepProfile(out / "trace.json", steps, processes.device, reporter.say))
         checkpoints = None
         if processes.is_main:
-            checkpoints = Checkpoints(
-                directory, options.keep_checkpoints, options.keep_best, options.async_checkpoints, reporter.say
-            )
+            keep = options.keep_checkpoints, options.keep_best
+            checkpoints = Checkpoints(directory, *keep, options.async_checkpoints, reporter.say, require_own)
             stack.enter_context(contextlib.closing(checkpoints))
+            if cursor.step:
+                checkpoints.finish(cursor.step, last_score)
 
         def wish() -> Wish:
             if received:
@@ -112,7 +126,8 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> i
 
         def save(score: float | None = None) -> None:
             if checkpoints is not None:
-                checkpoints.save(cursor.step, run.state(), score)
+                reporter.settle()
+                checkpoints.save(cursor.step, {**run.state(), "score": score}, score)
 
         def wait_for_save() -> None:
             if checkpoints is not None:
@@ -171,7 +186,7 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> i
             finished, score = cursor.step_in_epoch == run.steps_per_epoch and not stopped(), None
             last = cursor.epoch + 1 == options.epochs
             if finished and (last or (cursor.epoch + 1) % options.eval_interval == 0):
-                finished = score_run(run, reporter, stopped, out)
+                finished = score_run(run, reporter, stopped, out, require_own)
                 score = run.evaluation.get("ema_top1", run.evaluation.get("top1")) if finished else None
             if finished:
                 cursor.epoch, cursor.step_in_epoch = cursor.epoch + 1, 0
@@ -182,52 +197,16 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes) -> i
                 return 128 + number
         if checkpoints is not None:
             checkpoints.wait()
+            require_own()
             run.save_model(out)
         reporter.say(f"done: {out / 'model.safetensors'}")
         reporter.say(next_commands(out))
     return 0
 
 
-def continue_from(run: Run, path: Path, state: dict[str, Any]) -> None:
-    """Loads what a run saved; the run's notes say what has changed since."""
-    data = run.config.data.path
-    allow = run.config.train.other_classes == "keep"
-    classes = require_same_classes(path, state, run.train_loader.manifest.classes, data, allow=allow)
-    spread = require_same_order(path, state, run.order, run.world)
-    run.load(path, state)
-    run.notes += filter(None, [spread, classes, changed_images(state, run.data, data)])
-    run.notes += changed_keys(state, asdict(run.config), Path.cwd())
-    run.notes.append(f"resumed from {path} (epoch {run.cursor.epoch + 1}, step {run.cursor.step})")
-
-
-def finished_before(run: Run, out: Path, say: Callable[..., None]) -> int:
-    """Says that a resumed run has nothing left to do; writes its model where that is missing."""
-    epochs, wanted = run.cursor.epoch, run.config.train.epochs
-    say(f"{out}: the run is finished: epoch {epochs} of {wanted}, {run.cursor.step} steps; nothing is left to do")
-    say(f"to train on: {how_to_continue(run, out)} --set train.epochs={epochs + max(1, epochs // 10)}")
-    if run.processes.is_main and not (out / "model.safetensors").exists():
-        run.save_model(out)
-        say(f"done: {out / 'model.safetensors'}")
-    say(next_commands(out))
-    return 0
-
-
-def how_to_continue(run: Run, out: Path) -> str:
-    """The command to type; torchrun's own options are not known here."""
-    return resume_command(out) if run.processes.world_size == 1 else "the same command with --resume"
-
-
-def resume_command(out: Path) -> str:
-    return f"train --resume --out {shlex.quote(str(out))}"
-
-
-def next_commands(out: Path) -> str:
-    """What a person may type after a training."""
-    run = shlex.quote(str(out))
-    return f"next: sdpnet report {run}, or: sdpnet predict --model {run} IMAGE"
-
-
-def score_run(run: Run, reporter: Reporter, stopped: Callable[[], int], out: Path) -> bool:
+def score_run(
+    run: Run, reporter: Reporter, stopped: Callable[[], int], out: Path, require_own: Callable[[], object]
+) -> bool:
     """Evaluates the model, and its average; False when a signal came meanwhile, and nothing is told of it then."""
     models: list[tuple[str, nn.Module]] = [("", run.model)] + ([("ema_", run.ema.module)] if run.ema else [])
     evaluation: dict[str, float] = {}
@@ -242,6 +221,7 @@ def score_run(run: Run, reporter: Reporter, stopped: Callable[[], int], out: Pat
     run.evaluation = evaluation
     if run.processes.is_main:
         try:
+            require_own()
             write_per_class(out / "per_class.csv", run.train_loader.manifest.classes, scores.counts)
         except OSError as error:  # a full disk; the scores are said all the same
             reporter.say(f"{out / 'per_class.csv'}: cannot be written ({error.strerror})")
@@ -283,15 +263,25 @@ def run(arguments: argparse.Namespace) -> int:
     ):
         processes = join(config.train.device, config.train.timeout_seconds)
         try:
-            with run_directory(arguments.out) if processes.is_main else contextlib.nullcontext():
+            with run_directory(arguments.out) if processes.is_main else contextlib.nullcontext() as held:
+                own = held.require_own if held else lambda: None
+                require_same_start(lambda: _facts(config), processes)
                 resume = arguments.resume or from_main(begun_by_this_launch(arguments.out), processes) == 1
-                return train(config, arguments.out, resume=resume, processes=processes)
+                return train(config, arguments.out, resume=resume, processes=processes, require_own=own)
         finally:
             leave()
 
 
+def _facts(config: Config) -> dict[str, str]:
+    """What all processes must have alike; paths may differ from machine to machine."""
+    values = {key: str(value) for key, value in flat_values(asdict(config)) if key not in PATH_KEYS}
+    data = config.data
+    shards = shard_facts(data.path, (data.train_split, data.val_split)) if data.path else {}
+    return {**values, **code_facts(), **shards}
+
+
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="train", description=__doc__, allow_abbrev=False)
+    parser = CommandParser(prog="train", description=__doc__)
     add_arguments(parser)
     arguments = parser.parse_args(argv)
     return run_command(lambda: run(arguments))

@@ -146,12 +146,13 @@ def test_a_finished_model_has_the_averaged_weights_and_its_run_the_raw_ones(tmp_
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"dim": 1 << 40}, "card describes no model|is of another model"),
-        ({"conv_blocks": 1 << 40}, "more blocks than weights"),
-        ({"head_hidden": 1 << 50}, "card describes no model|is of another model"),
-        ({"dim": 128.0}, "card describes no model"),
-        ({"heads": 0}, "cannot be read .*must be at least 1"),
-        ({"depth": 3}, "cannot be read .*depth"),
+        ({"dim": 1 << 40}, "its card: model.dim = 1099511627776: must be at least 1, at most 131,072"),
+        ({"conv_blocks": 1 << 40}, "its card: model.conv_blocks = 1099511627776: must be at least 0, at most 512"),
+        ({"conv_blocks": 512}, "is of another model"),
+        ({"head_hidden": 1 << 50}, "its card: model.head_hidden = 1125899906842624: must be at least 1"),
+        ({"dim": 128.0}, "its card: model.dim = 128.0: must be a whole number"),
+        ({"heads": 0}, "its card: model.heads = 0: must be at least 1"),
+        ({"depth": 3}, "its card: .*depth"),
         ({"num_classes": 4}, "is of another model"),
     ],
 )

@@ -98,6 +98,9 @@ def test_a_loss_that_is_not_finite_counts_only_where_the_sample_does(shard_set: 
 
 def test_the_table_of_classes(tmp_path: Path) -> None:
     counts = np.array([[3, 1, 2], [0, 0, 0], [7, 7, 7], [0, 0, 0]])
+    write_per_class(tmp_path / "classes.csv", ["=1+1", "\ud800\x1b[2J", "n\n"], counts)
+    with (tmp_path / "classes.csv").open(encoding="utf-8", newline="") as file:
+        assert [row["name"] for row in csv.DictReader(file)] == ["'=1+1", "\\ud800\\x1b[2J", "n\\n"]
     write_per_class(tmp_path / "classes.csv", ["tench, or doctor fish", '"quoted"', "ümlaut"], counts)
     with (tmp_path / "classes.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.errors import UserError
 from sdpnet import metrics_file
-from sdpnet.metrics_file import MetricsFile
+from sdpnet.metrics_file import MetricsFile, metrics_line
 
 
 def steps(path: Path) -> list[int]:
@@ -57,3 +58,58 @@ def test_a_resumed_run_keeps_the_lines_up_to_its_step(tmp_path: Path) -> None:
     file.keep_up_to(3)
     file.append({"step": 4})
     assert steps(path) == [1, 2, 3, 4]
+
+
+def test_each_step_has_one_line_of_training_and_one_of_evaluation(tmp_path: Path) -> None:
+    """Also where an earlier version has repeated one. The last one counts."""
+    path = tmp_path / "metrics.jsonl"
+    lines = [{"step": 1, "train_loss": 2}, {"step": 1, "top1": 0.25}, {"step": 1, "top1": 0.5}]
+    lines += [{"step": 2, "train_loss": 1}, {"step": 2, "top1": 0.75, "ema_top1": 0.5}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    MetricsFile(path, print).keep_up_to(2)
+    assert read(path) == [lines[0], *lines[2:]]
+    MetricsFile(path, print).keep_up_to(2, evaluated=False)
+    assert read(path) == [lines[0], *lines[2:4]]
+    MetricsFile(path, print).keep_up_to(1)
+    assert read(path) == [lines[0], lines[2]]
+
+
+def read(path: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    "step",
+    ["1" + "0" * 400, "1" + "0" * 5000, "[" * 100_000 + "]" * 100_000, "NaN", "-1", "1e308", "null", "{}", '"x"'],
+)
+def test_steps_that_are_none(step: str, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": {step}, "top1": 1}}\n{{"step": 1}}\n')
+    assert metrics_line(path.read_text().splitlines()[0]) is None
+    MetricsFile(path, print).keep_up_to(5)
+    assert steps(path) == [1]
+
+
+def test_what_is_no_file_of_metrics(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="is not a file"):
+        MetricsFile(path, print).keep_up_to(5)
+    path.unlink()
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(UserError, match="1,099,511,627,776 bytes are too many"):
+        MetricsFile(path, print).keep_up_to(5)
+
+
+def test_nothing_is_written_into_another_runs_directory(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def refuse() -> None:
+        raise OSError(116, "the run's folder was replaced by another one")
+
+    file = MetricsFile(tmp_path / "metrics.jsonl", said.append, refuse)
+    file.append({"step": 1})
+    file.close()
+    assert not list(tmp_path.iterdir())
+    assert "cannot be written (the run's folder was replaced by another one)" in said[0] and len(said) == 2

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import UserError
-from sdpnet.run_directory import no_run_in, run_directory
+from sdpnet.run_directory import LOCK_NAME, no_run_in, run_directory
 
 ROOT = Path(__file__).resolve().parent.parent
 HOLD = """
 import sys
 from pathlib import Path
 from sdpnet.run_directory import no_run_in, run_directory
-with run_directory(Path(sys.argv[1])) as out:
-    (out / ".model.json.partial").touch()
+with run_directory(Path(sys.argv[1])) as held:
+    (held.path / ".model.json.partial").touch()
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -37,7 +37,7 @@ def test_one_process_holds_it_and_a_killed_one_no_longer(tmp_path: Path) -> None
         holder.wait(30)
         assert set(os.listdir(out)) == {".lock", ".model.json.partial"}
         with run_directory(out) as held:
-            assert held == out and os.listdir(out) == [".lock"]
+            assert held.path == out and os.listdir(out) == [".lock"]
             (out / "config.yaml").touch()
         assert os.listdir(out) == ["config.yaml"]
     finally:
@@ -57,6 +57,58 @@ def test_a_directory_that_was_made_for_nothing_goes_again(tmp_path: Path) -> Non
     (tmp_path / "file").touch()
     with pytest.raises(FileExistsError), run_directory(tmp_path / "file"):
         pass
+
+
+def renamed_and_replaced(out: Path) -> Path:
+    """The directory's new name; another run has begun under the old one."""
+    moved = out.with_name("moved")
+    out.rename(moved)
+    out.mkdir()
+    (out / LOCK_NAME).write_text("of the other run")
+    return moved
+
+
+def test_the_lock_of_the_run_that_took_its_place_stays(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with run_directory(out) as held:
+        held.require_own()
+        moved = renamed_and_replaced(out)
+        with pytest.raises(OSError, match="the run's folder was replaced by another one") as caught:
+            held.require_own()
+        assert caught.value.filename == str(out)
+    assert (out / LOCK_NAME).read_text() == "of the other run"
+    assert os.listdir(moved) == []
+
+
+def test_the_lock_of_a_run_that_began_in_the_same_directory_stays(tmp_path: Path) -> None:
+    """After someone has removed the first one's lock, or all of the directory's files."""
+    out = tmp_path / "run"
+    with run_directory(out) as first:
+        (out / LOCK_NAME).unlink()
+        first.require_own()
+        with run_directory(out) as second:
+            with pytest.raises(OSError, match="another run has begun in the run's folder"):
+                first.require_own()
+            first.remove_lock()
+            second.require_own()
+            assert (out / LOCK_NAME).exists()
+
+
+def test_an_empty_directory_of_another_run_is_not_removed(tmp_path: Path) -> None:
+    out = tmp_path / "a" / "run"
+    with run_directory(out):
+        (tmp_path / "a").rename(tmp_path / "b")
+        out.mkdir(parents=True)
+    assert out.is_dir()
+
+
+def test_a_directory_that_is_gone(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with run_directory(out) as held:
+        out.rename(tmp_path / "moved")
+        with pytest.raises(FileNotFoundError, match="the run's folder was removed or renamed"):
+            held.require_own()
+    assert os.listdir(tmp_path / "moved") == [] and not out.exists()
 
 
 @pytest.fixture

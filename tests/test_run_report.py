@@ -302,3 +302,28 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["report", *map(str, arguments)]) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+def test_a_line_that_a_killed_run_repeated_counts_once(tmp_path: Path) -> None:
+    lines = two_epochs()
+    run = read(write(tmp_path / "run", [*lines[:3], evaluation(10, 0, 0.75), *lines[3:]]))
+    assert run.series["top1"].steps.tolist() == [10, 20] and run.series["top1"].values.tolist() == [0.75, 0.4]
+    assert run.epoch_ends.tolist() == [[0, 0], [10, 1], [20, 2]]
+
+
+HUGE = [1e308, -1e308, 10**400, -(10**400), 2**70, 1e-320, 5e-324, math.nan, math.inf, -math.inf, 3e38]
+
+
+@pytest.mark.parametrize(
+    "first", HUGE, ids=[f"{value:.9}"[:9] if isinstance(value, float) else "int" for value in HUGE]
+)
+def test_huge_and_tiny_values_are_drawn_or_counted_as_not_finite(first: float, tmp_path: Path) -> None:
+    lines = [training(step, first if step % 2 else value) for step, value in enumerate(HUGE, 1)]
+    lines += [{**evaluation(20, 2**70, 0.5), "top1": first, "ema_top1": first}, evaluation(22, 2, 1.0)]
+    directory = write(tmp_path / "run", lines)
+    with (directory / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 1e308, "top1": 1}\n{"step": [[[[]]]]}\n' + '{"step": 1, "x": ' + "[" * 100_000 + "\n")
+    run = read(directory)
+    assert run.unreadable == 3 and run.last_step == 22
+    assert cli.main(["report", str(directory)]) == 0
+    assert "not finite" in (directory / "report.html").read_text()

@@ -195,11 +195,11 @@ def test_torchrun_does_not_resume_what_it_has_not_begun(whole: Path, shard_set: 
 def test_a_run_directory_in_use(shard_set: Path, tmp_path: Path) -> None:
     """Both processes end, and the main one says who holds it."""
     with (
-        run_directory(tmp_path / "run") as out,
-        ranks(arguments(shard_set, out), 2, tmp_path / "output") as started,
+        run_directory(tmp_path / "run") as held,
+        ranks(arguments(shard_set, held.path), 2, tmp_path / "output") as started,
     ):
         first, second = (rank.ended(60 + PROMPT) for rank in started)
     assert first[0] == second[0] == 2 and first[1] == second[1] == ""
-    line = f"{out}: another run (process {os.getpid()} on "
+    line = f"{held.path}: another run (process {os.getpid()} on "
     assert first[2].startswith(f"error: {line}") and first[2].count("\n") == 1
     assert second[2].startswith("error: process 1: another process has ended") and second[2].count("\n") == 1

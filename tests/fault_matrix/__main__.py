@@ -31,6 +31,7 @@ MODULES = (
     "conversion_limits",
     "hostile_tars",
     "training_kills",
+    "training_faults",
 )
 _SHOWN = 3  # trials of a kind that ended badly, and are printed
 
