@@ -61,7 +61,7 @@ def test_conversion_and_what_looks_at_its_shards(
     assert f"note: {SHOWN}.tar: the manifest does not name it" in printed(capsys)
     assert verify.main([str(images)]) == report.main([str(images)]) == 2
     printed(capsys)
-    for name in ("manifest.json", "val.crc32"):
+    for name in ("manifest.json", "val.crc32", "quarantine.jsonl"):
         (out / name).unlink()
     assert adopt.main(["--val", str(out / "val.beton")]) == 0
     printed(capsys)
