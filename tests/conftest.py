@@ -31,7 +31,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """Gives each of pytest-xdist's workers its share of the cores: threads beyond them spin while they wait. The number
     is explicit, so that no run of a test depends on the load."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # on machines that cannot resolve their own name too
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, and so would all that the tests start
+    # A shell ignores these for what it starts in the background, or under nohup, and so would all that the tests start.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("numprocesses", None):
         return  # the process that starts the workers, which would inherit its number
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
