@@ -197,7 +197,7 @@ def trial(prepared: Path, kind: str, seed: int, scratch: Path) -> Outcome:
 
 
 def load_everything(good: Path, scratch: Path) -> None:
-    """Reads an unchanged set in every way, so that no trial's time goes into imports, which cannot be ended in between."""
+    """Reads an unchanged set in every way: imports cannot be ended half-way, and must not take a trial's time."""
     good = shutil.copytree(good, scratch / "good")  # a report lies in the set
     for pipeline in ("native", "torchvision", "dali"):
         with contextlib.suppress(UserError):  # not installed
