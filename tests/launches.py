@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -29,9 +30,10 @@ class Rank:
             self.process = subprocess.Popen(command, env=variables, stdout=out, stderr=err, text=True)
 
     def ended(self, within: float) -> tuple[int, str, str]:
-        """Exit status, stdout and stderr; raises `subprocess.TimeoutExpired` after so many seconds."""
+        """Exit status, stdout and stderr, without the lines of gloo's that torch 2.10 prints when processes connect;
+        raises `subprocess.TimeoutExpired` after so many seconds."""
         status = self.process.wait(within)
-        out, err = (file.read_text() for file in self.files)
+        out, err = (re.sub(r"^\[Gloo\] .*\n", "", file.read_text(), flags=re.MULTILINE) for file in self.files)
         return status, out, err
 
 

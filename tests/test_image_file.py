@@ -81,7 +81,11 @@ def test_every_format_has_pillows_pixels(format: str, options: dict[str, object]
 )
 def test_every_colour_has_pillows_pixels(mode: str, format: str, decoder: str) -> None:
     data = file_bytes(Image.fromarray(PICTURE).convert(mode), format)
-    assert np.array_equal(decode_image(data), by_pillow(data))
+    try:
+        expected = by_pillow(data)
+    except OSError as error:
+        pytest.skip(f"this Pillow cannot read the {mode} {format} that it has written: {error}")
+    assert np.array_equal(decode_image(data), expected)
 
 
 def test_the_first_frame_counts() -> None:
