@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from contextlib import closing
 from pathlib import Path
@@ -28,6 +27,9 @@ import os, signal, subprocess, sys, time
 from preprocess import worker
 def misbehave(location, settings, encode_one=worker.encode_one):
     if "hang" in location.name: time.sleep(1000)
+    if "murder" in location.name:
+        subprocess.Popen(["sh", "-c", f"kill -TERM {os.getpid()}"])
+        time.sleep(1000)
     if "nap" in location.name: time.sleep(1)
     if "pause" in location.name:
         subprocess.Popen(["sh", "-c", f"sleep 1; kill -CONT {os.getpid()}"])
@@ -166,21 +168,8 @@ def test_a_worker_that_is_ended_from_outside_ends_the_run_and_names_the_image(mi
 
 def test_a_worker_killed_by_somebody_ends_the_run(misbehaving, image_folder):
     """The kill comes from another process, at an image that takes long."""
-    places = locations(image_folder, "good", "good", "hang", "good")
-    before = children()
-
-    def kill() -> None:
-        while not (found := children() - before):
-            time.sleep(0.05)
-        time.sleep(1.5)
-        for process in found:
-            os.kill(process, signal.SIGTERM)
-
-    thread = threading.Thread(target=kill)
-    thread.start()
-    with pytest.raises(UserError, match=r"^2 hang: its worker process was ended by SIGTERM"):
-        run(places, 1)
-    thread.join()
+    with pytest.raises(UserError, match=r"^2 murder: its worker process was ended by SIGTERM"):
+        run(locations(image_folder, "good", "good", "murder", "good"), 1)
 
 
 def test_stopping_early_ends_all_processes(image_folder):
