@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conversion import write_samples
 from hostile import claimed_images
+from special_files import SPECIAL_FILES
 
 from pipelines.beton_reader import METADATA_DTYPE
 from pipelines.layout import read_manifest
@@ -136,18 +137,15 @@ def test_names_that_are_refused(files, tmp_path, capsys, content, reason):
     assert reason in refused(capsys, tmp_path, "--train", files["a"], "--classes", tmp_path / "names")
 
 
-@pytest.mark.parametrize("kind", ["missing", "a directory", "a pipe", "endless", "huge"])
+@pytest.mark.parametrize("kind", ["folder", "named pipe", "link to /dev/zero", "sparse terabyte"])
 def test_names_that_are_no_file(files, tmp_path, capsys, kind):
     path = tmp_path / "names"
-    if kind == "a directory":
-        path.mkdir()
-    elif kind == "a pipe":
-        os.mkfifo(path)
-    elif kind == "endless":
-        path.symlink_to("/dev/zero")
-    elif kind == "huge":
-        path.touch()
-        os.truncate(path, 1 << 40)
+    SPECIAL_FILES[kind](path)
+    assert f"--classes {path}: " in refused(capsys, tmp_path, "--train", files["a"], "--classes", path)
+
+
+def test_names_that_are_not_there(files, tmp_path, capsys):
+    path = tmp_path / "names"
     assert f"--classes {path}: " in refused(capsys, tmp_path, "--train", files["a"], "--classes", path)
 
 

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-import os
 import zlib
 
 import pytest
+from special_files import SPECIAL_FILES
 
 from pipelines.errors import UserError
 from preprocess.journal import BAD, JOURNAL_NAME, REENCODED, Journal, Records, read_journal
@@ -85,18 +85,11 @@ def test_records_that_are_not_as_the_journal_says(tmp_path):
             Records(tmp_path / "r", count, crc32)
 
 
-@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "huge", "no object", "deep"])
+@pytest.mark.parametrize("kind", ["named pipe", "link to /dev/zero", "folder", "sparse terabyte", "no object", "deep"])
 def test_what_no_conversion_has_written(tmp_path, kind):
     path = tmp_path / JOURNAL_NAME
-    if kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "device":
-        path.symlink_to("/dev/zero")
-    elif kind == "folder":
-        path.mkdir()
-    elif kind == "huge":
-        path.touch()
-        os.truncate(path, 1 << 40)
+    if kind in SPECIAL_FILES:
+        SPECIAL_FILES[kind](path)
     else:
         text = (b"[1]" if kind == "no object" else b"[" * 200_000) + b"\n"
         path.write_bytes(b"%08x %s" % (zlib.crc32(text), text))

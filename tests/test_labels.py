@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import gzip
-import os
 import re
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from special_files import SPECIAL_FILES
 
 from pipelines.errors import UserError
 from preprocess.labels import read_labels
@@ -272,20 +272,12 @@ def test_accents_of_classes_however_they_are_written(tmp_path):
     assert labels_of(tmp_path, text, classes=("b", "caf\u00e9")) == [1, 0, 0]
 
 
-@pytest.mark.parametrize("kind", ["a pipe", "endless", "huge", "a directory"])
+@pytest.mark.parametrize("kind", ["named pipe", "link to /dev/zero", "sparse terabyte", "folder"])
 @pytest.mark.parametrize("name", ["val.txt", "kit.tar.gz", "meta.mat"])
 def test_special_files_are_no_labels(tmp_path, kind, name):
     """They are refused before they are read: reading some of them has no end."""
     path = tmp_path / name
-    if kind == "a pipe":
-        os.mkfifo(path)
-    elif kind == "endless":
-        path.symlink_to("/dev/zero")
-    elif kind == "huge":
-        path.touch()
-        os.truncate(path, 1 << 40)
-    else:
-        path.mkdir()
+    SPECIAL_FILES[kind](path)
     with pytest.raises(UserError, match=f"{name}: "):
         read_labels(path, tmp_path, ["1.jpg"], ["a"])
     with pytest.raises(UserError, match=f"{name}: "):

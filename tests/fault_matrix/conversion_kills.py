@@ -6,51 +6,31 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from conversion_trials import (
     FORMATS,
     Run,
+    Sets,
     committed,
     finished,
     flags,
     kill_inside,
     make_source,
+    prepare_calls,
     refusal,
     run,
     start,
     wait,
     whole_sets,
 )
-from faults import CALLS, Commands, Fault, require_absent_or_complete
+from faults import Commands, Fault, require_absent_or_complete
 from trial import Kind, Outcome
 
+from preprocess.unfinished import UNFINISHED_NAME
+
 __all__ = ["KINDS"]
-
-UNFINISHED = ".unfinished"
-
-
-@dataclass(frozen=True)
-class Sets:
-    """What is converted, what comes of it by format, and how many system calls that takes, by format."""
-
-    source: Path
-    whole: dict[str, Path]
-    calls: dict[str, int]
-
-
-def _prepare_calls(folder: Path) -> Sets:
-    source = make_source(folder / "source", 14, 6, sides=(8, 20))
-    whole, calls = {}, {}
-    with Commands(limit=60) as commands:
-        for format in FORMATS:
-            whole[format] = folder / format
-            ended = commands.run(format, flags(source, whole[format]))
-            assert ended.status == 0, ended.stderr
-            calls[format] = sum(number for call, number in ended.calls.items() if call in CALLS)
-    return Sets(source, whole, calls)
 
 
 def _at_calls(sets: Sets, seeds: Sequence[int], scratch: Path) -> Iterator[Outcome]:
@@ -101,13 +81,13 @@ def _at_moments(sets: Sets, seeds: Sequence[int], scratch: Path) -> Iterator[Out
             before = lines
             inside = kill_inside(
                 start(format, arguments),
-                lambda out=out, before=before: committed(out / UNFINISHED) > before,
+                lambda out=out, before=before: committed(out / UNFINISHED_NAME) > before,
                 delay := float(rng.uniform(0, 0.15)),
             )
             inside = inside and not (out / "manifest.json").exists()
             kills.append(f"{delay:.3f} s after line {before}: {'inside' if inside else 'too late'}")
             if inside:
-                lines = committed(out / UNFINISHED)
+                lines = committed(out / UNFINISHED_NAME)
             if not inside or sum("inside" in kill for kill in kills) == 2:
                 break
         what = f"{format}, {'; '.join(kills)}"
@@ -134,7 +114,7 @@ def _one_set_of_parts(sets: Sets, seed: int, out: Path) -> Outcome:
     rng = np.random.default_rng([3, seed])
     format, count = FORMATS[seed % 2], 2 + int(rng.integers(3))
     arguments = [flags(sets.source, out, "--part", f"{i + 1}/{count}", "--workers", "1") for i in range(count)]
-    works = [out / UNFINISHED / f"part-{i + 1}-of-{count}" for i in range(count)]
+    works = [out / UNFINISHED_NAME / f"part-{i + 1}-of-{count}" for i in range(count)]
     victims = sorted(rng.choice(count, 1 + int(rng.integers(count)), replace=False).tolist())
     processes = [start(format, line) for line in arguments]
     what = f"{format}, {count} parts, of which {', '.join(str(i + 1) for i in victims)} are killed"
@@ -158,10 +138,10 @@ def _one_set_of_parts(sets: Sets, seed: int, out: Path) -> Outcome:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
     merging = ["--out", str(out), "--merge"]
-    before = committed(out / UNFINISHED)
+    before = committed(out / UNFINISHED_NAME)
     process = start(format, merging)
     delay = float(rng.uniform(0, 0.1))
-    inside += kill_inside(process, lambda: committed(out / UNFINISHED) > before + 1, delay)
+    inside += kill_inside(process, lambda: committed(out / UNFINISHED_NAME) > before + 1, delay)
     what = f"{what}; {inside} kills inside"
     if not inside:
         return Outcome("wrong", f"the harness met none at work: {what}")
@@ -172,7 +152,7 @@ def _one_set_of_parts(sets: Sets, seed: int, out: Path) -> Outcome:
 
 
 KINDS = [
-    Kind("conversion killed at system calls", 120, _prepare_calls, _at_calls, batch=20),
+    Kind("conversion killed at system calls", 120, prepare_calls, _at_calls, batch=20),
     Kind("conversion killed at any moment", 30, _prepare_commands, _at_moments),
     Kind("parts and merge killed", 30, _prepare_parts, _parts),
 ]

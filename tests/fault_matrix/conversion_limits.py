@@ -11,14 +11,29 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from conversion_trials import FORMATS, OFTEN, Run, finished, flags, make_source, refusal, run, start, wait, whole_sets
-from faults import CALLS, Commands, Fault
+from conversion_trials import (
+    FORMATS,
+    OFTEN,
+    Run,
+    Sets,
+    finished,
+    flags,
+    make_source,
+    prepare_calls,
+    refusal,
+    run,
+    start,
+    wait,
+    whole_sets,
+)
+from faults import Commands, Fault
 from processes import children_of
 from trial import Kind, Outcome
+
+from preprocess.unfinished import UNFINISHED_NAME
 
 __all__ = ["KINDS"]
 
@@ -59,29 +74,9 @@ resource.setrlimit(resource.RLIMIT_FSIZE, ({{size}}, {{size}}))
 """
 
 
-@dataclass(frozen=True)
-class Sets:
-    """What is converted, and what comes of it by format; how many system calls that takes, by format."""
-
-    source: Path
-    whole: dict[str, Path]
-    calls: dict[str, int]
-
-
 def _prepare(folder: Path) -> Sets:
     source = make_source(folder / "source", 50, 20)
     return Sets(source, whole_sets(source, folder / "whole"), {})
-
-
-def _prepare_calls(folder: Path) -> Sets:
-    source = make_source(folder / "source", 14, 6, sides=(8, 20))
-    whole, calls = {}, {}
-    with Commands(limit=60) as commands:
-        for format in FORMATS:
-            whole[format] = folder / format
-            ended = commands.run(format, flags(source, whole[format]))
-            calls[format] = sum(number for call, number in ended.calls.items() if call in CALLS)
-    return Sets(source, whole, calls)
 
 
 def _refused_calls(sets: Sets, seeds: Sequence[int], scratch: Path) -> Iterator[Outcome]:
@@ -149,7 +144,7 @@ def _writers(sets: Sets, seeds: Sequence[int], scratch: Path) -> Iterator[Outcom
         arguments = flags(sets.source, out, "--workers", "1")
         if rng.integers(2):  # a run that was killed has left its lock
             process = start(format, arguments, before=NO_LOCKS.format(gate=str(scratch / f"one{seed}"), count=1))
-            journal = out / ".unfinished" / "journal.jsonl"
+            journal = out / UNFINISHED_NAME / "journal.jsonl"
             while not journal.exists() and process.poll() is None:
                 time.sleep(0.005)
             os.killpg(process.pid, signal.SIGKILL)
@@ -236,7 +231,7 @@ def _damaged(sets: Sets, seeds: Sequence[int], scratch: Path) -> Iterator[Outcom
             parts = ["--part", "1/1"] if rng.integers(3) == 0 else []
             arguments = flags(sets.source, out)
             commands.run(format, [*arguments, *parts], Fault("*", "", 30 + int(rng.integers(70)), "kill"))
-            work = out / ".unfinished"
+            work = out / UNFINISHED_NAME
             files = sorted(path for path in work.rglob("*") if path.is_file())
             files += [work / f"{split}.crc32" for split in ("train", "val")] * (format == "beton" and not parts)
             path = files[int(rng.integers(len(files)))]
@@ -281,8 +276,8 @@ def _damage(path: Path, damage: str, rng: np.random.Generator) -> None:
 
 
 KINDS = [
-    Kind("unfinished work damaged", 200, _prepare_calls, _damaged, batch=20),
-    Kind("conversion refused by the system", 160, _prepare_calls, _refused_calls, batch=20),
+    Kind("unfinished work damaged", 200, prepare_calls, _damaged, batch=20),
+    Kind("conversion refused by the system", 160, prepare_calls, _refused_calls, batch=20),
     Kind("conversion on a full disk", 30, _prepare, _full_disk),
     Kind("source that cannot be read", 30, _prepare, _bad_reads),
     Kind("writers at once without locks", 24, _prepare, _writers, alone=True),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from faults import contents
+from faults import CALLS, Commands, contents
 from PIL import Image
 from trial import Outcome
 
@@ -25,10 +25,12 @@ __all__ = [
     "ENTRY",
     "FORMATS",
     "Run",
+    "Sets",
     "committed",
     "finished",
     "flags",
     "make_source",
+    "prepare_calls",
     "refusal",
     "start",
     "wait",
@@ -133,6 +135,28 @@ def whole_sets(source: Path, folder: Path) -> dict[str, Path]:
         ended = run(format, flags(source, out))
         assert ended.status == 0, ended.stderr
     return sets
+
+
+@dataclass(frozen=True)
+class Sets:
+    """What is converted, what comes of it by format, and how many system calls that takes, by format."""
+
+    source: Path
+    whole: dict[str, Path]
+    calls: dict[str, int]
+
+
+def prepare_calls(folder: Path) -> Sets:
+    """A small source, converted with every system call counted."""
+    source = make_source(folder / "source", 14, 6, sides=(8, 20))
+    whole, calls = {}, {}
+    with Commands(limit=60) as commands:
+        for format in FORMATS:
+            whole[format] = folder / format
+            ended = commands.run(format, flags(source, whole[format]))
+            assert ended.status == 0, ended.stderr
+            calls[format] = sum(number for call, number in ended.calls.items() if call in CALLS)
+    return Sets(source, whole, calls)
 
 
 def refusal(ended: Run, what: str) -> Outcome | None:

@@ -216,17 +216,21 @@ def change_manifest(folder: Path, rng: random.Random) -> Change:
     return Change(f"manifest.json, checksum made to fit: {what}", False)
 
 
+def _changed(path: Path, content: bytes, new: bytes, what: str, sealed: bool) -> Change:
+    """Puts a file's new content in the place of the old one; `sealed`: with checksums that fit."""
+    _put(path, new)
+    if sealed:
+        _sealed(path.parent, path.name, new)
+    return Change(f"{path.name}{', checksum made to fit' * sealed}: {what}", new != content and not sealed)
+
+
 def change_file(suffix: str, folder: Path, rng: random.Random) -> Change:
     """A file with this suffix: half of the time with checksums that fit."""
     path = rng.choice(sorted(path for path in folder.iterdir() if path.suffix == suffix))
     content = path.read_bytes()
     fields = suffix in (".beton", ".samples") and rng.random() < 0.6
     new, what = change_fields(content, rng, path.name) if fields else change_bytes(content, rng)
-    _put(path, new)
-    sealed = rng.random() < 0.5
-    if sealed:
-        _sealed(folder, path.name, new)
-    return Change(f"{path.name}{', checksum made to fit' * sealed}: {what}", new != content and not sealed)
+    return _changed(path, content, new, what, rng.random() < 0.5)
 
 
 def change_quarantine(folder: Path, rng: random.Random) -> Change:
@@ -241,11 +245,7 @@ def change_quarantine(folder: Path, rng: random.Random) -> Change:
             new = "".join(f"{json.dumps(entry)}\n" for entry in entries).encode()
         except (ValueError, RecursionError):
             new = b"[" * 50_000
-    _put(path, new)
-    sealed = rng.random() < 0.7
-    if sealed:
-        _sealed(folder, path.name, new)
-    return Change(f"{path.name}{', checksum made to fit' * sealed}: {what}", new != content and not sealed)
+    return _changed(path, content, new, what, rng.random() < 0.7)
 
 
 def put_special(folder: Path, rng: random.Random) -> Change:
