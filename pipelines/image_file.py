@@ -22,7 +22,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError, features
 
 from pipelines.errors import ImageFileError
-from pipelines.image_kinds import Kind, kind_of
+from pipelines.image_kinds import MAX_PIXELS, Kind, kind_of
 from pipelines.image_metadata import without_metadata
 from pipelines.image_reasons import damaged, out_of_memory, too_large, undecodable, unknown_range
 from pipelines.jp2_colours import bits_of, palette_of, rgb_order, with_ycc_as_rgb
@@ -32,9 +32,8 @@ from pipelines.native_decoder import available as native_is_built
 from pipelines.picture import Picture, Pixels
 from pipelines.tiff_directory import FLOAT, SIGNED, TiffImage, first_image
 
-__all__ = ["FORMATS", "MAX_PIXELS", "decode_image", "decode_reduced", "format_of", "is_upright"]
+__all__ = ["FORMATS", "decode_image", "decode_reduced", "format_of", "is_upright"]
 
-MAX_PIXELS: Final = 178_956_970  # twice Pillow's MAX_IMAGE_PIXELS, where it refuses too; and the native codec's limit
 _LARGE_PIXELS: Final = 1 << 23
 _MAX_SIDE: Final = 1 << 20  # reducing an image takes 12 bytes for each pixel of a row
 # All that Pillow may ever be asked to open. Other formats start programs (EPS: Ghostscript).

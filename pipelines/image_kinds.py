@@ -6,8 +6,9 @@ import re
 import struct
 from typing import Final, NamedTuple
 
-__all__ = ["HEAD_BYTES", "Kind", "kind_of"]
+__all__ = ["HEAD_BYTES", "MAX_PIXELS", "Kind", "kind_of"]
 
+MAX_PIXELS: Final = 178_956_970  # twice Pillow's MAX_IMAGE_PIXELS, where it refuses too; and the native decoders' limit
 HEAD_BYTES: Final = 4096  # of a file's start: `kind_of` needs no more
 
 

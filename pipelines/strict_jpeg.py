@@ -15,11 +15,11 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from pipelines import native_decoder
+from pipelines.image_kinds import MAX_PIXELS
 
 __all__ = ["DamagedJpegError", "decode_jpeg"]
 
 _START: Final = b"\xff\xd8\xff"
-_MAX_PIXELS: Final = 178_956_970  # Pillow's limit and that of the native decoder, which both raise an error
 
 
 class DamagedJpegError(ValueError):
@@ -36,8 +36,8 @@ def decode_jpeg(encoded: np.ndarray, height: int, width: int) -> np.ndarray:
     """
     if encoded[: len(_START)].tobytes() != _START:
         raise DamagedJpegError("not a JPEG file")
-    if height * width > _MAX_PIXELS:
-        raise DamagedJpegError(f"{height * width:,} pixels, the limit is {_MAX_PIXELS:,}")
+    if height * width > MAX_PIXELS:
+        raise DamagedJpegError(f"{height * width:,} pixels, the limit is {MAX_PIXELS:,}")
     if not native_decoder.available():
         return _with_pillow(encoded.tobytes(), height, width)
     status, message, pixels = native_decoder.decode_whole(encoded, height, width)

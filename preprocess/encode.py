@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from pipelines.errors import ImageFileError, UserError
+from pipelines.image_kinds import MAX_PIXELS
 from pipelines.remedy import rebuild
 from preprocess import jpeg
 from preprocess.location import MAX_FILE_MB
@@ -32,7 +33,6 @@ __all__ = [
 
 JPEG_START: Final = b"\xff\xd8\xff"
 JPEG_MAX_SIDE: Final = 65_500  # libjpeg's JPEG_MAX_DIMENSION; a .beton would hold 65,535
-MAX_PIXELS: Final = 178_956_970  # Pillow's limit, and that of the native codec
 SUBSAMPLINGS: Final = ("4:4:4", "4:2:2", "4:2:0")
 REENCODE_CHOICES: Final = ("auto", "always", "never")
 EXIF_CHOICES: Final = ("ignore", "apply")
