@@ -35,7 +35,9 @@ def require_same_start(gather: Callable[[], Mapping[str, str]], processes: Proce
     if processes.world_size == 1:
         return
     facts = gather()
-    theirs = json.loads(_from_main(json.dumps(dict(facts)).encode(), processes).decode())
+    of_main = [dict(facts)]
+    dist.broadcast_object_list(of_main, src=0, device=processes.device)
+    (theirs,) = of_main
     differing = [name for name in {**theirs, **facts} if theirs.get(name) != facts.get(name)]
     others = total(int(bool(differing)), processes)
     rank = processes.shard.rank
@@ -73,17 +75,6 @@ def _code_sha256() -> str:
         for path in sorted((_ROOT / package).rglob("*.py")):
             digest.update(f"{path.relative_to(_ROOT)}\n".encode() + path.read_bytes())
     return digest.hexdigest()
-
-
-def _from_main(content: bytes, processes: Processes) -> bytes:
-    """The main process's bytes."""
-    size = total(len(content) if processes.is_main else 0, processes)
-    values = torch.zeros(size, dtype=torch.uint8)
-    if processes.is_main:
-        values = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-    values = values.to(processes.device)
-    dist.broadcast(values, src=0)
-    return values.cpu().numpy().tobytes()
 
 
 def _shown(text: str) -> str:
