@@ -21,6 +21,7 @@ from pipelines.errors import UserError
 __all__ = [
     "errors_name",
     "exclusive",
+    "holds",
     "open_new",
     "partial_path",
     "publish",
@@ -101,6 +102,11 @@ def require_place(path: Path, flag: str = "") -> None:
         raise UserError(f"{name}: the directory {folder} {wrong}")
     if not os.access(folder, os.W_OK):
         raise UserError(f"{name}: the directory {folder} cannot be written (permission denied)")
+
+
+def holds(path: Path, content: bytes) -> bool:
+    """Whether a file has exactly this content."""
+    return path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
 
 
 def publish_bytes(path: Path, content: bytes) -> None:

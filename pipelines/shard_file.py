@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import stat
 import sys
 import weakref
 from pathlib import Path
@@ -16,18 +15,12 @@ import numpy as np
 
 from pipelines import native_decoder
 from pipelines.errors import ShardError
+from pipelines.regular_file import NotRegularError, open_regular_file
 
 __all__ = ["Identity", "MappedFile", "open_regular", "read_whole", "size_of"]
 
 _COPY: Final = "copy it again"
 _PIECE: Final = 1 << 23  # bytes of one read
-_KINDS: Final = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a named pipe"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
 
 Identity = tuple[int, int, int, int]  # device, inode, size, time of the last change in ns
 
@@ -38,27 +31,23 @@ def open_regular(path: str | os.PathLike[str]) -> int:
     Raises `ShardError` for what cannot be opened, or is a folder, a pipe, a socket or a device.
     """
     try:
-        _require_regular(path, os.stat(path).st_mode)  # before it is opened, which may wind a tape
-        descriptor = _open(path)
+        return _open(path)
+    except NotRegularError as error:
+        raise ShardError(
+            f"{os.fspath(path)}: cannot be read (it is {error.kind}, not a file of data); {_COPY}"
+        ) from None
     except (OSError, ValueError) as error:  # ValueError: a name that no file system takes
         reason = getattr(error, "strerror", None) or error
         raise ShardError(f"{os.fspath(path)}: cannot be read ({reason}); {_COPY}") from None
-    try:
-        _require_regular(path, os.fstat(descriptor).st_mode)
-    except ShardError:
-        os.close(descriptor)
-        raise
-    return descriptor
 
 
 def _open(path: str | os.PathLike[str]) -> int:
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
     try:
-        return os.open(path, flags)
+        return open_regular_file(path)
     except OSError as error:
         if error.errno != errno.EMFILE or not _more_descriptors():
             raise
-    return os.open(path, flags)
+    return open_regular_file(path)
 
 
 def _more_descriptors() -> bool:
@@ -73,12 +62,6 @@ def _more_descriptors() -> bool:
     except (OSError, ValueError):
         return False
     return True
-
-
-def _require_regular(path: str | os.PathLike[str], mode: int) -> None:
-    if not stat.S_ISREG(mode):
-        kind = next((name for test, name in _KINDS if test(mode)), "no regular file")
-        raise ShardError(f"{os.fspath(path)}: cannot be read (it is {kind}, not a file of data); {_COPY}")
 
 
 def size_of(path: str | os.PathLike[str]) -> int:
@@ -206,6 +189,10 @@ class MappedFile:
         how = "was changed" if size == self.size else f"now has {size:,} bytes instead of {self.size:,}"
         raise ShardError(f"{self.path}: {how} while it was in use: its tables no longer fit; {_COPY} and start again")
 
+    def has_its_name(self) -> bool:
+        """Whether `path` still leads to this very file, as it was when it was opened."""
+        return _names(self.path, self.identity)
+
     def open_path(self) -> str:
         """A path by which other libraries of this process open this very file, whatever has its name now.
 
@@ -214,7 +201,7 @@ class MappedFile:
         for folder in ("/proc/self/fd", "/dev/fd"):
             if _names(f"{folder}/{self.descriptor}", self.identity):
                 return f"{folder}/{self.descriptor}"
-        if not _names(self.path, self.identity):
+        if not self.has_its_name():
             raise ShardError(f"{self.path}: was replaced while it was in use; start again")
         return str(self.path)
 

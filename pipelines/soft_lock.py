@@ -19,6 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pipelines.regular_file import open_regular_file
+
 __all__ = ["Owner", "acquire", "is_alive", "owner_of", "release"]
 
 Owner = dict[str, Any]
@@ -67,7 +69,7 @@ def release(path: Path) -> None:
 def owner_of(path: Path) -> Owner:
     """Whom a lock file names; an empty dictionary where it does not say. Raises FileNotFoundError."""
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb", 0) as file:  # no pipe is waited for
+        with open(open_regular_file(path), "rb", 0) as file:
             raw = json.loads(file.read(4096) or b"")
         owner: Owner = {"host": str(raw["host"]), "pid": int(raw["pid"])}
         owner |= {key: raw[key] for key in ("system", "started", "token") if isinstance(raw.get(key), str)}

@@ -29,7 +29,7 @@ from pipelines.errors import ShardError, UserError, printable, run_command
 from pipelines.layout import MANIFEST_NAME, QUARANTINE_NAME, Manifest, ShardFile, Split, sha256_of
 from pipelines.machine import core_share
 from pipelines.next_step import next_line, script
-from pipelines.publish import publish_bytes
+from pipelines.publish import holds, publish_bytes
 from preprocess.progress import Meter
 from preprocess.undecodable import undecodable
 from preprocess.verify import verify
@@ -54,7 +54,6 @@ def adopt(paths: dict[str, Path], classes: tuple[str, ...] | None = None, *, dec
         ShardError: a file is not a valid `.beton` file, or holds an image that cannot be decoded.
     """
     folder = _folder_of(paths)
-    before = {split: _identity(path) for split, path in paths.items() if path.exists()}
     readers = {split: BetonReader(path) for split, path in paths.items()}
     classes = _classes(list(readers.values()), classes)
     if decode:
@@ -68,7 +67,7 @@ def adopt(paths: dict[str, Path], classes: tuple[str, ...] | None = None, *, dec
             table = folder / f"{reader.path.stem}.crc32"
             if not table.exists():
                 made.append(table)
-            elif not _holds(table, tables[split]):
+            elif not holds(table, tables[split]):
                 raise UserError(f"{table}: exists already, and is not of {reader.path.name}; move it elsewhere")
             publish_bytes(table, tables[split])
             splits[split] = _describe(reader, table)
@@ -76,7 +75,7 @@ def adopt(paths: dict[str, Path], classes: tuple[str, ...] | None = None, *, dec
         if len({shard.sha256 for shard in shards}) < len(shards):
             raise UserError(f"{folder}: {' and '.join(shard.name for shard in shards)} have the same contents")
         for split, path in paths.items():
-            if _identity(path) != before[split]:
+            if not readers[split].file.has_its_name():
                 raise UserError(f"{path}: has changed while it was read; repeat the command when nobody writes it")
         source = ", ".join(path.name for path in paths.values())
         encode = {"encoder": "another program"}
@@ -117,16 +116,6 @@ def _folder_of(paths: dict[str, Path]) -> Path:
     if (folder / QUARANTINE_NAME).exists():
         raise UserError(f"{folder / QUARANTINE_NAME}: would belong to the shard set; move it elsewhere")
     return folder
-
-
-def _holds(path: Path, content: bytes) -> bool:
-    return path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
-
-
-def _identity(path: Path) -> tuple[int, ...]:
-    """Another one for a file that was replaced or written."""
-    found = path.stat()
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _classes(readers: list[BetonReader], classes: tuple[str, ...] | None) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ import numpy as np
 
 from pipelines.errors import UserError
 from pipelines.publish import write_all
+from pipelines.regular_file import NotRegularError, open_regular_file
 
 __all__ = [
     "BAD",
@@ -72,11 +73,10 @@ def read_journal(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 def open_plain(path: Path) -> BinaryIO:
     """Opens a file of unfinished work to be read. Raises `UserError` for a pipe or the like, and waits for none."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise _not_ours(path)
-    return open(descriptor, "rb")
+    try:
+        return open(open_regular_file(path), "rb")
+    except NotRegularError:
+        raise _not_ours(path) from None
 
 
 def _not_ours(path: Path) -> UserError:

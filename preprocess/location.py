@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from typing import Final, NamedTuple
 
 from pipelines.errors import UserError
+from pipelines.regular_file import NotRegularError, open_regular_file
 
 __all__ = ["MAX_FILE_MB", "Location", "MachineError"]
 
 MAX_FILE_MB: Final = 1_100  # 178,956,970 pixels of 16-bit RGB without compression, and their header
 _LARGE: Final = 1 << 26  # bytes of a file whose beginning is looked at before the rest is read
 _HEAD_BYTES: Final = 4096
-_KINDS: Final = {
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-    stat.S_IFDIR: "a folder",
-}
-
-
 # What says nothing of a file: the machine has no more descriptors or memory.
 _OF_MACHINE: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
 
@@ -51,12 +42,9 @@ class Location(NamedTuple):
         all there, or when the file is of another kind: a pipe has no end, and waits for whoever writes into it. Raises
         `MachineError` when that is not the file's fault."""
         try:
-            file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)  # no pipe is waited for
+            file = open_regular_file(self.path)
             try:
                 status = os.fstat(file)
-                if not stat.S_ISREG(status.st_mode):
-                    what = _KINDS.get(stat.S_IFMT(status.st_mode), "a special file")
-                    raise UserError(f"{self.name}: {what}, not a file; remove it")
                 size = max(status.st_size - self.offset, 0) if self.size is None else self.size
                 if size > max_bytes:
                     written = status.st_blocks * 512
@@ -74,6 +62,8 @@ class Location(NamedTuple):
                     data += more
             finally:
                 os.close(file)
+        except NotRegularError as error:
+            raise UserError(f"{self.name}: {error.kind}, not a file; remove it") from None
         except OSError as error:
             if error.errno in _OF_MACHINE:
                 raise MachineError(error.errno, error.strerror, self.path) from None

@@ -19,7 +19,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from pipelines.errors import UserError, printable
-from pipelines.publish import publish_bytes
+from pipelines.publish import holds, publish_bytes
 from sdpnet.checkpoint_directory import Checkpoints, latest_checkpoint
 from sdpnet.checkpoint_file import load_checkpoint, refusals, write_atomically
 from sdpnet.model import SdPNet
@@ -130,7 +130,7 @@ def save_model(directory: Path, model: SdPNet, card: ModelCard, ema: Mapping[str
     for name, wanted in (("model.safetensors", content), ("model.json", card_text(card).encode())):
         path = directory / name
         with refusals(path):
-            if not (path.is_file() and path.stat().st_size == len(wanted) and path.read_bytes() == wanted):
+            if not holds(path, wanted):
                 publish_bytes(path, wanted)
                 written = True
     return written

@@ -11,7 +11,6 @@ import errno
 import os
 import pickletools
 import re
-import stat
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from pipelines.errors import UserError
 from pipelines.publish import errors_name, partial_path, publish, write_all
+from pipelines.regular_file import open_regular_file
 from sdpnet.checkpoint_sections import VERSION, missing
 
 __all__ = ["VERSION", "Refusal", "load_checkpoint", "plain_state", "refusals", "write_atomically", "write_checkpoint"]
@@ -137,8 +137,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     is damaged, unfinished, foreign or hostile, and for one whose weights are not finite.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:  # one open file is checked and read, whatever becomes of its name
+        with open(
+            open_regular_file(path), "rb"
+        ) as file:  # one open file is checked and read, whatever becomes of its name
             _require_intact(file)
             file.seek(0)
             state = torch.load(file, map_location="cpu", weights_only=True)
@@ -159,9 +160,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def _require_intact(file: Any) -> None:
     """Raises `ValueError`, or one of `zipfile`'s errors, for what is no undamaged archive of `torch.save`."""
-    status = os.fstat(file.fileno())
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError("not a file")
     if file.read(4) != b"PK\x03\x04" or not zipfile.is_zipfile(file):  # torch's older format is a bare pickle stream
         raise ValueError("damaged, or not written by torch.save")
     with zipfile.ZipFile(file) as archive:
@@ -172,7 +170,7 @@ def _require_intact(file: Any) -> None:
             raise ValueError("compressed")
         if any(member.external_attr & _DIRECTORY for member in members):
             raise ValueError("a member is marked as a directory")
-        if sum(member.file_size for member in members) > status.st_size:
+        if sum(member.file_size for member in members) > os.fstat(file.fileno()).st_size:
             raise ValueError("claims more bytes than it has")
         pickles = [member for member in members if member.filename.endswith("/data.pkl")]
         if len(pickles) != 1:

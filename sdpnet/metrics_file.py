@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from pipelines.errors import UserError
 from pipelines.publish import publish_bytes, write_all
+from pipelines.regular_file import NotRegularError, open_regular_file
 
 __all__ = ["LAST_STEP", "MetricsFile", "is_evaluation", "metrics_line", "metrics_lines"]
 
@@ -44,12 +44,14 @@ def metrics_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | None]]:
     However large the file and its lines are, a few megabytes of memory are taken. A line over a million characters
     comes in parts. Raises `UserError` for what is no file or far too large to be a run's metrics.
     """
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), encoding="utf-8", errors="replace") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"{path}: is not a file; move it away")
-        if status.st_size > _LARGEST_FILE:
-            raise UserError(f"{path}: {status.st_size:,} bytes are too many for a run's metrics; move it away")
+    try:
+        descriptor = open_regular_file(path)
+    except NotRegularError:
+        raise UserError(f"{path}: is not a file; move it away") from None
+    with open(descriptor, encoding="utf-8", errors="replace") as file:
+        size = os.fstat(descriptor).st_size
+        if size > _LARGEST_FILE:
+            raise UserError(f"{path}: {size:,} bytes are too many for a run's metrics; move it away")
         while text := file.readline(_LONGEST_LINE):
             yield text, metrics_line(text)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 from typing import Final
+
+from pipelines.regular_file import open_regular_file
 
 __all__ = ["read_small"]
 
@@ -17,12 +18,10 @@ def read_small(path: Path, largest: int = LARGEST) -> bytes:
 
     Raises `OSError` when it cannot be read, and `ValueError` when it is not a file or has more than `largest` bytes.
     """
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("not a file")
-        if status.st_size > largest:
-            raise ValueError(f"{status.st_size:,} bytes, more than the {largest:,} that such a file may have")
+    with open(open_regular_file(path), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > largest:
+            raise ValueError(f"{size:,} bytes, more than the {largest:,} that such a file may have")
         content = file.read(largest + 1)
     if len(content) > largest:
         raise ValueError(f"more than the {largest:,} bytes that such a file may have")
