@@ -19,8 +19,9 @@ import torch
 
 from pipelines import native_decoder
 from pipelines.errors import BackendMissingError, UserError, require
-from pipelines.layout import Manifest, ShardReader, open_split
+from pipelines.layout import ShardReader, open_split
 from pipelines.machine import core_share
+from pipelines.manifest import Manifest
 from pipelines.plan import ERASE_MODES, BatchPlan, CropOptions, EraseOptions, MixOptions, Order, Plan
 from pipelines.policies import RandAugmentOptions
 from pipelines.remedy import install, install_extra, rebuild, set_up_again

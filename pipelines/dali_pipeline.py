@@ -18,7 +18,7 @@ from nvidia.dali.pipeline import Pipeline
 from pipelines.beton_reader import MODE_RAW
 from pipelines.contract import Batch, Source
 from pipelines.errors import ShardError, UserError
-from pipelines.layout import Manifest
+from pipelines.manifest import Manifest
 from pipelines.plan import BatchPlan
 
 __all__ = ["DaliLoader", "make"]

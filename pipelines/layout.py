@@ -23,34 +23,14 @@ import numpy as np
 from pipelines.beton_reader import BetonReader
 from pipelines.errors import ShardError
 from pipelines.manifest import (
-    FORMATS,
-    MANIFEST_NAME,
-    QUARANTINE_NAME,
-    SCHEMA_VERSION,
     Manifest,
     ShardFile,
-    Split,
-    parse_split,
     read_manifest,
 )
 from pipelines.shard_file import open_regular
 from pipelines.tar_reader import TarReader
 
-__all__ = [
-    "FORMATS",
-    "MANIFEST_NAME",
-    "QUARANTINE_NAME",
-    "SCHEMA_VERSION",
-    "Manifest",
-    "ShardFile",
-    "ShardReader",
-    "Split",
-    "open_file",
-    "open_split",
-    "parse_split",
-    "read_manifest",
-    "sha256_of",
-]
+__all__ = ["ShardReader", "open_file", "open_split", "sha256_of"]
 
 
 class ShardReader(Protocol):

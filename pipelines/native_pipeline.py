@@ -16,7 +16,7 @@ import torch
 from pipelines.beton_reader import MODE_RAW
 from pipelines.contract import Batch, Source
 from pipelines.errors import ShardError
-from pipelines.layout import Manifest
+from pipelines.manifest import Manifest
 from pipelines.native_decoder import DAMAGED, NO_MEMORY, OK, TOO_LARGE, UNSUPPORTED, Decoder, Job
 from pipelines.plan import BatchPlan
 

@@ -7,7 +7,7 @@ from collections.abc import Generator
 import torch
 
 from pipelines.contract import Batch, Source
-from pipelines.layout import Manifest
+from pipelines.manifest import Manifest
 
 __all__ = ["SyntheticLoader", "make"]
 

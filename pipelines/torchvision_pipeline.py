@@ -20,7 +20,8 @@ from pipelines import native_decoder
 from pipelines.beton_reader import MODE_RAW
 from pipelines.contract import Batch, Source
 from pipelines.errors import ShardError
-from pipelines.layout import Manifest, ShardReader
+from pipelines.layout import ShardReader
+from pipelines.manifest import Manifest
 from pipelines.plan import BatchPlan
 from pipelines.strict_jpeg import DamagedJpegError, decode_jpeg
 

@@ -26,8 +26,9 @@ import numpy as np
 from pipelines.beton_reader import CRC32_DTYPE, MODE_JPEG, BetonReader
 from pipelines.command_line import CommandParser
 from pipelines.errors import ShardError, UserError, printable, run_command
-from pipelines.layout import MANIFEST_NAME, QUARANTINE_NAME, Manifest, ShardFile, Split, sha256_of
+from pipelines.layout import sha256_of
 from pipelines.machine import core_share
+from pipelines.manifest import MANIFEST_NAME, QUARANTINE_NAME, Manifest, ShardFile, Split
 from pipelines.next_step import next_line, script
 from pipelines.publish import holds, publish_bytes
 from preprocess.progress import Meter

@@ -22,7 +22,8 @@ from pipelines.beton_reader import (
     MODE_JPEG,
 )
 from pipelines.errors import UserError
-from pipelines.layout import ShardFile, sha256_of
+from pipelines.layout import sha256_of
+from pipelines.manifest import ShardFile
 from pipelines.publish import open_new, write_all
 from preprocess.journal import BAD, Records, require_bytes
 

@@ -22,7 +22,8 @@ from typing import Any, Final, Literal, NamedTuple, Protocol
 import numpy as np
 
 from pipelines.errors import UserError
-from pipelines.layout import FORMATS, MANIFEST_NAME, QUARANTINE_NAME, Manifest, ShardFile, Split, parse_split, sha256_of
+from pipelines.layout import sha256_of
+from pipelines.manifest import FORMATS, MANIFEST_NAME, QUARANTINE_NAME, Manifest, ShardFile, Split, parse_split
 from pipelines.publish import publish, publish_bytes, sync_directory
 from preprocess.conversion import Conversion
 from preprocess.journal import BAD, JOURNAL_NAME, KEPT, REENCODED, Journal, Records

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from pipelines.errors import ShardError, UserError
 from pipelines.image_kinds import HEAD_BYTES
-from pipelines.layout import MANIFEST_NAME, QUARANTINE_NAME, read_manifest
+from pipelines.manifest import MANIFEST_NAME, QUARANTINE_NAME, read_manifest
 from preprocess.kinds import (
     BESIDE_CLASSES,
     READ_FOR_LABELS,

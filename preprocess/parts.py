@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UserError
-from pipelines.layout import Manifest, ShardFile
+from pipelines.manifest import Manifest, ShardFile
 from pipelines.publish import write_all
 from preprocess.conversion import Conversion
 from preprocess.convert import (

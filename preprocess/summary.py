@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from pipelines.errors import printable
-from pipelines.layout import QUARANTINE_NAME, Manifest
+from pipelines.manifest import QUARANTINE_NAME, Manifest
 from pipelines.origin import LeftOut
 from preprocess.scan import Scan
 from preprocess.splits import named_test

@@ -14,7 +14,8 @@ from typing import Final
 import numpy as np
 
 from pipelines.errors import ShardError
-from pipelines.layout import QUARANTINE_NAME, Manifest, ShardReader, Split, open_split, read_manifest
+from pipelines.layout import ShardReader, open_split
+from pipelines.manifest import QUARANTINE_NAME, Manifest, Split, read_manifest
 from pipelines.origin import text_of
 from pipelines.plan import CropOptions, Plan
 from pipelines.readable_names import readable_names

@@ -13,7 +13,8 @@ from typing import Final
 import numpy as np
 
 from pipelines.errors import UserError
-from pipelines.layout import ShardFile, sha256_of
+from pipelines.layout import sha256_of
+from pipelines.manifest import ShardFile
 from pipelines.publish import open_new, write_all
 from pipelines.tar_reader import BLOCK, END_BYTES, SAMPLE_DTYPE, sample_bytes
 from preprocess.journal import BAD, Records, require_bytes

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pipelines.errors import UserError
-from pipelines.layout import MANIFEST_NAME, QUARANTINE_NAME
+from pipelines.manifest import MANIFEST_NAME, QUARANTINE_NAME
 from pipelines.publish import exclusive, sync_directory
 from preprocess.journal import JOURNAL_NAME, Journal, read_journal
 

@@ -26,8 +26,9 @@ import numpy as np
 from pipelines.beton_reader import CRC32_DTYPE
 from pipelines.command_line import CommandParser
 from pipelines.errors import ShardError, printable, run_command
-from pipelines.layout import QUARANTINE_NAME, Manifest, ShardFile, ShardReader, open_file, read_manifest, sha256_of
+from pipelines.layout import ShardReader, open_file, sha256_of
 from pipelines.machine import core_share
+from pipelines.manifest import QUARANTINE_NAME, Manifest, ShardFile, read_manifest
 from pipelines.next_step import next_line, script, training
 from pipelines.shard_file import read_whole, size_of
 from pipelines.tar_reader import SAMPLE_DTYPE

@@ -34,7 +34,7 @@ def require_same_classes(
 
 def changed_images(state: Mapping[str, Any], fingerprints: Mapping[str, str], data: str) -> str | None:
     """The line that names the splits of the shard set at `data` whose files are not those that the run has used so far
-    (`pipelines.layout.Split.fingerprint`), or None. Older checkpoints do not tell."""
+    (`pipelines.manifest.Split.fingerprint`), or None. Older checkpoints do not tell."""
     before = state.get("data", {})
     changed = [repr(name) for name, value in fingerprints.items() if before.get(name, value) != value]
     if not changed:

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from pipelines.errors import UserError
-from pipelines.layout import MANIFEST_NAME
+from pipelines.manifest import MANIFEST_NAME
 from sdpnet.config import LARGEST_FLOAT
 from sdpnet.metrics_file import LAST_STEP, metrics_lines
 from sdpnet.yaml_text import read_yaml

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.errors import printable, require
-from pipelines.layout import MANIFEST_NAME
+from pipelines.manifest import MANIFEST_NAME
 from pipelines.next_step import next_line, sdpnet
 from pipelines.publish import publish_bytes
 from sdpnet.finished_run import export_command

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from pipelines.errors import UserError
-from pipelines.layout import read_manifest
+from pipelines.manifest import read_manifest
 from sdpnet.distributed import Processes, total
 
 __all__ = ["code_facts", "require_same_start", "shard_facts"]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.layout import Manifest, ShardFile
+from pipelines.manifest import Manifest, ShardFile
 from preprocess.beton import BetonWriter
 from preprocess.build import encoded_images, plan_conversion
 from preprocess.convert import MakeWriter, OnBad, convert

@@ -13,7 +13,7 @@ from hostile import claimed_images
 from special_files import SPECIAL_FILES
 
 from pipelines.beton_reader import METADATA_DTYPE
-from pipelines.layout import read_manifest
+from pipelines.manifest import read_manifest
 from preprocess.adopt import main
 from preprocess.beton import METADATA_START, BetonWriter
 from preprocess.verify import verify

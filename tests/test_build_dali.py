@@ -12,7 +12,8 @@ import webdataset
 from conftest import make_image
 from PIL import Image
 
-from pipelines.layout import open_split, read_manifest
+from pipelines.layout import open_split
+from pipelines.manifest import read_manifest
 from preprocess.build_dali import main
 from preprocess.encode import EncodeSettings, encode_image
 from preprocess.scan import scan

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.layout import open_split, read_manifest
+from pipelines.layout import open_split
+from pipelines.manifest import read_manifest
 from preprocess.build_ffcv import main
 from preprocess.encode import EncodeSettings, encode_image
 from preprocess.scan import scan

@@ -18,7 +18,8 @@ from test_pipelines import collect, installed, load, pipeline
 from test_train import arguments, stop_after
 
 from pipelines.errors import ShardError
-from pipelines.layout import open_split, read_manifest
+from pipelines.layout import open_split
+from pipelines.manifest import read_manifest
 from preprocess.survey import survey
 from preprocess.verify import main as verify_main
 from preprocess.verify import verify

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from test_train import arguments, metrics, stop_after
 
-from pipelines.layout import Manifest, read_manifest
+from pipelines.manifest import Manifest, read_manifest
 from sdpnet.checkpoint import latest_checkpoint, load_checkpoint
 from sdpnet.train import main
 

@@ -17,7 +17,8 @@ import pytest
 from conversion import convert_folder
 
 from pipelines.errors import UserError
-from pipelines.layout import open_split, read_manifest
+from pipelines.layout import open_split
+from pipelines.manifest import read_manifest
 from pipelines.origin import Origin
 from pipelines.publish import exclusive
 from preprocess.beton import BetonWriter

@@ -13,7 +13,8 @@ import pytest
 from faults import contents
 
 from pipelines.errors import ShardError
-from pipelines.layout import open_file, read_manifest
+from pipelines.layout import open_file
+from pipelines.manifest import read_manifest
 from preprocess.verify import verify
 
 FORMATS = ("beton", "tar")

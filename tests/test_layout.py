@@ -10,23 +10,24 @@ import pytest
 from conversion import write_manifest
 
 from pipelines import layout
+from pipelines import manifest as manifests
 from pipelines.errors import ShardError
-from pipelines.layout import read_manifest
+from pipelines.manifest import read_manifest
 from preprocess.verify import verify
 
 EMPTY = {"num_samples": 0, "bytes": 1024, "sha256": "", "sidecars": {}, "hashed_from": 0}
 
 
 def test_manifest_round_trip(shard_set):
-    manifest = layout.read_manifest(shard_set)
-    assert manifest.to_json() == (shard_set / layout.MANIFEST_NAME).read_text()
+    manifest = manifests.read_manifest(shard_set)
+    assert manifest.to_json() == (shard_set / manifests.MANIFEST_NAME).read_text()
     assert manifest.classes == ("ant", "bee", "cow")
     _, reader = layout.open_split(shard_set, "val")
     assert reader.num_samples == 10
 
 
 def test_schema_version_2_is_read(shard_set, tmp_path):
-    raw = json.loads((shard_set / layout.MANIFEST_NAME).read_text())
+    raw = json.loads((shard_set / manifests.MANIFEST_NAME).read_text())
     raw["schema_version"] = 2
     for split in raw["splits"].values():
         for file in split["files"]:
@@ -65,7 +66,7 @@ def test_schema_version_2_is_read(shard_set, tmp_path):
 def test_a_wrong_manifest_is_refused(shard_set, tmp_path, change, message):
     for file in shard_set.glob("*.beton"):
         (tmp_path / file.name).symlink_to(file)
-    raw = json.loads((shard_set / layout.MANIFEST_NAME).read_text())
+    raw = json.loads((shard_set / manifests.MANIFEST_NAME).read_text())
     change(raw)
     write_manifest(tmp_path, raw)
     with pytest.raises(ShardError, match=message):
@@ -73,37 +74,37 @@ def test_a_wrong_manifest_is_refused(shard_set, tmp_path, change, message):
 
 
 def test_any_changed_bit_of_a_manifest_is_refused(shard_set, tmp_path):
-    raw = json.loads((shard_set / layout.MANIFEST_NAME).read_text())
+    raw = json.loads((shard_set / manifests.MANIFEST_NAME).read_text())
     write_manifest(tmp_path, {**raw, "classes": ["ant", "bée", "cow"]})
-    path = tmp_path / layout.MANIFEST_NAME
+    path = tmp_path / manifests.MANIFEST_NAME
     content = path.read_bytes()
-    assert layout.read_manifest(tmp_path).classes == ("ant", "bée", "cow")
+    assert manifests.read_manifest(tmp_path).classes == ("ant", "bée", "cow")
     for position in range(len(content)):
         for bit in {position % 8, 5}:  # 5: small and capital letters
             path.write_bytes(content[:position] + bytes([content[position] ^ 1 << bit]) + content[position + 1 :])
             with pytest.raises(ShardError, match=r"was changed|not valid JSON|schema version"):
-                layout.read_manifest(tmp_path)
+                manifests.read_manifest(tmp_path)
     for end in range(len(content)):
         path.write_bytes(content[:end])
         with pytest.raises(ShardError, match=r"was changed|not valid JSON"):
-            layout.read_manifest(tmp_path)
+            manifests.read_manifest(tmp_path)
 
 
 @pytest.mark.parametrize(
     "text", ["[" * 100_000, '{"schema_version": ' + "9" * 5000 + "}", '{"schema_version": 3}', "[]"]
 )
 def test_a_hostile_manifest_is_refused(tmp_path, text):
-    (tmp_path / layout.MANIFEST_NAME).write_text(text)
+    (tmp_path / manifests.MANIFEST_NAME).write_text(text)
     with pytest.raises(ShardError, match=r"manifest\.json: "):
-        layout.read_manifest(tmp_path)
+        manifests.read_manifest(tmp_path)
 
 
 def test_no_manifest(tmp_path):
     with pytest.raises(ShardError, match=r"no manifest\.json here"):
-        layout.read_manifest(tmp_path)
-    (tmp_path / layout.MANIFEST_NAME).write_bytes(b"\xff{")
+        manifests.read_manifest(tmp_path)
+    (tmp_path / manifests.MANIFEST_NAME).write_bytes(b"\xff{")
     with pytest.raises(ShardError, match="not valid JSON"):
-        layout.read_manifest(tmp_path)
+        manifests.read_manifest(tmp_path)
 
 
 def test_reader_tables_are_plain_arrays(shard_set):
@@ -113,13 +114,13 @@ def test_reader_tables_are_plain_arrays(shard_set):
 
 
 def test_a_tar_named_twice_is_refused(tar_set, tmp_path):
-    raw = json.loads((tar_set / layout.MANIFEST_NAME).read_text())
+    raw = json.loads((tar_set / manifests.MANIFEST_NAME).read_text())
     train = raw["splits"]["train"]
     train["files"].append(train["files"][0])
     train["num_samples"] += train["files"][0]["num_samples"]
     write_manifest(tmp_path, raw)
     with pytest.raises(ShardError, match=r"'train-000000\.tar' stands there twice"):
-        layout.read_manifest(tmp_path)
+        manifests.read_manifest(tmp_path)
 
 
 def test_what_is_given_instead_of_a_shard_set(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import pytest
 from conversion import write_manifest
 
 from pipelines.errors import ShardError
-from pipelines.layout import MANIFEST_NAME, open_split, read_manifest
+from pipelines.layout import open_split
+from pipelines.manifest import MANIFEST_NAME, read_manifest
 from pipelines.origin import LeftOut, Origin
 from preprocess import build_dali, build_ffcv, report
 from preprocess.encode import EncodeSettings, encode_image

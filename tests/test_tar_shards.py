@@ -15,7 +15,7 @@ import pytest
 from conversion import write_samples
 
 from pipelines.errors import UserError
-from pipelines.layout import ShardFile
+from pipelines.manifest import ShardFile
 from pipelines.tar_reader import SAMPLE_DTYPE
 from preprocess import tar_shards
 from preprocess.encode import EncodedImage

@@ -20,7 +20,7 @@ from pipelines.beton_reader import (
     METADATA_DTYPE,
     BetonReader,
 )
-from pipelines.layout import Manifest, ShardFile, Split, read_manifest
+from pipelines.manifest import Manifest, ShardFile, Split, read_manifest
 from pipelines.tar_reader import SAMPLE_DTYPE
 from preprocess import verify as command
 from preprocess.beton import BetonWriter

@@ -19,7 +19,7 @@ from decoder_seeds import seeds
 from special_files import SPECIAL_FILES
 
 from pipelines.beton_reader import ALLOCATION_DTYPE, FIELD_DTYPE, HEADER_DTYPE, METADATA_DTYPE
-from pipelines.layout import Manifest, Split
+from pipelines.manifest import Manifest, Split
 from pipelines.tar_reader import SAMPLE_DTYPE
 from preprocess.beton import BetonWriter
 from preprocess.encode import EncodedImage

@@ -28,7 +28,8 @@ from trial import Outcome
 
 from pipelines.contract import Loader, ShardOptions, make_loader
 from pipelines.errors import UserError
-from pipelines.layout import open_split, read_manifest
+from pipelines.layout import open_split
+from pipelines.manifest import read_manifest
 from preprocess import report
 from preprocess.report_page import page
 from preprocess.survey import survey

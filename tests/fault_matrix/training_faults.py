@@ -210,7 +210,7 @@ def _other_code() -> None:
 def _other_images(shards: Path) -> None:
     from dataclasses import replace
 
-    from pipelines.layout import read_manifest
+    from pipelines.manifest import read_manifest
 
     manifest = read_manifest(shards)
     split = manifest.splits["train"]
