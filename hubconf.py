@@ -1,20 +1,20 @@
 """SdP-Net through torch.hub: torch.hub.load(REPOSITORY, "sdpnet_xl", checkpoint="RUN").
 
 `checkpoint` is a run's directory or its `model.safetensors`, whose `model.json` says how the model was built.
-`overrides` (fields of `sdpnet.model.ModelOptions`) change that: other classes start the head's last layer anew, another
-`grid_size` resamples a learned position embedding. Without `checkpoint` the model is randomly initialised.
+`overrides` (fields of `sdpnet.model.sdpnet.ModelOptions`) change that: other classes start the head's last layer anew,
+another `grid_size` resamples a learned position embedding. Without `checkpoint` the model is randomly initialised.
 """
 
 # Imported under names that torch.hub does not take for entry points.
 from dataclasses import replace as _replace
 
-from pipelines.errors import UserError as _UserError
-from sdpnet.checkpoint import load_model as _load_model
-from sdpnet.finetune import start_from as _start_from
-from sdpnet.model import MODELS as _MODELS
-from sdpnet.model import SdPNet as _SdPNet
-from sdpnet.model import create_model as _create_model
-from sdpnet.model import create_model_options as _create_model_options
+from sdpnet.checkpoints.model import load_model as _load_model
+from sdpnet.model.sdpnet import MODELS as _MODELS
+from sdpnet.model.sdpnet import SdPNet as _SdPNet
+from sdpnet.model.sdpnet import create_model as _create_model
+from sdpnet.model.sdpnet import create_model_options as _create_model_options
+from sdpnet.pipelines.errors import UserError as _UserError
+from sdpnet.training.finetune import start_from as _start_from
 
 dependencies = ["numpy", "safetensors", "torch"]
 

@@ -1,5 +1,5 @@
 """pipelines: shards in, batches on the device out, every random decision taken from one plan."""
 
-from pipelines.startup import end_on_interrupt as _end_on_interrupt
+from sdpnet.pipelines.startup import end_on_interrupt as _end_on_interrupt
 
 _end_on_interrupt()

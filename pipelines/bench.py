@@ -20,25 +20,25 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 if not __package__:  # run as a file
-    import pipelines  # noqa: F401 - from here on, Ctrl-C ends with one line
+    from sdpnet import pipelines  # noqa: F401 - from here on, Ctrl-C ends with one line
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.bench_peers import PEERS
-from pipelines.bench_race import Entry, Race, run_race
-from pipelines.bench_worker import Job
-from pipelines.ceilings import CEILINGS
-from pipelines.command_line import CommandParser
-from pipelines.contract import PIPELINES
-from pipelines.errors import UserError, nearest, printable, require, run_command
-from pipelines.layout import ShardReader, open_split
-from pipelines.machine import commit, cpu_name, driver, installed_versions, usable_cores
-from pipelines.next_step import next_line, sdpnet
-from pipelines.plan import Order, Plan
-from pipelines.publish import publish_bytes
-from pipelines.status_line import StatusLine
+from sdpnet.pipelines.benchmarks.ceilings import CEILINGS
+from sdpnet.pipelines.benchmarks.peers import PEERS
+from sdpnet.pipelines.benchmarks.race import Entry, Race, run_race
+from sdpnet.pipelines.benchmarks.worker import Job
+from sdpnet.pipelines.contract import PIPELINES
+from sdpnet.pipelines.errors import UserError, nearest, printable, require, run_command
+from sdpnet.pipelines.files.publish import publish_bytes
+from sdpnet.pipelines.machine import commit, cpu_name, driver, installed_versions, usable_cores
+from sdpnet.pipelines.plan import Order, Plan
+from sdpnet.pipelines.shards.layout import ShardReader, open_split
+from sdpnet.pipelines.terminal.command_line import CommandParser
+from sdpnet.pipelines.terminal.next_step import next_line, sdpnet
+from sdpnet.pipelines.terminal.status_line import StatusLine
 
 __all__ = ["main"]
 

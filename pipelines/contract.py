@@ -1,6 +1,7 @@
 """What every pipeline promises: options in, batches out, and `make_loader`, the only door.
 
-    shards + Plan --(one of the pipelines)--> Batch --(pipelines.augment.DeviceStage)--> images, targets for the model
+    shards + Plan --(one of the pipelines)--> Batch --(sdpnet.pipelines.augment.DeviceStage)--> images, targets for the
+    model
 
 A pipeline is an executor of the plan. All of them yield the same samples, labels, crop boxes and flips in the same
 order; their pixels agree up to the decoders' and resizers' tolerance.
@@ -17,14 +18,14 @@ from typing import Any, Final, Literal, Protocol
 import numpy as np
 import torch
 
-from pipelines import native_decoder
-from pipelines.errors import BackendMissingError, UserError, require
-from pipelines.layout import ShardReader, open_split
-from pipelines.machine import core_share
-from pipelines.manifest import Manifest
-from pipelines.plan import ERASE_MODES, BatchPlan, CropOptions, EraseOptions, MixOptions, Order, Plan
-from pipelines.policies import RandAugmentOptions
-from pipelines.remedy import install, install_extra, rebuild, set_up_again
+from sdpnet.pipelines.errors import BackendMissingError, UserError, require
+from sdpnet.pipelines.machine import core_share
+from sdpnet.pipelines.native import decoder as native_decoder
+from sdpnet.pipelines.plan import ERASE_MODES, BatchPlan, CropOptions, EraseOptions, MixOptions, Order, Plan
+from sdpnet.pipelines.planning.policies import RandAugmentOptions
+from sdpnet.pipelines.shards.layout import ShardReader, open_split
+from sdpnet.pipelines.shards.manifest import Manifest
+from sdpnet.pipelines.terminal.remedy import install, install_extra, rebuild, set_up_again
 
 __all__ = [
     "PIPELINES",
@@ -43,11 +44,11 @@ __all__ = [
 
 # name -> (module, what must be importable, how to get it); `native` needs its library instead
 PIPELINES: Final[dict[str, tuple[str, str, Callable[[], str]]]] = {
-    "native": ("pipelines.native_pipeline", "", rebuild),
-    "torchvision": ("pipelines.torchvision_pipeline", "torchvision", lambda: install("torchvision")),
-    "ffcv": ("pipelines.ffcv_pipeline", "ffcv", lambda: set_up_again(install_extra("ffcv"))),
-    "dali": ("pipelines.dali_pipeline", "nvidia.dali", lambda: set_up_again(install_extra("dali"))),
-    "synthetic": ("pipelines.synthetic_pipeline", "torch", lambda: install("torch")),
+    "native": ("sdpnet.pipelines.executors.native", "", rebuild),
+    "torchvision": ("sdpnet.pipelines.executors.torchvision", "torchvision", lambda: install("torchvision")),
+    "ffcv": ("sdpnet.pipelines.executors.ffcv", "ffcv", lambda: set_up_again(install_extra("ffcv"))),
+    "dali": ("sdpnet.pipelines.executors.dali", "nvidia.dali", lambda: set_up_again(install_extra("dali"))),
+    "synthetic": ("sdpnet.pipelines.executors.synthetic", "torch", lambda: install("torch")),
 }
 
 

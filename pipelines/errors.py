@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import Final
 
-from pipelines.lasting_output import silence
-from pipelines.startup import end_on_interrupt, raise_on_interrupt
+from sdpnet.pipelines.lasting_output import silence
+from sdpnet.pipelines.startup import end_on_interrupt, raise_on_interrupt
 
 __all__ = [
     "BackendMissingError",

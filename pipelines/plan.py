@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 import numpy as np
 
-from pipelines.draws import (
+from sdpnet.pipelines.planning.draws import (
     BOX_DRAWS,
     Permutation,
     beta_quantile,
@@ -23,7 +23,7 @@ from pipelines.draws import (
     sample_keys,
     uniforms,
 )
-from pipelines.policies import RandAugmentOptions, draw_operations
+from sdpnet.pipelines.planning.policies import RandAugmentOptions, draw_operations
 
 __all__ = [
     "ERASE_MODES",
@@ -101,7 +101,7 @@ class BatchPlan:
             samples that could not be decoded.
         crop_boxes: int32 (B, 4) in source pixels, inside the image.
         flips: bool (B,): mirror left-right after the crop.
-        ops: uint8 (B, K), `pipelines.policies.Operation`, in the order in which they are applied.
+        ops: uint8 (B, K), `sdpnet.pipelines.planning.policies.Operation`, in the order in which they are applied.
         magnitudes: float32 (B, K), in each operation's unit.
         erase_boxes: int32 (B, 4) in output pixels; height 0 means none.
         erase_keys: int64 (B,): what each sample's erasing noise is made from; 0 where none is needed.

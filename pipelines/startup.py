@@ -1,8 +1,8 @@
 """Ctrl-C while a command starts: importing torch takes seconds, and an interrupt within it would end in a traceback.
 
 Each package of this project calls `end_on_interrupt` first of all. In a process that was started as one of its commands
-Ctrl-C then ends the process with one line, until `pipelines.errors.run_command` takes over; in every other program that
-imports the packages nothing changes. Imports next to nothing itself.
+Ctrl-C then ends the process with one line, until `sdpnet.pipelines.errors.run_command` takes over; in every other
+program that imports the packages nothing changes. Imports next to nothing itself.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Final
 
 __all__ = ["end_on_interrupt", "is_command", "raise_on_interrupt"]
 
-_ROOT: Final = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-_MODULES: Final = (
-    *(f"preprocess.{name}" for name in ("adopt", "build_dali", "build_ffcv", "make_synthetic", "report", "verify")),
-    *(f"pipelines.{name}" for name in ("bench", "bench_augment")),
-    *(f"sdpnet.{name}" for name in ("bench_depthwise", "bench_step", "cli", "train")),
+_PACKAGE: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the folder of `sdpnet`
+_MODULES: Final = (  # inside `sdpnet`
+    *(f"preprocess.{name}" for name in ("adopt", "build_dali", "build_ffcv", "describe", "make_synthetic", "verify")),
+    *("pipelines.bench", "pipelines.benchmarks.augment"),
+    *("benchmarks.depthwise", "benchmarks.step", "cli", "train"),
 )
 _SCRIPTS: Final = ("sdpnet", "train")  # that an installation puts beside Python
 _WITH_VALUE: Final = ("-W", "-X", "--check-hash-based-pycs")
@@ -48,7 +48,7 @@ def is_command(words: list[str]) -> bool:
             next(rest, None)
         elif word.startswith("-") and len(word) > 1:
             if not word.startswith("--") and word[-1] in "mc":  # -m, or behind other flags: -um
-                return word[-1] == "m" and next(rest, "") in _MODULES
+                return word[-1] == "m" and next(rest, "") in {f"sdpnet.{module}" for module in _MODULES}
         else:
             return _is_script(word)
     return False
@@ -59,8 +59,8 @@ def _is_script(path: str) -> bool:
     if name in _SCRIPTS:
         beside = {os.path.realpath(os.path.dirname(sys.executable)), os.path.expanduser("~/.local/bin")}
         return folder in beside
-    module = f"{os.path.basename(folder)}.{os.path.splitext(name)[0]}"
-    return module in _MODULES and os.path.dirname(folder) == _ROOT
+    files = (os.path.join(_PACKAGE, *module.split(".")) + ".py" for module in _MODULES)
+    return os.path.join(folder, name) in {os.path.realpath(file) for file in files}
 
 
 def _replace(handler: object) -> None:

@@ -19,21 +19,21 @@ from typing import Final
 if not __package__:  # run as a file: import from the checkout, and nothing by its bare name from this folder
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent)] + [entry for entry in sys.path if Path(entry).resolve() != here]
-    import preprocess  # noqa: F401 - from here on, Ctrl-C ends with one line
+    from sdpnet import preprocess  # noqa: F401 - from here on, Ctrl-C ends with one line
 
 import numpy as np
 
-from pipelines.beton_reader import CRC32_DTYPE, MODE_JPEG, BetonReader
-from pipelines.command_line import CommandParser
-from pipelines.errors import ShardError, UserError, printable, run_command
-from pipelines.layout import sha256_of
-from pipelines.machine import core_share
-from pipelines.manifest import MANIFEST_NAME, QUARANTINE_NAME, Manifest, ShardFile, Split
-from pipelines.next_step import next_line, script
-from pipelines.publish import holds, publish_bytes
-from preprocess.progress import Meter
-from preprocess.undecodable import undecodable
-from preprocess.verify import verify
+from sdpnet.pipelines.errors import ShardError, UserError, printable, run_command
+from sdpnet.pipelines.files.publish import holds, publish_bytes
+from sdpnet.pipelines.machine import core_share
+from sdpnet.pipelines.shards.beton import CRC32_DTYPE, MODE_JPEG, BetonReader
+from sdpnet.pipelines.shards.layout import sha256_of
+from sdpnet.pipelines.shards.manifest import MANIFEST_NAME, QUARANTINE_NAME, Manifest, ShardFile, Split
+from sdpnet.pipelines.terminal.command_line import CommandParser
+from sdpnet.pipelines.terminal.next_step import next_line, script
+from sdpnet.preprocess.conversion.progress import Meter
+from sdpnet.preprocess.inspection.undecodable import undecodable
+from sdpnet.preprocess.verify import verify
 
 __all__ = ["adopt", "main"]
 

@@ -19,11 +19,11 @@ from pathlib import Path
 if not __package__:  # run as a file: import from the checkout, and nothing by its bare name from this folder
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent)] + [entry for entry in sys.path if Path(entry).resolve() != here]
-    import preprocess  # noqa: F401 - from here on, Ctrl-C ends with one line
+    from sdpnet import preprocess  # noqa: F401 - from here on, Ctrl-C ends with one line
 
-from pipelines.errors import run_command
-from preprocess.beton import BetonWriter
-from preprocess.build import build, make_parser
+from sdpnet.pipelines.errors import run_command
+from sdpnet.preprocess.conversion.command import build, make_parser
+from sdpnet.preprocess.conversion.writers.beton import BetonWriter
 
 __all__ = ["main"]
 

@@ -20,15 +20,15 @@ from typing import Final
 if not __package__:  # run as a file: import from the checkout, and nothing by its bare name from this folder
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent)] + [entry for entry in sys.path if Path(entry).resolve() != here]
-    import preprocess  # noqa: F401 - from here on, Ctrl-C ends with one line
+    from sdpnet import preprocess  # noqa: F401 - from here on, Ctrl-C ends with one line
 
 import numpy as np
 from PIL import Image
 
-from pipelines.command_line import CommandParser
-from pipelines.errors import UserError, printable, run_command
-from pipelines.next_step import fresh, next_line, script
-from pipelines.publish import partial_path, publish
+from sdpnet.pipelines.errors import UserError, printable, run_command
+from sdpnet.pipelines.files.publish import partial_path, publish
+from sdpnet.pipelines.terminal.command_line import CommandParser
+from sdpnet.pipelines.terminal.next_step import fresh, next_line, script
 
 __all__ = ["FORMS", "main", "make_synthetic"]
 

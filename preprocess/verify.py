@@ -19,22 +19,21 @@ from typing import Final
 if not __package__:  # run as a file: import from the checkout, and nothing by its bare name from this folder
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent)] + [entry for entry in sys.path if Path(entry).resolve() != here]
-    import preprocess  # noqa: F401 - from here on, Ctrl-C ends with one line
+    from sdpnet import preprocess  # noqa: F401 - from here on, Ctrl-C ends with one line
 
 import numpy as np
 
-from pipelines.beton_reader import CRC32_DTYPE
-from pipelines.command_line import CommandParser
-from pipelines.errors import ShardError, printable, run_command
-from pipelines.layout import ShardReader, open_file, sha256_of
-from pipelines.machine import core_share
-from pipelines.manifest import QUARANTINE_NAME, Manifest, ShardFile, read_manifest
-from pipelines.next_step import next_line, script, training
-from pipelines.shard_file import read_whole, size_of
-from pipelines.tar_reader import SAMPLE_DTYPE
-from preprocess.survey import quarantine_limit, read_quarantine
-from preprocess.undecodable import undecodable
-from preprocess.unfinished import UNFINISHED_NAME
+from sdpnet.pipelines.errors import ShardError, printable, run_command
+from sdpnet.pipelines.machine import core_share
+from sdpnet.pipelines.shards.beton import CRC32_DTYPE
+from sdpnet.pipelines.shards.file import read_whole, size_of
+from sdpnet.pipelines.shards.layout import ShardReader, open_file, sha256_of
+from sdpnet.pipelines.shards.manifest import QUARANTINE_NAME, UNFINISHED_NAME, Manifest, ShardFile, read_manifest
+from sdpnet.pipelines.shards.tar import SAMPLE_DTYPE
+from sdpnet.pipelines.terminal.command_line import CommandParser
+from sdpnet.pipelines.terminal.next_step import next_line, script, training
+from sdpnet.preprocess.inspection.survey import quarantine_limit, read_quarantine
+from sdpnet.preprocess.inspection.undecodable import undecodable
 
 __all__ = ["Problem", "main", "verify"]
 

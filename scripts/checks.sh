@@ -47,7 +47,7 @@ explain_failure() {
         [ -z "$first" ] || printf "  one test alone:  .venv/bin/python -m pytest '%s'\n" "$first"
         ;;
     esac
-    python tests/locked_versions.py "$lock" || true
+    python tests/support/locked_versions.py "$lock" || true
 }
 
 write_lock() {
@@ -63,7 +63,7 @@ write_lock() {
     cp "$passed" "$lock.new"
     "$uv" pip compile -q --universal --python-version 3.10 --extra test --extra ffcv --extra dali \
         --no-header --no-annotate --no-emit-index-url --no-emit-find-links -o "$lock.new" pyproject.toml
-    python tests/locked_versions.py --write "$lock.new" "$lock"
+    python tests/support/locked_versions.py --write "$lock.new" "$lock"
     rm -f "$lock.new"
     echo "$lock: written; ./dev setup --locked installs these versions"
 }

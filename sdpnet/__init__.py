@@ -1,6 +1,6 @@
 """sdpnet: the SdP-Net model and its training loop."""
 
-from pipelines.startup import end_on_interrupt as _end_on_interrupt
+from sdpnet.pipelines.startup import end_on_interrupt as _end_on_interrupt
 
 __all__ = ["__version__"]
 __version__ = "0.1.0"

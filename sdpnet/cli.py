@@ -7,27 +7,27 @@ import runpy
 import sys
 from typing import Final
 
-from pipelines.command_line import CommandParser
-from pipelines.errors import run_command
 from sdpnet import __version__
+from sdpnet.pipelines.errors import run_command
+from sdpnet.pipelines.terminal.command_line import CommandParser
 
 __all__ = ["main"]
 
 # name -> (module with `add_arguments` and `run`, what it does): only the one that is asked for is imported
 COMMANDS: Final = {
     "train": ("sdpnet.train", "train a model"),
-    "evaluate": ("sdpnet.evaluate_command", "score a model on a shard set"),
-    "predict": ("sdpnet.predict", "name what is in some images"),
-    "report": ("sdpnet.run_report", "draw the curves of one or more runs, and compare them"),
-    "export": ("sdpnet.export", "write a finished model as ONNX or as an exported PyTorch program"),
-    "sheet": ("sdpnet.sheet", "draw a training batch as the model gets it"),
-    "doctor": ("sdpnet.doctor", "what is installed, and what limits training on this machine"),
+    "evaluate": ("sdpnet.commands.evaluate", "score a model on a shard set"),
+    "predict": ("sdpnet.commands.predict", "name what is in some images"),
+    "report": ("sdpnet.commands.report", "draw the curves of one or more runs, and compare them"),
+    "export": ("sdpnet.commands.export", "write a finished model as ONNX or as an exported PyTorch program"),
+    "sheet": ("sdpnet.commands.sheet", "draw a training batch as the model gets it"),
+    "doctor": ("sdpnet.commands.doctor", "what is installed, and what limits training on this machine"),
 }
 # name -> (module that is run, what it does): their flags are their own, and this package imports nothing of preprocess.
 PROGRAMS: Final = {
-    "inspect": ("preprocess.report", "show what is in a shard set"),
-    "verify": ("preprocess.verify", "check a shard set from end to end"),
-    "bench": ("pipelines.bench", "time the pipelines; bench step: the training step"),
+    "inspect": ("sdpnet.preprocess.describe", "show what is in a shard set"),
+    "verify": ("sdpnet.preprocess.verify", "check a shard set from end to end"),
+    "bench": ("sdpnet.pipelines.bench", "time the pipelines; bench step: the training step"),
 }
 
 
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         argv = [*argv[1:2], "--help"]
     asked = argv[0] if argv else ""
     if argv[:2] == ["bench", "step"]:
-        return importlib.import_module("sdpnet.bench_step").main(argv[2:])
+        return importlib.import_module("sdpnet.benchmarks.step").main(argv[2:])
     if asked in PROGRAMS:
         sys.argv = [f"sdpnet {asked}", *argv[1:]]
         runpy.run_module(PROGRAMS[asked][0], run_name="__main__")

@@ -12,14 +12,11 @@ from pathlib import Path
 
 from torch import nn
 
-from pipelines.command_line import CommandParser
-from pipelines.contract import PIPELINES
-from pipelines.errors import UserError, printable, run_command
-from pipelines.lasting_output import lasting_output
-from sdpnet.checkpoint import Checkpoints, latest_checkpoint, load_newest, require_same_step, write_atomically
-from sdpnet.config import PATH_KEYS, absolute_paths, dump_config, flat_values, load_config
-from sdpnet.continued_run import continue_from, finished_before, how_to_continue, next_commands, resume_command
-from sdpnet.distributed import (
+from sdpnet.checkpoints.model import Checkpoints, latest_checkpoint, load_newest, require_same_step, write_atomically
+from sdpnet.config.load import PATH_KEYS, absolute_paths, dump_config, flat_values, load_config
+from sdpnet.config.options import Config
+from sdpnet.distributed.interrupt import stop_signals
+from sdpnet.distributed.processes import (
     Arriving,
     Processes,
     Vote,
@@ -33,20 +30,23 @@ from sdpnet.distributed import (
     sum_on_device,
     total,
 )
-from sdpnet.evaluate import evaluate, write_per_class
-from sdpnet.interrupt import stop_signals
-from sdpnet.lost_data import saved_when_data_is_lost
-from sdpnet.nonfinite import Verdict
-from sdpnet.options import Config
-from sdpnet.report import Clock, GpuGauge, Reporter
-from sdpnet.resolution import image_size_of
-from sdpnet.restart import begun_by_this_launch, note_launch
-from sdpnet.run_directory import no_run_in, run_directory
-from sdpnet.same_start import code_facts, require_same_start, shard_facts
-from sdpnet.setup import Run, introduction, prepare
-from sdpnet.step_profile import DEFAULT_STEPS, StepProfile
-from sdpnet.trackers import open_trackers
-from sdpnet.training_step import take_step
+from sdpnet.distributed.restart import begun_by_this_launch, note_launch
+from sdpnet.distributed.run_directory import no_run_in, run_directory
+from sdpnet.optim.nonfinite import Verdict
+from sdpnet.pipelines.contract import PIPELINES
+from sdpnet.pipelines.errors import UserError, printable, run_command
+from sdpnet.pipelines.lasting_output import lasting_output
+from sdpnet.pipelines.terminal.command_line import CommandParser
+from sdpnet.reporting.reporter import Clock, GpuGauge, Reporter
+from sdpnet.reporting.step_profile import DEFAULT_STEPS, StepProfile
+from sdpnet.reporting.trackers import open_trackers
+from sdpnet.training.continued_run import continue_from, finished_before, how_to_continue, next_commands, resume_command
+from sdpnet.training.evaluate import evaluate, write_per_class
+from sdpnet.training.lost_data import saved_when_data_is_lost
+from sdpnet.training.resolution import image_size_of
+from sdpnet.training.same_start import code_facts, require_same_start, shard_facts
+from sdpnet.training.setup import Run, introduction, prepare
+from sdpnet.training.step import take_step
 
 __all__ = ["add_arguments", "main", "run", "train"]
 

@@ -18,11 +18,11 @@ from decoder_parts import CropLibrary, RegionLibrary, build_shim
 from faults import Commands, command_line
 from PIL import Image
 
-from pipelines import native_decoder
-from pipelines.machine import core_share
-from pipelines.remedy import rebuild
-from preprocess import jpeg
-from preprocess.tar_shards import TarWriter
+from sdpnet.pipelines.machine import core_share
+from sdpnet.pipelines.native import decoder as native_decoder
+from sdpnet.pipelines.terminal.remedy import rebuild
+from sdpnet.preprocess.conversion.writers.tar import TarWriter
+from sdpnet.preprocess.encoding import jpeg
 
 CLASSES = ("ant", "bee", "cow")
 

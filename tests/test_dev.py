@@ -44,7 +44,7 @@ class Checkout:
         self.calls, self.does, self.configuration = root / "calls", root / "pip-does", root / "pip.conf"
         self.configuration.write_text("global.index-url='file:///index'\n")
         scripts = [path.relative_to(ROOT) for path in (ROOT / "scripts").glob("*.sh")]
-        for name in ("dev", "pyproject.toml", "tests/locked_versions.py", "pipelines/native/task.h", *scripts):
+        for name in ("dev", "pyproject.toml", "tests/support/locked_versions.py", "pipelines/native/task.h", *scripts):
             (self.root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, self.root / name)
         (self.root / "pipelines" / "native" / "a.cpp").write_text("")

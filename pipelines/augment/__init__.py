@@ -1,5 +1,5 @@
 """The device stage: decoded uint8 batches in, normalised and mixed batches for the model out, on the batch's device."""
 
-from pipelines.augment.stage import DeviceStage
+from sdpnet.pipelines.augment.stage import DeviceStage
 
 __all__ = ["DeviceStage"]

@@ -10,14 +10,14 @@ import warnings
 import numpy as np
 import torch
 
-from pipelines.augment import fused
-from pipelines.augment.boxes import erase, erase_with
-from pipelines.augment.mix import mix, mix_targets, soft_targets
-from pipelines.augment.noise import normal_noise
-from pipelines.augment.operations import apply_operations, pieces
-from pipelines.contract import AugmentOptions, Batch
-from pipelines.errors import UserError
-from pipelines.plan import BatchPlan
+from sdpnet.pipelines.augment.fused import launch as fused
+from sdpnet.pipelines.augment.reference.boxes import erase, erase_with
+from sdpnet.pipelines.augment.reference.mix import mix, mix_targets, soft_targets
+from sdpnet.pipelines.augment.reference.noise import normal_noise
+from sdpnet.pipelines.augment.reference.operations import apply_operations, pieces
+from sdpnet.pipelines.contract import AugmentOptions, Batch
+from sdpnet.pipelines.errors import UserError
+from sdpnet.pipelines.plan import BatchPlan
 
 __all__ = ["DeviceStage"]
 
@@ -38,7 +38,8 @@ class DeviceStage:
         dtype: of the images that come out; the arithmetic is float32.
         train: False only normalises and gives one-hot targets: evaluation.
 
-    On a GPU that can run it, the pixels come from the kernel of `pipelines.augment.fused` (`options.fused`).
+    On a GPU that can run it, the pixels come from the kernel of `sdpnet.pipelines.augment.fused.launch`
+    (`options.fused`).
     """
 
     def __init__(self, options: AugmentOptions, num_classes: int, dtype: torch.dtype, *, train: bool) -> None:

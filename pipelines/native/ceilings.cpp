@@ -1,4 +1,4 @@
-// The ceilings' C interface: pipelines/ceilings.py loads it.
+// The ceilings' C interface: pipelines/benchmarks/ceilings.py loads it.
 
 #include "ceilings.h"
 

@@ -1,4 +1,4 @@
-// Area averaging of RGB rows: pipelines/area.py to the bit, whatever the processor (compile with -ffp-contract=off).
+// Area averaging of RGB rows: pipelines/images/area.py to the bit, whatever the processor (compile with -ffp-contract=off).
 
 #pragma once
 

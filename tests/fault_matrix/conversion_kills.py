@@ -28,7 +28,7 @@ from conversion_trials import (
 from faults import Commands, Fault, require_absent_or_complete
 from trial import Kind, Outcome
 
-from preprocess.unfinished import UNFINISHED_NAME
+from sdpnet.pipelines.shards.manifest import UNFINISHED_NAME
 
 __all__ = ["KINDS"]
 

@@ -33,7 +33,7 @@ from faults import Commands, Fault
 from processes import children_of
 from trial import Kind, Outcome
 
-from preprocess.unfinished import UNFINISHED_NAME
+from sdpnet.pipelines.shards.manifest import UNFINISHED_NAME
 
 __all__ = ["KINDS"]
 
@@ -55,7 +55,7 @@ fcntl.flock = refuse
 BAD_READS = f"""
 import errno, os
 {OFTEN}
-from preprocess import build
+from sdpnet.preprocess.conversion import command as build
 build._workers = lambda arguments: 0
 pread, calls = os.pread, [0]
 def failing(*arguments):

@@ -18,10 +18,10 @@ from faults import Commands, Fault
 from PIL import Image
 from trial import Kind, Outcome
 
-from pipelines.layout import open_split
-from preprocess.encode import EncodeSettings, encode_image
-from preprocess.location import MAX_FILE_MB
-from preprocess.verify import verify
+from sdpnet.pipelines.shards.layout import open_split
+from sdpnet.preprocess.encoding.encode import EncodeSettings, encode_image
+from sdpnet.preprocess.sources.files.location import MAX_FILE_MB
+from sdpnet.preprocess.verify import verify
 
 __all__ = ["KINDS"]
 

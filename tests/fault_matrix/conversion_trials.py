@@ -18,8 +18,8 @@ from faults import CALLS, Commands, contents
 from PIL import Image
 from trial import Outcome
 
-from preprocess.journal import read_journal
-from preprocess.verify import verify
+from sdpnet.preprocess.conversion.journal import read_journal
+from sdpnet.preprocess.verify import verify
 
 __all__ = [
     "ENTRY",

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from trial import Kind, Outcome
 
-from preprocess.encode import EncodeSettings, encode_image
+from sdpnet.preprocess.encoding.encode import EncodeSettings, encode_image
 
 __all__ = ["KINDS"]
 
@@ -30,10 +30,10 @@ CHILD = """
 import contextlib, io, json, resource, signal, sys
 from pathlib import Path
 from conversion import convert_folder
-from pipelines.errors import UserError
-from pipelines.layout import open_split
-from preprocess.scan import scan
-from preprocess.verify import verify
+from sdpnet.pipelines.errors import UserError
+from sdpnet.pipelines.shards.layout import open_split
+from sdpnet.preprocess.sources.scan import scan
+from sdpnet.preprocess.verify import verify
 with open("/proc/self/statm") as file:
     limit = int(file.read().split()[0]) * resource.getpagesize() + 500_000_000
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

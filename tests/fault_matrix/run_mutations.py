@@ -141,7 +141,7 @@ def _prepare_here(folder: Path) -> Prepared:
     require(Child(partial(_train, training(data, runs[FINISHED])), folder / "log1").wait(HANGS))
 
     def stopped() -> int:
-        from sdpnet.report import Reporter
+        from sdpnet.reporting.reporter import Reporter
 
         advance, count = Reporter.advance, [0]
 

@@ -18,12 +18,12 @@ from conversion import write_manifest, write_samples
 from decoder_seeds import seeds
 from special_files import SPECIAL_FILES
 
-from pipelines.beton_reader import ALLOCATION_DTYPE, FIELD_DTYPE, HEADER_DTYPE, METADATA_DTYPE
-from pipelines.manifest import Manifest, Split
-from pipelines.tar_reader import SAMPLE_DTYPE
-from preprocess.beton import BetonWriter
-from preprocess.encode import EncodedImage
-from preprocess.tar_shards import TarWriter
+from sdpnet.pipelines.shards.beton import ALLOCATION_DTYPE, FIELD_DTYPE, HEADER_DTYPE, METADATA_DTYPE
+from sdpnet.pipelines.shards.manifest import Manifest, Split
+from sdpnet.pipelines.shards.tar import SAMPLE_DTYPE
+from sdpnet.preprocess.conversion.writers.beton import BetonWriter
+from sdpnet.preprocess.conversion.writers.tar import TarWriter
+from sdpnet.preprocess.encoding.encode import EncodedImage
 
 __all__ = ["CHANGES", "Change"]
 

@@ -16,9 +16,9 @@ from typing import Any
 from shard_reading import Ended, attempt, loader_of
 from trial import Outcome
 
-from pipelines.contract import Loader
-from pipelines.layout import open_split
-from preprocess.verify import verify
+from sdpnet.pipelines.contract import Loader
+from sdpnet.pipelines.shards.layout import open_split
+from sdpnet.preprocess.verify import verify
 
 __all__ = ["trial"]
 

@@ -19,8 +19,8 @@ from conversion import convert_folder
 from PIL import Image
 from trial import Kind, Outcome
 
-from preprocess.beton import BetonWriter
-from preprocess.tar_shards import TarWriter
+from sdpnet.preprocess.conversion.writers.beton import BetonWriter
+from sdpnet.preprocess.conversion.writers.tar import TarWriter
 
 __all__ = ["KINDS"]
 

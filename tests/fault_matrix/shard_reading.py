@@ -26,16 +26,16 @@ import torch
 from shard_changes import CHANGES, Change
 from trial import Outcome
 
-from pipelines.contract import Loader, ShardOptions, make_loader
-from pipelines.errors import UserError
-from pipelines.layout import open_split
-from pipelines.manifest import read_manifest
-from preprocess import report
-from preprocess.report_page import page
-from preprocess.survey import survey
-from preprocess.verify import verify
 from sdpnet import train
-from sdpnet.config import load_config
+from sdpnet.config.load import load_config
+from sdpnet.pipelines.contract import Loader, ShardOptions, make_loader
+from sdpnet.pipelines.errors import UserError
+from sdpnet.pipelines.shards.layout import open_split
+from sdpnet.pipelines.shards.manifest import read_manifest
+from sdpnet.preprocess import describe as report
+from sdpnet.preprocess.inspection.page import page
+from sdpnet.preprocess.inspection.survey import survey
+from sdpnet.preprocess.verify import verify
 
 __all__ = ["BATCH", "Ended", "attempt", "loader_of", "memory_in_use", "result_of"]
 

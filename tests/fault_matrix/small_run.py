@@ -39,7 +39,7 @@ def make_shards(folder: Path) -> Path:
 
 def training(data: Path, out: Path, *settings: str) -> list[str]:
     """The flags of `train`: six steps an epoch in a global batch of four, saved after every second step."""
-    from pipelines import native_decoder
+    from sdpnet.pipelines.native import decoder as native_decoder
 
     pipeline = "native" if native_decoder.available() else "torchvision"
     command = ["--config", "debug", "--data", str(data), "--out", str(out), "--pipeline", pipeline]

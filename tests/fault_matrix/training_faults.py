@@ -43,7 +43,7 @@ def _inject(out: str, call: str, path: str, nth: int, action: str, lasting: bool
 
 def _at_step(step: int, act: Callable[[], object]) -> None:
     """Does something after so many steps."""
-    from sdpnet.report import Reporter
+    from sdpnet.reporting.reporter import Reporter
 
     advance, count = Reporter.advance, [0]
 
@@ -202,7 +202,7 @@ def _not_alike(prepared: Prepared, rng: np.random.Generator, scratch: Path) -> O
 
 
 def _other_code() -> None:
-    from sdpnet import same_start
+    from sdpnet.training import same_start
 
     same_start._code_sha256 = lambda: "f" * 64  # type: ignore[assignment]
 
@@ -210,7 +210,7 @@ def _other_code() -> None:
 def _other_images(shards: Path) -> None:
     from dataclasses import replace
 
-    from pipelines.manifest import read_manifest
+    from sdpnet.pipelines.shards.manifest import read_manifest
 
     manifest = read_manifest(shards)
     split = manifest.splits["train"]

@@ -32,20 +32,20 @@ SURVIVOR_SECONDS = 60.0  # how long the other rank may take to notice that one w
 # Where a process is killed: module, attribute that is replaced, before or after the call. Those of MAIN are called in
 # the main process alone.
 EVERYWHERE = {
-    "after a step": ("sdpnet.report:Reporter.advance", True),
+    "after a step": ("sdpnet.reporting.reporter:Reporter.advance", True),
     "before an evaluation": ("sdpnet.train:evaluate", False),
     "after an evaluation": ("sdpnet.train:evaluate", True),
 }
 MAIN = {
     "before per_class.csv": ("sdpnet.train:write_per_class", False),
     "after per_class.csv": ("sdpnet.train:write_per_class", True),
-    "between an evaluation's line and its checkpoint": ("sdpnet.report:Reporter.evaluation", True),
-    "before a checkpoint": ("sdpnet.checkpoint_directory:Checkpoints.save", False),
-    "after a checkpoint was begun": ("sdpnet.checkpoint_directory:Checkpoints.save", True),
-    "between a checkpoint and the best": ("sdpnet.checkpoint_directory:write_checkpoint", True),
-    "between the best and what is removed": ("sdpnet.checkpoint_directory:Checkpoints._remove_old", False),
-    "before the model": ("sdpnet.setup:save_model", False),
-    "after the model": ("sdpnet.setup:save_model", True),
+    "between an evaluation's line and its checkpoint": ("sdpnet.reporting.reporter:Reporter.evaluation", True),
+    "before a checkpoint": ("sdpnet.checkpoints.directory:Checkpoints.save", False),
+    "after a checkpoint was begun": ("sdpnet.checkpoints.directory:Checkpoints.save", True),
+    "between a checkpoint and the best": ("sdpnet.checkpoints.directory:write_checkpoint", True),
+    "between the best and what is removed": ("sdpnet.checkpoints.directory:Checkpoints._remove_old", False),
+    "before the model": ("sdpnet.training.setup:save_model", False),
+    "after the model": ("sdpnet.training.setup:save_model", True),
 }
 
 
@@ -120,7 +120,7 @@ class _Launch:
 def _train(command: list[str], kill: Kill | None, rank: int, begun: int, report: Path) -> int:
     """In the child: the command, which kills itself where it is told to."""
     import sdpnet.train
-    from sdpnet.report import Reporter
+    from sdpnet.reporting.reporter import Reporter
 
     begin_epoch = Reporter.begin_epoch
 
@@ -220,7 +220,7 @@ def require_good(ended: Sequence[Any]) -> None:
 
 def differences(whole: Path, out: Path) -> list[str]:
     """What is not as in the run to which nothing happened, a line each."""
-    from sdpnet.checkpoint import load_checkpoint
+    from sdpnet.checkpoints.model import load_checkpoint
 
     names, expected = ({str(p.relative_to(run)) for p in run.rglob("*")} for run in (out, whole))
     found = [f"{name} is there" for name in sorted(names - expected)]

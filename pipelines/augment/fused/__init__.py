@@ -1,0 +1,1 @@
+"""The device stage's operations in Triton: the reference's results in a few kernels."""

@@ -1,0 +1,181 @@
+"""The device stage as one Triton kernel: each pixel's way backwards to its source, and forwards to what the model sees.
+
+row of draws + uint8 pixel(s) --(operations)--> --(normalise)--> --(erase)--> --(mix)--> one write
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from sdpnet.pipelines.augment.fused.launch import COLUMN, FIELDS
+from sdpnet.pipelines.augment.fused.operations import load_float, operate
+from sdpnet.pipelines.plan import ERASE_MODES, MIX_CUTMIX, MIX_MIXUP
+
+__all__ = ["finish_kernel"]
+
+_FIELDS, _COLUMN = tl.constexpr(FIELDS), tl.constexpr(COLUMN)
+_COLOUR_MODE, _PIXEL_MODE = tl.constexpr(ERASE_MODES.index("colour")), tl.constexpr(ERASE_MODES.index("pixel"))
+_NO_ERASING = tl.constexpr(-1)
+_MIXUP, _CUTMIX = tl.constexpr(MIX_MIXUP), tl.constexpr(MIX_CUTMIX)
+
+
+@triton.jit
+def _normal(key, position):
+    """As `sdpnet.pipelines.augment.reference.noise.normal_noise`: output number `position` of SplitMix64, then Box &
+    Muller."""
+    x = key + (position + 1).to(tl.uint64) * 0x9E3779B97F4A7C15
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB
+    x = x ^ (x >> 31)
+    radius = ((x >> 40).to(tl.int32) + 1).to(tl.float32) * 5.960464477539063e-08  # 2^-24
+    angle = (x & 0xFFFFFF).to(tl.int32).to(tl.float32) * 3.7450702829239286e-07  # 2^-24 * 2 pi
+    return tl.sqrt(tl.log(radius) * -2.0) * tl.cos(angle)
+
+
+@triton.jit
+def _finished(
+    images,
+    prepared,
+    tables,
+    row,
+    scale,
+    sample,
+    x,
+    y,
+    wanted,
+    first,
+    last,
+    height,
+    width,
+    fill,
+    COLUMNS: tl.constexpr,
+    ERASE: tl.constexpr,
+):
+    """Operated on, normalised and erased: float32 (r, g, b). `first` and `last` are the block's rows."""
+    r, g, b = operate(images, prepared, tables, row, sample, x, y, wanted, COLUMNS, height, width, fill, COLUMNS)
+    r = r.to(tl.float32) * tl.load(scale) + tl.load(scale + 3)
+    g = g.to(tl.float32) * tl.load(scale + 1) + tl.load(scale + 4)
+    b = b.to(tl.float32) * tl.load(scale + 2) + tl.load(scale + 5)
+    if ERASE != _NO_ERASING:
+        top, left, tall, wide = tl.load(row + 1), tl.load(row + 2), tl.load(row + 3), tl.load(row + 4)
+        if (first < top + tall) & (last >= top):
+            inside = (y >= top) & (y < top + tall) & (x >= left) & (x < left + wide)
+            new_r, new_g, new_b = tl.zeros_like(r), tl.zeros_like(r), tl.zeros_like(r)
+            if (ERASE == _COLOUR_MODE) | (ERASE == _PIXEL_MODE):
+                low, high = tl.load(row + 5).to(tl.uint32, bitcast=True), tl.load(row + 6).to(tl.uint32, bitcast=True)
+                key = (high.to(tl.uint64) << 32) | low.to(tl.uint64)
+                if ERASE == _PIXEL_MODE:
+                    position, step = y * width + x, height * width
+                else:
+                    position, step = tl.zeros_like(x), 1
+                new_r = _normal(key, position)
+                new_g = _normal(key, position + step)
+                new_b = _normal(key, position + 2 * step)
+            r, g, b = tl.where(inside, new_r, r), tl.where(inside, new_g, g), tl.where(inside, new_b, b)
+    return r, g, b
+
+
+@triton.jit
+def finish_kernel(
+    images,
+    prepared,
+    tables,
+    draws,
+    scale,
+    out,
+    height,
+    width,
+    fill,
+    COLUMNS: tl.constexpr,
+    ERASE: tl.constexpr,
+    MIX: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One block of BLOCK pixels of one sample a program; grid (blocks, B).
+
+    Args:
+        images: uint8 (B, H, W, 3).
+        prepared: uint8 (N, 3, H, W), read in place of an image whose row or column has a slot from 0 on.
+        tables: uint8 (B, COLUMNS, 3, 256), new levels from `table_kernel`; not read without such operations.
+        draws: int32 (B, FIELDS + COLUMNS * COLUMN).
+        scale: float32 (6,), what levels are multiplied by and what is then added, for red, green and blue.
+        out: (B, H, W, 3), float32, float16 or bfloat16.
+        fill: levels of what geometric operations leave uncovered: red + 256 green + 65,536 blue.
+        ERASE: index into `ERASE_MODES`, or -1.
+    """
+    sample, pixels = tl.program_id(1), height * width
+    offset = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    first, last = tl.program_id(0) * BLOCK // width, (tl.program_id(0) * BLOCK + BLOCK - 1) // width
+    live = offset < pixels
+    x, y = offset % width, offset // width
+    row = draws + sample * (_FIELDS + COLUMNS * _COLUMN)
+    if MIX:
+        kind, partner = tl.load(row + 7), tl.load(row + 8)
+        top, left, tall, wide = tl.load(row + 10), tl.load(row + 11), tl.load(row + 12), tl.load(row + 13)
+        inside = (y >= top) & (y < top + tall) & (x >= left) & (x < left + wide) & (kind == _CUTMIX)
+        weight = tl.where(kind == _MIXUP, load_float(row + 9), tl.where(inside, 0.0, 1.0))
+        r, g, b = _finished(
+            images,
+            prepared,
+            tables,
+            row,
+            scale,
+            sample,
+            x,
+            y,
+            live & (weight != 0.0),
+            first,
+            last,
+            height,
+            width,
+            fill,
+            COLUMNS,
+            ERASE,
+        )
+        if (kind == _MIXUP) | ((kind == _CUTMIX) & (first < top + tall) & (last >= top)):
+            other_row = draws + partner * (_FIELDS + COLUMNS * _COLUMN)
+            other_r, other_g, other_b = _finished(
+                images,
+                prepared,
+                tables,
+                other_row,
+                scale,
+                partner,
+                x,
+                y,
+                live & (weight != 1.0),
+                first,
+                last,
+                height,
+                width,
+                fill,
+                COLUMNS,
+                ERASE,
+            )
+            r = r * weight + other_r * (1.0 - weight)
+            g = g * weight + other_g * (1.0 - weight)
+            b = b * weight + other_b * (1.0 - weight)
+    else:
+        r, g, b = _finished(
+            images,
+            prepared,
+            tables,
+            row,
+            scale,
+            sample,
+            x,
+            y,
+            live,
+            first,
+            last,
+            height,
+            width,
+            fill,
+            COLUMNS,
+            ERASE,
+        )
+    to = out + sample.to(tl.int64) * 3 * pixels + offset * 3
+    tl.store(to, r.to(out.dtype.element_ty), mask=live)
+    tl.store(to + 1, g.to(out.dtype.element_ty), mask=live)
+    tl.store(to + 2, b.to(out.dtype.element_ty), mask=live)

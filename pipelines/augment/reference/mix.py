@@ -1,0 +1,47 @@
+"""MixUp (Zhang et al., 2017) and CutMix (Yun et al., 2019), per sample, as one weighted sum with the partner."""
+
+from __future__ import annotations
+
+import torch
+
+from sdpnet.pipelines.augment.reference.boxes import outside_boxes
+from sdpnet.pipelines.plan import MIX_CUTMIX, MIX_MIXUP
+
+__all__ = ["mix", "mix_targets", "soft_targets"]
+
+
+def mix(
+    images: torch.Tensor,
+    partners: torch.Tensor,
+    kinds: torch.Tensor,
+    lambdas: torch.Tensor,
+    boxes: torch.Tensor,
+) -> torch.Tensor:
+    """Mixes every image with its partner's; the targets: `mix_targets`.
+
+    Args:
+        images: float (B, C, H, W).
+        partners: float (B, C, H, W), the image that is mixed into each.
+        kinds: uint8 (B,), `sdpnet.pipelines.plan.MIX_*`.
+        lambdas: float32 (B,), the image's own weight in MixUp.
+        boxes: int32 (B, 4), CutMix's region (top, left, height, width), whose pixels come from the partner.
+
+    Returns:
+        images; they and `partners` are written to.
+    """
+    own = torch.where(kinds == MIX_MIXUP, lambdas, 1.0).view(-1, 1, 1, 1)
+    cut = boxes * (kinds == MIX_CUTMIX).view(-1, 1)  # no height, no box
+    weights = outside_boxes(cut, *images.shape[2:]).mul_(own).to(images.dtype)
+    return images.mul_(weights).add_(partners.mul_(weights.neg_().add_(1)))
+
+
+def mix_targets(targets: torch.Tensor, partners: torch.Tensor, lambdas: torch.Tensor) -> torch.Tensor:
+    """Targets float (B, num_classes) mixed with their partners', with each sample's own weight (B,)."""
+    own = lambdas.view(-1, 1).to(targets.dtype)
+    return targets * own + targets[partners] * (1 - own)
+
+
+def soft_targets(labels: torch.Tensor, num_classes: int, smoothing: float) -> torch.Tensor:
+    """Labels int64 (B,) -> float32 (B, num_classes), smoothed as in Szegedy et al., 2016 and torch's loss."""
+    targets = torch.full((len(labels), num_classes), smoothing / num_classes, device=labels.device)
+    return targets.scatter_(1, labels.view(-1, 1), 1 - smoothing + smoothing / num_classes)

@@ -1,0 +1,1 @@
+"""The race between pipelines: contestants, ceilings and the processes that time them."""

@@ -1,0 +1,113 @@
+"""Single steps of a decoder alone, in C++ (`native/ceilings.h`): no decoder that takes them is faster.
+
+The library is optional, as it serves measurements only: ask `available()` first.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sysconfig
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from sdpnet.pipelines.benchmarks.stream import BenchConfig
+from sdpnet.pipelines.benchmarks.worker import Job
+from sdpnet.pipelines.contract import make_plan
+from sdpnet.pipelines.errors import BackendMissingError, ShardError, UserError
+from sdpnet.pipelines.images.strict_jpeg import decode_jpeg
+from sdpnet.pipelines.shards.beton import MODE_RAW
+from sdpnet.pipelines.shards.layout import open_split
+from sdpnet.pipelines.terminal.remedy import rebuild
+
+__all__ = ["CEILINGS", "CeilingStream", "available", "open_ceiling", "turbo_version"]
+
+CEILINGS: Final = {
+    "decode": "whole frames, libjpeg-turbo",
+    "huffman": "the Huffman decoder alone, libjpeg-turbo",
+    "resize": "our resize of the planned crops",
+}
+INTERFACE: Final = 1
+LIBRARY: Final = Path(__file__).parent.parent / "native" / f"ceilings{sysconfig.get_config_var('EXT_SUFFIX')}"
+
+
+def available() -> bool:
+    return _library() is not None
+
+
+def turbo_version() -> str:
+    """Of the libjpeg-turbo that the native code was built with."""
+    return _loaded().ceilings_turbo_version().decode()
+
+
+class CeilingStream:
+    """See `sdpnet.pipelines.benchmarks.worker.Stream`: a batch is one step of each of the plan's first images."""
+
+    crops = "plan"
+
+    def __init__(self, job: Job) -> None:
+        library = _loaded()
+        _, reader = open_split(job.data, job.split)
+        if (reader.modes == MODE_RAW).any():
+            raise UserError(f"{reader.path}: holds raw pixels, there is no JPEG to decode")
+        plan = make_plan(BenchConfig(job), reader.sizes, train=job.mode == "train", world_size=1).batch(0, 0)
+        encoded = [reader.encoded(int(sample)) for sample in plan.sample_ids]
+        sizes = np.ascontiguousarray(reader.sizes[plan.sample_ids], np.uint32)
+        boxes = np.ascontiguousarray(plan.crop_boxes, np.uint32)
+        images, more = encoded, []
+        arrays: list[np.ndarray] = [np.array([data.size for data in encoded], np.uint64)]
+        if job.contestant == "resize":
+            images = [decode_jpeg(data, *size) for data, size in zip(encoded, sizes.tolist(), strict=True)]
+            arrays, more = [sizes, boxes], [job.image_size]
+        self._kept = images  # the addresses are theirs
+        addresses = np.array([image.ctypes.data for image in images], np.uint64)
+        function = getattr(library, f"ceilings_{job.contestant}")
+        self._pool = ThreadPoolExecutor(len(job.cores))
+        self._calls: list[Callable[[], int]] = []
+        for part in np.array_split(np.arange(len(images)), len(job.cores)):
+            taken = [np.ascontiguousarray(array[part]) for array in (addresses, *arrays)]
+            self._calls.append(partial(_call, function, taken, more))
+        self._where = f"{reader.path}: the first {len(images)} samples of the plan"
+
+    def batches(self, count: int) -> Generator[tuple[int, None], None, None]:
+        for _ in range(count):
+            done = sum(self._pool.map(lambda call: call(), self._calls))
+            if done != len(self._kept):
+                raise ShardError(f"{self._where}: {len(self._kept) - done} cannot be decoded")
+            yield done, None
+
+
+def open_ceiling(job: Job) -> CeilingStream:
+    return CeilingStream(job)
+
+
+def _call(function: Any, arrays: list[np.ndarray], more: list[int]) -> int:
+    return function(*(array.ctypes.data for array in arrays), len(arrays[0]), *more)
+
+
+def _loaded() -> ctypes.CDLL:
+    library = _library()
+    if library is None:
+        raise BackendMissingError(f"the native ceilings are not built: {rebuild()}")
+    return library
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    try:
+        library = ctypes.CDLL(str(LIBRARY))
+        if library.ceilings_interface() != INTERFACE:
+            return None
+    except (OSError, AttributeError):
+        return None
+    pointer, size, side = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32
+    library.ceilings_turbo_version.restype = ctypes.c_char_p
+    library.ceilings_decode.argtypes = library.ceilings_huffman.argtypes = (pointer, pointer, size)
+    library.ceilings_resize.argtypes = (pointer, pointer, pointer, size, side)
+    for name in CEILINGS:
+        getattr(library, f"ceilings_{name}").restype = size
+    return library

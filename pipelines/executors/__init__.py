@@ -1,0 +1,1 @@
+"""The pipelines: each executes a plan on shards and yields batches."""

@@ -1,0 +1,277 @@
+"""The `ffcv` pipeline: FFCV's own `Loader` on the `.beton`, its order and crops taken from the plan.
+
+FFCV draws its order and crops itself; here both come from outside:
+
+- its `traversal_order` is replaced after construction (the constructor's `order=` takes none of ours), and
+- the decoder operation looks each sample's box up in a table that FFCV's compiled code reaches by address: an array
+  captured by the closure would be frozen when it is compiled. The table is filled a few batches ahead of the reader.
+
+FFCV drops its decoder's return code, so that a damaged JPEG trains on another image's pixels; here it is kept in
+the table and becomes a `ShardError`. The file was validated before FFCV sees it, and FFCV reads that very file, through
+our map of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+from typing import Any
+
+import numpy as np
+import torch
+
+_TORCH_THREADS = torch.get_num_threads()
+
+import numba as nb  # noqa: E402
+from ffcv.fields.rgb_image import SimpleRGBImageDecoder  # noqa: E402
+from ffcv.libffcv import imdecode, resize_crop  # noqa: E402
+from ffcv.loader import Loader as FfcvNativeLoader  # noqa: E402
+from ffcv.loader.epoch_iterator import EpochIterator  # noqa: E402
+from ffcv.pipeline.allocation_query import AllocationQuery  # noqa: E402
+from ffcv.pipeline.compiler import Compiler  # noqa: E402
+from ffcv.pipeline.state import State  # noqa: E402
+from ffcv.traversal_order.base import TraversalOrder  # noqa: E402
+
+from sdpnet.pipelines.contract import Batch, Source  # noqa: E402
+from sdpnet.pipelines.errors import ShardError, UserError  # noqa: E402
+from sdpnet.pipelines.shards.beton import MODE_JPEG, BetonReader  # noqa: E402
+from sdpnet.pipelines.shards.layout import Manifest  # noqa: E402
+
+torch.set_num_threads(_TORCH_THREADS)  # importing FFCV sets torch's threads to 1
+
+__all__ = ["FfcvLoader", "make"]
+
+_TOP, _LEFT, _HEIGHT, _WIDTH, _FLIP, _STATUS = range(6)
+_COLUMNS = 6
+
+
+@nb.extending.intrinsic
+def _int32_pointer(typing_context: Any, address: Any) -> Any:
+    """An integer address as a pointer that numba's `carray` takes."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+    return nb.types.CPointer(nb.types.int32)(nb.types.int64), generate
+
+
+class _PlannedDecoder(SimpleRGBImageDecoder):
+    """Whole-image decode, then crop, area resize and flip as `table[sample id]` says: FFCV's own steps, our numbers."""
+
+    def __init__(self, image_size: int, table: np.ndarray) -> None:
+        super().__init__()
+        self.image_size = image_size
+        self.table = table
+
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, Any]:
+        # One of each image of a batch: the largest JPEG that there is, not the tallest one's height by the widest one's
+        # width. Raw pixels are resized where they lie.
+        jpegs = self.metadata[self.metadata["mode"] == MODE_JPEG]
+        largest = int((jpegs["height"].astype(np.int64) * jpegs["width"]).max(initial=1))
+        shape = (self.image_size, self.image_size, 3)
+        state = State(jit_mode=True, device=previous_state.device, shape=shape, dtype=np.dtype("u1"))
+        return state, (AllocationQuery(shape, np.dtype("u1")), AllocationQuery((largest * 3,), np.dtype("u1")))
+
+    def generate_code(self) -> Callable[..., Any]:
+        read = self.memory_read
+        parallel_range = Compiler.get_iterator()
+        decode_jpeg = Compiler.compile(imdecode)
+        crop_and_resize = Compiler.compile(resize_crop)
+        address, rows, columns, jpeg = self.table.ctypes.data, len(self.table), _COLUMNS, MODE_JPEG
+
+        def decode(batch_indices: Any, storage: Any, metadata: Any, storage_state: Any) -> Any:
+            table = nb.carray(_int32_pointer(address), (rows, columns))
+            destination, scratch = storage
+            for i in parallel_range(len(batch_indices)):
+                sample = batch_indices[i]
+                field = metadata[sample]
+                encoded = read(field["data_ptr"], storage_state)
+                height, width = np.uint32(field["height"]), np.uint32(field["width"])
+                pixels = scratch[i]
+                if field["mode"] == jpeg:
+                    status = decode_jpeg(encoded, pixels, height, width, height, width, 0, 0, 1, 1, False, False)
+                    table[sample, 5] = status
+                    image = pixels.reshape(-1)[: 3 * height * width].reshape(height, width, 3)
+                else:
+                    image = encoded.reshape(height, width, 3)
+                top, left = table[sample, 0], table[sample, 1]
+                bottom, right = top + table[sample, 2], left + table[sample, 3]
+                crop_and_resize(image, top, bottom, left, right, destination[i])
+                if table[sample, 4]:
+                    size = destination.shape[2]
+                    for y in range(destination.shape[1]):
+                        for x in range(size // 2):
+                            for c in range(3):
+                                swap = destination[i, y, x, c]
+                                destination[i, y, x, c] = destination[i, y, size - 1 - x, c]
+                                destination[i, y, size - 1 - x, c] = swap
+            return destination[: len(batch_indices)]
+
+        setattr(decode, "is_parallel", True)  # noqa: B010
+        return decode
+
+
+class _GivenOrder(TraversalOrder):
+    """FFCV's traversal order, set from outside before each epoch."""
+
+    order = np.zeros(0, np.uint64)
+
+    def sample_order(self, epoch: int) -> np.ndarray:
+        return self.order
+
+
+class _EpochIterator(EpochIterator):
+    """FFCV's loading thread; an error that ends it is kept for whoever waits, not printed."""
+
+    failure: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            super().run()
+        except Exception as error:
+            self.failure = error
+
+
+class _Loader(FfcvNativeLoader):
+    """FFCV's loader with our loading thread; what it does first is FFCV's own `__iter__`."""
+
+    def __iter__(self) -> EpochIterator:
+        Compiler.set_num_threads(self.num_workers)
+        order = self.next_traversal_order()[: len(self) * self.batch_size]
+        self.next_epoch += 1
+        if self.code is None or self.recompile:
+            self.generate_code()
+        return _EpochIterator(self, order)
+
+
+class FfcvLoader:
+    """See `sdpnet.pipelines.contract.Loader`. Compiles for several seconds when it is made."""
+
+    masked: tuple[int, ...] = ()
+
+    def __init__(self, source: Source, manifest: Manifest) -> None:
+        if not isinstance(source.reader, BetonReader):
+            raise UserError(f"{source.reader.path}: FFCV reads .beton files only; use another --pipeline")
+        self.source = source
+        self._file = source.reader.file
+        self.manifest = manifest
+        self._table = np.zeros((source.reader.num_samples, _COLUMNS), np.int32)
+        self._batch_size = source.plan.batch_size // source.shard.world_size
+        self._copies = torch.cuda.Stream(source.device) if source.device.type == "cuda" else None
+        self._compile()
+
+    def _compile(self) -> None:
+        source = self.source
+        torch_threads = torch.get_num_threads()
+        self._loader = _Loader(
+            self._file.open_path(),
+            batch_size=self._batch_size,
+            num_workers=min(source.threads, nb.config.NUMBA_NUM_THREADS),
+            os_cache=True,
+            drop_last=False,
+            batches_ahead=source.prefetch_batches,
+            pipelines={"image": [_PlannedDecoder(source.plan.image_size, self._table)]},
+        )
+        torch.set_num_threads(torch_threads)  # FFCV sets torch's threads to its own
+        self._loader.memory_manager.context.mmap = self._file.data  # else FFCV maps the file itself, unguarded
+        self._file.check()
+        self._order = _GivenOrder(self._loader)
+        self._loader.traversal_order = self._order
+
+    def __len__(self) -> int:
+        return len(self.source.plan)
+
+    def set_image_size(self, image_size: int) -> None:
+        if image_size != self.source.plan.image_size:
+            self.source = self.source.resized(image_size)
+            self._compile()
+
+    def batches(self, epoch: int = 0, start: int = 0) -> Generator[Batch, None, None]:
+        source, count = self.source, len(self)
+        # FFCV decodes at most batches_ahead + 1 batches beyond the one in our hands, and one more is in the making.
+        lead = source.prefetch_batches + 3
+        if start >= count:
+            return
+        first = source.shard.rank * self._batch_size
+        mine = slice(first, first + self._batch_size)
+        order = np.concatenate([source.plan.batch_ids(epoch, index)[0][mine] for index in range(start, count)])
+        self._order.order = self._loader.first_traversal_order = order.astype(np.uint64)
+        plans = {index: self._tabulate(epoch, index) for index in range(start, min(start + lead, count))}
+        iterator = self._begin()
+        try:
+            for index in range(start, count):
+                images, labels = self._next(iterator)
+                plan = plans.pop(index)
+                failed = np.flatnonzero(self._table[plan.sample_ids, _STATUS])
+                if len(failed):
+                    self._file.check()  # else a file that was cut would look like damaged images
+                    raise ShardError(f"{source.reader.path}: sample {plan.sample_ids[failed[0]]}: damaged JPEG")
+                images = torch.as_tensor(images)
+                images = images if self._copies is None else self._on_gpu(images, self._copies)
+                yield source.batch(images, plan, torch.as_tensor(labels).view(-1).clone())
+                if index + lead < count:
+                    plans[index + lead] = self._tabulate(epoch, index + lead)
+        finally:
+            iterator.iter_ixes = iter(())  # the thread ends after the batch in the making
+            while iterator.is_alive():  # it may be blocked on its full queue
+                while not iterator.output_queue.empty():
+                    iterator.output_queue.get_nowait()
+                iterator.join(timeout=0.01)
+            iterator.close()
+
+    def _begin(self) -> EpochIterator:
+        """Starts FFCV's thread, with memory for all batches that it may be at."""
+        torch_threads = torch.get_num_threads()
+        try:
+            return iter(self._loader)
+        except Exception as error:
+            raise self._failure(error) from error
+        finally:
+            torch.set_num_threads(torch_threads)
+
+    def _next(self, iterator: EpochIterator) -> Any:
+        """FFCV's next batch; its own `__next__` waits for ever when the loading thread has died."""
+        while iterator.output_queue.empty():
+            if not iterator.is_alive() and iterator.output_queue.empty():
+                raise self._failure(iterator.failure) from iterator.failure
+            time.sleep(0.0005)
+        return next(iterator)
+
+    def _failure(self, error: Exception | None) -> UserError:
+        """An error of FFCV, of the compiler or of the system, in one line."""
+        self._file.check()  # a file that was changed is the cause
+        path, lines = self.source.reader.path, str(error or "its loading thread ended").strip().splitlines()
+        reason = lines[0] if lines else type(error).__name__
+        if not isinstance(error, MemoryError) and "allocate memory" not in reason:
+            return UserError(f"{path}: FFCV failed ({reason}); use --pipeline native (the default)")
+        heights, widths = self.source.reader.sizes.astype(np.int64).T
+        largest = int((heights * widths).argmax())
+        count = self._batch_size * (self.source.prefetch_batches + 2)
+        gigabytes = 3e-9 * count * heights[largest] * widths[largest]
+        return UserError(
+            f"{path}: FFCV needs {gigabytes:,.1f} GB of memory, for {count:,} images as large as the largest one "
+            f"({widths[largest]} x {heights[largest]} pixels); use --pipeline native (the default), or lower "
+            "data.batch_size_per_gpu or data.prefetch_batches, or convert with a smaller --max-side"
+        )
+
+    def _on_gpu(self, images: torch.Tensor, copies: torch.cuda.Stream) -> torch.Tensor:
+        """A copy on a stream of its own, which has ended: FFCV writes to `images` again."""
+        with torch.cuda.stream(copies):
+            there = images.to(self.source.device, non_blocking=True)
+        copies.synchronize()
+        there.record_stream(torch.cuda.current_stream(self.source.device))  # its memory is the other stream's
+        return there
+
+    def _tabulate(self, epoch: int, index: int) -> Any:
+        plan = self.source.batch_plan(epoch, index)
+        self._table[plan.sample_ids, _TOP : _WIDTH + 1] = plan.crop_boxes
+        self._table[plan.sample_ids, _FLIP] = plan.flips
+        self._table[plan.sample_ids, _STATUS] = 0
+        return plan
+
+    def close(self) -> None:
+        """Nothing outlives an iterator."""
+
+
+def make(source: Source, manifest: Manifest) -> FfcvLoader:
+    return FfcvLoader(source, manifest)

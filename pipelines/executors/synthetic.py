@@ -1,0 +1,44 @@
+"""The `synthetic` pipeline: a fixed batch of noise already on the device: what a step costs when data is free."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import torch
+
+from sdpnet.pipelines.contract import Batch, Source
+from sdpnet.pipelines.shards.manifest import Manifest
+
+__all__ = ["SyntheticLoader", "make"]
+
+
+class SyntheticLoader:
+    """See `sdpnet.pipelines.contract.Loader`. Labels, sample ids and plan are the real ones; the pixels mean
+    nothing."""
+
+    masked: tuple[int, ...] = ()
+
+    def __init__(self, source: Source, manifest: Manifest) -> None:
+        self.source = source
+        self.manifest = manifest
+        self.set_image_size(source.plan.image_size)
+
+    def __len__(self) -> int:
+        return len(self.source.plan)
+
+    def set_image_size(self, image_size: int) -> None:
+        source = self.source = self.source.resized(image_size)
+        shape = (source.plan.batch_size // source.shard.world_size, image_size, image_size, 3)
+        generator = torch.Generator().manual_seed(0)
+        self._images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(source.device)
+
+    def batches(self, epoch: int = 0, start: int = 0) -> Generator[Batch, None, None]:
+        for index in range(start, len(self)):
+            yield self.source.batch(self._images, self.source.batch_plan(epoch, index))
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+def make(source: Source, manifest: Manifest) -> SyntheticLoader:
+    return SyntheticLoader(source, manifest)

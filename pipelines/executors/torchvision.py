@@ -1,0 +1,139 @@
+"""The reference pipeline: whole images are decoded (`strict_jpeg`), torchvision crops and resizes, sample by sample, in
+`DataLoader` workers.
+
+Slow and obvious on purpose: the tests hold the other pipelines against it.
+"""
+
+from __future__ import annotations
+
+import gc
+import signal
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2.functional import horizontal_flip, resized_crop
+
+from sdpnet.pipelines.contract import Batch, Source
+from sdpnet.pipelines.errors import ShardError
+from sdpnet.pipelines.images.strict_jpeg import DamagedJpegError, decode_jpeg
+from sdpnet.pipelines.native import decoder as native_decoder
+from sdpnet.pipelines.plan import BatchPlan
+from sdpnet.pipelines.shards.beton import MODE_RAW
+from sdpnet.pipelines.shards.layout import ShardReader
+from sdpnet.pipelines.shards.manifest import Manifest
+
+__all__ = ["TorchvisionLoader", "decode", "make"]
+
+
+def decode(reader: ShardReader, sample_id: int) -> torch.Tensor:
+    """One stored image, whole: uint8 (3, height, width). Raises `ShardError` with the sample's number."""
+    encoded = reader.encoded(sample_id)
+    height, width = (int(side) for side in reader.sizes[sample_id])
+    if reader.modes[sample_id] == MODE_RAW:
+        return torch.from_numpy(encoded.reshape(height, width, 3).copy()).permute(2, 0, 1)
+    try:
+        return torch.from_numpy(decode_jpeg(encoded, height, width)).permute(2, 0, 1)
+    except DamagedJpegError as error:
+        raise ShardError(f"{reader.path}: sample {sample_id}: damaged JPEG ({error})") from None
+
+
+@dataclass
+class _Batches(Dataset["torch.Tensor | ShardError"]):
+    """Item k is batch `start + k` of an epoch, decoded: uint8 (B, size, size, 3), or why it cannot be."""
+
+    source: Source
+    epoch: int
+    start: int
+
+    def __len__(self) -> int:
+        return len(self.source.plan) - self.start
+
+    def __getitem__(self, item: int) -> torch.Tensor | ShardError:
+        plan = self.source.batch_plan(self.epoch, self.start + item)
+        try:
+            try:
+                return execute(self.source.reader, plan, self.source.plan.image_size)
+            finally:  # a file that was changed is the cause of any other error, and of none
+                self.source.reader.check(plan.sample_ids)
+        except ShardError as error:  # returned: raised in a worker it would come back wrapped in a traceback's text
+            return error
+
+
+def execute(reader: ShardReader, plan: BatchPlan, image_size: int) -> torch.Tensor:
+    """Decodes, crops, resizes (antialiased bilinear) and flips the samples of a plan: uint8 (B, size, size, 3)."""
+    images = torch.empty(len(plan), image_size, image_size, 3, dtype=torch.uint8)
+    for i, sample_id in enumerate(plan.sample_ids):
+        top, left, height, width = (int(v) for v in plan.crop_boxes[i])
+        image = resized_crop(
+            decode(reader, int(sample_id)),
+            top,
+            left,
+            height,
+            width,
+            [image_size, image_size],
+            interpolation=InterpolationMode.BILINEAR,
+            antialias=True,
+        )
+        images[i] = (horizontal_flip(image) if plan.flips[i] else image).permute(1, 2, 0)
+    return images
+
+
+def _start_worker(worker_id: int) -> None:
+    # The training loop handles these, and still needs batches: they may come to all processes of a group at once.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    if native_decoder.available():
+        native_decoder.guard_again()  # PyTorch's own handler would end the worker where a shard was cut
+
+
+class TorchvisionLoader:
+    """See `sdpnet.pipelines.contract.Loader`. With one thread it decodes in the calling process."""
+
+    masked: tuple[int, ...] = ()
+
+    def __init__(self, source: Source, manifest: Manifest) -> None:
+        self.source = source
+        self.manifest = manifest
+
+    def __len__(self) -> int:
+        return len(self.source.plan)
+
+    def set_image_size(self, image_size: int) -> None:
+        self.source = self.source.resized(image_size)
+
+    def batches(self, epoch: int = 0, start: int = 0) -> Generator[Batch, None, None]:
+        source = self.source
+        workers = 0 if source.threads == 1 else min(source.threads, len(self) - start)
+        loader = DataLoader(
+            _Batches(source, epoch, start),
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=source.prefetch_batches if workers else None,
+            multiprocessing_context="fork" if workers else None,
+            worker_init_fn=_start_worker,
+            pin_memory=source.device.type == "cuda",
+            generator=torch.Generator(),  # the loader draws a seed; not from the training's stream
+        )
+        gc.freeze()  # a worker must not collect, after the fork, what threads of this process still use
+        try:
+            iterator = iter(loader)
+        finally:
+            gc.unfreeze()
+        try:
+            for index, images in enumerate(iterator, start):
+                if isinstance(images, ShardError):
+                    raise images
+                yield source.batch(images, source.batch_plan(epoch, index))
+        finally:
+            if workers:
+                iterator._shutdown_workers()  # type: ignore[attr-defined]  # at once, not when collected
+
+    def close(self) -> None:
+        """Nothing outlives an iterator."""
+
+
+def make(source: Source, manifest: Manifest) -> TorchvisionLoader:
+    return TorchvisionLoader(source, manifest)

@@ -1,0 +1,1 @@
+"""Files on the disk: opened safely, read in part, locked, and published whole."""

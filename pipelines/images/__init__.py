@@ -1,0 +1,1 @@
+"""Any image file, as people have them, to pixels."""

@@ -1,0 +1,1 @@
+"""The crop decoder in C++, and how Python calls it."""

@@ -1,0 +1,249 @@
+"""The crop decoder (`native/crop_decoder.cpp`), loaded with ctypes: every call runs without the GIL.
+
+    stored images, crop boxes, flips --(Decoder.submit)--> Job --(wait)--> uint8 (B, height, width, 3), a status each
+
+It is built when the package is installed and may be missing: ask `available()`, or have `load()` say why.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sysconfig
+import weakref
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+__all__ = [
+    "DAMAGED",
+    "NO_MEMORY",
+    "OK",
+    "TOO_LARGE",
+    "UNSUPPORTED",
+    "Decoder",
+    "Job",
+    "available",
+    "decode_whole",
+    "guard_again",
+    "guard_mapping",
+    "load",
+    "mapping_is_damaged",
+    "release_mapping",
+]
+
+INTERFACE: Final = 2  # decoder_interface(): another number is a library left by another version of this package
+LIBRARY: Final = Path(__file__).parent / f"crop_decoder{sysconfig.get_config_var('EXT_SUFFIX')}"
+
+OK, DAMAGED, UNSUPPORTED, TOO_LARGE, NO_MEMORY = range(5)  # crop::Status of a sample
+_DONE, _NOT_YET, _BAD_SAMPLE, _SHORT_OF_MEMORY, _OTHER_PROCESS = range(5)  # the library's Answer
+_MESSAGE_BYTES: Final = 200
+
+
+class _Batch(ctypes.Structure):
+    _fields_ = (
+        ("count", ctypes.c_uint64),
+        ("addresses", ctypes.c_void_p),
+        ("sizes", ctypes.c_void_p),
+        ("image_sizes", ctypes.c_void_p),
+        ("boxes", ctypes.c_void_p),
+        ("raw", ctypes.c_void_p),
+        ("flips", ctypes.c_void_p),
+        ("out_height", ctypes.c_uint32),
+        ("out_width", ctypes.c_uint32),
+        ("output", ctypes.c_void_p),
+        ("statuses", ctypes.c_void_p),
+        ("messages", ctypes.c_void_p),
+    )
+
+
+class Job:
+    """One batch under way. Its outputs are written until it is done or released.
+
+    Attributes:
+        statuses: int32 (B,): OK, DAMAGED, UNSUPPORTED, TOO_LARGE or NO_MEMORY.
+    """
+
+    def __init__(self, decoder: Decoder, output: np.ndarray) -> None:
+        self._handle = ctypes.c_void_p()  # the library itself sets and clears it: no interrupt can come in between
+        self._decoder = decoder
+        self._output = output  # the threads write there: it must live
+        self.statuses = np.zeros(len(output), np.int32)
+        self._messages = np.zeros(len(output), f"S{_MESSAGE_BYTES}")
+
+    def wait(self, timeout_ms: int) -> bool:
+        """Whether all samples are done, after waiting for that no longer than `timeout_ms`."""
+        return _answer(load().decoder_wait(self._decoder.handle, self._handle, timeout_ms)) == _DONE
+
+    def message(self, sample: int) -> str:
+        """Why this sample of the batch has a status other than OK: part of a sentence."""
+        return bytes(self._messages[sample]).decode("utf-8", "replace")
+
+    def release(self) -> None:
+        """Cancels what has not begun and waits for the samples under way; nothing is written afterwards."""
+        if self._handle and not self._decoder.closed:
+            load().decoder_release(self._decoder.handle, ctypes.byref(self._handle))
+
+    def __del__(self) -> None:
+        self.release()
+
+
+class Decoder:
+    """A fixed set of threads that decode batches, the oldest first; the results do not depend on their number."""
+
+    def __init__(self, threads: int) -> None:
+        assert threads >= 1
+        library = load()
+        handle = library.decoder_create(threads)
+        if not handle:
+            raise MemoryError(f"no memory or no threads left for {threads} decoding threads (see ulimit -u)")
+        self._handle = handle
+        self._close = weakref.finalize(self, library.decoder_destroy, handle)  # also when the interpreter ends
+
+    @property
+    def closed(self) -> bool:
+        return not self._close.alive
+
+    @property
+    def handle(self) -> int:
+        if self.closed:
+            raise RuntimeError("the decoder is closed")
+        return self._handle
+
+    def submit(
+        self,
+        addresses: np.ndarray,
+        nbytes: np.ndarray,
+        image_sizes: np.ndarray,
+        boxes: np.ndarray,
+        raw: np.ndarray,
+        flips: np.ndarray,
+        output: np.ndarray,
+    ) -> Job:
+        """Queues a batch of B samples.
+
+        Args:
+            addresses: uint64 (B,): where the stored images lie in memory, which must stay until the job is released.
+            nbytes: int64 (B,): bytes of each.
+            image_sizes: int32 (B, 2): height, width in pixels. A JPEG of another size is damaged.
+            boxes: int32 (B, 4): top, left, height, width in source pixels.
+            raw: bool (B,): pixels, uint8 RGB (height, width, 3), instead of a JPEG file.
+            flips: bool (B,): mirror left-right.
+            output: uint8 (B, height, width, 3), C order: the crops, resized. Zero where a sample cannot be decoded.
+
+        Raises:
+            ValueError: a box is not inside its image, or an array is not as above.
+            RuntimeError: the decoder is closed, or was made by the process that this one was forked from.
+        """
+        count = len(output)
+        batch = _Batch(
+            count,
+            _address(addresses, np.uint64, (count,)),
+            _address(nbytes, np.int64, (count,)),
+            _address(image_sizes, np.int32, (count, 2)),
+            _address(boxes, np.int32, (count, 4)),
+            _address(raw, np.bool_, (count,)),
+            _address(flips, np.bool_, (count,)),
+            *output.shape[1:3],
+            _address(output, np.uint8, (*output.shape[:3], 3)),
+        )
+        job = Job(self, output)
+        batch.statuses, batch.messages = job.statuses.ctypes.data, job._messages.ctypes.data
+        bad = ctypes.c_uint64()
+        pointers = (ctypes.byref(part) for part in (batch, job._handle, bad))
+        if _answer(load().decoder_submit(self.handle, *pointers)) == _BAD_SAMPLE:
+            box, size = boxes[bad.value].tolist(), image_sizes[bad.value].tolist()
+            raise ValueError(f"sample {bad.value} of the batch: the box {box} is not inside its image of {size} pixels")
+        return job
+
+    def read_ahead(self, addresses: np.ndarray, nbytes: np.ndarray) -> None:
+        """Has these parts (uint64 (N,), int64 (N,)) of mapped files read into memory, by a thread of its own."""
+        count = len(addresses)
+        at, sizes = _address(addresses, np.uint64, (count,)), _address(nbytes, np.int64, (count,))
+        _answer(load().decoder_read_ahead(self.handle, count, at, sizes))
+
+    def close(self) -> None:
+        """Cancels all jobs, waits for the samples under way and ends the threads."""
+        self._close()
+
+
+def available() -> bool:
+    """Whether the library was built, by this version of the package, and can be loaded."""
+    try:
+        load()
+    except OSError:
+        return False
+    return True
+
+
+def decode_whole(encoded: np.ndarray, height: int, width: int) -> tuple[int, str, np.ndarray]:
+    """Decodes a JPEG file (uint8 (n,)) in the calling thread, outside of any `Decoder`.
+
+    Returns its status, the message that goes with another one than OK, and its pixels, uint8 (height, width, 3).
+    """
+    output, message = np.zeros((height, width, 3), np.uint8), ctypes.create_string_buffer(_MESSAGE_BYTES)
+    encoded = np.ascontiguousarray(encoded)
+    arguments = encoded.ctypes.data, len(encoded), height, width, output.ctypes.data, message
+    status = load().decoder_decode(*arguments)
+    return status, message.value.decode("utf-8", "replace"), output
+
+
+def guard_mapping(address: int, size: int) -> int | None:
+    """Has reads of this mapped file that the system cannot answer give zeros instead of ending the process.
+
+    Returns a number for `mapping_is_damaged`, which tells whether that has happened, and for `release_mapping`, which
+    must follow before the memory is used for something else; None where there are too many already.
+    """
+    number = load().mapping_guard(address, size)
+    return None if number < 0 else number
+
+
+def guard_again() -> None:
+    """For a process in which another library has taken over the signal that `guard_mapping` handles."""
+    load().mapping_guard_again()
+
+
+def mapping_is_damaged(number: int) -> bool:
+    return bool(load().mapping_is_damaged(number))
+
+
+def release_mapping(number: int) -> None:
+    load().mapping_release(number)
+
+
+@cache
+def load() -> ctypes.CDLL:
+    """The library; raises `OSError` with the reason where it cannot be used."""
+    library = ctypes.CDLL(str(LIBRARY))
+    try:
+        interface = library.decoder_interface()
+    except AttributeError:
+        interface = None
+    if interface != INTERFACE:
+        raise OSError(f"{LIBRARY}: built by another version of this package (interface {interface}, not {INTERFACE})")
+    pointer, unsigned = ctypes.c_void_p, ctypes.c_uint32
+    library.decoder_create.argtypes, library.decoder_create.restype = (unsigned,), pointer
+    library.decoder_destroy.argtypes, library.decoder_destroy.restype = (pointer,), None
+    library.decoder_submit.argtypes = (pointer,) * 4
+    library.decoder_wait.argtypes = (pointer, pointer, unsigned)
+    library.decoder_release.argtypes, library.decoder_release.restype = (pointer, pointer), None
+    library.decoder_read_ahead.argtypes = (pointer, ctypes.c_uint64, pointer, pointer)
+    unsigned64 = ctypes.c_uint64
+    library.decoder_decode.argtypes = (pointer, unsigned64, unsigned, unsigned, pointer, pointer)
+    library.mapping_guard.argtypes = (ctypes.c_uint64, ctypes.c_uint64)
+    return library
+
+
+def _address(array: np.ndarray, dtype: type[np.generic], shape: tuple[int, ...]) -> int:
+    if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
+        raise ValueError(f"got {array.dtype} {array.shape}, need {np.dtype(dtype)} {shape} in C order")
+    return array.ctypes.data
+
+
+def _answer(answer: int) -> int:
+    if answer == _SHORT_OF_MEMORY:
+        raise MemoryError("the crop decoder has no memory left")
+    if answer == _OTHER_PROCESS:
+        raise RuntimeError("the decoder belongs to the process that this one was forked from: make another one here")
+    return answer

@@ -1,0 +1,1 @@
+"""The random decisions of training as data: counter-based draws and augmentation policies."""

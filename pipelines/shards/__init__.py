@@ -1,0 +1,1 @@
+"""Shard sets on the disk: the manifest, and readers of `.beton` files and tars that check what they read."""

@@ -1,0 +1,253 @@
+"""`manifest.json` of a shard set: what it says, and how it is read from a file that may say anything."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import reprlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from sdpnet.pipelines.errors import ShardError, UserError
+from sdpnet.pipelines.images.preprocessing import Preprocessing
+from sdpnet.pipelines.shards.file import read_whole
+from sdpnet.pipelines.shards.origin import Origin, count_of, text_of
+
+__all__ = [
+    "FORMATS",
+    "MANIFEST_NAME",
+    "QUARANTINE_NAME",
+    "SCHEMA_VERSION",
+    "UNFINISHED_NAME",
+    "Manifest",
+    "ShardFile",
+    "Split",
+    "parse_split",
+    "read_manifest",
+]
+
+SCHEMA_VERSION: Final = 3
+_READABLE: Final = (2, SCHEMA_VERSION)  # in 2, all checksums begin at the file's first byte
+MANIFEST_NAME: Final = "manifest.json"
+QUARANTINE_NAME: Final = "quarantine.jsonl"
+UNFINISHED_NAME = ".unfinished"  # of the folder with the work of a conversion that has not ended
+FORMATS: Final = ("beton", "tar")
+_MOST_BYTES: Final = 16 << 20  # of a manifest: 25,000 tars, or a million classes
+_LONGEST_REASON: Final = 300  # characters
+_LONGEST_NAME: Final = 255  # bytes, of any file system
+_TOO_DEEP: Final = re.compile(r"^ {16}", re.MULTILINE)  # a manifest is indented by one space a level, and has six
+
+_shown = reprlib.Repr()
+_shown.maxstring = _shown.maxother = 120
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """One file of a split.
+
+    Attributes:
+        name: beside the manifest.
+        num_samples: of this file.
+        bytes: its size.
+        sha256: of the whole file, hex: of its bytes from `hashed_from` on, followed by those before.
+        sidecars: name and SHA-256 of each smaller file that belongs to it.
+        hashed_from: where the images begin in a file whose first bytes are written last, so that it need not be read
+            again for its checksum; else 0.
+    """
+
+    name: str
+    num_samples: int
+    bytes: int
+    sha256: str
+    sidecars: dict[str, str] = field(default_factory=dict)
+    hashed_from: int = 0
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a shard set.
+
+    Attributes:
+        num_samples: of all its files.
+        format: one of `FORMATS`.
+        files: in sample order.
+        num_quarantined: images of the source that could not be converted; `quarantine.jsonl` lists them.
+        num_kept: samples whose JPEG coefficients are the original's, passed through without re-encoding.
+    """
+
+    num_samples: int
+    format: str
+    files: tuple[ShardFile, ...]
+    num_quarantined: int = 0
+    num_kept: int = 0
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that is in its files, hex: the same for copies of a split, and another where any image differs."""
+        return hashlib.sha256("".join(f"{file.sha256}\n" for file in self.files).encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; `parse_split` takes it back."""
+        return {**vars(self), "files": [vars(file) for file in self.files]}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`manifest.json` of a shard set.
+
+    Attributes:
+        source: where the images came from.
+        classes: `classes[label]` is the class folder's name.
+        encode: the encoder's settings.
+        splits: by name.
+        created_by: the libraries that decided the encoded bytes.
+        quarantine_sha256: of `quarantine.jsonl`; None when there is none.
+        origin: what became which split, and what was left out; None where that was not recorded.
+    """
+
+    source: str
+    classes: tuple[str, ...]
+    encode: dict[str, Any]
+    splits: dict[str, Split]
+    created_by: str
+    quarantine_sha256: str | None = None
+    schema_version: int = SCHEMA_VERSION
+    origin: Origin | None = None
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def to_json(self) -> str:
+        """The file's text: sorted keys, so that equal manifests are equal bytes. `checksum` is that of all the rest."""
+        raw = {**vars(self), "splits": {name: split.to_dict() for name, split in self.splits.items()}}
+        del raw["origin"]  # the key is there only where something was recorded, as in manifests of before
+        return _sealed(raw if self.origin is None else {**raw, "origin": self.origin.to_dict()})
+
+
+def _sealed(raw: dict[str, Any]) -> str:
+    """The text of a manifest that says this: the SHA-256 of its compact JSON with sorted keys goes in as `checksum`."""
+    checksum = hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**raw, "checksum": checksum}, indent=1, sort_keys=True) + "\n"
+
+
+def _no_manifest(directory: Path) -> str:
+    """Why a directory without a manifest is no shard set, and what to do."""
+    if directory.is_file():
+        folder = directory.parent
+        if (folder / MANIFEST_NAME).is_file():
+            return f"a file of a shard set; give its folder, {folder}"
+        if directory.suffix == ".beton":
+            return "a .beton file, not a shard set; preprocess/adopt.py makes one of it"
+        return "a file, not a shard set; give the folder that preprocess/build_ffcv.py made"
+    wrong = f"no {MANIFEST_NAME} here, so it is no shard set"
+    if (directory / "metrics.jsonl").is_file():
+        return f"{wrong}, but a run (sdpnet report shows it); give the shard set that it was trained on"
+    return f"{wrong} (make one with preprocess/build_ffcv.py)"
+
+
+def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
+    """Reads and checks `manifest.json` of a shard set, not the files that it names (see `open_split`).
+
+    Raises `ShardError` when the directory or the manifest is missing, is not JSON, is of another schema version, has
+    changed by so much as a bit, is incomplete, or names a file twice or outside the directory.
+    """
+    directory = Path(directory)
+    path = directory / MANIFEST_NAME
+    if not os.path.exists(path):
+        raise ShardError(f"{directory}: {_no_manifest(directory)}")
+    content = read_whole(path, _MOST_BYTES, f"the {_MOST_BYTES:,} that a manifest may have")
+    try:
+        text = content.decode()
+        raw = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise ShardError(f"{path}: not valid JSON ({reason}); convert the data set again") from None
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if type(version) is not int or version not in _READABLE:
+        raise ShardError(
+            f"{path}: schema version {_shown.repr(version)}, but this sdpnet reads version {SCHEMA_VERSION}; "
+            "convert the data set again, or use the sdpnet that wrote it"
+        )
+    try:
+        if text != _sealed({key: value for key, value in raw.items() if key != "checksum"}):
+            raise ShardError(f"{path}: was changed after it was written (checksum); copy it again or convert again")
+        if _TOO_DEEP.search(text):
+            raise ValueError("values nested too deeply")
+        json.dumps(raw, ensure_ascii=False).encode("utf-8", "surrogateescape")
+        manifest = _manifest(raw)
+    except ShardError:
+        raise
+    except UnicodeEncodeError as error:
+        what = _shown.repr(error.object[max(0, error.start - 20) : error.start + 20])
+        raise ShardError(f"{path}: {what} has half of a surrogate pair, which is no text; convert again") from None
+    except UserError as error:  # of a setting
+        raise ShardError(f"{path}: encode: {str(error)[:_LONGEST_REASON]}; convert again") from None
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"[:_LONGEST_REASON]
+        raise ShardError(f"{path}: incomplete or damaged ({reason}); convert again") from None
+    seen: set[str] = set()
+    for split_name, split in manifest.splits.items():
+        shown = _shown.repr(split_name)
+        if split.format not in FORMATS:
+            found = _shown.repr(split.format)
+            raise ShardError(f"{path}: split {shown}: format {found} is none of {', '.join(FORMATS)}")
+        if sum(file.num_samples for file in split.files) != split.num_samples:
+            raise ShardError(f"{path}: split {shown}: its files' sample counts do not add up; convert again")
+        if split.format == "beton" and len(split.files) != 1:
+            raise ShardError(f"{path}: split {shown}: {len(split.files)} .beton files, but one holds it all")
+        for file in split.files:
+            for name in (file.name, *file.sidecars):
+                if name in seen:
+                    raise ShardError(f"{path}: file name {_shown.repr(name)} stands there twice; convert again")
+                seen.add(name)
+                if os.path.basename(name) != name or name in ("", ".", "..") or "\0" in name:
+                    raise ShardError(f"{path}: file name {_shown.repr(name)} leaves the shard set's directory")
+                if len(name.encode("utf-8", "surrogateescape")) > _LONGEST_NAME:
+                    raise ShardError(f"{path}: file name {_shown.repr(name)} is longer than names of files are")
+            if not file.name.endswith(f".{split.format}"):
+                raise ShardError(f"{path}: file name {_shown.repr(file.name)} in a split of format {split.format}")
+    return manifest
+
+
+def _manifest(raw: dict[str, Any]) -> Manifest:
+    """Raises KeyError, TypeError, ValueError, AttributeError or UserError for what no manifest says."""
+    quarantine, origin, classes = raw["quarantine_sha256"], raw.get("origin"), raw["classes"]
+    if not isinstance(classes, list):
+        raise TypeError("classes is no list")
+    encode = dict(raw["encode"])
+    Preprocessing.of(encode)  # training and prediction go by it
+    return Manifest(
+        source=text_of(raw["source"]),
+        classes=tuple(map(text_of, classes)),
+        encode=encode,
+        splits={name: parse_split(split) for name, split in raw["splits"].items()},
+        created_by=text_of(raw["created_by"]),
+        quarantine_sha256=None if quarantine is None else text_of(quarantine),
+        origin=None if origin is None else Origin.from_dict(origin),
+    )
+
+
+def parse_split(raw: dict[str, Any]) -> Split:
+    """What `Split.to_dict` gave; raises KeyError, TypeError, ValueError or AttributeError for anything else."""
+    files = tuple(
+        ShardFile(
+            name=text_of(f["name"]),
+            num_samples=count_of(f["num_samples"]),
+            bytes=count_of(f["bytes"]),
+            sha256=text_of(f["sha256"]),
+            sidecars={name: text_of(sha256) for name, sha256 in f["sidecars"].items()},
+            hashed_from=count_of(f.get("hashed_from", 0)),
+        )
+        for f in raw["files"]
+    )
+    return Split(
+        num_samples=count_of(raw["num_samples"]),
+        format=text_of(raw["format"]),
+        files=files,
+        num_quarantined=count_of(raw["num_quarantined"]),
+        num_kept=count_of(raw["num_kept"]),
+    )

@@ -1,0 +1,134 @@
+"""WebDataset tars as this project writes them, and a reader that trusts nothing in the files.
+
+Sample 12 with label 7 is two ustar members, each a 512-byte header and its data padded with zeros to 512 bytes:
+
+    000000012.jpg   the JPEG file
+    000000012.cls   "7"
+
+Two blocks of zeros end the file. Beside `NAME.tar` lies `NAME.samples`, one `SAMPLE_DTYPE` record a sample, so that a
+reader knows every place, size and label without walking the tar; and `NAME.idx`, the index that DALI wants.
+
+Formats: https://github.com/webdataset/webdataset (the tars), DALI's `wds2idx` (the index).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from sdpnet.pipelines.errors import ShardError
+from sdpnet.pipelines.shards.beton import MAX_PIXELS_PER_BYTE, MODE_JPEG
+from sdpnet.pipelines.shards.file import MappedFile
+
+__all__ = ["BLOCK", "END_BYTES", "SAMPLE_DTYPE", "TarReader", "sample_bytes", "validate_tar"]
+
+BLOCK: Final = 512
+END_BYTES: Final = 2 * BLOCK
+# `offset` is where the image's bytes start in the tar.
+SAMPLE_DTYPE = np.dtype(
+    [("offset", "<u8"), ("size", "<u4"), ("height", "<u2"), ("width", "<u2"), ("label", "<i4"), ("crc32", "<u4")]
+)
+
+_PIECE: Final = 65_536  # samples that are checked before more are read
+
+
+def sample_bytes(size: Any) -> Any:
+    """What a sample takes in the tar: two headers, the image of `size` bytes (a number or an array), the label."""
+    return 3 * BLOCK + (size + BLOCK - 1) // BLOCK * BLOCK
+
+
+def validate_tar(path: str | Path) -> np.ndarray:
+    """Checks that a tar and its `.samples` fit each other, and returns the latter: `SAMPLE_DTYPE` (num_samples,).
+
+    Reads the tar's size and its `.samples` only.
+
+    Raises:
+        ShardError: naming the file, the offending sample and what to do.
+    """
+    return _table(MappedFile(path))
+
+
+def _table(tar: MappedFile) -> np.ndarray:
+    """What `validate_tar` returns, of an open tar."""
+    path, tar_size = tar.path, tar.size
+    table_path = path.with_suffix(".samples")
+
+    def refuse(at: Path, problem: str) -> ShardError:
+        return ShardError(f"{at}: {problem}; the file is damaged or incomplete: copy or convert it again")
+
+    file = MappedFile(table_path)
+    num_samples, rest = divmod(file.size, SAMPLE_DTYPE.itemsize)
+    if rest:
+        raise refuse(table_path, f"{file.size} bytes are no whole number of {SAMPLE_DTYPE.itemsize}-byte records")
+    if num_samples * sample_bytes(1) + END_BYTES > tar_size:
+        raise refuse(table_path, f"lists more samples than the {tar_size:,} bytes of {path.name} can hold")
+    first, end = 0, np.uint64(0)
+    pieces = [np.zeros(0, SAMPLE_DTYPE)]
+
+    def require(ok: np.ndarray, problem: str) -> None:
+        if not ok.all():
+            raise refuse(table_path, f"sample {first + int(np.flatnonzero(~ok)[0])}: {problem}")
+
+    while first < num_samples:
+        piece = file.read(SAMPLE_DTYPE, first * SAMPLE_DTYPE.itemsize, min(_PIECE, num_samples - first))
+        require(piece["size"] > 0, "an image without bytes")
+        require((piece["width"] > 0) & (piece["height"] > 0), "an image without pixels")
+        pixels = piece["width"].astype(np.uint64) * piece["height"]
+        enough = piece["size"].astype(np.uint64) * np.uint64(MAX_PIXELS_PER_BYTE)
+        require(pixels <= enough, "more pixels than its bytes can hold")
+        sizes = sample_bytes(piece["size"].astype(np.uint64))
+        ends = end + np.cumsum(sizes, dtype=np.uint64)
+        starts = ends - sizes + np.uint64(BLOCK)
+        require(piece["offset"] == starts, "its image lies elsewhere than the sizes before it say")
+        require(ends <= tar_size, "its image lies behind the tar's end")
+        pieces.append(piece)
+        first, end = first + len(piece), ends[-1]
+    table = np.concatenate(pieces)
+    if int(end) + END_BYTES != tar_size:
+        raise refuse(path, f"{tar_size:,} bytes, but its {len(table):,} samples take {int(end) + END_BYTES:,}")
+    file.check()
+    return table
+
+
+class TarReader:
+    """Random access to the samples of validated tars through read-only memory maps.
+
+    See `sdpnet.pipelines.shards.layout.ShardReader`. Samples are numbered through all `files`, in their order; `path`
+    is what an error calls them together.
+    """
+
+    def __init__(self, files: list[Path], path: Path, sizes: list[int] | None = None) -> None:
+        """Raises `ShardError` as `validate_tar` does, and for a tar of another size than it should have by `sizes`."""
+        self.files = [MappedFile(*of) for of in (zip(files, sizes, strict=True) if sizes else zip(files))]
+        tables = [_table(file) for file in self.files]
+        table = np.concatenate(tables) if tables else np.zeros(0, SAMPLE_DTYPE)
+        self.path = path
+        self.num_samples = len(table)
+        self.labels = table["label"].astype(np.int64)
+        self.sizes = np.stack([table["height"], table["width"]], axis=1).astype(np.int32)
+        self.modes = np.full(len(table), MODE_JPEG, np.uint8)
+        self.nbytes = table["size"].astype(np.int64)
+        self._first = np.cumsum([0, *map(len, tables)])[:-1]  # each file's first sample
+        self._starts = table["offset"].astype(np.int64)
+        for file in self.files:
+            _ = file.data  # mapped now, while it is the file that was checked
+
+    def encoded(self, sample_id: int) -> np.ndarray:
+        """The JPEG file of one sample: read-only uint8 (n,)."""
+        if not 0 <= sample_id < self.num_samples:
+            raise IndexError(sample_id)
+        file = int(np.searchsorted(self._first, sample_id, "right")) - 1
+        return self.files[file].view(int(self._starts[sample_id]), int(self.nbytes[sample_id]))
+
+    def addresses(self, sample_ids: np.ndarray) -> np.ndarray:
+        """Where the bytes of these samples' images lie in memory while the reader lives: uint64 (n,)."""
+        files, which = np.unique(np.searchsorted(self._first, sample_ids, "right") - 1, return_inverse=True)
+        bases = np.array([self.files[file].data.ctypes.data for file in files.tolist()], np.uint64)
+        return self._starts[sample_ids].astype(np.uint64) + bases[which]
+
+    def check(self, sample_ids: np.ndarray) -> None:
+        """Raises `ShardError` if a file that these samples are in was changed since it was opened."""
+        for file in np.unique(np.searchsorted(self._first, sample_ids, "right") - 1).tolist():
+            self.files[file].check()

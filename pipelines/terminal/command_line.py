@@ -1,0 +1,67 @@
+"""The parser of every command: argparse's, which says what is nearest to a flag or word that it does not know."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+from sdpnet.pipelines.errors import printable
+
+__all__ = ["CommandParser"]
+
+
+class CommandParser(argparse.ArgumentParser):
+    """`argparse.ArgumentParser` without abbreviations, and with a remedy in its messages; no name acts on a terminal.
+
+    A mistake still ends with the usage and one line on stderr, and status 2.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{"allow_abbrev": False, **options})
+        self._given: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._given = sys.argv[1:] if args is None else list(args)
+        self._refuse_empty()
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments") and (command := self._command()) is not None:
+            command.error(message)  # whose flags they would be
+        super().error(printable(f"{message}{self._hint(message)}"))
+
+    def _refuse_empty(self) -> None:
+        """An empty path would be the current directory: `--out "$OUT"` without OUT would fill it."""
+        if any(isinstance(action, argparse._SubParsersAction) for action in self._actions):
+            return  # whose own parser does it
+        for before, word in zip(["", *self._given], self._given, strict=False):
+            if word == "" or re.fullmatch("--[a-z-]+=", word):
+                flag = word.rstrip("=") or (before if before in self._option_string_actions else "")
+                self.error(f"{f'argument {flag}: ' if flag else ''}an empty value, as of a variable that is not set")
+
+    def _command(self) -> CommandParser | None:
+        """The parser of the command that was given, where this one has commands."""
+        known = [action.choices for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        return next((choices[word] for choices in known for word in self._given if word in choices), None)
+
+    def _hint(self, message: str) -> str:
+        if unknown := re.search(r"invalid choice: '([^']*)'", message):
+            choices = [str(choice) for action in self._actions for choice in action.choices or ()]
+            near = get_close_matches(unknown[1], choices, n=1, cutoff=0.5)
+            return f"; did you mean {near[0]!r}?" if near else ""
+        words = self._given[: self._given.index("--")] if "--" in self._given else self._given
+        flags = list(self._option_string_actions)
+        for word in words:
+            flag = word.split("=", 1)[0]
+            if flag.startswith("--") and flag not in flags:
+                near = get_close_matches(flag, flags, n=1, cutoff=0.7)
+                return f" ({flag}: did you mean {near[0]}?)" if near else f" ({flag}: --help lists the flags)"
+        loose = bool(words) and not words[0].startswith("-")
+        loose = loose or re.match(r"unrecognized arguments: [^-]", message) is not None
+        if loose and all(action.option_strings for action in self._actions):
+            return f" (each value needs its flag: {', '.join(flag for flag in flags if flag not in ('-h', '--help'))})"
+        return ""

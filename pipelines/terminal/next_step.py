@@ -1,0 +1,113 @@
+"""What a person would type next: each command ends with one line, `next: COMMAND`, ready for the shell."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from sdpnet.pipelines.errors import UserError, printable
+from sdpnet.pipelines.shards.layout import open_split
+
+__all__ = ["fresh", "next_line", "python", "script", "sdpnet", "training"]
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+DEBUG_BELOW: Final = 256  # training images; configs/debug.yaml needs the fewest, a batch of 16
+DEBUG_NEEDS: Final = 16
+# Config by the median of the images' longer sides, in pixels.
+CONFIGS: Final = ((48, "cifar10"), (160, "demo"))
+
+
+def next_line(*words: str | Path, when: str = "") -> str:
+    """The line `next: COMMAND`, quoted for a POSIX shell; `when` is a condition, behind it as a comment."""
+    comment = f"  # {printable(when)}" if when else ""
+    return f"next: {' '.join(map(_quoted, words))}{comment}"
+
+
+def sdpnet(*words: str | Path) -> tuple[str | Path, ...]:
+    """The `sdpnet` command as it is typed here: with its path where the shell would not find this environment's."""
+    own = Path(sys.executable).with_name("sdpnet")
+    found = shutil.which("sdpnet")
+    if found is not None and (not own.exists() or Path(found).absolute() == own):
+        return ("sdpnet", *words)
+    return (_near(own), *words) if own.exists() else (python(), "-m", "sdpnet.cli", *words)
+
+
+def script(name: str, *words: str | Path) -> tuple[str | Path, ...]:
+    """A program of `preprocess/` as it is typed here: python preprocess/NAME.py ..."""
+    return (python(), _near(ROOT / "preprocess" / f"{name}.py"), *words)
+
+
+def fresh(path: Path) -> Path:
+    """This path, or the first of path-2, path-3, ... that does not exist."""
+    number, found = 1, path
+    while os.path.lexists(found):
+        number += 1
+        found = path.with_name(f"{path.name}-{number}")
+    return found
+
+
+def training(shards: Path, config: str | None = None, *words: str | Path) -> tuple[str | Path, ...]:
+    """The command that trains on a shard set, or none () where it has no train or no val split, or too few images.
+
+    Args:
+        shards: the shard set.
+        config: by default one for the number and the size of its images.
+        words: further flags.
+    """
+    try:
+        manifest, reader = open_split(shards, "train")
+    except UserError:
+        return ()
+    val = manifest.splits.get("val")
+    if val is None or not val.num_samples or reader.num_samples < DEBUG_NEEDS:
+        return ()
+    if config is None:
+        side = float(np.median(reader.sizes.max(axis=1)))
+        config = next((name for limit, name in CONFIGS if side <= limit), "sdpnet_xl")
+        config = "debug" if reader.num_samples < DEBUG_BELOW else config
+    out = fresh(Path("runs") / (shards.resolve().name or "run"))
+    return sdpnet("train", "--config", config, "--data", shards, *words, "--out", out)
+
+
+def python() -> str | Path:
+    """This environment's Python as it is typed here."""
+    found = shutil.which("python")
+    here = Path(sys.executable)
+    return "python" if found is not None and Path(found).absolute() == here else _near(here)
+
+
+def _near(path: Path) -> Path:
+    """The path from the working directory where it lies below that."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def _quoted(word: str | Path) -> str:
+    text = os.fspath(word)
+    if isinstance(word, Path) and text.startswith("-"):
+        text = f"./{text}"  # or the command would take it for a flag
+    if printable(text) == text and _can_be_printed(text):
+        return shlex.quote(text)
+    # $'...' with escapes, which bash, zsh and POSIX of 2024 know: nothing in it acts on the terminal.
+    return "$'" + "".join(map(_octet, text.encode("utf-8", "surrogateescape"))) + "'"
+
+
+def _can_be_printed(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _octet(octet: int) -> str:
+    char = chr(octet)
+    if char in "\\'":
+        return f"\\{char}"
+    return char if 0x20 <= octet < 0x7F else f"\\{octet:03o}"

@@ -1,0 +1,94 @@
+"""What a person types to get what is missing here: commands that work for this very installation.
+
+sdpnet is on no package index, so `pip install 'sdpnet[dali]'` finds nothing. What works depends on where the package
+was imported from: a checkout, or an installation whose metadata says what each extra needs and where it came from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+__all__ = ["checkout", "install", "install_extra", "rebuild", "set_up_again"]
+
+_ABOVE: Final = Path(__file__).resolve().parents[2]
+_HEADERS: Final = "install g++ and libjpeg's headers (Debian: g++ libjpeg-dev)"
+
+
+def checkout() -> Path | None:
+    """The directory of the checkout that this package is imported from, or None when it is installed without one."""
+    try:
+        text = (_ABOVE / "pyproject.toml").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    return _ABOVE if re.search(r'^name = "sdpnet"$', text, re.MULTILINE) else None
+
+
+def install(*requirements: str) -> str:
+    """The command that installs packages into the environment of the Python that runs now."""
+    return " ".join([_pip(), "install", *map(shlex.quote, requirements)])
+
+
+def install_extra(extra: str) -> str:
+    """The command that installs what an extra of sdpnet (such as "dali", see pyproject.toml) needs."""
+    from importlib.metadata import PackageNotFoundError, distribution  # slow to import, and seldom needed
+
+    above = checkout()
+    if above is not None:
+        return f"{_pip()} install -e {shlex.quote(f'{above}[{extra}]')}"
+    try:
+        requires = distribution("sdpnet").requires or []
+    except PackageNotFoundError:
+        requires = []
+    extras = [line.split(";")[0].strip() for line in requires if re.search(rf"extra == ['\"]{extra}['\"]", line)]
+    # An installation without metadata is somebody's copy of the folders: the extra's name is all that can be said.
+    return install(*extras) if extras else f"install what the extra {extra!r} in sdpnet's pyproject.toml lists"
+
+
+def rebuild() -> str:
+    """What gives an installation without them the native libraries (crop decoder, JPEG codec, ceilings)."""
+    above = checkout()
+    source = f"-e {shlex.quote(str(above))}" if above else f"--force-reinstall {_origin()}"
+    return set_up_again(f"{_HEADERS}, then {_pip()} install --no-deps {source}")
+
+
+def set_up_again(otherwise: str) -> str:
+    """`./dev setup --retry (or: OTHERWISE)` where ./dev made the running environment, else `otherwise` alone."""
+    above = checkout()
+    if above is None or Path(sys.prefix).resolve() != above / ".venv" or not (above / "dev").is_file():
+        return otherwise
+    dev = "./dev" if Path.cwd() == above else shlex.quote(str(above / "dev"))
+    return f"{dev} setup --retry (or: {otherwise})"
+
+
+def _pip() -> str:
+    """`pip` where that word starts the running Python's own; else the running Python with `-m pip`."""
+    found, beside = shutil.which("pip"), Path(sys.executable).with_name("pip")
+    if found is not None and os.path.realpath(found) == os.path.realpath(beside):
+        return "pip"
+    return f"{shlex.quote(sys.executable)} -m pip"
+
+
+def _origin() -> str:
+    """Where the installation came from (PEP 610), as an argument of pip."""
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    try:
+        said = distribution("sdpnet").read_text("direct_url.json")
+        found = json.loads(said or "{}")
+        url = found["url"]
+    except (PackageNotFoundError, ValueError, KeyError):
+        return "SDPNET, where SDPNET is the folder or address that it was installed from"
+    if "vcs_info" in found:
+        url = f"{found['vcs_info']['vcs']}+{url}@{found['vcs_info']['commit_id']}"
+    elif urlsplit(url).scheme == "file":
+        url = url2pathname(urlsplit(url).path)
+    return shlex.quote(url)

@@ -1,0 +1,1 @@
+"""The engine of a conversion: what it is, its journal, its parts, and how it is continued."""

@@ -1,0 +1,235 @@
+"""What both build commands share: flags, the space that is needed, one part or all, the closing summary."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from sdpnet.pipelines.errors import UserError, printable
+from sdpnet.pipelines.machine import core_share
+from sdpnet.pipelines.shards.manifest import UNFINISHED_NAME
+from sdpnet.pipelines.terminal.command_line import CommandParser
+from sdpnet.pipelines.terminal.next_step import next_line, script, training
+from sdpnet.pipelines.terminal.remedy import rebuild
+from sdpnet.preprocess.conversion.convert import Image, ImageSource, MakeWriter, convert
+from sdpnet.preprocess.conversion.identity import Conversion
+from sdpnet.preprocess.conversion.parts import Part, convert_part, merge
+from sdpnet.preprocess.conversion.ray_parts import run_on_ray
+from sdpnet.preprocess.conversion.summary import notes, say, summary
+from sdpnet.preprocess.conversion.unfinished import refuse_existing
+from sdpnet.preprocess.encoding import jpeg
+from sdpnet.preprocess.encoding.encode import EXIF_CHOICES, REENCODE_CHOICES, SUBSAMPLINGS, EncodeSettings, codec
+from sdpnet.preprocess.sources.files.location import Location
+from sdpnet.preprocess.sources.listing import SplitScan
+from sdpnet.preprocess.sources.scan import Scan, add_source_arguments, scan_arguments
+from sdpnet.preprocess.workers.pool import HANG_SECONDS, Encoded, Workers
+
+__all__ = ["build", "encoded_images", "make_parser", "plan_conversion"]
+
+_PATH_FLAGS: Final = ("source", "train", "val", "val_labels", "synsets")
+_SOURCE_FLAGS: Final = (*_PATH_FLAGS, "val_share", "val_seed")
+_NUM_ESTIMATED: Final = 48
+_CERTAINLY_ENOUGH: Final = 10  # times the originals: shards of them are hardly ever larger
+
+
+def plan_conversion(found: Scan, source: str, settings: EncodeSettings) -> Conversion:
+    """The conversion of all splits of a scan; `source` is the manifest's name for where the images came from."""
+    origin = found.origin
+    return Conversion(
+        source=source,
+        classes=found.classes,
+        encode=settings.to_dict(),
+        created_by=codec(),
+        num_images={name: split.num_images for name, split in found.splits.items()},
+        fingerprints={name: split.fingerprint() for name, split in found.splits.items()},
+        val_draw=None if origin.val_share is None else {"share": origin.val_share, "seed": origin.val_seed},
+        origin=origin,
+    )
+
+
+def encoded_images(found: Scan, workers: Workers, part: Part | None = None) -> ImageSource:
+    """The images of a scan, or of one part of it, as they are stored."""
+    part = part or Part(1, 1)
+
+    def images(name: str, first: int) -> Generator[Image, None, None]:
+        split = found.splits[name]
+        start, end = part.stretch(split.num_images)
+        with closing(workers.encode(split.locate, start + first, end)) as results:
+            for index, result in enumerate(results, start + first):
+                yield Image(int(split.labels[index]), result, partial(_names, split, index))
+
+    return images
+
+
+def _names(split: SplitScan, index: int) -> tuple[str, str]:
+    return split.relative_path(index), split.locate(index).name
+
+
+def make_parser(name: str, description: str) -> argparse.ArgumentParser:
+    """The flags of a build command."""
+    defaults = EncodeSettings()
+    parser = CommandParser(prog=name, description=description)
+    add = parser.add_argument
+    add("--out", metavar="DIR", required=True, help="where the shard set goes")
+    add_source_arguments(parser)
+    side = "reduce the longer side to this many pixels; 0 keeps every size (default: %(default)s)"
+    add("--max-side", metavar="N", type=int, default=defaults.max_side, help=side)
+    quality = "of the JPEGs, 1 to 100 (default: %(default)s)"
+    add("--quality", metavar="N", type=int, default=defaults.quality, help=quality)
+    subsampling = "chroma of the JPEGs; 4:4:4 keeps small images sharp (default: %(default)s)"
+    add("--subsampling", choices=SUBSAMPLINGS, default=defaults.subsampling, help=subsampling)
+    reencode = (
+        "always decode and encode; auto: keep the JPEGs that are within --max-side without loss; never: an image that "
+        "cannot be kept is bad (default: %(default)s)"
+    )
+    add("--reencode", choices=REENCODE_CHOICES, default=defaults.reencode, help=reencode)
+    exif = "EXIF orientation; ImageNet training ignores it by custom (default: %(default)s)"
+    add("--exif", choices=EXIF_CHOICES, default=defaults.exif, help=exif)
+    pixels = "a larger image is bad; limits a worker's memory: up to 16 bytes a pixel, by format (default: %(default)s)"
+    add("--max-pixels", metavar="N", type=int, default=defaults.max_pixels, help=pixels)
+    file_mb = "a larger file of the source is bad, and not read; in MB (default: %(default)s)"
+    add("--max-file-mb", metavar="N", type=int, default=defaults.max_file_mb, help=file_mb)
+    on_bad = "an image that cannot be converted ends the conversion, or is left out and listed (default: %(default)s)"
+    add("--on-bad", choices=["fail", "skip"], default="fail", help=on_bad)
+    add("--workers", metavar="N", type=int, help="processes that encode (default: one for each CPU core)")
+    hang = "an image whose decoder takes more processor time, not counting 1 s a MB, is bad (default: %(default)s)"
+    add("--hang-seconds", metavar="S", type=float, default=HANG_SECONDS, help=hang)
+    many = parser.add_mutually_exclusive_group()
+    add = many.add_argument
+    add("--part", metavar="I/N", help="convert only part I of N; parts may run at once, on machines that share --out")
+    add("--merge", action="store_true", help="make the shard set of the parts that are in --out")
+    add("--ray", metavar="N", type=int, help="convert N parts on a Ray cluster that shares all paths, then merge them")
+    return parser
+
+
+def build(arguments: argparse.Namespace, make_writer: MakeWriter, output: dict[str, Any]) -> None:
+    """Does what the flags say and prints the summary; `make_writer` and `output` are `convert`'s."""
+    out = Path(arguments.out)
+    began = time.monotonic()
+    if arguments.merge:
+        given = [flag for flag in _SOURCE_FLAGS if getattr(arguments, flag) is not None]
+        if given:
+            raise UserError(f"--{given[0].replace('_', '-')} with --merge: the parts know their source; leave it out")
+        manifest = merge(make_writer, output, out)
+    elif arguments.ray is not None:
+        if arguments.ray < 1:
+            raise UserError(f"--ray {arguments.ray}: must be at least 1")
+        for flag in (*_PATH_FLAGS, "out"):  # a task has another working directory
+            if getattr(arguments, flag) is not None:
+                setattr(arguments, flag, os.path.abspath(getattr(arguments, flag)))
+        parts = [Part(number, arguments.ray) for number in range(1, arguments.ray + 1)]
+        run_on_ray([partial(build_part, arguments, part) for part in parts], _workers(arguments))
+        manifest = merge(make_writer, output, out)
+    elif arguments.part is not None:
+        part = Part.parse(arguments.part)
+        count = build_part(arguments, part)
+        say(f"{printable(out)}: part {part.number}/{part.count} is finished, {count:,} images")
+        say(next_line(*_merge_command(output, out), when=f"when all {part.count} parts are finished"))
+        return
+    else:
+        with _prepared(arguments, None) as (conversion, images):
+            manifest = convert(conversion, images, make_writer, output, out, arguments.on_bad)
+    say(summary(manifest, out, time.monotonic() - began))
+    say(next_line(*(training(out) or script("report", out))))
+
+
+def _merge_command(output: dict[str, Any], out: Path) -> tuple[str | Path, ...]:
+    return script("build_dali" if output["format"] == "tar" else "build_ffcv", "--merge", "--out", out)
+
+
+def build_part(arguments: argparse.Namespace, part: Part) -> int:
+    """Converts one part of what the flags say; returns its number of images."""
+    with _prepared(arguments, part) as (conversion, images):
+        return convert_part(conversion, images, part, arguments.out, arguments.on_bad)
+
+
+@contextmanager
+def _prepared(arguments: argparse.Namespace, part: Part | None) -> Iterator[tuple[Conversion, ImageSource]]:
+    """What is to be converted, checked and listed, and its images."""
+    out = Path(arguments.out)
+    fresh = not (out / UNFINISHED_NAME).exists()
+    if fresh:
+        refuse_existing(out)  # before the scan, which takes minutes for millions of files
+    num_workers = _workers(arguments)
+    if not arguments.hang_seconds > 0:
+        raise UserError(f"--hang-seconds {arguments.hang_seconds:g}: must be above 0")
+    settings = EncodeSettings(
+        max_side=arguments.max_side,
+        quality=arguments.quality,
+        subsampling=arguments.subsampling,
+        reencode=arguments.reencode,
+        exif=arguments.exif,
+        max_pixels=arguments.max_pixels,
+        max_file_mb=arguments.max_file_mb,
+    )
+    if settings.reencode != "always" and not jpeg.available():
+        raise UserError(f"--reencode {settings.reencode}: the native JPEG codec is not built: {rebuild()}")
+    with Workers(settings, num_workers, arguments.hang_seconds) as workers:  # which start while we look for images
+        found = scan_arguments(arguments)
+        for line in notes(found, arguments.source):
+            say(line)
+        if fresh:
+            require_space(found, workers, out, twice=part is not None)
+        source = Path(arguments.source if arguments.source is not None else arguments.train).absolute().name
+        yield plan_conversion(found, source, settings), encoded_images(found, workers, part)
+
+
+def _workers(arguments: argparse.Namespace) -> int:
+    if arguments.workers is None:
+        return core_share()
+    if arguments.workers < 1:
+        raise UserError(f"--workers {arguments.workers}: must be at least 1")
+    return int(arguments.workers)
+
+
+def require_space(found: Scan, workers: Workers, out: Path, *, twice: bool) -> None:
+    """Raises `UserError` when the disk has certainly too little room for the shards.
+
+    Certainly: less than the estimate without three times its standard error. The estimate encodes a few images, spread
+    evenly; it is left out where the disk could take the originals several times over.
+
+    Args:
+        found, workers: of the conversion.
+        out: where it goes.
+        twice: for the parts and for what is merged from them.
+    """
+    total = sum(split.num_images for split in found.splits.values())
+    factor = total * (2 if twice else 1)
+    folder = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(folder).free
+    sample = [
+        split.locate(index * split.num_images // count)
+        for split in found.splits.values()
+        for count in [min(split.num_images, max(1, _NUM_ESTIMATED * split.num_images // total))]
+        for index in range(count)
+    ]
+    originals = [_size(location) for location in sample]
+    if _CERTAINLY_ENOUGH * max(statistics.fmean(originals), 1 << 10) * factor < free:
+        return
+    with closing(workers.encode(sample.__getitem__, 0, len(sample))) as results:
+        sizes = [len(result.data) for result in results if isinstance(result, Encoded)]
+    if len(sizes) < 2:
+        return
+    mean, error = statistics.fmean(sizes), statistics.stdev(sizes) / len(sizes) ** 0.5
+    if (mean - 3 * error) * factor > free:
+        raise UserError(
+            f"{out}: needs about {mean * factor / 1e9:,.1f} GB (estimated from {len(sizes)} of {total:,} images"
+            f"{', parts and merged' if twice else ''}), but its disk has {free / 1e9:,.1f} GB free"
+        )
+
+
+def _size(location: Location) -> int:
+    if location.size is not None:
+        return location.size
+    try:
+        return os.path.getsize(location.path)
+    except OSError:  # the conversion will say what is the matter with it
+        return 0

@@ -1,0 +1,248 @@
+"""Conversion on several machines: each converts a part, then the parts are merged into what one machine would make.
+
+    OUT/.unfinished/part-3-of-8/   SPLIT.spool    the part's encoded images, one after the other
+                                   SPLIT.records  their sizes, labels and checksums
+                                   journal.jsonl  what is done, as in any conversion
+
+A part is a stretch of each split. It does not depend on the format that is merged into.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import zlib
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sdpnet.pipelines.errors import UserError
+from sdpnet.pipelines.files.publish import write_all
+from sdpnet.pipelines.shards.manifest import UNFINISHED_NAME, Manifest, ShardFile
+from sdpnet.preprocess.conversion.convert import (
+    Image,
+    ImageSource,
+    MakeWriter,
+    OnBad,
+    convert,
+    quarantined,
+    run_splits,
+)
+from sdpnet.preprocess.conversion.identity import Conversion
+from sdpnet.preprocess.conversion.journal import (
+    BAD,
+    JOURNAL_NAME,
+    KEPT,
+    Records,
+    open_plain,
+    read_journal,
+    require_bytes,
+)
+from sdpnet.preprocess.conversion.unfinished import open_journal, refuse_existing, writing
+from sdpnet.preprocess.workers.pool import Bad, Encoded
+
+__all__ = ["Part", "convert_part", "merge"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Part `number` of `count`, numbered from 1. Raises `UserError` for a number out of range."""
+
+    number: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= self.count:
+            at = f"part {self.number}/{self.count}"
+            raise UserError(f"{at}: parts are numbered from 1 to their count, as in 1/8 to 8/8")
+
+    @staticmethod
+    def parse(text: str) -> Part:
+        """From "3/8"."""
+        if not re.fullmatch(r"\d+/\d+", text):
+            raise UserError(f"part {text!r}: must be a number and a count, such as 3/8")
+        number, count = map(int, text.split("/"))
+        return Part(number, count)
+
+    @property
+    def folder(self) -> str:
+        return f"part-{self.number}-of-{self.count}"
+
+    def stretch(self, num_images: int) -> tuple[int, int]:
+        """The first image of the part, and the first one after it."""
+        return num_images * (self.number - 1) // self.count, num_images * self.number // self.count
+
+
+class SpoolWriter:
+    """Writes a part's images one after the other; see `sdpnet.preprocess.conversion.convert.Writer`."""
+
+    format = "part"
+
+    def __init__(self, directory: Path, split: str, num_images: int) -> None:
+        self.path = directory / f"{split}.spool"
+        self._end = 0
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+    def __enter__(self) -> SpoolWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._file)
+
+    def resume(self, sizes: Iterable[int]) -> None:
+        self._end = sum(sizes)
+        require_bytes(self._file, self._end, self.path)
+        os.ftruncate(self._file, self._end)
+
+    def add(self, image: bytes | memoryview, label: int) -> None:
+        write_all(self._file, image, self._end)
+        self._end += len(image)
+
+    def sync(self) -> None:
+        os.fsync(self._file)
+
+    def finish(self, records: Records) -> tuple[ShardFile, ...]:
+        return ()
+
+
+def convert_part(
+    conversion: Conversion, images: ImageSource, part: Part, out: str | os.PathLike[str], on_bad: OnBad = "fail"
+) -> int:
+    """Converts one part, or what an earlier, interrupted call left to do of it; returns its number of images.
+
+    Args:
+        conversion: what all parts together convert.
+        images: gives the images of this part's stretch of a split, from any one on.
+        part: which part this is.
+        out: the shard set's folder, the same for all parts.
+        on_bad: see `convert`.
+
+    Raises:
+        UserError: as `convert` does, and when parts of another conversion or of another count lie in `out`.
+    """
+    out = Path(out)
+    unfinished = out / UNFINISHED_NAME
+    stretches = {name: part.stretch(count) for name, count in conversion.num_images.items()}
+    num_images = {name: end - start for name, (start, end) in stretches.items()}
+    identity = {"conversion": conversion.identity(), "part": part.folder}
+    with writing(unfinished / part.folder) as work:
+        entries, _ = read_journal(unfinished / JOURNAL_NAME)
+        if any("published" in entry for entry in entries):
+            raise UserError(f"{unfinished}: a merge of all parts was interrupted here; repeat --merge to finish it")
+        refuse_existing(out, conversion.num_images)
+        if entries and not _parts_of(entries):
+            raise UserError(f"{unfinished}: an unfinished conversion without parts lies here; go on with that")
+        for other in _parts(unfinished):
+            if other.count != part.count:
+                raise UserError(
+                    f"{unfinished}: has {other.folder}, so this cannot be {part.number}/{part.count}; "
+                    "give all parts the same count, or remove that folder to start over"
+                )
+        with closing(open_journal(work, identity, conversion.notes())) as journal:
+            run_splits(num_images, images, SpoolWriter, work, journal, on_bad)
+    return sum(num_images.values())
+
+
+def merge(make_writer: MakeWriter, output: dict[str, Any], out: str | os.PathLike[str]) -> Manifest:
+    """Makes the shard set of which all parts lie in `out`, to the byte what a conversion without parts makes.
+
+    Args:
+        make_writer, output, out: see `convert`.
+
+    Raises:
+        UserError: as `convert` does; naming the parts that are missing, unfinished, of another conversion, or damaged.
+    """
+    out = Path(out)
+    unfinished = out / UNFINISHED_NAME
+    entries, _ = read_journal(unfinished / JOURNAL_NAME)
+    if entries and not _parts_of(entries):
+        raise UserError(f"{unfinished}: an unfinished conversion without parts lies here; go on with that")
+    if any("published" in entry for entry in entries):  # the parts may be gone already
+        conversion = Conversion.from_journal(entries[0])
+        return convert(conversion, _nothing, make_writer, {**output, "parts": _parts_of(entries)}, out, "skip")
+    parts = _parts(unfinished)
+    if not parts:
+        with writing(unfinished):  # which takes away the lock that a merge left which was killed at its very end
+            refuse_existing(out)
+        raise UserError(f"{unfinished}: no parts are here to merge; convert them with --part 1/N to N/N first")
+    count = parts[0].count
+    conversions: dict[Part, dict[str, Any]] = {}
+    first: dict[str, Any] = {}  # entry of the first part's journal
+    for part in parts:
+        entries, _ = read_journal(unfinished / part.folder / JOURNAL_NAME)
+        done = {entry["split"] for entry in entries if "finished" in entry}
+        if entries and entries[0].get("part") != part.folder:
+            raise UserError(f"{unfinished / part.folder}: holds another part; remove it and convert this part again")
+        if not entries or not done.issuperset(entries[0]["conversion"]["num_images"]):
+            raise UserError(f"{unfinished / part.folder}: is not finished; run --part {part.number}/{part.count} again")
+        first = first or entries[0]
+        conversions[part] = entries[0]["conversion"]
+        if part.count != count:
+            raise UserError(f"{unfinished}: has {parts[0].folder} and {part.folder}; remove those that are not wanted")
+        if conversions[part] != conversions[parts[0]]:
+            raise UserError(
+                f"{unfinished / part.folder}: was made from other images, with other settings or another version of "
+                f"the encoder than {parts[0].folder}; remove the wrong one and convert it again"
+            )
+    missing = sorted(set(range(1, count + 1)) - {part.number for part in parts})
+    if missing:
+        shown = ", ".join(f"{number}/{count}" for number in missing[:8]) + (", ..." if len(missing) > 8 else "")
+        raise UserError(f"{unfinished}: {len(missing)} of {count} parts are missing: {shown}")
+    conversion = Conversion.from_journal(first)
+
+    def images(split: str, first: int) -> Generator[Image, None, None]:
+        for part in parts:
+            start, end = part.stretch(conversion.num_images[split])
+            if end > first:
+                yield from _read_part(unfinished / part.folder, split, max(first - start, 0))
+
+    return convert(conversion, images, make_writer, {**output, "parts": count}, out, "skip")
+
+
+def _parts_of(entries: list[dict[str, Any]]) -> int:
+    """How many parts a conversion is merged from, by its journal; 0: it is not."""
+    return int(entries[0].get("output", {}).get("parts", 0))
+
+
+def _nothing(split: str, first: int) -> Generator[Image, None, None]:
+    yield from ()
+
+
+def _names(file: str, name: str) -> tuple[str, str]:
+    return file, name
+
+
+def _parts(unfinished: Path) -> list[Part]:
+    found = (re.fullmatch(r"part-(\d+)-of-(\d+)", path.name) for path in unfinished.glob("part-*"))
+    return sorted((Part(int(m[1]), int(m[2])) for m in found if m), key=lambda part: (part.count, part.number))
+
+
+def _read_part(folder: Path, split: str, first: int) -> Iterator[Image]:
+    """The images of a finished part from image `first` of its stretch on, each checked against its checksum."""
+    entries, _ = read_journal(folder / JOURNAL_NAME)
+    bad = {entry["index"]: entry for name, entry in quarantined(entries) if name == split}
+    done = [(entry["count"], entry["crc32"]) for entry in entries if entry.get("split") == split and "count" in entry]
+    offset = index = 0
+    with open_plain(folder / f"{split}.spool") as spool, ExitStack() as stack:
+        records = Records(folder / f"{split}.records", *(done[-1] if done else (0, 0)))
+        stack.enter_context(closing(records))
+        for piece in records.pieces():
+            for size, crc32, label, height, width, state in piece.tolist():
+                if index >= first and state == BAD:
+                    names = partial(_names, bad[index]["file"], f"{folder.name}, image {index} of {split}")
+                    yield Image(label, Bad(bad[index]["reason"]), names)
+                elif index >= first:
+                    spool.seek(offset)
+                    data = spool.read(size)
+                    if zlib.crc32(data) != crc32:
+                        raise UserError(
+                            f"{folder / f'{split}.spool'}: image {index} has changed (CRC-32); remove {folder} and "
+                            "convert this part again"
+                        )
+                    names = partial(_names, "", f"{folder.name}, image {index} of {split}")
+                    yield Image(label, Encoded(data, height, width, state == KEPT, crc32), names)
+                offset += size
+                index += 1

@@ -1,0 +1,101 @@
+"""Where unfinished work lies: OUT/.unfinished, held by one process at a time, with a journal that says what it is."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+from sdpnet.pipelines.errors import UserError
+from sdpnet.pipelines.files.publish import exclusive, sync_directory
+from sdpnet.pipelines.shards.manifest import MANIFEST_NAME, QUARANTINE_NAME
+from sdpnet.preprocess.conversion.journal import JOURNAL_NAME, Journal, read_journal
+
+__all__ = ["LOCK_NAME", "open_journal", "refuse_existing", "writing"]
+
+LOCK_NAME: Final = "lock"
+_NOTES: Final = {"origin"}  # keys of a journal's first entry that do not tell one conversion from another
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+_SUFFIXES: Final = (".beton", ".crc32", ".tar", ".idx", ".samples")
+
+
+def refuse_existing(out: Path, splits: Iterable[str] = ()) -> None:
+    """Raises `UserError` when a folder holds a shard set, or files that one with these splits might have."""
+    if (out / MANIFEST_NAME).exists():
+        raise UserError(f"{out}: already holds a shard set; remove it, or choose another --out")
+    if (out / QUARANTINE_NAME).exists():
+        raise UserError(f"{out / QUARANTINE_NAME}: exists already; remove it, or choose another --out")
+    for split in splits:
+        for path in sorted(out.glob(f"{split}*")):
+            if path.suffix in _SUFFIXES:
+                raise UserError(f"{path}: exists already; remove it, or choose another --out")
+
+
+@contextmanager
+def writing(work: Path) -> Iterator[Path]:
+    """Makes a folder for unfinished work, holds its lock, and turns the system's refusals into `UserError`s.
+
+    The folder stays while its journal says that something is done; else it goes, with the folders above it that were
+    made for it.
+    """
+    made = [folder for folder in (work, *work.parents[:3]) if not folder.exists()]
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        with exclusive(work / LOCK_NAME):
+            try:
+                yield work
+            finally:
+                if len(read_journal(work / JOURNAL_NAME)[0]) <= 1:  # the identity alone
+                    for entry in os.scandir(work):
+                        if not entry.is_dir() and not entry.name.startswith(f"{LOCK_NAME}."):
+                            os.unlink(entry)
+    except OSError as error:
+        advice = "; free some and repeat the command: it goes on from there" if error.errno in _FULL else ""
+        raise UserError(f"{error.filename or work}: cannot be written ({error.strerror}){advice}") from None
+    finally:
+        for folder in (work, *made[1:]):
+            with suppress(OSError):  # not empty, gone already, or another run begins in it
+                folder.rmdir()
+
+
+def open_journal(work: Path, identity: dict[str, Any], notes: dict[str, Any] | None = None) -> Journal:
+    """The journal of the conversion that is unfinished here, or a new one.
+
+    Its first entry holds `identity` and, from the run that began it, `notes`, which another run need not share.
+
+    Raises `UserError` when another conversion is unfinished here.
+    """
+    journal = Journal(work / JOURNAL_NAME)
+    identity = json.loads(json.dumps(identity))  # as it is read again
+    if not journal.entries:
+        journal.append(identity | (notes or {}))
+        sync_directory(work)
+    elif {key: journal.entries[0][key] for key in journal.entries[0].keys() - _NOTES} != identity:
+        journal.close()
+        different = _difference(journal.entries[0], identity)
+        raise UserError(
+            f"{work}: an unfinished conversion with {different} lies here; repeat its command to go on with it, "
+            "or remove that folder to start over"
+        )
+    return journal
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    one, other = ({**entry.get("conversion", {}), **entry} for entry in (old, new))
+    for key, what in (
+        ("source", "another source"),
+        ("val_draw", "another --val-share or --val-seed"),
+        ("num_images", "other images"),
+        ("fingerprints", "other images"),
+        ("classes", "other classes"),
+        ("encode", "other settings"),
+        ("created_by", "another version of the encoder"),
+        ("part", "another part"),
+    ):
+        if one.get(key) != other.get(key):
+            return what
+    return "another kind of output"

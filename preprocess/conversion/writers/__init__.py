@@ -1,0 +1,1 @@
+"""Writers of shard files: `.beton` and tar."""

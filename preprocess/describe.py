@@ -1,0 +1,125 @@
+"""Command: shows what is in a shard set, in the terminal and as one HTML page: python preprocess/describe.py SHARDS
+
+Counts by class, image sizes, bytes, what was left out, and a contact sheet: images beside what training makes of them.
+Reads the tables of the shards, and only the images that the contact sheet shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Final
+
+if not __package__:  # run as a file: import from the checkout, and nothing by its bare name from this folder
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [str(here.parent)] + [entry for entry in sys.path if Path(entry).resolve() != here]
+    from sdpnet import preprocess  # noqa: F401 - from here on, Ctrl-C ends with one line
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sdpnet.pipelines.errors import printable, require, run_command
+from sdpnet.pipelines.files.publish import publish_bytes
+from sdpnet.pipelines.terminal.command_line import CommandParser
+from sdpnet.pipelines.terminal.next_step import next_line, training
+from sdpnet.preprocess.inspection.contact_sheet import CROP, IMAGE_SIZE, RECIPE, contact_sheet
+from sdpnet.preprocess.inspection.page import page
+from sdpnet.preprocess.inspection.survey import Survey, crop_share, survey
+from sdpnet.preprocess.inspection.text import counted, file_size, left_out, left_out_kinds, split_rows
+from sdpnet.preprocess.inspection.words import class_counts, how_stored, written_by
+
+__all__ = ["main"]
+
+REASONS_PRINTED: Final = 5
+
+
+def _reading(found: Survey, seed: int) -> list[tuple[str, str, str]]:
+    """What an epoch of training reads: (name, value, remark) each; nothing without training images."""
+    if found.train is None or not found.train.split.num_samples:
+        return []
+    num_bytes = int(found.train.nbytes.sum())
+    share = crop_share(found.train, CROP, IMAGE_SIZE, seed)
+    return [
+        ("read in an epoch", file_size(num_bytes), "train, every image once"),
+        ("kept by the crops", f"{share:.0%}", f"of the bytes: {file_size(share * num_bytes)}"),
+    ]
+
+
+def _print(directory: Path, found: Survey, reading: list[tuple[str, str, str]], html: Path) -> None:
+    """The summary on stdout: a table of the splits, the classes at both ends, what was left out."""
+    console = Console(highlight=False, emoji=False, soft_wrap=True)
+
+    def shown(value: str) -> str:
+        return printable(value).encode(console.encoding, "replace").decode(console.encoding)
+
+    def say(line: str) -> None:
+        console.print(shown(line), markup=False)
+
+    manifest = found.manifest
+    images, classes = counted(found.num_samples, "image", "images"), counted(manifest.num_classes, "class", "classes")
+    say(f"{manifest.source}: {images}, {classes}, {found.file_bytes:,} bytes")
+    say(f"stored as: {how_stored(manifest.encode)}")
+    say(f"written by: {written_by(manifest.created_by)}")
+    if manifest.origin is not None:
+        say(", ".join(f"{split.name} {manifest.origin.place(split.name)}" for split in found.splits))
+    for name, value, remark in reading:
+        say(f"{name}: {value} ({remark})")
+    table = Table("", box=None, pad_edge=False)
+    for split in found.splits:
+        table.add_column(Text(shown(split.name)))
+    for label, cells in split_rows(found):
+        table.add_row(label, *cells)
+    console.print(table)
+    for line in class_counts(found):
+        say(line)
+    say(left_out(found))
+    for group in found.quarantine[:REASONS_PRINTED]:
+        say(f"  {group.count:,}: {group.reason}")
+    if rest := found.quarantine[REASONS_PRINTED:]:
+        say(f"  {sum(group.count for group in rest):,}: {counted(len(rest), 'more reason', 'more reasons')}")
+    for line in left_out_kinds(found):
+        say(f"  {line}")
+    say(f"{html}: {html.stat().st_size:,} bytes")
+    if words := training(directory):
+        say(next_line(*words))
+
+
+def _parser() -> argparse.ArgumentParser:
+    description = "Shows what is in a shard set, in the terminal and as one HTML page."
+    epilog = f"The contact sheet is augmented as by the seed recipe (configs/sdpnet_xl.yaml): {RECIPE}."
+    program = Path(sys.argv[0]).stem
+    parser = CommandParser(prog=program, description=description, epilog=epilog)
+    add = parser.add_argument
+    add("shards", type=Path, metavar="SHARDS", help="directory with a manifest.json")
+    add("--html", metavar="FILE", type=Path, help="the page (default: SHARDS/report.html)")
+    images = "on the contact sheet, at most; 0 leaves it out (default: %(default)s)"
+    add("--images", metavar="N", type=int, default=24, help=images)
+    add("--seed", metavar="N", type=int, default=0, help="of the contact sheet (default: %(default)s)")
+    return parser
+
+
+def _main(arguments: argparse.Namespace) -> None:
+    directory: Path = arguments.shards
+    html: Path = arguments.html or directory / "report.html"
+    require(arguments.images >= 0, "--images", arguments.images, "0 or more")
+    require(html.suffix.lower() in (".html", ".htm"), "--html", str(html), "the name of an .html file")
+    found = survey(directory)
+    reading = _reading(found, arguments.seed)
+    split = found.train or next(iter(found.splits), None)
+    sheet = None
+    if arguments.images and split is not None and split.split.num_samples:
+        sheet = contact_sheet(directory, split, found.class_names, arguments.images, arguments.seed)
+    publish_bytes(html, page(found, reading, sheet).encode())
+    _print(directory, found, reading, html)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    return run_command(lambda: _main(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

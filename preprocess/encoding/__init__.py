@@ -1,0 +1,1 @@
+"""Any image file to the JPEG, or the pixels, that a shard holds."""

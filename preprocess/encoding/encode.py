@@ -1,0 +1,225 @@
+"""Turns any image file into the JPEG that is stored.
+
+    re-encoded: the file's bytes -> decode -> RGB -> area averaging down to max_side -> baseline JPEG
+                a JPEG's DCT coefficients -> rounded to the new quality's quantizers, where it keeps its size
+    kept:       a JPEG's coefficients -> the same coefficients as a baseline JPEG
+
+By default with a restart marker at each MCU row, so that a decoder can start at the first row of a crop. JPEGs go
+through the native codec (`sdpnet.preprocess.encoding.jpeg`) where it is built; Pillow, imported when first needed,
+decodes all else, and everything without it.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from sdpnet.pipelines.errors import ImageFileError, UserError
+from sdpnet.pipelines.images.kinds import MAX_PIXELS
+from sdpnet.pipelines.terminal.remedy import rebuild
+from sdpnet.preprocess.encoding import jpeg
+from sdpnet.preprocess.sources.files.location import MAX_FILE_MB
+
+__all__ = [
+    "EXIF_CHOICES",
+    "REENCODE_CHOICES",
+    "SUBSAMPLINGS",
+    "EncodeSettings",
+    "EncodedImage",
+    "codec",
+    "encode_image",
+]
+
+JPEG_START: Final = b"\xff\xd8\xff"
+JPEG_MAX_SIDE: Final = 65_500  # libjpeg's JPEG_MAX_DIMENSION; a .beton would hold 65,535
+SUBSAMPLINGS: Final = ("4:4:4", "4:2:2", "4:2:0")
+REENCODE_CHOICES: Final = ("auto", "always", "never")
+EXIF_CHOICES: Final = ("ignore", "apply")
+
+
+@dataclass(frozen=True)
+class EncodeSettings:
+    """How images are stored.
+
+    Attributes:
+        max_side: the longer side is reduced to this many pixels; 0 keeps every image's size. Never enlarged.
+        quality: libjpeg's, 1 to 100.
+        subsampling: of the chroma planes, "4:4:4", "4:2:2" or "4:2:0".
+        restart_rows: MCU rows between restart markers; 0 writes none.
+        reencode: "always", where a JPEG within `max_side` becomes what decoding and encoding would make of it, but
+            for the rounding of pixels in between (`sdpnet.preprocess.encoding.jpeg.reencode`); "auto" keeps the DCT
+            coefficients of a JPEG within `max_side` as they are, if it is of a kind that every reader of shards knows
+            (8 bits, greyscale or YCbCr, common chroma samplings); "never" refuses what cannot be kept. Quality and
+            subsampling do not apply to what is kept.
+        exif: "ignore" stores the pixels as the file does, whatever its EXIF orientation says. That is the custom
+            for ImageNet: torchvision's ImageFolder does so, and published accuracies are measured that way.
+            "apply" turns them upright; what has to be turned is re-encoded.
+        max_pixels: a larger image is bad. What a worker needs to decode one depends on the format: of a baseline JPEG
+            next to nothing, of a progressive one 6 bytes a pixel, of PNG 4, of others up to 16.
+        max_file_mb: a larger file is bad, and not read; in 1,000,000 bytes.
+
+    Raises `UserError` for a value out of range.
+    """
+
+    max_side: int = 500
+    quality: int = 90
+    subsampling: str = "4:2:0"
+    restart_rows: int = 1
+    reencode: str = "always"
+    exif: str = "ignore"
+    max_pixels: int = MAX_PIXELS
+    max_file_mb: int = MAX_FILE_MB
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_side <= JPEG_MAX_SIDE:
+            raise UserError(f"max_side {self.max_side}: must be 1 to {JPEG_MAX_SIDE}, or 0 to keep every size")
+        if not 1 <= self.quality <= 100:
+            raise UserError(f"quality {self.quality}: must be 1 to 100")
+        if self.subsampling not in SUBSAMPLINGS:
+            raise UserError(f"subsampling {self.subsampling!r}: must be one of {', '.join(SUBSAMPLINGS)}")
+        if not 0 <= self.restart_rows <= 65_535:
+            raise UserError(f"restart_rows {self.restart_rows}: must be 0 to 65535")
+        if self.reencode not in REENCODE_CHOICES:
+            raise UserError(f"reencode {self.reencode!r}: must be one of {', '.join(REENCODE_CHOICES)}")
+        if self.exif not in EXIF_CHOICES:
+            raise UserError(f"exif {self.exif!r}: must be one of {', '.join(EXIF_CHOICES)}")
+        if not 1 <= self.max_pixels <= MAX_PIXELS:
+            raise UserError(f"max_pixels {self.max_pixels}: must be 1 to {MAX_PIXELS}")
+        if not 1 <= self.max_file_mb <= 1_000_000:
+            raise UserError(f"max_file_mb {self.max_file_mb}: must be 1 to 1000000")
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON. The limits are left out where they are the usual ones, as in shard sets of before."""
+        usual = {"max_pixels": MAX_PIXELS, "max_file_mb": MAX_FILE_MB}
+        return {key: value for key, value in vars(self).items() if usual.get(key) != value}
+
+
+class EncodedImage(NamedTuple):
+    """A baseline JPEG file's bytes and its size in pixels; `kept` if it has its original's DCT coefficients."""
+
+    data: bytes
+    height: int
+    width: int
+    kept: bool = False
+
+
+def encode_image(
+    source: bytes | str | os.PathLike[str], settings: EncodeSettings, name: str | None = None
+) -> EncodedImage:
+    """Encodes one image as it is stored.
+
+    The colours are those of `sdpnet.pipelines.images.file.decode_image`, which `sdpnet predict` uses too. Only the
+    first frame of an animation is stored, and no metadata. Equal inputs give equal bytes with the same `codec()`.
+
+    Args:
+        source: the file's bytes, or its path.
+        settings: how to store it.
+        name: what an error calls the image; a path's default is the path itself.
+
+    Raises:
+        UserError: with the image's name, when it cannot be read or decoded (`decode_image` says why), is too long for
+            a JPEG, or cannot be kept where `settings.reencode` is "never"; and when that is "auto" or "never" but the
+            native codec is not built.
+    """
+    if isinstance(source, bytes):
+        data, name = source, name or "image"
+    else:
+        name = name or os.fspath(source)
+        try:
+            with open(source, "rb") as file:
+                data = file.read()
+        except OSError as error:
+            raise UserError(f"{name}: cannot be read ({error.strerror})") from None
+    if not data:
+        raise UserError(f"{name}: empty (0 bytes); copy it again or remove it")
+    if settings.reencode != "always" and not jpeg.available():
+        raise UserError(f"--reencode {settings.reencode} needs the native JPEG codec, which is not built: {rebuild()}")
+    try:
+        return _encode(data, settings, name)
+    except ImageFileError as error:
+        raise UserError(f"{name}: {error}") from error
+    except jpeg.TooLargeError as error:
+        raise UserError(f"{name}: too large to decode safely ({error}); reduce or remove it") from None
+    except jpeg.DamagedError as error:
+        raise UserError(f"{name}: damaged image ({error}); copy it again, replace or remove it") from error
+
+
+def codec() -> str:
+    """The libraries that decide the encoded bytes, with their versions."""
+    from sdpnet.preprocess.encoding import pillow
+
+    return f"{jpeg.version()}, {pillow.version()}" if jpeg.available() else pillow.version()
+
+
+def _encode(data: bytes, settings: EncodeSettings, name: str) -> EncodedImage:
+    is_jpeg = data.startswith(JPEG_START)
+    if is_jpeg and settings.max_pixels < MAX_PIXELS:  # else the codec's own limit is the same
+        _require_size(data, settings.max_pixels)
+    upright = settings.exif == "ignore" or _is_upright(data)
+    if settings.reencode != "always":
+        try:
+            if not is_jpeg:
+                raise jpeg.UnsupportedError(f"a {_format(data)}")
+            if not upright:
+                raise jpeg.UnsupportedError("EXIF orientation to apply")
+            return EncodedImage(*jpeg.keep(data, settings.max_side, settings.restart_rows), kept=True)
+        except jpeg.UnsupportedError as error:
+            if settings.reencode == "never":
+                _require_decodable(data, settings)
+                message = f"{name}: cannot be kept as it is ({error}); --reencode auto would convert it"
+                raise UserError(message) from None
+    options = (settings.max_side, settings.quality, settings.subsampling, settings.restart_rows)
+    if is_jpeg and upright and jpeg.available():
+        try:
+            return EncodedImage(*jpeg.reencode(data, *options))
+        except jpeg.UnsupportedError:
+            pass  # Pillow knows more colours
+    return _encode_pixels(data, settings, name)
+
+
+def _encode_pixels(data: bytes, settings: EncodeSettings, name: str) -> EncodedImage:
+    from sdpnet.pipelines.images.area import average, fit
+    from sdpnet.pipelines.images.file import decode_reduced
+
+    pixels = decode_reduced(data, settings.max_side, exif=settings.exif, max_pixels=settings.max_pixels)
+    width, height = fit(pixels.shape[1], pixels.shape[0], settings.max_side)
+    if max(width, height) > JPEG_MAX_SIDE:
+        raise UserError(f"{name}: {width} x {height} pixels, but a JPEG has at most {JPEG_MAX_SIDE}; set --max-side")
+    options = (settings.quality, settings.subsampling, settings.restart_rows)
+    if jpeg.available():
+        return EncodedImage(*jpeg.encode(pixels, settings.max_side, *options))
+    from sdpnet.preprocess.encoding import pillow
+
+    if pixels.shape[:2] != (height, width):
+        pixels = average(pixels, height, width)
+    return EncodedImage(pillow.save(pixels, *options), height, width)
+
+
+def _require_size(data: bytes, max_pixels: int) -> None:
+    """Raises `ImageFileError` for a JPEG of more pixels."""
+    from sdpnet.pipelines.images.jpeg_frame import frame_of
+    from sdpnet.pipelines.images.reasons import too_large
+
+    frame = frame_of(data)
+    if frame is not None and frame.height * frame.width > max_pixels:
+        pixels = frame.height * frame.width
+        raise too_large(f"{pixels:,} pixels, more than the {max_pixels:,} of --max-pixels")
+
+
+def _is_upright(data: bytes) -> bool:
+    from sdpnet.pipelines.images.file import is_upright
+
+    return is_upright(data)
+
+
+def _require_decodable(data: bytes, settings: EncodeSettings) -> None:
+    from sdpnet.pipelines.images.file import decode_reduced
+
+    decode_reduced(data, settings.max_side, max_pixels=settings.max_pixels)
+
+
+def _format(data: bytes) -> str:
+    from sdpnet.pipelines.images.file import format_of
+
+    return format_of(data)

@@ -1,0 +1,1 @@
+"""What is in a shard set: survey, contact sheet, charts and page."""

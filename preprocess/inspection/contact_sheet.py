@@ -1,0 +1,172 @@
+"""The contact sheet: images of a split, each with what the training pipeline makes of it."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from PIL import Image
+
+from sdpnet.pipelines.errors import BackendMissingError, ShardError
+from sdpnet.pipelines.images.strict_jpeg import DamagedJpegError, decode_jpeg
+from sdpnet.pipelines.plan import MIX_CUTMIX, MIX_NONE, BatchPlan, CropOptions, EraseOptions, MixOptions, Plan
+from sdpnet.pipelines.planning.policies import Operation, RandAugmentOptions, in_words
+from sdpnet.pipelines.shards.beton import MODE_RAW
+from sdpnet.preprocess.inspection.survey import SplitSurvey
+
+__all__ = ["CROP", "ERASE", "IMAGE_SIZE", "MIX", "RANDAUGMENT", "RECIPE", "ContactSheet", "Tile", "contact_sheet"]
+
+# The seed recipe, as in configs/sdpnet_xl.yaml.
+IMAGE_SIZE: Final = 224
+CROP: Final = CropOptions()
+RANDAUGMENT: Final = RandAugmentOptions(policy="randaugment")
+ERASE: Final = EraseOptions(probability=0.25)
+MIX: Final = MixOptions(mixup_alpha=0.8, cutmix_alpha=1.0)
+RECIPE: Final = (
+    f"{IMAGE_SIZE} px, random resized crop of {CROP.scale[0]:.0%} to {CROP.scale[1]:.0%} of the area, "
+    f"flip {CROP.flip_probability:.0%}, RandAugment ({RANDAUGMENT.num_ops} operations of magnitude "
+    f"{RANDAUGMENT.magnitude:g}), erasing {ERASE.probability:.0%}, "
+    f"MixUp {MIX.mixup_alpha}, CutMix {MIX.cutmix_alpha}"
+)
+
+THUMBNAIL_SIDE: Final = 224
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One image of the contact sheet.
+
+    Attributes:
+        sample_id: in its split.
+        class_name: its own; where it is mixed, `change` names the other sample.
+        height, width: in pixels, as stored.
+        original: a small JPEG file of it.
+        augmented: a small JPEG file of what the pipeline makes of it; None where there is none.
+        change: what the plan decided for it.
+    """
+
+    sample_id: int
+    class_name: str
+    height: int
+    width: int
+    original: bytes
+    augmented: bytes | None
+    change: str
+
+
+@dataclass(frozen=True)
+class ContactSheet:
+    """Some images of a split; `note` says how they were augmented, or why they were not."""
+
+    split: str
+    tiles: tuple[Tile, ...]
+    note: str
+
+
+def contact_sheet(
+    directory: Path, split: SplitSurvey, classes: tuple[str, ...], num_images: int, seed: int
+) -> ContactSheet:
+    """The first images that training with this seed would see, each with what the torchvision pipeline and the device
+    stage make of it.
+
+    MixUp and CutMix mix pairs, so there is an even number of images, or a single one, which is not mixed. Where PyTorch
+    or torchvision is missing, the images stay without their augmented half and `note` says why.
+    """
+    count = min(num_images, split.split.num_samples)
+    count -= count % 2 if count > 1 else 0
+    plan = Plan(seed=seed, sizes=split.reader.sizes, batch_size=count, image_size=IMAGE_SIZE, order="random")
+    ids = plan.batch_ids(0, 0)[0].tolist()
+    originals = [_jpeg(_original(directory, split, sample)) for sample in ids]
+    try:
+        augmented, decided = _augmented(directory, split.name, count, seed)
+    except BackendMissingError as error:
+        note = f"Only as they are stored; the half that shows what training makes of them is missing: {error}."
+        halves: list[tuple[bytes | None, str]] = [(None, "")] * count
+    else:
+        assert decided.sample_ids.tolist() == ids
+        note = f"Left as stored, right as the seed recipe feeds it: {RECIPE}."
+        halves = [(_jpeg(Image.fromarray(pixels)), _change(decided, i)) for i, pixels in enumerate(augmented)]
+    tiles = []
+    for sample, original, (half, change) in zip(ids, originals, halves, strict=True):
+        height, width = split.reader.sizes[sample].tolist()
+        tiles.append(Tile(sample, classes[split.reader.labels[sample]], height, width, original, half, change))
+    return ContactSheet(split.name, tuple(tiles), note)
+
+
+@dataclass(frozen=True)
+class _Config:
+    """See `sdpnet.pipelines.contract.LoaderConfig`, whose types need PyTorch."""
+
+    seed: int
+    data: Any
+    augment: Any
+
+
+def _augmented(directory: Path, split: str, count: int, seed: int) -> tuple[np.ndarray, BatchPlan]:
+    """The first training batch as the model gets it, but without the normalisation: uint8 (count, size, size, 3).
+
+    Raises `BackendMissingError` without PyTorch or torchvision.
+    """
+    try:
+        import torch
+
+        from sdpnet.pipelines.augment import DeviceStage
+        from sdpnet.pipelines.contract import AugmentOptions, DataOptions, ShardOptions, make_loader
+    except (ImportError, OSError) as error:  # OSError: a shared library that PyTorch needs is missing
+        raise BackendMissingError(f"PyTorch cannot be used here: {' '.join(str(error).split())}") from error
+    data = DataOptions(
+        path=str(directory),
+        pipeline="torchvision",
+        train_split=split,
+        image_size=IMAGE_SIZE,
+        batch_size_per_gpu=count,
+        num_workers=1,
+        crop=CROP,
+    )
+    augment = AugmentOptions(randaugment=RANDAUGMENT, erase=ERASE, mix=MIX if count > 1 else MixOptions())
+    loader = make_loader(_Config(seed, data, augment), "train", ShardOptions(), torch.device("cpu"))
+    with closing(loader), closing(loader.batches()) as batches:
+        batch = next(batches)
+        stage = DeviceStage(augment, loader.manifest.num_classes, torch.float32, train=True)
+        images = stage(batch)[0].permute(0, 2, 3, 1).numpy()
+    pixels = (images * np.array(augment.std, np.float32) + np.array(augment.mean, np.float32)) * 255
+    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8), batch.plan
+
+
+def _change(plan: BatchPlan, i: int) -> str:
+    """What the plan decided for its sample `i`, in words."""
+    height, width = plan.crop_boxes[i, 2:].tolist()
+    words = [f"crop {width} × {height}"]
+    if plan.flips[i]:
+        words.append("flipped")
+    draws = zip(plan.ops[i].tolist(), plan.magnitudes[i].tolist(), strict=True)
+    words += [in_words(operation, m) for operation, m in draws if operation != Operation.IDENTITY]
+    if plan.erase_boxes[i, 2]:
+        words.append("erased")
+    if plan.mix_kinds[i] != MIX_NONE:
+        kind = "CutMix" if plan.mix_kinds[i] == MIX_CUTMIX else "MixUp"
+        words.append(f"{kind}: {plan.mix_lambdas[i]:.0%} its own, rest {plan.sample_ids[plan.mix_partners[i]]}")
+    return ", ".join(words)
+
+
+def _original(directory: Path, split: SplitSurvey, sample: int) -> Image.Image:
+    height, width = split.reader.sizes[sample].tolist()
+    encoded = split.reader.encoded(sample)
+    if split.reader.modes[sample] == MODE_RAW:
+        return Image.fromarray(encoded.reshape(height, width, 3))
+    try:
+        return Image.fromarray(decode_jpeg(encoded, height, width))
+    except DamagedJpegError as error:
+        raise ShardError(f"{directory}: split {split.name!r}: sample {sample}: damaged JPEG ({error})") from None
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    """A JPEG file of the image, reduced to `THUMBNAIL_SIDE`."""
+    file = BytesIO()
+    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    image.save(file, "JPEG", quality=80)
+    return file.getvalue()

@@ -1,0 +1,1 @@
+"""Where images come from: class folders, archives, lists of labels."""

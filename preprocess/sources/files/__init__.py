@@ -1,0 +1,1 @@
+"""Single files of a source: what one is, where its bytes lie, and links that lead nowhere."""

@@ -1,0 +1,229 @@
+"""Walks folders: the images of class folders, at any depth below them, and by kind all other files.
+
+As torchvision's ImageFolder: symbolic links are followed, and an image's class is the first folder below the root.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from sdpnet.pipelines.errors import ShardError, UserError
+from sdpnet.pipelines.images.kinds import HEAD_BYTES
+from sdpnet.pipelines.shards.manifest import MANIFEST_NAME, QUARANTINE_NAME, read_manifest
+from sdpnet.preprocess.sources.files.kinds import (
+    BESIDE_CLASSES,
+    READ_FOR_LABELS,
+    SHARD_SETS,
+    Skipped,
+    has_image_suffix,
+    is_image,
+    kind_by_name,
+    kind_by_suffix,
+    kind_of_folder,
+)
+from sdpnet.preprocess.sources.files.links import LOOPS, NOWHERE, is_file, is_folder, leads_up
+from sdpnet.preprocess.sources.listing import Entry
+
+__all__ = ["Exclusions", "count_files", "folder_entries", "has_images", "holds_only", "list_folder"]
+
+_DETECTION: Final = ("labels", "annotations")  # folders of data sets for detection, beside their images/
+_MANIFEST_BYTES: Final = 1 << 26  # a larger manifest.json is another program's
+_PAGE_NAME: Final = "report.html"  # of `preprocess/describe.py`
+
+
+@dataclass(frozen=True)
+class Exclusions:
+    """What a walk does not look into, nor counts.
+
+    Attributes:
+        folders: device and inode of each folder, such as the one that the shard set goes to.
+        above: device and inode of each folder above one of them.
+        labels: the real paths of files that are read for the labels.
+    """
+
+    folders: frozenset[tuple[int, int]] = frozenset()
+    above: frozenset[tuple[int, int]] = frozenset()
+    labels: frozenset[str] = frozenset()
+
+    @staticmethod
+    def of(folders: Iterable[Path], labels: Iterable[Path]) -> Exclusions:
+        """Exclusions of these folders, as far as they exist, and label files."""
+        there = [folder.resolve() for folder in folders if folder.is_dir()]
+        above = {_identity(str(parent)) for folder in there for parent in folder.parents}
+        return Exclusions(
+            frozenset(_identity(str(folder)) for folder in there),
+            frozenset(above),
+            frozenset(os.path.realpath(path) for path in labels),
+        )
+
+    def has(self, folder: str) -> bool:
+        """Whether a folder is one of them."""
+        return bool(self.folders) and _identity(folder) in self.folders
+
+    def is_above(self, folder: str) -> bool:
+        """Whether one of them lies below a folder."""
+        return bool(self.above) and _identity(folder) in self.above
+
+
+class Listed(NamedTuple):
+    """What lies in one folder, sorted by name: folders to walk, images, and everything else by kind."""
+
+    folders: list[str]
+    images: list[str]
+    skipped: list[Skipped]
+
+
+def folder_entries(root: Path, exclusions: Exclusions) -> Iterator[Entry | Skipped]:
+    """The images in class folders and below them; where no folder has one, those in `root` itself.
+
+    Links to folders are followed, but to a folder that they lie in: what is below those is there already.
+
+    Raises:
+        UserError: for a class folder without images.
+        OSError: for a folder that cannot be read.
+    """
+    listed = list_folder(str(root), "", exclusions)
+    yield from listed.skipped
+    folders = []
+    for folder in listed.folders:
+        if holds_only(root / folder, exclusions):
+            yield from _all_skipped(root, folder, exclusions)
+        else:
+            folders.append(folder)
+    if listed.images and not any(_has_images(root, folder, exclusions) for folder in folders):
+        yield from (Entry("", name) for name in listed.images)
+        for folder in folders:
+            yield from _all_skipped(root, folder, exclusions)
+        return
+    yield from (Skipped(BESIDE_CLASSES, name) for name in listed.images)
+    for folder in folders:
+        others: list[Skipped] = []  # while there is no image
+        num_images = 0
+        for entry in _walk(root, folder, exclusions):
+            if isinstance(entry, Entry):
+                num_images += 1
+            elif not num_images:
+                others.append(entry)
+            yield entry
+        if not num_images and not (others and all(skipped.kind == SHARD_SETS for skipped in others)):
+            raise _without_images(root, folder, others)
+
+
+def has_images(folder: Path) -> bool:
+    """Whether an image lies in a folder or below it, whatever else."""
+    return _has_images(folder.parent, folder.name, Exclusions())
+
+
+def holds_only(folder: Path, exclusions: Exclusions) -> bool:
+    """Whether a folder is one of the exclusions, or lies above one and holds no image beside it."""
+    if exclusions.has(str(folder)):
+        return True
+    return exclusions.is_above(str(folder)) and not _has_images(folder.parent, folder.name, exclusions)
+
+
+def list_folder(path: str, below: str, exclusions: Exclusions) -> Listed:
+    """Lists the folder `path`; the names of what is skipped begin with `below`."""
+    folders, images, skipped = [], [], []
+    of_shard_set = _files_of_shard_set(path)
+    with os.scandir(path) as entries:
+        for entry in entries:
+            name = entry.name
+            if is_folder(entry):
+                if exclusions.has(entry.path):
+                    continue
+                if kind := kind_of_folder(name):
+                    skipped.append(count_files(entry.path, below + name, kind, exclusions))
+                elif entry.is_symlink() and leads_up(entry.path):
+                    skipped.append(Skipped(LOOPS, below + name))
+                else:
+                    folders.append(name)
+                continue
+            kind = SHARD_SETS if name in of_shard_set else _kind_of_file(entry, exclusions)
+            if kind is None:
+                images.append(name)
+            else:
+                skipped.append(Skipped(kind, below + name))
+    return Listed(sorted(folders), sorted(images), sorted(s for s in skipped if s.number))
+
+
+def count_files(path: str, below: str, kind: str, exclusions: Exclusions) -> Skipped:
+    """All files below the folder `path`, whose name below the root is `below`; symbolic links are not followed."""
+    count, example = 0, ""
+    for folder, folders, files in os.walk(path):
+        folders[:] = sorted(name for name in folders if not exclusions.has(os.path.join(folder, name)))
+        count += len(files)
+        if files and not example:
+            example = os.path.join(below, os.path.relpath(os.path.join(folder, min(files)), path))
+    return Skipped(kind, example or below, count)
+
+
+def _walk(root: Path, top: str, exclusions: Exclusions) -> Iterator[Entry | Skipped]:
+    """All files of the folder `top` below `root` and of those below it, links followed."""
+    todo = [top]
+    while todo:
+        below = todo.pop()
+        listed = list_folder(os.path.join(root, below), f"{below}/", exclusions)
+        yield from (Entry(below, name) for name in listed.images)
+        yield from listed.skipped
+        todo += [f"{below}/{name}" for name in reversed(listed.folders)]
+
+
+def _has_images(root: Path, folder: str, exclusions: Exclusions) -> bool:
+    return any(isinstance(entry, Entry) for entry in _walk(root, folder, exclusions))
+
+
+def _all_skipped(root: Path, folder: str, exclusions: Exclusions) -> Iterator[Skipped]:
+    return (entry for entry in _walk(root, folder, exclusions) if isinstance(entry, Skipped))
+
+
+def _kind_of_file(entry: os.DirEntry[str], exclusions: Exclusions) -> str | None:
+    """None for an image. Opens the file only where its name does not say what it is."""
+    name = entry.name
+    if kind := kind_by_name(name):
+        return kind
+    by_suffix = has_image_suffix(name)
+    if not is_file(entry):
+        if entry.is_symlink() and not os.path.exists(entry.path):
+            return None if by_suffix else NOWHERE
+        return "pipes, sockets and devices"
+    if by_suffix:
+        return None
+    if exclusions.labels and os.path.realpath(entry.path) in exclusions.labels:
+        return READ_FOR_LABELS
+    try:
+        with open(entry.path, "rb", buffering=0) as file:
+            head = file.read(HEAD_BYTES)
+    except OSError:
+        return "files of unknown kind that cannot be read"
+    return None if is_image(head) else kind_by_suffix(name, len(head))
+
+
+def _files_of_shard_set(folder: str) -> frozenset[str]:
+    """The names of the files of a shard set that lies in this folder, with whatever else; most folders have none."""
+    path = os.path.join(folder, MANIFEST_NAME)
+    if not os.path.isfile(path) or os.path.getsize(path) > _MANIFEST_BYTES:
+        return frozenset()
+    try:
+        manifest = read_manifest(folder)
+    except ShardError:  # another program's manifest.json
+        return frozenset()
+    files = [file for split in manifest.splits.values() for file in split.files]
+    beside = (MANIFEST_NAME, QUARANTINE_NAME, _PAGE_NAME)
+    return frozenset([*beside, *(file.name for file in files), *(name for file in files for name in file.sidecars)])
+
+
+def _identity(path: str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _without_images(root: Path, folder: str, others: list[Skipped]) -> UserError:
+    holds = f"it holds files such as {others[0].file}" if others else "it is empty"
+    remedy = "fill it or remove it"
+    if folder.lower() in _DETECTION:
+        remedy = "a data set for object detection must be sorted into class folders first"
+    return UserError(f"{root / folder}: a class folder without images in it or below it ({holds}); {remedy}")

@@ -1,0 +1,280 @@
+"""Lists an image data set: which classes there are, and which image belongs to which, in a fixed order.
+
+SOURCE/train/CLASS/image.jpg        or ILSVRC2012_img_train.tar, or SOURCE/CLASS/image.jpg (a train split only)
+SOURCE/val/CLASS/image.jpg          or ILSVRC2012_img_val.tar; see `sdpnet.preprocess.sources.splits` for other names
+SOURCE/val/image.jpg                with the labels in a file beside it
+
+Images may lie in folders below their class folder. SOURCE, and what is named for a split in its place, may be a tar
+archive too (`sdpnet.preprocess.sources.archive`). Every other file is counted by its kind
+(`sdpnet.preprocess.sources.files.kinds`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import gettempdir
+from typing import Final
+
+from sdpnet.pipelines.errors import UserError
+from sdpnet.pipelines.shards.manifest import UNFINISHED_NAME
+from sdpnet.pipelines.shards.origin import Origin
+from sdpnet.preprocess.sources.archive import archive_entries
+from sdpnet.preprocess.sources.files.kinds import BESIDE_CLASSES, Skipped, Tally
+from sdpnet.preprocess.sources.files.location import Location
+from sdpnet.preprocess.sources.folders import Exclusions, count_files, folder_entries, holds_only, list_folder
+from sdpnet.preprocess.sources.labels import read_labels
+from sdpnet.preprocess.sources.listing import Gathered, SplitScan, gather
+from sdpnet.preprocess.sources.misplaced import (
+    refuse_folder_of_webdatasets,
+    refuse_output_among_images,
+    refuse_splits,
+    refuse_webdataset,
+)
+from sdpnet.preprocess.sources.splits import find_splits
+from sdpnet.preprocess.sources.synsets import DEVKIT_NAME, GROUND_TRUTH_NAME
+from sdpnet.preprocess.sources.val_draw import ValDraw, draw_val
+
+__all__ = ["Location", "Scan", "SplitScan", "add_source_arguments", "scan", "scan_arguments"]
+
+LABELS_NAMES: Final = ("val.txt", "LOC_val_solution.csv", GROUND_TRUTH_NAME)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """An image data set: `classes` in label order, the splits `train` and, when there is one, `val`; their origin."""
+
+    classes: tuple[str, ...]
+    splits: dict[str, SplitScan]
+    origin: Origin
+
+
+def scan(
+    source: str | os.PathLike[str] | None,
+    train: str | os.PathLike[str] | None = None,
+    val: str | os.PathLike[str] | None = None,
+    val_labels: str | os.PathLike[str] | None = None,
+    synsets: str | os.PathLike[str] | None = None,
+    *,
+    val_draw: ValDraw | None = None,
+    out: str | os.PathLike[str] | None = None,
+) -> Scan:
+    """Lists the images of folders and archives; reads no image whose name says that it is one.
+
+    Classes are the class folders of train, sorted by name; images are sorted by folder and name within their class, as
+    torchvision's ImageFolder does it. So a folder and an archive of the same images give the same list. All other files
+    below the source are in the origin's `left_out`.
+
+    Args:
+        source: a folder as in the module's docstring, or an archive of the train split; may be None when `train` is
+            given.
+        train, val: folders or archives that take the place of what `source` has.
+        val_labels: for val images without class folders; see `sdpnet.preprocess.sources.labels`. Default: what lies
+        beside them
+            under a usual name.
+        synsets: what the IDs in `val_labels` mean; see `sdpnet.preprocess.sources.synsets`.
+        val_draw: draws the val split from the train images.
+        out: a folder that is not looked into: where the shard set goes, which may lie in the source.
+
+    Raises:
+        UserError: naming the folder or archive, for one that is missing, damaged or empty, a class without images, a
+            class that val has and train has not, val images without class folders or labels, folders of which it is
+            not clear what they are, and a val split both drawn and given.
+    """
+    given = {name: Path(path) for name, path in (("train", train), ("val", val)) if path is not None}
+    try:
+        output = Exclusions.of([] if out is None else [Path(out)], [])
+        if out is not None:
+            refuse_output_among_images(Path(out), [Path(path) for path in (source, train, val) if path is not None])
+        places = dict(given) if source is None else find_splits(Path(source), given, lambda f: holds_only(f, output))
+        if "train" not in places:
+            raise UserError("no training images are given; name a folder or archive with --source or --train")
+        if "val" not in places and val_labels is not None:
+            raise UserError(f"{val_labels}: labels, but there are no val images; name them with --val")
+        if "val" in places and val_draw is not None:
+            raise UserError(f"{places['val']}: is the val split already; leave --val-share out, or this folder")
+        labels, ids = (None if path is None else Path(path) for path in (val_labels, synsets))
+        is_source = "train" not in given and source is not None and places["train"] == Path(source)  # by no name
+        is_given = "train" in given
+        root = None if source is None else Path(source)
+        return _scan(root, places, labels, ids, val_draw, out, is_source=is_source, is_given=is_given)
+    except OSError as error:
+        if error.filename is None:  # the temporary files of `sdpnet.preprocess.sources.listing`
+            where = f"{gettempdir()}: cannot be written ({error.strerror})"
+            raise UserError(f"{where}; set TMPDIR to a folder with room") from None
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
+
+
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that say what is to be converted."""
+    add = parser.add_argument
+    source = "holds train/CLASS/*.jpg and val/CLASS/*.jpg, or ImageNet's tars, or CLASS/*.jpg"
+    add("--source", metavar="PATH", help=source)
+    add("--train", metavar="PATH", help="folder or tar of the train split, instead of what SOURCE has")
+    add("--val", metavar="PATH", help="folder or tar of the val split, instead of what SOURCE has (val/ or valid/)")
+    labels = "of val images without class folders: FILE LABEL lines, CSV, or ImageNet's ground truth or devkit"
+    add("--val-labels", metavar="FILE", help=labels)
+    add("--synsets", metavar="FILE", help="meta.mat, map_clsloc.txt or the like: the classes of ImageNet's IDs")
+    share = "without val images: draw this share of each class's train images as the val split, such as 0.05"
+    add("--val-share", metavar="SHARE", type=float, help=share)
+    add("--val-seed", metavar="N", type=int, help="of that draw (default: 0)")
+
+
+def scan_arguments(arguments: argparse.Namespace) -> Scan:
+    """Scans what the flags of `add_source_arguments` say; `arguments.out` is where the shard set goes."""
+    draw = None
+    if arguments.val_share is not None:
+        draw = ValDraw(arguments.val_share, arguments.val_seed or 0)
+    elif arguments.val_seed is not None:
+        raise UserError(f"--val-seed {arguments.val_seed}: is of the draw of --val-share, which is not given")
+    paths = (arguments.source, arguments.train, arguments.val, arguments.val_labels, arguments.synsets)
+    return scan(*paths, val_draw=draw, out=getattr(arguments, "out", None))
+
+
+def _scan(
+    source: Path | None,
+    places: dict[str, Path],
+    labels: Path | None,
+    synsets: Path | None,
+    val_draw: ValDraw | None,
+    out: str | os.PathLike[str] | None,
+    *,
+    is_source: bool,
+    is_given: bool,
+) -> Scan:
+    train, val = places["train"], places.get("val")
+    not_walked = [] if out is None else [Path(out), Path(out) / UNFINISHED_NAME]
+    read = [path for path in (labels, synsets) if path is not None]
+    classes_here = _gather(train, Exclusions.of([*not_walked, *_other(val, train)], read))
+    splits = {"train": _train_split(classes_here, train, is_source=is_source, is_given=is_given)}
+    classes = splits["train"].classes
+    if val is not None:
+        found = _gather(val, Exclusions.of([*not_walked, *_other(train, val)], read))
+        if _is_flat(found, classes) and labels is None:
+            labels = _labels_beside(found, synsets)
+            read.append(labels)
+        splits["val"] = _val_split(found, classes, labels, synsets)
+    tally = Tally()
+    for name, split in splits.items():
+        place = "" if _same(places[name], source) else _place(places[name], source)
+        tally.extend(split.left_out, place + "/" if places[name].is_file() else place)
+    if source is not None and source.is_dir() and not _same(train, source):
+        for skipped in _unused(source, list(places.values()), Exclusions.of([*not_walked, *places.values()], read)):
+            tally.add(skipped)
+    if val_draw is not None:
+        splits["train"], splits["val"] = draw_val(splits["train"], val_draw)
+    share, seed = (None, 0) if val_draw is None else (val_draw.share, val_draw.seed)
+    names = {name: _place(path, source) for name, path in places.items()}
+    return Scan(classes, splits, Origin(names, tally.result(), share, seed))
+
+
+def _other(other: Path | None, root: Path) -> list[Path]:
+    """The other split's folder, which is not part of this one, unless it is the same."""
+    return [] if other is None or not other.is_dir() or _same(other, root) else [other]
+
+
+def _same(path: Path, other: Path | None) -> bool:
+    """Whether two paths lead to the same folder or archive."""
+    return other is not None and path.exists() and other.exists() and os.path.samefile(path, other)
+
+
+def _place(path: Path, source: Path | None) -> str:
+    """The name of a folder (with "/" at its end) or archive: below the source, or its own."""
+    end = "/" if path.is_dir() else ""
+    if source is not None and not _same(path, source) and path.absolute().is_relative_to(source.absolute()):
+        return path.absolute().relative_to(source.absolute()).as_posix() + end
+    return path.absolute().name + end
+
+
+def _unused(source: Path, places: list[Path], exclusions: Exclusions) -> Iterator[Skipped]:
+    """What lies in the source beside its splits."""
+    listed = list_folder(str(source), "", exclusions)
+    archives = {path.name for path in places if path.is_file() and path.parent.absolute() == source.absolute()}
+    yield from (skipped for skipped in listed.skipped if skipped.file not in archives)
+    yield from (Skipped("images beside the splits, in none of them", name) for name in listed.images)
+    for name in listed.folders:
+        skipped = count_files(str(source / name), name, f"files of {name}/, which is no split", exclusions)
+        if skipped.number or not exclusions.is_above(str(source / name)):
+            yield skipped
+
+
+def _train_split(found: Gathered, root: Path, *, is_source: bool, is_given: bool) -> SplitScan:
+    """The class folders that define the classes; see `refuse_splits`."""
+    refuse_webdataset(found)
+    if found.folders == ("",):
+        raise UserError(
+            f"{root}: {len(found.groups):,} images, but no class folders; sort them into {root}/CLASS/ first "
+            "(ImageNet's val images, which come without: name them with --val, and their labels with --val-labels)"
+        )
+    classes = sorted({name for name, _ in found.places})
+    if not found.is_archive:
+        refuse_splits(found, root, classes, is_source=is_source, is_given=is_given)
+    return found.by_folder(classes)
+
+
+def _is_flat(found: Gathered, classes: tuple[str, ...]) -> bool:
+    """Whether val images are in no class folders. All of them may be in one folder, such as val/ or images/."""
+    beside = any(entry.kind == BESIDE_CLASSES for entry in found.left_out)
+    return len(found.folders) == 1 and found.folders[0] not in classes and not beside
+
+
+def _val_split(found: Gathered, classes: tuple[str, ...], labels: Path | None, synsets: Path | None) -> SplitScan:
+    root = found.root
+    if _is_flat(found, classes):
+        assert labels is not None  # given, or found beside the images
+        return found.by_labels(classes, read_labels(labels, root, found.file_names(), classes, synsets))
+    refuse_webdataset(found)
+    unknown = sorted({name for name, _ in found.places} - set(classes))
+    if unknown:
+        raise UserError(
+            f"{root}: {len(unknown)} class folder{'s' * (len(unknown) > 1)} that train does not have, "
+            f"first {unknown[0]!r}; give both the same class names"
+        )
+    if labels is not None:
+        raise UserError(f"{root}: its images are in class folders, which say their labels; leave --val-labels out")
+    return found.by_folder(classes)
+
+
+def _labels_beside(found: Gathered, synsets: Path | None) -> Path:
+    """The one labels file of a usual name in the folder that holds the val images' folder or archive."""
+    root = found.root
+    folder = root.parent
+    files = [folder / name for name in LABELS_NAMES if (folder / name).is_file()]
+    devkit = folder / DEVKIT_NAME
+    if devkit.is_file() and (not files or (files == [folder / GROUND_TRUTH_NAME] and synsets is None)):
+        files = [devkit]  # has both the ground truth and what its IDs mean
+    if len(files) > 1:
+        names = " and ".join(path.name for path in files)
+        raise UserError(f"{root}: {names} beside it may have the labels; choose one with --val-labels")
+    if not files:
+        refuse_webdataset(found)
+        inside = f" in {found.folders[0]}/, which is no class of train, but" if found.folders != ("",) else ", but"
+        raise UserError(
+            f"{root}: {len(found.groups):,} images{inside} no class folders and no labels; sort them into "
+            f"{root}/CLASS/, or give --val-labels FILE: {DEVKIT_NAME}, LOC_val_solution.csv, or a text file with 'FILE "
+            "CLASS' in each line"
+        )
+    return files[0]
+
+
+def _gather(root: Path, exclusions: Exclusions) -> Gathered:
+    """All images of a folder or archive; at least one."""
+    if not root.exists():
+        raise UserError(f"{root}: no such folder or archive")
+    is_archive = root.is_file()
+    if not is_archive and not root.is_dir():
+        raise UserError(f"{root}: not a folder, nor a tar archive")
+    entries = archive_entries(root) if is_archive else folder_entries(root, exclusions)
+    found = gather(root, entries, is_archive=is_archive)
+    if not found.folders:
+        if not is_archive:
+            refuse_folder_of_webdatasets(root)
+        needs = "CLASS/image.jpg or CLASS.tar entries" if is_archive else f"{root}/CLASS/image.jpg"
+        holds = ", ".join(f"{entry.count:,} {entry.kind} ({entry.example})" for entry in found.left_out[:3])
+        raise UserError(
+            f"{root}: no class folders with images in it; it needs {needs}" + f", but holds {holds}" * bool(holds)
+        )
+    return found

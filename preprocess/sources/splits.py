@@ -1,0 +1,99 @@
+"""Finds out which folder or archive of a source is which split, by its name, in any case.
+
+train    train, training, or ILSVRC2012_img_train.tar
+val      val, valid, validation, or ILSVRC2012_img_val.tar; never test, unless `--val` names it
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final
+
+from sdpnet.pipelines.errors import UserError
+from sdpnet.preprocess.sources.files.links import is_folder
+
+__all__ = ["find_splits", "is_name_of_split", "named_test", "seeming_splits"]
+
+_FOLDERS: Final = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+_ARCHIVES: Final = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
+_WORDS: Final = frozenset(
+    ("train", "trainset", "training", "val", "valset", "valid", "validation", "test", "testset", "testing")
+)
+
+
+def find_splits(source: Path, given: dict[str, Path], is_output: Callable[[Path], bool]) -> dict[str, Path]:
+    """The folder or archive of each split: what is `given`, and for the others what `source` has.
+
+    A source without a train split is one itself: its folders are the classes. Folders that hold the output alone
+    (`is_output`) are passed over.
+
+    Raises:
+        UserError: for two candidates, and for val or test without train.
+    """
+    if not source.is_dir():
+        return {"train": source} | given
+    folders = sorted(entry.name for entry in os.scandir(source) if is_folder(entry) and not is_output(Path(entry.path)))
+    found = dict(given)
+    for split in ("train", "val"):
+        if split not in given and (path := _find(source, split, folders)) is not None:
+            found[split] = path
+    if "train" not in found:
+        others = [folder + "/" for folder in folders if folder.lower() in _FOLDERS["test"]]
+        if "val" in found and "val" not in given:
+            others.insert(0, found["val"].name + "/" * found["val"].is_dir())
+        if others:
+            raise UserError(f"{source}: has {others[0]} but no train/; name the training images with --train")
+        found["train"] = source
+    if "val" in found and "val" not in given and found["train"].samefile(found["val"]):
+        raise UserError(
+            f"{source}: {found['val'].name}/ is a link to the train split, whose images would score the model they "
+            "train; name others with --val, or remove the link and draw some with --val-share"
+        )
+    return {split: found[split] for split in ("train", "val") if split in found}
+
+
+def named_test(source: Path) -> Path | None:
+    """The source's folder of test images, where it has class folders."""
+    folders = [source / name for name in sorted(os.listdir(source))] if source.is_dir() else []
+    for folder in folders:
+        if (
+            folder.name.lower() in _FOLDERS["test"]
+            and folder.is_dir()
+            and any(path.is_dir() for path in folder.iterdir())
+        ):
+            return folder
+    return None
+
+
+def seeming_splits(classes: Iterable[str], nested: Iterable[str]) -> list[str]:
+    """Which of the class folders seem to be splits with class folders in them, by their names.
+
+    One such as `test_tube` may be a class; `test` with folders, or two such as `seg_train` and `seg_test`, are not.
+
+    Args:
+        classes: all class folders.
+        nested: those that have all their images in folders below them.
+    """
+    named = [name for name in sorted(classes) if not _WORDS.isdisjoint(re.split("[^a-z]+", name.lower()))]
+    found = set(named).intersection(nested)
+    is_clear = len(named) > 1 or any(name.lower() in _WORDS for name in found)
+    return [name for name in named if name in found] if is_clear else []
+
+
+def is_name_of_split(folder: str) -> bool:
+    """Whether a folder's name is a split's and nothing more."""
+    return folder.lower() in _WORDS
+
+
+def _find(source: Path, split: str, folders: list[str]) -> Path | None:
+    candidates = [folder for folder in folders if folder.lower() in _FOLDERS[split]]
+    if len(candidates) > 1:
+        names = " and ".join(f"{name}/" for name in candidates)
+        raise UserError(f"{source}: {names} may each be the {split} split; name the right one with --{split}")
+    if candidates:
+        return source / candidates[0]
+    archive = source / _ARCHIVES[split]
+    return archive if archive.is_file() else None

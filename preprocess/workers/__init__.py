@@ -1,0 +1,1 @@
+"""Processes that encode images; one that crashes or hangs costs one image."""

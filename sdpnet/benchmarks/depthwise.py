@@ -1,0 +1,85 @@
+"""Times a conv block with torch's and with Triton's depthwise convolution: `python -m sdpnet.benchmarks.depthwise`.
+
+The shape is SdP-Net XXL's at 224 px. Each dtype has its own table; the contestants take turns, and the first round does
+not count. Without a GPU that the kernels run on, it says "not measured".
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from sdpnet.execution.depthwise_choice import block_seconds
+from sdpnet.execution.hardware import amp_dtype
+from sdpnet.model.depthwise import runs_on
+from sdpnet.model.sdpnet import MODELS
+from sdpnet.pipelines.errors import require, run_command
+from sdpnet.pipelines.machine import commit, driver
+
+__all__ = ["DTYPES", "measure"]
+
+DTYPES: Final = ("bf16", "fp16", "fp32")
+UNKNOWN: Final = "not measured: no NVIDIA GPU of compute capability 8.0 or more with Triton"
+
+
+def measure(device: torch.device, batch: int, rounds: int) -> dict[str, Any]:
+    """The record: milliseconds of forward, and of forward and backward, by dtype and contestant; or why none."""
+    options = MODELS["sdpnet_xxl"]
+    shape = (batch, options.dim, options.grid_size, options.grid_size)
+    record: dict[str, Any] = {
+        "input": list(shape),
+        "kernel_size": options.kernel_size,
+        "rounds": rounds,
+        "torch": torch.__version__,
+        "commit": commit(),
+    }
+    if not runs_on(device):
+        return {**record, "device": None, "results": UNKNOWN}
+    results = {
+        name: {
+            what: _figures(block_seconds(shape, options.kernel_size, dtype, device, rounds=rounds, backward=backward))
+            for what, backward in (("forward", False), ("forward and backward", True))
+        }
+        for name in DTYPES
+        for dtype in (amp_dtype(name, device),)
+    }
+    name = torch.cuda.get_device_name(device)
+    return {**record, "device": name, "driver": driver(), "cudnn": torch.backends.cudnn.version(), "results": results}
+
+
+def _figures(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    return {
+        name: {
+            "median_ms": round(statistics.median(values) * 1e3, 4),
+            "min_ms": round(min(values) * 1e3, 4),
+            "max_ms": round(max(values) * 1e3, 4),
+        }
+        for name, values in seconds.items()
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m sdpnet.benchmarks.depthwise", description=__doc__.split("\n")[0])
+    parser.add_argument("--batch", type=int, default=256, help="images of a pass (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=20, help="timed rounds (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the record there, not to the terminal")
+    arguments = parser.parse_args(argv)
+    require(arguments.batch >= 1, "--batch", arguments.batch, "at least 1")
+    require(arguments.rounds >= 1, "--rounds", arguments.rounds, "at least 1")
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    text = json.dumps(measure(device, arguments.batch, arguments.rounds), indent=1)
+    if arguments.json is None:
+        print(text)
+    else:
+        arguments.json.write_text(f"{text}\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,152 @@
+"""How fast each part of training is on this machine, measured alone: reading, decoding, copying, augmenting, the
+model's step."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sdpnet.config.options import Config
+from sdpnet.execution.hardware import amp_dtype
+from sdpnet.model.sdpnet import SdPNet
+from sdpnet.optim.loss import soft_cross_entropy
+from sdpnet.optim.optimizer import make_optimizer
+from sdpnet.pipelines.augment import DeviceStage
+from sdpnet.pipelines.benchmarks.process import BenchProcess
+from sdpnet.pipelines.benchmarks.worker import Job, Round
+from sdpnet.pipelines.contract import Batch
+from sdpnet.pipelines.shards.layout import open_split
+
+__all__ = ["Reading", "augment_rate", "copy_rate", "decode_round", "matmul_rate", "reading_rates", "step_rate"]
+
+DECODE_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Encoded samples in random order; bytes a second are for the same reads."""
+
+    images_per_second: float
+    bytes_per_second: float
+
+
+def reading_rates(data: str, split: str, threads: int, seconds: float) -> tuple[Reading | None, Reading]:
+    """(from the disk, from memory). The first is None where the system would not drop the files from memory."""
+    manifest, reader = open_split(data, split)
+    for file in manifest.splits[split].files:
+        descriptor = os.open(Path(data) / file.name, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+    samples = np.random.default_rng(0).permutation(reader.num_samples)
+
+    def read(samples: np.ndarray) -> tuple[int, int, float]:
+        began = time.perf_counter()
+        queue = iter(samples.tolist())
+
+        def take() -> list[int]:
+            taken = []
+            for sample in queue:
+                reader.encoded(sample).max()  # numpy lets other threads run meanwhile
+                taken.append(sample)
+                if time.perf_counter() - began > seconds:
+                    break
+            return taken
+
+        with ThreadPoolExecutor(threads) as pool:
+            done = np.concatenate([future.result() for future in [pool.submit(take) for _ in range(threads)]])
+        return len(done), int(reader.nbytes[done.astype(np.int64)].sum()), time.perf_counter() - began
+
+    fetched = _fetched_bytes()
+    count, size, took = read(samples)
+    fetched = _fetched_bytes() - fetched
+    cold = Reading(count / took, size / took) if fetched > size / 2 else None
+    count, size, took = read(samples[:count])
+    return cold, Reading(count / took, size / took)
+
+
+def _fetched_bytes() -> int:
+    """What this process made the system fetch from storage so far."""
+    try:
+        lines = Path("/proc/self/io").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("read_bytes:")), 0)
+
+
+def decode_round(
+    data: str, split: str, pipeline: str, image_size: int, cores: list[int], device: torch.device, seconds: float
+) -> Round:
+    """One round of a pipeline on these cores, from files in memory. Raises `ContestantError`."""
+    num_samples = open_split(data, split)[1].num_samples
+    batch_size = min(DECODE_BATCH, num_samples)
+    job = Job(pipeline, data, split, "train", image_size, batch_size, tuple(cores), device.type)
+    with BenchProcess(job) as process:
+        process.start()
+        return process.round(process.calibrate(seconds))
+
+
+def copy_rate(image_size: int, device: torch.device, seconds: float) -> float:
+    """Images/s from pinned memory to the GPU, as uint8."""
+    images = torch.empty(256, image_size, image_size, 3, dtype=torch.uint8, pin_memory=True)
+    there = torch.empty_like(images, device=device)
+    return _rate(lambda: there.copy_(images, non_blocking=True), len(images), device, seconds)
+
+
+def augment_rate(stage: DeviceStage, batch: Batch, seconds: float) -> float:
+    """Images/s of the device stage, on the batch's device."""
+    return _rate(lambda: stage(batch), len(batch.images), batch.images.device, seconds)
+
+
+def matmul_rate(dtype: torch.dtype, device: torch.device, seconds: float) -> float:
+    """FLOP/s of products of large square matrices in this dtype: what no training step comes near."""
+    size = 8192 if device.type == "cuda" else 1024
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    return 2 * size**3 * _rate(lambda: left @ right, 1, device, seconds)
+
+
+def step_rate(config: Config, batch_size: int, device: torch.device, seconds: float) -> float:
+    """Images/s of the forward pass, the backward pass and the optimizer, on noise. One process."""
+    options = config.model.options(config.model.num_classes or 1000)
+    model = SdPNet(options).to(device).to(memory_format=torch.channels_last).train()
+    optimizer = make_optimizer(model, config.optim)
+    dtype = amp_dtype(config.train.amp, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    size = config.data.image_size
+    images = torch.randn(batch_size, 3, size, size, device=device).to(dtype, memory_format=torch.channels_last)
+    targets = torch.full((batch_size, options.num_classes), 1 / options.num_classes, device=device)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            logits = model(images)
+        scaler.scale(soft_cross_entropy(logits, targets)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    return _rate(step, batch_size, device, seconds)
+
+
+def _rate(work: Callable[[], object], num_images: int, device: torch.device, seconds: float) -> float:
+    """Images/s of `work`, which handles `num_images` a call, after two calls that do not count."""
+
+    def finish() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    for _ in range(2):
+        work()
+    finish()
+    calls, began = 0, time.perf_counter()
+    while calls < 1 or time.perf_counter() - began < seconds:
+        for _ in range(4 if device.type == "cuda" else 1):
+            work()
+            calls += 1
+        finish()
+    return calls * num_images / (time.perf_counter() - began)

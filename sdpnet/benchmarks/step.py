@@ -1,0 +1,151 @@
+"""Times training steps part by part, models and feeds by turns: `sdpnet bench step [--data SHARDS]`.
+
+Each row is a model on a feed: fixed noise on the device (`synthetic`), or a pipeline that reads shards. All take the
+same recipe, batch and image size, in one process; from round to round the order is turned around, and the first round
+does not count. The rate of large matrix products is measured between the rounds: what share of it a step reaches says
+what is left to gain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import statistics
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from rich.console import Console
+
+from sdpnet.benchmarks.step_race import SYNTHETIC, run_race
+from sdpnet.benchmarks.step_report import Page, record, tables
+from sdpnet.config.load import load_config
+from sdpnet.config.setting import text_setting
+from sdpnet.execution.hardware import choose_step, look_at
+from sdpnet.model.sdpnet import MODELS
+from sdpnet.pipelines.contract import PIPELINES
+from sdpnet.pipelines.errors import UserError, nearest, printable, require, run_command
+from sdpnet.pipelines.files.publish import publish_bytes
+from sdpnet.pipelines.shards.layout import open_split
+from sdpnet.pipelines.terminal.command_line import CommandParser
+from sdpnet.pipelines.terminal.next_step import next_line, sdpnet
+from sdpnet.pipelines.terminal.status_line import StatusLine
+
+__all__ = ["MODELS_BY_DEFAULT", "PEERS", "main"]
+
+PEERS: Final = ("vit_base_patch16_224", "convmixer_1024_20_ks9_p14", "convnext_base")  # timm's
+MODELS_BY_DEFAULT: Final = ("sdpnet_l", "sdpnet_xl", "sdpnet_xxl", *PEERS)
+FEEDS: Final = tuple(name for name in PIPELINES if name != SYNTHETIC)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = CommandParser(
+        prog="sdpnet bench step",
+        description="Times training steps part by part, models and feeds by turns.",
+        epilog=f"Models: {', '.join(MODELS)}, and timm's by their names. Feeds with --data: {', '.join(FEEDS)}.",
+    )
+    add = parser.add_argument
+    add("--model", metavar="NAMES", default=",".join(MODELS_BY_DEFAULT), help="comma-separated (default: %(default)s)")
+    add("--data", metavar="SHARDS", help="shard set: real feeds beside the synthetic one")
+    add("--pipelines", metavar="NAMES", default="native,dali", help="feeds from --data (default: %(default)s)")
+    add("--image-size", metavar="N", type=int, default=224, help="default: %(default)s")
+    add("--batch-size", metavar="N", type=int, default=256, help="default: %(default)s")
+    add("--rounds", metavar="N", type=int, default=5, help="that count (default: %(default)s)")
+    add("--seconds", metavar="S", type=float, default=3.0, help="a round, about (default: %(default)s)")
+    add("--amp", choices=["auto", "bf16", "fp16", "fp32"], default="auto", help="default: %(default)s")
+    add("--compile", choices=["auto", "yes", "no"], default="auto", help="default: %(default)s")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: %(default)s")
+    add("--json", metavar="FILE", type=Path, help="also write the figures here")
+    add("--markdown", metavar="FILE", type=Path, help="also put them into this page's table")
+    return parser
+
+
+def _main(arguments: argparse.Namespace) -> int:
+    models = list(dict.fromkeys(arguments.model.split(",")))
+    if unknown := [name for name in models if name.startswith("sdpnet") and name not in MODELS]:
+        raise UserError(f"--model {arguments.model}: no {unknown[0]!r}: {nearest(unknown[0], MODELS)}")
+    require(arguments.rounds >= 1, "--rounds", arguments.rounds, "at least 1")
+    even = arguments.batch_size >= 2 and arguments.batch_size % 2 == 0
+    require(even, "--batch-size", arguments.batch_size, "an even number from 2: MixUp and CutMix mix pairs")
+    require(0.01 <= arguments.seconds <= 600, "--seconds", arguments.seconds, "from 0.01 to 600")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: this torch sees no CUDA device; sdpnet doctor says why")
+    if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
+        raise UserError(f"--json {arguments.json}: its directory is not there")
+    if arguments.json is not None and arguments.json.is_dir():
+        raise UserError(f"--json {arguments.json}: is a directory; give the name of a file")
+    page = None if arguments.markdown is None else Page(arguments.markdown)
+    feeds, num_classes = [SYNTHETIC], 1000
+    settings = [f"data.image_size={arguments.image_size}", f"data.batch_size_per_gpu={arguments.batch_size}"]
+    if arguments.data:
+        names = list(dict.fromkeys(arguments.pipelines.split(",")))
+        if unknown := [name for name in names if name not in FEEDS]:
+            raise UserError(f"--pipelines {arguments.pipelines}: no {unknown[0]!r}: {nearest(unknown[0], FEEDS)}")
+        feeds += names
+        settings.append(text_setting("data.path", arguments.data))
+        manifest, reader = open_split(arguments.data, "train")
+        num_classes = max(num_classes, len(manifest.classes))
+        most = f"at most {reader.num_samples}, the samples of the split"
+        require(arguments.batch_size <= reader.num_samples, "--batch-size", arguments.batch_size, most)
+    config = load_config("sdpnet_xl", settings)
+    on_gpu = arguments.device != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+    card = look_at(device)
+    compile_: Any = {"auto": "auto", "yes": True, "no": False}[arguments.compile]
+    choices = choose_step(card, amp=arguments.amp, compile=compile_)
+    console = Console(highlight=False)
+    title = f"{card.name}, {arguments.image_size} px, batches of {arguments.batch_size}"
+    console.print(f"step: {choices}\n", markup=False, soft_wrap=True)
+    with StatusLine() as say:
+        race = run_race(
+            models,
+            feeds,
+            config,
+            num_classes,
+            device,
+            choices,
+            rounds=arguments.rounds,
+            seconds=arguments.seconds,
+            say=say,
+        )
+    for note in race.notes:
+        console.print(printable(note), markup=False, soft_wrap=True)
+    for table in tables(race, title):
+        console.print(table)
+        console.print()
+    for entry in race.entries:
+        if entry.reason:
+            console.print(printable(f"{entry.model}, {entry.feed}: {entry.reason}"), markup=False, soft_wrap=True)
+    if race.matmul_rates:
+        console.print(f"large matrix products: {statistics.median(race.matmul_rates) / 1e12:,.2f} TFLOP/s")
+    if race.augment_seconds:
+        console.print(f"augmenting a batch, by itself: {1000 * statistics.median(race.augment_seconds):,.2f} ms")
+    if race.copy_seconds:
+        console.print(f"copying a batch to the GPU, by itself: {1000 * statistics.median(race.copy_seconds):,.2f} ms")
+    if arguments.json is not None:
+        command = f"sdpnet bench step {shlex.join(arguments.argv)}".strip()
+        sizes = {name: getattr(arguments, name) for name in ("image_size", "batch_size", "rounds")}
+        report = record(race, command, sizes, card, choices)
+        publish_bytes(arguments.json, (json.dumps(report, indent=1) + "\n").encode())
+    if page is not None:
+        page.fill(race, f"{title}; {choices}", arguments.json)
+    if not race.running:
+        return 1
+    if arguments.json is None:
+        words = ("--data", Path(arguments.data)) if arguments.data else ()
+        console.print(next_line(*sdpnet("doctor", *words)), markup=False, soft_wrap=True)
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit status: 1 when nothing could be measured."""
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = _parser().parse_args(argv)
+    arguments.argv = argv
+    return run_command(lambda: _main(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

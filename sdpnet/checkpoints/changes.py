@@ -1,0 +1,72 @@
+"""What of a run has changed since its checkpoint, when it is continued: its classes, its images, keys of its config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sdpnet.checkpoints.class_names import first_difference
+from sdpnet.config.load import PATH_KEYS, flat_values
+from sdpnet.pipelines.errors import UserError
+
+__all__ = ["changed_images", "changed_keys", "require_same_classes"]
+
+
+def require_same_classes(
+    path: Path, state: Mapping[str, Any], classes: Sequence[str], data: str, *, allow: bool
+) -> str | None:
+    """Checks that the `classes` of the shard set at `data` are those of the run that saved `state` at `path`.
+
+    Checkpoints of version 1 do not tell theirs. Returns the line that names the first difference where others are
+    allowed, or None. Raises `UserError`, naming it, where they are not.
+    """
+    difference = first_difference(state["card"]["classes"], classes) if "card" in state else None
+    if difference is None:
+        return None
+    if not allow:
+        raise UserError(
+            f"{path}: was trained on other classes than those of {data}: {difference}; pass the --data of that run, or "
+            "set train.other_classes=keep if these numbers still mean the same"
+        )
+    return f"{data}: other classes than before, under the same numbers: {difference}"
+
+
+def changed_images(state: Mapping[str, Any], fingerprints: Mapping[str, str], data: str) -> str | None:
+    """The line that names the splits of the shard set at `data` whose files are not those that the run has used so far
+    (`sdpnet.pipelines.shards.manifest.Split.fingerprint`), or None. Older checkpoints do not tell."""
+    before = state.get("data", {})
+    changed = [repr(name) for name, value in fingerprints.items() if before.get(name, value) != value]
+    if not changed:
+        return None
+    splits = f"split{'s' if len(changed) > 1 else ''} {' and '.join(changed)}"
+    return f"{data}: the images of {splits} are not those that the run has used so far (other checksums)"
+
+
+def changed_keys(state: Mapping[str, Any], config: Mapping[str, Any], where: Path) -> list[str]:
+    """A line for each key of `config` (nested, resolved) that the run which saved `state` had set otherwise.
+
+    Relative paths of an older checkpoint are taken as relative to `where`. Keys that it does not know are left out.
+    """
+    before, lines = dict(flat_values(state.get("config", {}))), []
+    for key, value in flat_values(config):
+        if key not in before:
+            continue
+        was = before[key]
+        if key in PATH_KEYS and was and value and Path(value) == where / was:
+            continue
+        if _plain(was) != _plain(value):
+            lines.append(f"config: {key} was {_shown(was)}, is {_shown(value)} from here on")
+    return lines
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _shown(value: Any) -> str:
+    """As in a config file."""
+    words: dict[Any, str] = {True: "true", False: "false", None: "null", "": "empty"}
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_shown, value))}]"
+    return words[value] if isinstance(value, (bool, str, type(None))) and value in words else str(value)

@@ -1,0 +1,72 @@
+"""How a run is continued: from which checkpoint, and whether the order of samples stays the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sdpnet.checkpoints.directory import list_checkpoints
+from sdpnet.checkpoints.file import load_checkpoint
+from sdpnet.distributed.processes import Processes, least, most
+from sdpnet.pipelines.errors import UserError
+
+__all__ = ["load_newest", "require_same_order", "require_same_step"]
+
+
+def load_newest(directory: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint that can be read, and its state; None where there is no checkpoint at all.
+
+    `say` gets a line for each newer one that is damaged. Raises `UserError` when all are.
+    """
+    found = list_checkpoints(directory)
+    for path in reversed(found):
+        try:
+            return path, load_checkpoint(path)
+        except UserError as error:
+            say(f"{error}; trying the one before it")
+    if found:
+        raise UserError(f"{directory}: none of its {len(found)} checkpoints can be read; begin anew in another --out")
+    return None
+
+
+def require_same_order(
+    path: Path, state: Mapping[str, Any], order: Mapping[str, int | str], world: Mapping[str, int]
+) -> str | None:
+    """Checks that samples come in the order in which they came in the run that saved `state` at `path`.
+
+    `order` is what the order depends on: seed, global_batch_size, num_samples, and data.order (which checkpoints that
+    are older than it do not tell). `world` is how a global batch is spread: world_size, batch_size_per_gpu, accumulate;
+    it may change. Returns the line that says how it did, or None.
+
+    Raises `UserError`, naming all of `order` that changed.
+    """
+    was = state["order"]
+    changed = [name for name, value in order.items() if was.get(name, value if name == "data.order" else None) != value]
+    if changed:
+        differences = ", ".join(f"with {name} {was.get(name)}, not {order[name]}" for name in changed)
+        advice = ""
+        processes, batch = world["world_size"], was.get("global_batch_size")
+        if changed == ["global_batch_size"] and isinstance(batch, int) and batch % processes == 0:
+            advice = f"; {processes} processes need data.batch_size_per_gpu x train.accumulate = {batch // processes}"
+        elif "num_samples" in changed:
+            advice = "; pass the --data of that run, or begin a new --out with train.start_from=RUN"
+        raise UserError(f"{path}: was trained {differences}: it cannot be continued exactly{advice}")
+    before = state.get("world")
+    if before is None or all(before.get(name) == value for name, value in world.items()):
+        return None
+    return f"the same global batch of {order['global_batch_size']}: was {_spread(before)}, now {_spread(world)}"
+
+
+def require_same_step(step: int, out: Path, processes: Processes) -> None:
+    """Every process must call it. Raises `UserError` when they stand at different steps."""
+    if least(step, processes) != most(step, processes):
+        raise UserError(f"{out}: not the same checkpoints for all processes; --out must be on a disk that they share")
+
+
+def _spread(world: Mapping[str, Any]) -> str:
+    processes, accumulate = world.get("world_size"), world.get("accumulate")
+    return (
+        f"{processes} process{'' if processes == 1 else 'es'} x {world.get('batch_size_per_gpu')}"
+        f"{f' x {accumulate} accumulated' if accumulate != 1 else ''}"
+    )

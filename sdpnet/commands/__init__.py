@@ -1,0 +1,1 @@
+"""The commands besides `train`: evaluate, predict, export, report, sheet, doctor."""

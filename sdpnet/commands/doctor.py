@@ -1,0 +1,314 @@
+"""`sdpnet doctor`: what is installed, what this machine can do, and with --data what limits training on it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import torch
+from PIL import features
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sdpnet import __version__
+from sdpnet.benchmarks.rates import copy_rate, decode_round, reading_rates, step_rate
+from sdpnet.config.load import load_config
+from sdpnet.config.options import Config
+from sdpnet.execution.threads import use_threads
+from sdpnet.pipelines.benchmarks import ceilings
+from sdpnet.pipelines.benchmarks.process import ContestantError
+from sdpnet.pipelines.contract import PIPELINES, choose_pipeline, why_missing
+from sdpnet.pipelines.errors import printable
+from sdpnet.pipelines.machine import cgroup_cores, cpu_name, driver, installed_versions, usable_cores
+from sdpnet.pipelines.shards.layout import open_split
+from sdpnet.pipelines.terminal.next_step import next_line, sdpnet, training
+from sdpnet.pipelines.terminal.remedy import install
+from sdpnet.pipelines.terminal.status_line import StatusLine
+from sdpnet.reporting.output import say as print_lines
+
+__all__ = ["add_arguments", "build_supports", "run", "verdict"]
+
+T = TypeVar("T")
+UNKNOWN: Final = "not measured"
+DEFAULT_CONFIG: Final = "sdpnet_xl"
+SECONDS: Final = 1.5  # of each measurement
+CPU_BATCH: Final = 8
+LOADED: Final = 0.05
+OLD_TORCH: Final = ("torch==2.10.*", "torchvision==0.25.*")  # the last with code for cards before Turing
+
+ADVICE: Final = {
+    "reading": "put the shards on a local SSD, or where they stay in memory; data.order=blocks spares slow disks",
+    "decoding": "give it more cores, convert with a smaller --max-side, or train at a smaller data.image_size",
+    "copying": "look whether the card has all its PCIe lanes",
+    "the model step": "the data path keeps up; more or faster GPUs, or a smaller model",
+}
+
+
+def build_supports(capability: tuple[int, int], architectures: list[str]) -> bool:
+    """Whether a build of torch with these architectures (`torch.cuda.get_arch_list()`) runs on such a card.
+
+    Machine code (sm_80) runs on cards of the same generation from its number on (sm_80a: on 8.0 alone), PTX
+    (compute_80) on all from its number on.
+    """
+    for architecture in architectures:
+        found = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", architecture)
+        if found is None:
+            continue
+        kind, major, minor, suffix = found[1], int(found[2]), int(found[3]), found[4]
+        if suffix == "a":
+            fits = (major, minor) == capability
+        elif kind == "sm" or suffix == "f":
+            fits = major == capability[0] and minor <= capability[1]
+        else:
+            fits = (major, minor) <= capability
+        if fits:
+            return True
+    return False
+
+
+def verdict(rates: dict[str, float | None], remedies: dict[str, str]) -> list[str]:
+    """What limits training, what to expect and what to do, from images/s by stage; None is not measured.
+
+    `remedies` says for stages how they would be measured.
+    """
+    measured = {stage: rate for stage, rate in rates.items() if rate is not None}
+    unknown = [stage for stage in rates if stage not in measured]
+    missing = [f"{stage}: {UNKNOWN}{f' ({remedies[stage]})' if stage in remedies else ''}" for stage in unknown]
+    if not measured:
+        return ["What limits training here: not measured", *missing]
+    first, *others = sorted(measured, key=measured.__getitem__)
+    expect = f"expect {'at most' if unknown else 'about'} {measured[first]:,.0f} images/s"
+    next_one = f"; next comes {others[0]} with {measured[others[0]]:,.0f}" if others else ""
+    return [f"What limits training here is {first}: {expect}{next_one}", f"To do: {ADVICE[first]}", *missing]
+
+
+def _gpus() -> tuple[list[dict[str, Any]], str]:
+    """The cards that torch sees, and where it sees none, why."""
+    if not torch.cuda.is_available():
+        if torch.version.cuda is None:
+            return [], "none: this torch is built without CUDA"
+        return [], "none that torch can use" if driver() is None else "none that torch can use: is the driver too old?"
+    architectures, cards = torch.cuda.get_arch_list(), []
+    for index in range(torch.cuda.device_count()):
+        capability = torch.cuda.get_device_capability(index)
+        with torch.cuda.device(index):
+            bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        cards.append(
+            {
+                "name": torch.cuda.get_device_name(index),
+                "compute_capability": f"{capability[0]}.{capability[1]}",
+                "supported_by_this_torch": build_supports(capability, architectures),
+                "bf16": bf16,
+                "memory_bytes": torch.cuda.get_device_properties(index).total_memory,
+            }
+        )
+    return cards, ""
+
+
+def _attempt(measure: Callable[[], T], problems: list[str], what: str) -> T | None:
+    """What `measure` returns, or None and a line in `problems`: one thing that fails must not hide the others."""
+    try:
+        return measure()
+    except (ContestantError, RuntimeError, OSError) as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        problems.append(f"{what}: {UNKNOWN}: {reason}")
+        return None
+
+
+def _step(config: Config, device: torch.device) -> tuple[float, int]:
+    """Images/s of the model's step and its batch size: the config's, halved until it fits into the card's memory."""
+    batch_size = config.data.batch_size_per_gpu if device.type == "cuda" else CPU_BATCH
+    while True:
+        try:
+            return step_rate(config, batch_size, device, SECONDS), batch_size
+        except torch.cuda.OutOfMemoryError:
+            if batch_size == 1:
+                raise
+            batch_size //= 2
+        torch.cuda.empty_cache()
+
+
+def _measure(arguments: argparse.Namespace, config: Config, say: Callable[[str], None]) -> dict[str, Any]:
+    cores, num_gpus = usable_cores(), torch.cuda.device_count() if torch.cuda.is_available() else 0
+    device = torch.device("cuda" if num_gpus else "cpu")
+    size = config.data.image_size
+    problems: list[str] = []
+    rates: dict[str, Any] = dict.fromkeys(
+        ("disk", "memory", "pipeline", "decode_one_core", "decode_all_cores", "copy", "step", "step_batch_size")
+    )
+    rates.update(image_size=size, config=arguments.config, gpus=num_gpus, fits_in_memory=None)
+    if arguments.data:
+        data, split = str(arguments.data), arguments.split
+        found = open_split(data, split)[0].splits[split]
+        total = sum(file.bytes for file in found.files)
+        rates["fits_in_memory"] = total < _available_memory()
+        say("reading")
+        read = _attempt(lambda: reading_rates(data, split, len(cores), SECONDS), problems, "reading")
+        if read is not None:
+            for name, reading in zip(("disk", "memory"), read, strict=True):
+                rates[name] = None if reading is None else vars(reading)
+        rates["pipeline"] = name = choose_pipeline(device, found.format)
+
+        def decode(some: list[int]) -> float | None:
+            what = f"decoding with {name} on {len(some)} of {len(cores)} cores"
+            say(what)
+            done = _attempt(lambda: decode_round(data, split, name, size, some, device, SECONDS), problems, what)
+            if done is not None and (done.foreign or 0) > LOADED:
+                problems.append(f"{what}: other processes took {done.foreign:.0%} of their time; expect more without")
+            return None if done is None else done.rate
+
+        rates["decode_one_core"] = decode(cores[:1])
+        rates["decode_all_cores"] = decode(cores) if len(cores) > 1 else rates["decode_one_core"]
+    if num_gpus:
+        say("copying to the GPU")
+        rates["copy"] = _attempt(lambda: copy_rate(size, device, SECONDS), problems, "copying")
+    if num_gpus or arguments.step:
+        say(f"the step of {config.model.name}")
+        step = _attempt(lambda: _step(config, device), problems, "the model step")
+        rates["step"], rates["step_batch_size"] = step or (None, None)
+    return {**rates, "problems": problems}
+
+
+def _available_memory() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return 1024 * int(line.split()[1])
+    return 0
+
+
+def _stages(rates: dict[str, Any]) -> tuple[dict[str, float | None], dict[str, str]]:
+    """Images/s by stage for the whole machine, and how those that are not measured would be."""
+    reading = rates["memory"] if rates["fits_in_memory"] else rates["disk"]
+    stages: dict[str, float | None] = {
+        "reading": reading["images_per_second"] if reading else None,
+        "decoding": rates["decode_all_cores"],
+    }
+    remedies = {} if rates["pipeline"] else dict.fromkeys(stages, "pass --data SHARDS")
+    if rates["memory"] and not reading:
+        remedies["reading"] = "the system kept the files in memory"
+    if rates["gpus"]:
+        stages["copying"] = rates["copy"] and rates["copy"] * rates["gpus"]
+    else:
+        remedies["the model step"] = "no GPU; --step measures it on the CPU"
+    stages["the model step"] = rates["step"] and rates["step"] * max(1, rates["gpus"])
+    return stages, remedies
+
+
+def _examine(arguments: argparse.Namespace, config: Config, say: Callable[[str], None]) -> dict[str, Any]:
+    say("looking at what is installed")
+    cards, why_none = _gpus()
+    turbo = ceilings.turbo_version() if ceilings.available() else None
+    facts: dict[str, Any] = {
+        "versions": {
+            "sdpnet": __version__,
+            **installed_versions(),
+            "libjpeg-turbo (native)": turbo,
+            "libjpeg-turbo (Pillow)": features.version("libjpeg_turbo"),
+        },
+        "gpus": cards,
+        "no_gpu": why_none,
+        "driver": driver(),
+        "cpu": cpu_name(),
+        "usable_cores": len(usable_cores()),
+        "cgroup_cores": cgroup_cores(),
+        "threads": str(use_threads()),
+    }
+    facts["pipelines"] = {name: why_missing(name) for name in PIPELINES}
+    facts["rates"] = _measure(arguments, config, say)
+    stages, remedies = _stages(facts["rates"])
+    facts["verdict"] = verdict(stages, remedies)
+    return facts
+
+
+def _print(facts: dict[str, Any], console: Console) -> None:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+
+    def row(name: str, value: str) -> None:
+        table.add_row(Text(printable(name)), Text(printable(value)))
+
+    for name, version in facts["versions"].items():
+        row(name, version or "not installed")
+    for card in facts["gpus"]:
+        supported = card["supported_by_this_torch"]
+        row(
+            "GPU",
+            f"{card['name']}, compute capability {card['compute_capability']}, "
+            f"{card['memory_bytes'] / 1e9:,.0f} GB, bf16: {'yes' if card['bf16'] else 'no, fp16 is used'}"
+            + ("" if supported else f"; THIS TORCH HAS NO CODE FOR IT: {install(*OLD_TORCH)}"),
+        )
+    if facts["no_gpu"]:
+        row("GPU", facts["no_gpu"])
+    row("NVIDIA driver", facts["driver"] or "none found")
+    limit = facts["cgroup_cores"]
+    limited = f", limited to {limit:g} by the container" if limit is not None else ""
+    row("cores", f"{facts['usable_cores']} usable{limited}; {facts['cpu'] or 'unknown'}")
+    row("torch's threads", facts["threads"].removeprefix("threads: "))
+    table.add_row()
+    for name, reason in facts["pipelines"].items():
+        row(f"pipeline {name}", reason or "can be used")
+
+    rates = facts["rates"]
+
+    def images(rate: float | None, unit: str = "images/s") -> str:
+        return UNKNOWN if rate is None else f"{rate:,.0f} {unit}"
+
+    def reading(read: dict[str, float] | None) -> str:
+        return (
+            UNKNOWN
+            if read is None
+            else f"{read['bytes_per_second'] / 1e6:,.0f} MB/s, " + images(read["images_per_second"])
+        )
+
+    table.add_row()
+    row("reading, disk", reading(rates["disk"]))
+    row("reading, memory", reading(rates["memory"]))
+    by = f" ({rates['pipeline']}, {rates['image_size']} px)" if rates["pipeline"] else ""
+    row("decoding, one core", images(rates["decode_one_core"]) + by)
+    row("decoding, all cores", images(rates["decode_all_cores"]))
+    row("copying to a GPU", images(rates["copy"]))
+    step = f" a {'GPU' if rates['gpus'] else 'CPU'} ({rates['config']}, batch {rates['step_batch_size']})"
+    row("model step", images(rates["step"]) + (f"{step}, not compiled" if rates["step"] else ""))
+    console.print(table)
+    console.print()
+    for line in (*rates["problems"], *facts["verdict"]):
+        console.print(printable(line), markup=False, soft_wrap=True)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--data", type=Path, metavar="SHARDS", help="shard set: its reading and decoding are measured")
+    add("--split", default="train", help="default: %(default)s")
+    add("--config", default=DEFAULT_CONFIG, help="whose model and image size are measured (default: %(default)s)")
+    add("--step", action="store_true", help="measure the model's step without a GPU too")
+    add("--json", action="store_true", help="print JSON")
+
+
+def _next(arguments: argparse.Namespace) -> str:
+    if arguments.data is None:
+        return next_line(*sdpnet("doctor", "--data", "SHARDS"), when="a shard set, made by preprocess/build_ffcv.py")
+    config = None if arguments.config == DEFAULT_CONFIG else arguments.config
+    words = training(arguments.data, config) or sdpnet("inspect", arguments.data)
+    return next_line(*words)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Always 0 where the arguments are right: what is missing is part of the answer."""
+    config = load_config(arguments.config)
+    if arguments.data:
+        open_split(arguments.data, arguments.split)
+    with StatusLine() as say:
+        facts = _examine(arguments, config, say)
+    if arguments.json:
+        print_lines(*json.dumps(facts, indent=1).replace("\x7f", "\\u007f").splitlines())
+    else:
+        console = Console(highlight=False)
+        _print(facts, console)
+        console.print(_next(arguments), markup=False, soft_wrap=True)
+    return 0

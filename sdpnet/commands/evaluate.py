@@ -1,0 +1,156 @@
+"""Command `sdpnet evaluate`: scores a model on a shard set, in one process or under torchrun."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sdpnet.checkpoints.class_names import first_difference
+from sdpnet.checkpoints.model import ModelCard, load_model
+from sdpnet.checkpoints.model_card import card_text
+from sdpnet.distributed.processes import join, leave
+from sdpnet.execution.hardware import amp_dtype
+from sdpnet.execution.threads import use_threads
+from sdpnet.model.sdpnet import SdPNet
+from sdpnet.pipelines.augment import DeviceStage
+from sdpnet.pipelines.contract import PIPELINES, AugmentOptions, DataOptions, make_loader
+from sdpnet.pipelines.errors import UserError, printable, require
+from sdpnet.pipelines.files.publish import require_place
+from sdpnet.pipelines.images.preprocessing import Preprocessing
+from sdpnet.pipelines.terminal.next_step import next_line
+from sdpnet.pipelines.terminal.readable_names import readable_names
+from sdpnet.reporting.finished_run import export_command
+from sdpnet.reporting.output import say, say_json
+from sdpnet.training.evaluate import Scores, evaluate, write_per_class
+from sdpnet.training.same_start import code_facts, require_same_start, shard_facts
+
+__all__ = ["add_arguments", "run", "table"]
+
+_LOWEST = 5  # classes that the table names
+
+
+@dataclass(frozen=True)
+class _Config:
+    """What `make_loader` reads of a config, where there is no training."""
+
+    data: DataOptions
+    augment: AugmentOptions
+    seed: int = 0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", required=True, type=Path, help="run directory, checkpoint or model.safetensors")
+    weights = "averaged ones where there are any, or those of the last step (default: %(default)s)"
+    add("--weights", choices=["ema", "raw"], default="ema", help=weights)
+    add("--data", required=True, type=Path, help="shard set")
+    add("--split", default="val", help="(default: %(default)s)")
+    add("--pipeline", choices=["auto", *PIPELINES], default="auto", help="(default: %(default)s)")
+    add("--batch-size", type=int, default=128, metavar="N", help="of each process (default: %(default)s)")
+    add("--image-size", type=int, metavar="N", help="pixels a side (default: the model's, of its training)")
+    add("--centre-fraction", type=float, metavar="X", help="of the shorter side, kept (default: the model's)")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="(default: %(default)s)")
+    add("--amp", choices=["auto", "bf16", "fp16", "fp32"], default="auto", help="(default: %(default)s)")
+    add("--per-class", type=Path, metavar="FILE", help="write each class's accuracy to a CSV file")
+    add("--json", action="store_true", help="print one JSON object instead of the table")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints a table, or with `--json` one JSON object: top1, top5, val_loss, num_samples, weights (ema or raw); in the
+    main process only."""
+    size, fraction, out = arguments.image_size, arguments.centre_fraction, arguments.per_class
+    require(arguments.batch_size >= 1, "--batch-size", arguments.batch_size, "at least 1")
+    require(fraction is None or 0 < fraction <= 1, "--centre-fraction", fraction, "in (0, 1]")
+    if out is not None:
+        require_place(out, "--per-class")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: there is no usable GPU here; take --device cpu or auto")
+    processes = join(arguments.device)
+    try:
+        if processes.device.type == "cpu" and (chosen := use_threads(processes.shard.local_world_size)).reduced:
+            print(chosen, file=sys.stderr)
+        model, card = load_model(arguments.model, arguments.weights)
+        require_same_start(lambda: _facts(arguments, model, card), processes)
+        patch = card.model.patch_size
+        require(size is None or (size >= patch and size % patch == 0), "--image-size", size, f"a multiple of {patch}")
+        model = model.to(processes.device).to(memory_format=torch.channels_last)
+        data = DataOptions(
+            path=str(arguments.data),
+            pipeline=arguments.pipeline,
+            val_split=arguments.split,
+            image_size=size or card.image_size,
+            batch_size_per_gpu=arguments.batch_size,
+            centre_fraction=fraction or card.centre_fraction,
+        )
+        augment = AugmentOptions(mean=card.mean, std=card.std)
+        loader = make_loader(_Config(data, augment), "val", processes.shard, processes.device)
+        if (difference := first_difference(card.classes, loader.manifest.classes)) is not None:
+            raise UserError(
+                f"{arguments.model}: was trained on other classes than those of {arguments.data}: {difference}"
+            )
+        dtype = amp_dtype(arguments.amp, processes.device)
+        stage = DeviceStage(augment, card.model.num_classes, dtype, train=False)
+        if processes.is_main:
+            _warn(arguments.data, Preprocessing.of(loader.manifest.encode), card.preprocessing)
+        scores = evaluate(model, loader, stage, processes)
+        assert scores is not None
+        if processes.is_main:
+            names = () if out is None else readable_names(card.classes)
+            if arguments.json:
+                say_json({**scores.as_dict(), "num_samples": scores.num_samples, "weights": card.weights})
+            else:
+                say(*table(scores, card.weights, names))
+            if out is not None:  # what it took long to find out is said by now
+                write_per_class(out, card.classes, scores.counts)
+            if not arguments.json:
+                say(next_line(*export_command(arguments.model)))
+        return 0
+    finally:
+        leave()
+
+
+def _facts(arguments: argparse.Namespace, model: SdPNet, card: ModelCard) -> dict[str, str]:
+    """What all processes must have alike; paths may differ from machine to machine."""
+    names = ("split", "pipeline", "batch_size", "image_size", "centre_fraction", "amp")
+    flags = {f"--{name.replace('_', '-')}": str(getattr(arguments, name)) for name in names}
+    digest = hashlib.sha256(card_text(card).encode())
+    for name, weight in model.state_dict().items():
+        digest.update(name.encode() + weight.cpu().numpy().tobytes())
+    shards = shard_facts(arguments.data, [arguments.split])
+    return {**flags, "the model (SHA-256)": digest.hexdigest(), **code_facts(), **shards}
+
+
+def table(scores: Scores, weights: str, names: Sequence[str] = ()) -> list[str]:
+    """The lines of the table for people; with the classes' names also the classes with the lowest top-1."""
+    rows = [
+        ("images", f"{scores.num_samples:,}"),
+        ("top-1", f"{scores.top1:.2%}"),
+        ("top-5", f"{scores.top5:.2%}"),
+        ("loss", f"{scores.loss:.4f}"),
+        ("weights", {"ema": "averaged", "raw": "of the last step"}[weights]),
+    ]
+    lines = [f"{name:8} {text}" for name, text in rows]
+    if not names:
+        return lines
+    samples, top1 = scores.counts[: len(names), 0], scores.counts[: len(names), 1]
+    scored = np.flatnonzero(samples)
+    lowest = scored[np.argsort(top1[scored] / samples[scored], kind="stable")][:_LOWEST]
+    lines.append(f"classes with the lowest top-1, of {len(scored):,}:")
+    return lines + [f"{top1[i] / samples[i]:8.2%} of {samples[i]:,}  {names[i]}" for i in lowest.tolist()]
+
+
+def _warn(data: Path, theirs: Preprocessing, ours: Preprocessing) -> None:
+    """Says on stderr where the images were turned otherwise than those that the model was trained on."""
+    if theirs.exif != ours.exif:
+        print(
+            f"{printable(data)}: was made with --exif {theirs.exif}, and the model was trained on images made with "
+            f"--exif {ours.exif}: photographs that were taken with a turned camera will score lower",
+            file=sys.stderr,
+        )

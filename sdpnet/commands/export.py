@@ -1,0 +1,186 @@
+"""A finished model as a file for other programs: ONNX, or PyTorch's exported program.
+
+The file takes normalised images and gives logits. What a program must know besides is beside it, as FILE.json: the
+classes, and all that is done to an image file before (`steps` in words, and the values). A file is run and compared
+with the model before it gets its name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Final, Literal, get_args
+
+import torch
+
+from sdpnet.checkpoints.model import ModelCard, load_model, write_atomically
+from sdpnet.model.sdpnet import SdPNet
+from sdpnet.pipelines.errors import UserError, require
+from sdpnet.pipelines.files.publish import require_place
+from sdpnet.pipelines.terminal.next_step import next_line
+from sdpnet.pipelines.terminal.remedy import install_extra
+from sdpnet.reporting.finished_run import load_command
+from sdpnet.reporting.output import say
+
+__all__ = ["TOLERANCE", "Format", "add_arguments", "export", "run"]
+
+Format = Literal["onnx", "torch-export"]
+Batch = int | Literal["dynamic"]
+Forward = Callable[[torch.Tensor], torch.Tensor]
+
+TOLERANCE: Final = 1e-4  # largest difference of a logit, as a share of the largest logit (or of 1, if that is more)
+
+
+def export(
+    model: SdPNet, card: ModelCard, out: Path, format: Format, image_size: int, batch: Batch = "dynamic"
+) -> float:
+    """Writes `out` and `out`.json; returns the largest difference to the model's own logits (see `TOLERANCE`).
+
+    `model` is in eval mode, on the CPU. The file's input is `images`, float32 (batch, 3, image_size, image_size), and
+    its output `logits`, float32 (batch, num_classes). It is compared on random images in batches of several sizes where
+    `batch` is "dynamic", else of `batch`: with onnxruntime where that is installed, else with ONNX's reference.
+
+    Raises `UserError` for a missing package, an impossible size, or a difference above `TOLERANCE`, and leaves no file.
+    """
+    assert not model.training
+    patch = model.options.patch_size
+    ok = image_size > 0 and image_size % patch == 0
+    require(ok, "image_size", image_size, f"a multiple of the patch size {patch}")
+    require(batch == "dynamic" or batch >= 1, "batch", batch, "'dynamic' or at least 1")
+    require_place(out)
+    if format == "onnx":
+        _require_onnx()
+    sizes = (2, 1, 5) if batch == "dynamic" else (batch,)  # the example is not 1: torch.export would fix that size
+    generator = torch.Generator().manual_seed(0)
+    examples = [torch.randn(size, 3, image_size, image_size, generator=generator) for size in sizes]
+    dynamic = ({0: torch.export.Dim("batch")},) if batch == "dynamic" else None
+    difference = float("nan")
+
+    def write(path: Path) -> None:
+        nonlocal difference
+        try:
+            save = _save_onnx if format == "onnx" else _save_torch
+            save(model, examples[0], dynamic, path)
+            forward = _load_onnx(path) if format == "onnx" else _load_torch(path)
+            with torch.no_grad():
+                difference = (
+                    torch.stack([_difference(forward(images), model(images)) for images in examples]).max().item()
+                )
+            if not difference <= TOLERANCE:  # nor when it is NaN
+                raise UserError(
+                    f"{out}: not written: as {format} the logits differ by {difference:.2g} from the model's; "
+                    f"the tolerance is {TOLERANCE:g}"
+                )
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+    write_atomically(out, write)
+    shape = f"({batch}, 3, {image_size}, {image_size})"
+    of_card = asdict(replace(card, image_size=image_size))
+    del of_card["weights_sha256"]  # of another file
+    facts = {
+        **of_card,
+        "format": format,
+        "steps": _steps(card, image_size),
+        "input": f"images: float32 {shape}, RGB in [0, 1], less mean, divided by std",
+        "output": "logits: float32 (batch, classes)",
+    }
+    text = json.dumps(facts, indent=1) + "\n"
+    write_atomically(out.with_name(f"{out.name}.json"), lambda path: path.write_text(text, encoding="utf-8"))
+    return difference
+
+
+def _steps(card: ModelCard, image_size: int) -> list[str]:
+    """What makes an image file into an input, in order, as `sdpnet predict` does it."""
+    exif, max_side = card.preprocessing.exif, card.preprocessing.max_side
+    reduce = f"reduce the longer side to {max_side} pixels by area averaging, where it is longer"
+    return [
+        "decode to RGB, 8 bits; an alpha channel is dropped, 16 bits are scaled to 8",
+        "turn upright as EXIF says" if exif == "apply" else "ignore the EXIF orientation",
+        *([reduce] if max_side else []),
+        f"crop the centre square whose side is {card.centre_fraction:g} of the shorter side",
+        f"resize to {image_size} x {image_size} pixels, bilinear with antialiasing",
+        "divide by 255, subtract mean, divide by std",
+    ]
+
+
+def _difference(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    if found.shape != expected.shape:
+        return torch.tensor(float("inf"))
+    return (found - expected).abs().max() / expected.abs().max().clamp(min=1)
+
+
+def _save_torch(model: SdPNet, example: torch.Tensor, dynamic: tuple | None, path: Path) -> None:
+    content = BytesIO()  # a full disk under torch's writer ends the process: its destructor throws
+    torch.export.save(torch.export.export(model, (example,), dynamic_shapes=dynamic), content)
+    path.write_bytes(content.getvalue())  # a view that an error leaves behind crashes Python before 3.12.3 (gh-111049)
+
+
+def _load_torch(path: Path) -> Forward:
+    with path.open("rb") as file:
+        return torch.export.load(file).module()
+
+
+def _require_onnx() -> None:
+    for name in ("onnx", "onnxscript"):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise UserError(f"export to onnx needs {name} ({error}): {install_extra('export')}") from None
+
+
+def _save_onnx(model: SdPNet, example: torch.Tensor, dynamic: tuple | None, path: Path) -> None:
+    program = torch.onnx.export(
+        model,
+        (example,),
+        dynamo=True,
+        dynamic_shapes=dynamic,
+        input_names=["images"],
+        output_names=["logits"],
+        verbose=False,
+    )
+    assert program is not None
+    program.save(str(path), external_data=False)
+
+
+def _load_onnx(path: Path) -> Forward:
+    try:
+        runtime = importlib.import_module("onnxruntime")
+    except ImportError:
+        evaluator = importlib.import_module("onnx.reference").ReferenceEvaluator(str(path))
+    else:
+        evaluator = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(evaluator.run(None, {"images": images.numpy()})[0])
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, type=Path, help="run directory or model.safetensors")
+    parser.add_argument("--format", required=True, choices=get_args(Format))
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE")
+    parser.add_argument("--image-size", type=int, help="pixels a side; the training size by default")
+    parser.add_argument("--batch", type=_batch, default="dynamic", help="a fixed batch size; any size by default")
+
+
+def _batch(text: str) -> Batch:
+    try:
+        return "dynamic" if text == "dynamic" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be dynamic or a number of images, not {text!r}") from None
+
+
+def run(arguments: argparse.Namespace) -> int:
+    require_place(arguments.out, "--out")
+    if arguments.format == "onnx":
+        _require_onnx()
+    model, card = load_model(arguments.model)
+    image_size = card.image_size if arguments.image_size is None else arguments.image_size
+    difference = export(model, card, arguments.out, arguments.format, image_size, arguments.batch)
+    say(f"{arguments.out}: {image_size} px, batch {arguments.batch}; differs from the model by {difference:.1e}")
+    say(next_line(*load_command(arguments.out, arguments.format)))
+    return 0

@@ -1,0 +1,100 @@
+"""Command `sdpnet report`: the curves and final figures of one or more runs, in the terminal and as one HTML page."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sdpnet.distributed.run_directory import LOCK_NAME
+from sdpnet.pipelines.errors import printable, require
+from sdpnet.pipelines.files.publish import publish_bytes
+from sdpnet.pipelines.shards.manifest import MANIFEST_NAME
+from sdpnet.pipelines.terminal.next_step import next_line, sdpnet
+from sdpnet.reporting.finished_run import export_command
+from sdpnet.reporting.run_metrics import Run, config_differences, read_runs
+from sdpnet.reporting.run_page import page, summary
+
+__all__ = ["add_arguments", "page_path", "run"]
+
+LONGEST_NAME: Final = 120  # bytes of the runs' names in that of a page; file systems take 255 in all
+
+
+def page_path(directories: Sequence[Path]) -> Path:
+    """Where the page goes by default: `report.html` in the directory of one run; of several, a name in that of the
+    first which says what is compared, so that no page takes another's place.
+
+    Runs whose directories have the same name, or too long ones, are told apart by a checksum of their paths.
+    """
+    first = directories[0]
+    if len(directories) == 1:
+        return first / "report.html"
+    resolved = [directory.resolve() for directory in directories]
+    names = [path.name for path in resolved]
+    name = "-vs-".join(names)
+    if len(set(names)) < len(names) or len(name.encode("utf-8", "surrogateescape")) > LONGEST_NAME:
+        paths = "\0".join(map(str, resolved)).encode("utf-8", "surrogateescape")
+        short = name.encode("utf-8", "surrogateescape")[:LONGEST_NAME].decode("utf-8", "ignore")
+        name = f"{short}-{hashlib.sha256(paths).hexdigest()[:8]}"
+    return first / f"report-{name}.html"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directory of a run, finished or not")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="the page (default: report.html in RUN; of several, report-RUN-vs-RUN.html in the first)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    out: Path = arguments.out or page_path(arguments.runs)
+    require(out.suffix.lower() in (".html", ".htm"), "--out", str(out), "the name of an .html file")
+    runs = read_runs(arguments.runs)
+    publish_bytes(out, page(runs).encode("utf-8", "replace"))
+    console = Console(highlight=False, emoji=False)
+
+    def shown(value: str) -> Text:
+        return Text(printable(value).encode(console.encoding, "replace").decode(console.encoding))
+
+    for rows in (summary(runs), config_differences(runs)):
+        if rows:
+            table = Table("", box=None, pad_edge=False)
+            for one in runs:
+                table.add_column(shown(one.name))
+            for label, cells in rows:
+                table.add_row(shown(label), *map(shown, cells))
+            console.print(table)
+            console.print()
+    console.print(shown(f"{out}: {out.stat().st_size:,} bytes"), soft_wrap=True)
+    if words := _next(arguments.runs, runs):
+        console.print(Text(next_line(*words)), soft_wrap=True)
+    return 0
+
+
+def _next(directories: Sequence[Path], runs: Sequence[Run]) -> tuple[str | Path, ...]:
+    """Evaluates the best finished run on its own data or, where that is not there, exports it; else resumes the first
+    that nobody is training now."""
+    finished = [index for index, run in enumerate(runs) if run.finished]
+    if finished:
+        best = max(finished, key=lambda index: _best_top1(runs[index]))
+        data = Path(str(runs[best].config.get("data.path", "")))
+        if os.path.isfile(data / MANIFEST_NAME):  # False for a path that no system takes, too
+            return sdpnet("evaluate", "--model", directories[best], "--data", data)
+        return export_command(directories[best])
+    idle = [path for path in directories if (path / "config.yaml").is_file() and not (path / LOCK_NAME).exists()]
+    return sdpnet("train", "--resume", "--out", idle[0]) if idle else ()
+
+
+def _best_top1(run: Run) -> float:
+    scores = [run.series[key].finite for key in ("top1", "ema_top1") if key in run.series]
+    return max((float(found.max()) for found in scores if len(found)), default=-1.0)

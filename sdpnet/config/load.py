@@ -1,0 +1,208 @@
+"""Configs: YAML -> frozen, validated dataclasses; a mistake is one line that names the nearest key or what is allowed.
+
+    seed: 0
+    model: {name: sdpnet_xl, dropout: 0.2}
+    optim: {lr: 1e-3}
+    ...
+
+The sections and their keys are those of `sdpnet.config.options.Config`, with `sdpnet.pipelines.contract`'s for data and
+augmentation. A file may start from another one with `extends: NAME`. What follows from other values (the scaled
+learning rate, the number of steps) is computed where it is needed and stored nowhere.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import MISSING, asdict, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import yaml
+
+import sdpnet
+from sdpnet.config.options import Config
+from sdpnet.config.yaml_text import parse_yaml, read_yaml
+from sdpnet.pipelines.errors import UserError, nearest, require
+
+__all__ = ["absolute_paths", "dump_config", "flat_values", "load_config"]
+
+CONFIG_DIRECTORY = Path(sdpnet.__file__).parent / "configs"
+PATH_KEYS: Final = ("data.path", "train.start_from")
+LARGEST_FLOAT: Final = 3.4028234663852886e38  # of float32: a larger value would be infinite on the device
+WHOLE_NUMBERS: Final = range(-(2**63), 2**63)  # 64 bits; the seed may be unsigned
+_LONGEST_CHAIN: Final = 20
+SEEDS: Final = range(-(2**63), 2**64)  # what torch.manual_seed takes
+
+
+def load_config(name: str, settings: Iterable[str] = ()) -> Config:
+    """Loads a config by name (a file in `configs/`) or path and applies `settings` ("section.key=value", in order).
+
+    Raises:
+        UserError: no such config, not YAML, an unknown key (the nearest one is named), a value of the wrong type or
+            outside its range. No number of any key may be infinite, NaN, or beyond 64 bits (float32's range).
+    """
+    values = _read(name, ())
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set {setting[:200]}: must look like section.key=value")
+        target = values
+        *sections, last = key.strip().split(".")
+        for section in sections:
+            nested = target.setdefault(section, {})
+            if not isinstance(nested, dict):
+                raise UserError(f"--set {setting[:200]}: {section} is no section")
+            target = nested
+        try:
+            target[last] = parse_yaml(text)
+        except ValueError:
+            raise UserError(f"--set {setting[:200]}: the value is not valid YAML") from None
+    return _build(Config, values, "")
+
+
+def dump_config(config: Config) -> str:
+    """The resolved config as YAML that `load_config` reads back to an equal config."""
+    return yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
+
+
+def absolute_paths(config: Config) -> Config:
+    """The same with its paths absolute (and `~` expanded), so that they hold in another working directory too.
+
+    Links in them stay links, so that the person who moves what a link names need not change the config.
+    """
+    for key in PATH_KEYS:
+        section, name = key.split(".")
+        options = getattr(config, section)
+        if path := getattr(options, name):
+            path = str(Path.cwd() / os.path.expanduser(path))  # not abspath: "link/.." need not be "."
+            config = replace(config, **{section: replace(options, **{name: path})})
+    return config
+
+
+def flat_values(values: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested sections, each with its dotted key."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat_values(value, f"{where}{name}.")
+        else:
+            yield f"{where}{name}", value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items() if item is not None}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _read(name: str, chain: tuple[Path, ...]) -> dict[str, Any]:
+    path = Path(name) if name.endswith((".yaml", ".yml")) else CONFIG_DIRECTORY / f"{name}.yaml"
+    if len(chain) > _LONGEST_CHAIN:
+        raise UserError(f"{chain[0]}: extends more than {_LONGEST_CHAIN} configs in a row")
+    if not _is_file(path):
+        names = sorted(str(p.relative_to(CONFIG_DIRECTORY).with_suffix("")) for p in CONFIG_DIRECTORY.rglob("*.yaml"))
+        raise UserError(f"no config {name!r}: {nearest(name, names)} (or pass the path of a .yaml file)")
+    if path in chain:
+        raise UserError(f"{path}: extends itself")
+    try:
+        values = read_yaml(path) or {}
+    except ValueError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must be sections of keys and values, not {type(values).__name__}")
+    base = values.pop("extends", None)
+    if base is not None and not (isinstance(base, str) and "\0" not in base):
+        raise UserError(f"{path}: extends = {_shortened(base)!r}: must be the name or path of a config")
+    return values if base is None else _merge(_read(base, (*chain, path)), values)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or not for a file
+        return False
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    for key, value in over.items():
+        nested = base.get(key)
+        base[key] = _merge(nested, value) if isinstance(nested, dict) and isinstance(value, dict) else value
+    return base
+
+
+def _build(cls: Any, values: Any, where: str) -> Any:
+    """`values` (from YAML) as an instance of the dataclass `cls`; `where` is its key, for messages."""
+    if not isinstance(values, dict):
+        keys = ", ".join(f.name for f in fields(cls))
+        raise UserError(f"{where or 'config'} = {_shortened(values)!r}: must be a section with the keys {keys}")
+    hints = typing.get_type_hints(cls)
+    known = {f.name: f for f in fields(cls)}
+    arguments = {}
+    for key, value in values.items():
+        name = str(_shortened(key))
+        full = f"{where}.{name}" if where else name
+        if key not in known:
+            raise UserError(f"unknown config key {full!r}: {nearest(name, known)}")
+        arguments[key] = _convert(hints[key], value, full)
+    missing = [
+        n for n, f in known.items() if n not in arguments and f.default is MISSING and f.default_factory is MISSING
+    ]
+    assert not missing, f"{cls.__name__} has required fields: {missing}"
+    return cls(**arguments)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if is_dataclass(hint):
+        return _build(hint, value, where)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        *others, last = (a for a in arguments if a is not type(None))
+        words = [word for a in others for word in typing.get_args(a)]  # of the Literals before the other type
+        if words and isinstance(value, str):
+            return _convert(Literal[tuple(words)], value, where)
+        return _convert(last, value, where)
+    if origin is Literal:
+        if value is False and "off" in arguments:
+            return "off"  # YAML 1.1 reads off, without quotes, as false
+        if value not in arguments:
+            shown = _shortened(value)
+            raise UserError(f"{where} = {shown!r}: {nearest(str(shown), [str(a) for a in arguments])}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)) or len(value) != len(arguments):
+            raise UserError(f"{where} = {_shortened(value)!r}: must be a list of {len(arguments)} numbers")
+        return tuple(_convert(a, item, where) for a, item in zip(arguments, value, strict=True))
+    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        number = None
+        try:
+            number = float(value)  # YAML 1.1 reads 1e-5, without a point, as text
+        except OverflowError:
+            number = math.inf
+        except ValueError:
+            pass
+        if number is not None:
+            # NaN compares as false.
+            require(abs(number) <= LARGEST_FLOAT, where, _shortened(value), "a finite number (at most 3.4e38)")
+            return number
+    elif hint is int and isinstance(value, int) and not isinstance(value, bool):
+        allowed = SEEDS if where == "seed" else WHOLE_NUMBERS
+        require(value in allowed, where, _shortened(value), "a whole number of at most 64 bits")
+        return value
+    elif hint in (str, bool) and isinstance(value, hint):
+        return value
+    wanted = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[hint]
+    raise UserError(f"{where} = {_shortened(value)!r}: must be {wanted}")
+
+
+def _shortened(value: Any) -> Any:
+    """A value as a message shows it, without the middle of hundreds of digits or words."""
+    try:
+        text = repr(value)
+    except ValueError:  # thousands of digits
+        text = hex(value)
+    return value if len(text) <= 80 else f"{text[:12]}...{text[-4:]}"

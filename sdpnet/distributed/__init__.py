@@ -1,0 +1,1 @@
+"""The processes of one training, their interruption and restart, and the directory they write to."""

@@ -1,0 +1,183 @@
+"""Micro batches: what a batch is split into where the GPU cannot hold all of its activations at once.
+
+    size = choose_micro_batch(options.micro_batch, batch_size, model, one_pass, processes)
+    for part in parts(batch_size, size):
+        loss = loss_function(network(images[part]), targets[part]) * (part.stop - part.start) / batch_size
+        loss.backward()
+
+Losses and gradients add up to the whole batch's. Batch norm, though, sees micro batches: its statistics are of so many
+images, and its running averages move once for each.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import nn
+
+from sdpnet.distributed.processes import Processes, least
+from sdpnet.pipelines.errors import UserError
+
+__all__ = ["Fit", "choose_micro_batch", "out_of_memory", "parts", "probe", "training_pass"]
+
+_HEADROOM = 0.05  # of the GPU's memory: for fragmentation
+_BESIDE = 26  # bytes for each value of a batch that is made ready meanwhile: 2 as loaded, 20 in the stage, 4 in use
+
+
+def parts(batch_size: int, micro_batch: int) -> list[slice]:
+    """The fewest parts of a batch with at most `micro_batch` images each, and as equal as possible."""
+    count = math.ceil(batch_size / micro_batch)
+    edges = [batch_size * i // count for i in range(count + 1)]
+    return [slice(start, stop) for start, stop in pairwise(edges)]
+
+
+def choose_micro_batch(
+    choice: Literal["auto"] | int | None,
+    batch_size: int,
+    model: nn.Module,
+    one_pass: Callable[[int], None],
+    processes: Processes,
+) -> int:
+    """Images of one forward and backward pass; every process must call it, and all get the same answer.
+
+    None is the whole batch, a number that many, `auto` what fits on every process's GPU by `probe`; on a CPU, the whole
+    batch. The arguments are `probe`'s.
+    """
+    if choice is None:
+        return batch_size
+    if choice != "auto":
+        return min(choice, batch_size)
+    on_gpu = processes.device.type == "cuda"
+    return least(probe(model, one_pass, batch_size).images if on_gpu else batch_size, processes)
+
+
+def training_pass(
+    model: nn.Module,
+    loss_function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    *,
+    image_size: int,
+    num_classes: int,
+    dtype: torch.dtype,
+    beside: int = 0,
+) -> Callable[[int], None]:
+    """One forward and backward pass over a given number of blank images, as training does it in `dtype`, with memory
+    for `beside` images that are made ready at the same time."""
+    device = next(model.parameters()).device
+
+    def one_pass(num_images: int) -> None:
+        made_ready = torch.empty(_BESIDE * beside * 3 * image_size**2, dtype=torch.uint8, device=device)
+        images = torch.zeros(num_images, 3, image_size, image_size, dtype=dtype, device=device)
+        targets = torch.full((num_images, num_classes), 1 / num_classes, device=device)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            logits = model(images.to(memory_format=torch.channels_last))
+        loss_function(logits, targets).backward()
+        del made_ready
+
+    return one_pass
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The most images of those tried that fitted, and the memory in bytes: without a batch, with it, and there is."""
+
+    images: int
+    base: int
+    peak: int
+    limit: int
+
+    @property
+    def estimate(self) -> int:
+        """Images that should fit, as every image takes the same."""
+        if self.peak <= self.base:
+            return self.images
+        return max(self.images, (self.limit - self.base) * self.images // (self.peak - self.base))
+
+
+def probe(model: nn.Module, one_pass: Callable[[int], None], batch_size: int) -> Fit:
+    """Tries `batch_size` images, then half as many, and so on, until they fit.
+
+    The optimizer's moments, DDP's buckets and some headroom are set aside meanwhile. The model's weights and buffers
+    and torch's generators are left as they were, its gradients at None.
+
+    Args:
+        model: in training mode, not its DDP wrapper: the processes may need different numbers of tries.
+        one_pass: forward and backward over that many images, such as `training_pass` makes; may raise
+            `torch.OutOfMemoryError`.
+
+    Raises:
+        UserError: a single image does not fit.
+    """
+    device = next(model.parameters()).device
+    on_gpu = device.type == "cuda"
+    before = [buffer.clone() for buffer in model.buffers()]
+    limit, size = 0, 0
+    if on_gpu:
+        limit = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+        size = 3 * sum(p.numel() * p.element_size() for p in model.parameters()) + round(_HEADROOM * limit)
+    held: list[torch.Tensor] = []
+    try:
+        with torch.random.fork_rng([device] if on_gpu else []):
+            room = _fits(lambda size: held.append(torch.empty(size, dtype=torch.uint8, device=device)), size)
+            if not room or not _fits(one_pass, 1):  # the first pass makes the gradients, which are no image's
+                raise UserError("out of GPU memory with a single image; use a smaller model or data.image_size")
+            base = torch.cuda.memory_allocated(device) if on_gpu else 0
+            images = batch_size
+            while images > 1:
+                if on_gpu:
+                    torch.cuda.reset_peak_memory_stats(device)
+                if _fits(one_pass, images):
+                    break
+                images = math.ceil(images / 2)
+            peak = torch.cuda.max_memory_allocated(device) if on_gpu else 0
+            return Fit(images, base, peak, limit)
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(model.buffers(), before, strict=True):
+                buffer.copy_(value)
+        model.zero_grad(set_to_none=True)
+
+
+def _fits(allocate: Callable[[int], None], amount: int) -> bool:
+    try:
+        allocate(amount)
+        return True
+    except torch.OutOfMemoryError:
+        pass  # what the traceback holds is freed from here on
+    gc.collect()
+    torch.cuda.empty_cache()
+    return False
+
+
+def out_of_memory(
+    model: nn.Module, one_pass: Callable[[int], None] | None, micro_batch: int, *, batch_size: int
+) -> UserError:
+    """The error to end on after a training step of `micro_batch` images at a time ran out of GPU memory.
+
+    Says what would fit, by `probe`, unless `one_pass` is None. To be called after the `except` block, when nothing
+    refers to the failed step's tensors any more.
+    """
+    gc.collect()
+    torch.cuda.empty_cache()
+    what = f"out of GPU memory with {micro_batch} images at a time"
+    if one_pass is None:
+        return UserError(
+            f"{what}; set train.micro_batch=auto to keep batches of {batch_size}, or lower data.batch_size_per_gpu"
+        )
+    fit = probe(model, one_pass, micro_batch)
+    if fit.images == micro_batch:
+        return UserError(
+            f"{what}, though they fit by themselves: see with nvidia-smi whether the GPU is shared, or set "
+            f"train.micro_batch={math.ceil(micro_batch / 2)}"
+        )
+    about = min(fit.estimate, micro_batch - 1)
+    more = f", and about {about} should" if about > fit.images else ""
+    return UserError(
+        f"{what}: {fit.images} fit{more}; set train.micro_batch=auto to keep batches of {batch_size}, or "
+        f"data.batch_size_per_gpu={fit.images}"
+    )

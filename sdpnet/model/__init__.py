@@ -1,0 +1,1 @@
+"""SdP-Net: blocks, positions, depthwise convolution, counts of operations, and its entry into timm."""

@@ -1,0 +1,44 @@
+"""The arithmetic of a model: multiply-accumulates of a forward pass, and FLOPs of a training step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from sdpnet.model.sdpnet import ModelOptions
+
+__all__ = ["TRAINING_FLOPS_PER_MAC", "conv_block_macs", "counted_macs", "forward_macs"]
+
+TRAINING_FLOPS_PER_MAC: Final = 6  # a multiplication and an addition; the backward pass takes two products for each
+
+
+def forward_macs(options: ModelOptions, image_size: int) -> int:
+    """Multiply-accumulates of an SdP-Net's matrix products and convolutions for an image of `image_size` pixels a side.
+
+    Norms, activations, softmax and additions are left out, as usual.
+    """
+    dim, patches = options.dim, (image_size // options.patch_size) ** 2
+    tokens = 1 + options.registers + patches
+    patch = patches * dim * 3 * options.patch_size**2
+    projections = tokens * dim * dim * (4 + 2 * options.mlp_ratio)
+    attention = 2 * tokens * tokens * dim
+    head = options.head_hidden * (dim + options.num_classes)
+    transformer_blocks = options.transformer_blocks * (projections + attention)
+    return patch + conv_block_macs(options, image_size) + transformer_blocks + head
+
+
+def conv_block_macs(options: ModelOptions, image_size: int) -> int:
+    """Of these, the conv blocks'."""
+    patches = (image_size // options.patch_size) ** 2
+    return options.conv_blocks * patches * options.dim * (options.kernel_size**2 + options.dim)
+
+
+def counted_macs(make: Callable[[], nn.Module], image_size: int) -> int:
+    """The same of any model, as torch counts them; `make` is called for a model without memory (the meta device)."""
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        make().eval()(torch.empty(1, 3, image_size, image_size))
+    return counter.get_total_flops() // 2

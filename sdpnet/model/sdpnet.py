@@ -1,0 +1,324 @@
+"""SdP-Net: a patch convolution, ConvMixer-like blocks, then a transformer encoder with class and register tokens.
+
+    images (B, 3, H, W) -> patches (B, dim, H/16, W/16) -> conv blocks -> tokens [class, registers, patches]
+    (B, 1 + R + N, dim) -> transformer blocks -> class token -> tanh head -> logits (B, num_classes)
+
+Sources: ConvMixer (Trockman & Kolter, 2022) for the convolutional part, ViT (Dosovitskiy et al., 2020) for the pre-norm
+encoder and its head with one hidden tanh layer, registers from Darcet et al., 2023. Off by default: position embeddings
+(`sdpnet.model.positions`), LayerScale (Touvron et al., 2021), stochastic depth (Huang et al., 2016), a final norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final, Literal, get_args
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from sdpnet.model.depthwise import depthwise_gelu
+from sdpnet.model.positions import resample_grid, rotary_embedding, rotate, sincos_embedding
+from sdpnet.pipelines.errors import UserError, nearest, require
+
+__all__ = ["MODELS", "ModelOptions", "Position", "SdPNet", "create_model", "create_model_options"]
+
+Position = Literal["none", "learned", "sincos", "rope"]
+
+
+# Far above what any machine trains, and low enough that no product of them overflows.
+_LARGEST: Final[dict[str, int]] = {
+    **dict.fromkeys(("conv_blocks", "transformer_blocks", "mlp_ratio", "patch_size", "kernel_size"), 512),
+    **dict.fromkeys(("dim", "heads", "head_hidden", "registers"), 1 << 17),
+    "num_classes": 1 << 24,
+    "grid_size": 1 << 12,
+}
+_LARGEST_SCALE: Final = 1e6
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The shape of an SdP-Net; together with the weights it is all that is needed to rebuild one.
+
+    `position`: how the encoder knows where a patch is. `learned` is a parameter for `grid_size` x `grid_size` patches,
+    resampled for other grids; `sincos` is fixed; both are added to the patch tokens. `rope` turns the queries and keys
+    of the patch tokens. Class and register tokens have no position. `layer_scale` is what the transformer blocks' two
+    residual branches are multiplied by at the start (0: no LayerScale). `drop_path` is the rate of stochastic depth in
+    the last block; it rises linearly from 0 over conv and transformer blocks together. `final_norm` is a LayerNorm
+    before the head.
+    """
+
+    num_classes: int = 1000
+    conv_blocks: int = 5
+    transformer_blocks: int = 10
+    dim: int = 768
+    heads: int = 16
+    mlp_ratio: int = 4
+    patch_size: int = 16
+    kernel_size: int = 7
+    head_hidden: int = 1000
+    registers: int = 4
+    dropout: float = 0.0
+    position: Position = "none"
+    grid_size: int = 14
+    layer_scale: float = 0.0
+    drop_path: float = 0.0
+    final_norm: bool = False
+
+    def __post_init__(self) -> None:
+        for name, most in _LARGEST.items():
+            value, least = getattr(self, name), 0 if name in ("conv_blocks", "registers") else 1
+            require(type(value) is int, f"model.{name}", value, "a whole number")
+            require(least <= value <= most, f"model.{name}", value, f"at least {least}, at most {most:,}")
+        if self.dim % self.heads:
+            raise UserError(f"model.heads = {self.heads}: must divide model.dim = {self.dim}")
+        if self.kernel_size % 2 == 0:
+            raise UserError(f"model.kernel_size = {self.kernel_size}: must be odd")
+        for name in ("dropout", "drop_path", "layer_scale"):
+            value = getattr(self, name)
+            ok = type(value) in (int, float) and 0 <= value < (_LARGEST_SCALE if name == "layer_scale" else 1)
+            allowed = f"0 (off) or more, below {_LARGEST_SCALE:g}" if name == "layer_scale" else "in [0, 1)"
+            require(ok, f"model.{name}", value, allowed)
+        require(type(self.final_norm) is bool, "model.final_norm", self.final_norm, "true or false")
+        if self.position not in get_args(Position):
+            raise UserError(f"model.position = {self.position!r}: {nearest(str(self.position), get_args(Position))}")
+        width = {"sincos": self.dim, "rope": self.dim // self.heads}.get(self.position, 0)
+        if width % 4:
+            what = "model.dim" if self.position == "sincos" else "model.dim / model.heads"
+            raise UserError(f"model.position = {self.position!r}: needs {what} = {width} to be a multiple of 4")
+
+
+MODELS: Final[dict[str, ModelOptions]] = {
+    "sdpnet_tiny": ModelOptions(
+        conv_blocks=2, transformer_blocks=2, dim=128, heads=4, mlp_ratio=2, patch_size=8, head_hidden=128
+    ),
+    "sdpnet_l": ModelOptions(transformer_blocks=7),
+    "sdpnet_xl": ModelOptions(),
+    "sdpnet_xxl": ModelOptions(conv_blocks=20),
+}
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, a sample's branch is 0 at `rate`, else divided by 1 - rate. Any shape (B, ...)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+        self.drops = rate > 0
+        # A tensor, or torch.compile would make a graph for each rate.
+        self.kept: torch.Tensor
+        self.register_buffer("kept", torch.tensor(1 - rate), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or not self.drops:
+            return x
+        taken = torch.rand([len(x)] + [1] * (x.ndim - 1), device=x.device) < self.kept
+        return x * (taken / self.kept).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.3g}"
+
+
+class LayerScale(nn.Module):
+    """A factor for each channel: (..., dim) -> the same shape.
+
+    Under autocast the product, and with it the residual stream, is float32: a branch times 1e-4 would be rounded away
+    in a bfloat16 sum.
+    """
+
+    def __init__(self, dim: int, initial: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), initial))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.gamma
+
+
+class ConvBlock(nn.Module):
+    """y = BN(GELU(depthwise(x))); BN(GELU(conv1x1(x + y))): (B, dim, h, w) -> the same shape.
+
+    `drop_path` drops y, the only part with a way around it. With `triton` set, GELU(depthwise(x)) is
+    `sdpnet.model.depthwise`'s, from the same parameters.
+    """
+
+    def __init__(self, dim: int, kernel_size: int, drop_path: float) -> None:
+        super().__init__()
+        self.triton = False
+        self.depthwise = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+        self.norm1 = nn.BatchNorm2d(dim)
+        self.pointwise = nn.Conv2d(dim, dim, 1)
+        self.norm2 = nn.BatchNorm2d(dim)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.triton:
+            assert self.depthwise.bias is not None
+            y = depthwise_gelu(x, self.depthwise.weight, self.depthwise.bias)
+        else:
+            y = F.gelu(self.depthwise(x))
+        x = x + self.drop_path(self.norm1(y))
+        return self.norm2(F.gelu(self.pointwise(x)))
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm encoder block; dropout in the feed-forward part only: (B, tokens, dim) -> the same shape.
+
+    `rotary` is what `sdpnet.model.positions.rotary_embedding` returns for the tokens, or None.
+    """
+
+    def __init__(self, options: ModelOptions, drop_path: float) -> None:
+        super().__init__()
+        dim, heads, mlp_ratio, dropout = options.dim, options.heads, options.mlp_ratio, options.dropout
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, mlp_ratio * dim),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(mlp_ratio * dim, dim),
+            nn.Dropout(dropout),
+        )
+        self.scale1, self.scale2 = (
+            LayerScale(dim, options.layer_scale) if options.layer_scale else nn.Identity() for _ in range(2)
+        )
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: torch.Tensor, rotary: torch.Tensor | None = None) -> torch.Tensor:
+        x = x + self.drop_path(self.scale1(self.attention(self.norm1(x), rotary)))
+        return x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
+
+    def attention(self, x: torch.Tensor, rotary: torch.Tensor | None) -> torch.Tensor:
+        batch, tokens, dim = x.shape
+        q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        if rotary is not None:
+            q, k = rotate(q, rotary), rotate(k, rotary)
+        x = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(x.transpose(1, 2).reshape(batch, tokens, dim))
+
+
+class SdPNet(nn.Module):
+    """The model. `forward` takes images (B, 3, H, W) of any H, W that are at least the patch size.
+
+    With `checkpointing` set, training keeps only the blocks' inputs and computes the rest a second time in the backward
+    pass, with the same random draws: the same gradients for less memory and about a third more time.
+    """
+
+    def __init__(self, options: ModelOptions) -> None:
+        super().__init__()
+        self.options = options
+        self.checkpointing = False
+        dim = options.dim
+        self.patch = nn.Conv2d(3, dim, options.patch_size, stride=options.patch_size)
+        self.patch_norm = nn.BatchNorm2d(dim)
+        depth = options.conv_blocks + options.transformer_blocks
+        rates = [options.drop_path * block / max(1, depth - 1) for block in range(depth)]
+        self.conv_blocks = nn.Sequential(
+            *(ConvBlock(dim, options.kernel_size, rate) for rate in rates[: options.conv_blocks])
+        )
+        self.class_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.registers = nn.Parameter(torch.zeros(1, options.registers, dim))
+        if options.position == "learned":
+            self.position_embedding = nn.Parameter(torch.zeros(1, options.grid_size**2, dim))
+        self.transformer_blocks = nn.Sequential(
+            *(TransformerBlock(options, rate) for rate in rates[options.conv_blocks :])
+        )
+        self.norm = nn.LayerNorm(dim) if options.final_norm else nn.Identity()
+        self.head = nn.Sequential(
+            nn.Linear(dim, options.head_hidden), nn.Tanh(), nn.Linear(options.head_hidden, options.num_classes)
+        )
+        self._initialize()
+
+    def _initialize(self) -> None:
+        """Truncated normal 0.02 for the encoder, tokens and head, as in ViT; PyTorch's own for the convolutions."""
+        for module in (*self.transformer_blocks.modules(), *self.head.modules()):
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        nn.init.trunc_normal_(self.class_token, std=0.02)
+        if self.options.registers:
+            nn.init.trunc_normal_(self.registers, std=0.02)
+        if self.options.position == "learned":
+            nn.init.trunc_normal_(self.position_embedding, std=0.02)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images float (B, 3, H, W), normalised -> logits (B, num_classes)."""
+        return self.head(self.norm(self.tokens(images)[:, 0]))
+
+    def tokens(self, images: torch.Tensor) -> torch.Tensor:
+        """Images as in `forward` -> the last block's tokens [class, registers, patches] (B, 1 + R + N, dim)."""
+        x = self.patch_norm(self.patch(images))
+        for block in self.conv_blocks:
+            x = self._run(block, x)
+        x, rotary = self.encoder_input(x)
+        for block in self.transformer_blocks:
+            x = self._run(block, x, rotary)
+        return x
+
+    def encoder_input(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What the transformer blocks take: patches (B, dim, h, w) -> the tokens (B, 1 + R + N, dim) with their
+        positions, and `rotary` of `TransformerBlock`."""
+        batch, dim, rows, columns = x.shape
+        options, grid, wide = self.options, (rows, columns), torch.promote_types(x.dtype, torch.float32)
+        x, rotary = x.flatten(2).transpose(1, 2), None
+        if options.position == "learned":
+            x = x + resample_grid(self.position_embedding, grid).to(x.dtype)
+        elif options.position == "sincos":
+            x = x + sincos_embedding(grid, dim, x.device, wide).to(x.dtype)
+        elif options.position == "rope":
+            rotary = rotary_embedding(grid, 1 + options.registers, dim // options.heads, x.device, wide)
+        leading = [token.expand(batch, -1, -1).to(x.dtype) for token in (self.class_token, self.registers)]
+        return torch.cat([*leading, x], dim=1), rotary
+
+    def _run(self, block: nn.Module, *inputs: torch.Tensor | None) -> torch.Tensor:
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return block(*inputs)
+        if torch.compiler.is_compiling():  # its recomputation leaves out what writes to buffers
+            return checkpoint(block, *inputs, use_reentrant=False)
+        contexts = lambda: (nullcontext(), _statistics_kept(block))  # noqa: E731
+        return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+@contextmanager
+def _statistics_kept(block: nn.Module) -> Iterator[None]:
+    """For computing a block a second time: its batch norms do as before and leave their running statistics alone."""
+    norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]  # SyncBatchNorm too
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        # Not track_running_stats: without them the backward pass has other tensors than the first time.
+        norm.momentum = 0.0
+        norm.num_batches_tracked = None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone()
+    try:
+        yield
+    finally:
+        for norm, (momentum, batches) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, batches
+
+
+def create_model_options(name: str, num_classes: int = 1000, **overrides: Any) -> ModelOptions:
+    """The options of a named model (see `MODELS`) with any field overridden; raises as `create_model` does."""
+    for word, known, what in (
+        (name, MODELS, "model"),
+        *((key, asdict(ModelOptions()), "model option") for key in overrides),
+    ):
+        if word not in known:
+            raise UserError(f"unknown {what} {word!r}: {nearest(word, known)}")
+    return replace(MODELS[name], num_classes=num_classes, **overrides)
+
+
+def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> SdPNet:
+    """A randomly initialised SdP-Net by name (see `MODELS`), with any field of `ModelOptions` overridden.
+
+    Raises `UserError` for an unknown name or field, naming the nearest, and for impossible values.
+    """
+    return SdPNet(create_model_options(name, num_classes, **overrides))

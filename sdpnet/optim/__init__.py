@@ -1,0 +1,1 @@
+"""Optimizers, losses, averaged weights, and what happens at a step that is not finite."""

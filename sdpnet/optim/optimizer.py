@@ -1,0 +1,105 @@
+"""The optimizer and the learning rate as a function of the step."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from sdpnet.config.options import OptimOptions
+from sdpnet.model.sdpnet import SdPNet
+from sdpnet.optim.muon import Muon, MuonAdamW
+
+__all__ = ["learning_rate", "make_optimizer", "peak_learning_rate", "set_learning_rate", "step_unless"]
+
+_TOKENS = ("class_token", "registers", "position")
+
+
+def make_optimizer(model: SdPNet, options: OptimOptions, *, fused: bool | None = None) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter, 2017), by default fused where the parameters are on a GPU; with `name: muon`,
+    Muon for the blocks' matrices and 1 x 1 convolutions, and AdamW for the rest (patch convolution, depthwise filters,
+    head).
+
+    Weight decay acts on matrices and filters only, not on norms, biases, layer scales, the class token, the registers
+    or the position embedding. Each group has an `lr_scale`, for `set_learning_rate`: `layer_decay` to the power of the
+    number of layers above it (BEiT, Bao et al., 2021). The top layer is the head with its norm; below come the
+    transformer blocks and the conv blocks, each a layer; the last is what makes the tokens.
+    """
+    blocks = [f"conv_blocks.{i}." for i in range(len(model.conv_blocks))]
+    blocks += [f"transformer_blocks.{i}." for i in range(len(model.transformer_blocks))]
+
+    def layers_above(name: str) -> int:
+        if name.startswith(("patch", *_TOKENS)):
+            return len(blocks) + 1
+        return next((len(blocks) - i for i, block in enumerate(blocks) if name.startswith(block)), 0)
+
+    # By whether Muon takes them, their lr_scale, and whether they are spared from weight decay.
+    groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        spared = parameter.ndim < 2 or "scale" in name or name.startswith(_TOKENS)
+        is_matrix = not spared and parameter.shape[1] > 1 and parameter.shape[2:].numel() == 1
+        for_muon = options.name == "muon" and is_matrix and name.startswith(tuple(blocks))
+        kind = (for_muon, options.layer_decay ** layers_above(name), spared)
+        groups.setdefault(kind, []).append(parameter)
+
+    def groups_for(muon: bool) -> list[dict[str, Any]]:
+        return [
+            {"params": groups[kind], "lr_scale": kind[1], "weight_decay": 0.0 if kind[2] else options.weight_decay}
+            for kind in sorted(groups)
+            if kind[0] == muon
+        ]
+
+    fused = fused or next(model.parameters()).is_cuda or None
+    adamw = torch.optim.AdamW(groups_for(False), lr=options.lr, betas=options.betas, eps=options.eps, fused=fused)
+    if options.name == "adamw":
+        return adamw
+    return MuonAdamW(Muon(groups_for(True), options.lr, options.weight_decay), adamw)
+
+
+def step_unless(optimizer: torch.optim.Optimizer, bad: torch.Tensor) -> None:
+    """A step of a fused AdamW that is none where `bad` (float32, a scalar on its device) is 1; nobody waits for it.
+
+    Weights, moments and step counts stay as they were then, whatever the gradients are.
+    """
+    optimizer.grad_scale, optimizer.found_inf = None, bad  # type: ignore[attr-defined]  # as GradScaler does
+    try:
+        optimizer.step()
+    finally:
+        del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Gives every group of `make_optimizer` its part of `lr`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+
+
+def peak_learning_rate(options: OptimOptions, global_batch_size: int) -> float:
+    """`lr` scaled linearly with the batch: lr x global batch / reference batch."""
+    if options.lr_reference_batch == 0:
+        return options.lr
+    return options.lr * global_batch_size / options.lr_reference_batch
+
+
+def learning_rate(step: int, options: OptimOptions, *, peak: float, steps_per_epoch: int, epochs: int) -> float:
+    """The learning rate of step 0, 1, 2, ...: linear warm-up to `peak`, then what `options.schedule` says.
+
+    Warm-up rises in equal parts and reaches `peak` with its last step. Each cycle of the cosine falls from `peak` to
+    `min_lr` (Loshchilov & Hutter, 2016, eq. 5), as `torch.optim.lr_scheduler.CosineAnnealingWarmRestarts` does step by
+    step.
+    """
+    warmup = round(options.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if options.schedule == "constant":
+        return peak
+    position = step - warmup
+    cycle = max(1, epochs * steps_per_epoch - warmup)
+    if options.schedule == "restarts" and options.restart_epochs > 0:
+        cycle = round(options.restart_epochs * steps_per_epoch) or cycle
+    while position >= cycle:
+        position -= cycle
+        cycle = round(cycle * options.restart_factor)
+    return options.min_lr + (peak - options.min_lr) * 0.5 * (1 + math.cos(math.pi * position / cycle))

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from sdpnet.benchmarks import depthwise as bench_depthwise
+from sdpnet.benchmarks.depthwise import DTYPES, main, measure
+from sdpnet.execution.depthwise_choice import CANDIDATES
+from sdpnet.pipelines.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def test_without_a_gpu_nothing_is_claimed(tmp_path: Path) -> None:
+    record = measure(CPU, 256, 20)
+    assert record["input"] == [256, 768, 14, 14] and record["kernel_size"] == 7
+    assert record["results"].startswith("not measured") and record["device"] is None
+    if not torch.cuda.is_available():
+        assert main(["--json", str(tmp_path / "record.json")]) == 0
+        assert json.loads((tmp_path / "record.json").read_text())["results"] == record["results"]
+
+
+def test_every_dtype_and_contestant_is_in_the_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    def block_seconds(shape: tuple[int, ...], kernel: int, dtype: torch.dtype, *_: object, **options: object) -> dict:
+        return {name: [0.003, 0.001 * dtype.itemsize, 0.001 + options["backward"]] for name in CANDIDATES}  # type: ignore[operator]
+
+    monkeypatch.setattr(bench_depthwise, "runs_on", lambda device: True)
+    monkeypatch.setattr(bench_depthwise, "block_seconds", block_seconds)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    record = json.loads(json.dumps(measure(CPU, 8, 3)))
+    assert list(record["results"]) == list(DTYPES)
+    for passes in record["results"].values():
+        assert list(passes) == ["forward", "forward and backward"]
+        assert all(list(figures) == list(CANDIDATES) for figures in passes.values())
+    assert record["results"]["fp32"]["forward and backward"]["triton channels_last"] == {
+        "median_ms": 4.0,
+        "min_ms": 3.0,
+        "max_ms": 1001.0,
+    }
+
+
+def test_impossible_numbers() -> None:
+    with pytest.raises(UserError, match=r"^--rounds = 0: must be at least 1$"):
+        main(["--rounds", "0"])

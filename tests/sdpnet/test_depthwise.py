@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sdpnet.model import depthwise
+
+ROOT = Path(__file__).resolve().parents[2]
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+needs_interpreter = pytest.mark.skipif(
+    find_spec("triton") is not None and version("triton") < "3.7" and np.__version__ >= "2.4",
+    reason="Triton's interpreter before 3.7 cannot do with NumPy 2.4",
+)
+
+
+def run(*command: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+@needs_triton
+@needs_interpreter
+@pytest.mark.parametrize(
+    "tests",
+    [
+        "shape0 or far_from or conv_block or autocast",
+        pytest.param("(float64 and not shape0) or compiled or distributed", marks=pytest.mark.slow),
+        pytest.param("tiles_meet", marks=pytest.mark.slow),
+        pytest.param("half_precision or layouts or without or fault or recomputed", marks=pytest.mark.slow),
+    ],
+)
+def test_in_the_interpreter(tests: str) -> None:
+    pytest_options = ("-q", "--noconftest", "-p", "no:cacheprovider", "-k", tests)
+    run("-m", "pytest", *pytest_options, "tests/support/depthwise_in_interpreter.py", TRITON_INTERPRET="1")
+
+
+COMPILE = """
+import subprocess, sys
+from pathlib import Path
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from sdpnet.model.depthwise_kernel import convolve_kernel, weight_gradient_kernel
+capability, image, kernel_size, width = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+tile = -(-width // -(-width // 16))
+constants = dict(DIM=768, KERNEL=kernel_size, TILE=tile, ROWS=14, WHOLE=tile == width, BLOCK=64)
+types = dict.fromkeys(("x", "factor", "out", "slope", "gradient"), image)
+types |= dict.fromkeys(("weight", "bias", "partial"), "*fp32")
+for kernel, static in (
+    (convolve_kernel, dict(constants, BACKWARD=False, SLOPE=True)),
+    (convolve_kernel, dict(constants, BACKWARD=False, SLOPE=False)),
+    (convolve_kernel, dict(constants, BACKWARD=True, SLOPE=False)),
+    (weight_gradient_kernel, constants),
+):
+    signature = {name: "constexpr" if name in static else types.get(name, "i32") for name in kernel.arg_names}
+    aligned = {(n,): [["tt.divisibility", 16]] for n, name in enumerate(kernel.arg_names) if name in types}
+    options = {"num_warps": 1, "enable_fp_fusion": True}
+    target = GPUTarget("cuda", capability, 32)
+    compiled = compile(ASTSource(kernel, signature, static, aligned), target=target, options=options)
+    assert compiled.metadata.shared == 0 and "fma.rn.f32" in compiled.asm["ptx"]
+    cubin = Path(sys.argv[5]) / "kernel.cubin"
+    cubin.write_bytes(compiled.asm["cubin"])
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    usage = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout.split()
+    assert "STACK:0" in usage and "LOCAL:0" in usage, usage  # registers hold everything
+    print(kernel.__name__, *(word for word in usage if word.startswith("REG:")))
+"""
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("capability", "image", "kernel_size", "width"),
+    [
+        ("90", "*bf16", "3", "24"),  # two tiles
+        pytest.param("90", "*bf16", "7", "14", marks=pytest.mark.slow),
+        pytest.param("80", "*fp16", "7", "14", marks=pytest.mark.slow),
+        pytest.param("80", "*fp32", "7", "14", marks=pytest.mark.slow),
+        pytest.param("80", "*bf16", "9", "8", marks=pytest.mark.slow),
+    ],
+)
+def test_compiles_for_gpus_that_are_not_here(
+    capability: str, image: str, kernel_size: str, width: str, tmp_path: Path
+) -> None:
+    environment = {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
+    run("-c", COMPILE, capability, image, kernel_size, width, str(tmp_path), **environment)
+
+
+def test_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs_on = depthwise.runs_on.__wrapped__  # without its memory
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(depthwise, "_kernels", lambda: object())
+    for capability, expected in (((7, 0), False), ((7, 5), False), ((8, 0), True), ((9, 0), True), ((10, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert runs_on(gpu) == expected
+    assert not runs_on(torch.device("cpu"))
+    monkeypatch.setattr(depthwise, "_kernels", lambda: None)
+    assert not runs_on(gpu)

@@ -1,0 +1,80 @@
+"""Holds the pipelines against the reference on a real shard set, for one plan: python tests/support/agreement.py --data
+SHARDS
+
+Prints, for each pipeline and split, whether sample ids and labels are identical and how far the pixels are from the
+torchvision reference (mean absolute difference in levels of 255, over all images and of the worst image). Exit status 1
+when labels, ids or the mean difference are outside the limits that the tests hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from sdpnet.config.load import load_config
+from sdpnet.pipelines.contract import ShardOptions, make_loader
+
+LIMITS = {"native": 1.0, "dali": 0.5, "ffcv": 4.0}  # mean absolute difference, levels of 255
+SETTINGS = ["data.image_size=224", "data.batch_size_per_gpu=50", "data.num_workers=0"]
+SPLITS: tuple[Literal["train", "val"], ...] = ("train", "val")
+
+
+@dataclass(frozen=True)
+class Agreement:
+    pipeline: str
+    split: str
+    num_images: int
+    same_ids: bool
+    same_labels: bool
+    mean_difference: float
+    worst_image: float
+
+    @property
+    def holds(self) -> bool:
+        return self.same_ids and self.same_labels and self.mean_difference <= LIMITS[self.pipeline]
+
+
+def compare(data: str, pipeline: str, split: Literal["train", "val"]) -> Agreement:
+    loaders = []
+    for name in ("torchvision", pipeline):
+        config = load_config("debug", [f"data.path={data}", f"data.pipeline={name}", *SETTINGS])
+        loaders.append(make_loader(config, split, ShardOptions(), torch.device("cpu")))
+    same_ids = same_labels = True
+    differences = []
+    for reference, ours in zip(*(loader.batches(epoch=1) for loader in loaders), strict=True):
+        same_ids &= torch.equal(reference.sample_ids, ours.sample_ids)
+        same_labels &= torch.equal(reference.labels, ours.labels)
+        difference = (reference.images.int() - ours.images.int()).abs().float().mean((1, 2, 3))
+        differences.append(difference[reference.valid])
+    each = torch.cat(differences)
+    return Agreement(pipeline, split, len(each), same_ids, same_labels, each.mean().item(), each.max().item())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="shard set with the splits train and val")
+    parser.add_argument("--pipelines", default=",".join(LIMITS), help="comma-separated (default: %(default)s)")
+    parser.add_argument("--json", help="also write the figures here")
+    arguments = parser.parse_args()
+    results = [compare(arguments.data, name, split) for name in arguments.pipelines.split(",") for split in SPLITS]
+    table = Table("pipeline", "split", "images", "ids", "labels", "mean", "limit", "worst image")
+    for r in results:
+        same = ["same" if same else "OTHER" for same in (r.same_ids, r.same_labels)]
+        figures = [f"{r.mean_difference:.3f}", f"{LIMITS[r.pipeline]}", f"{r.worst_image:.3f}"]
+        table.add_row(r.pipeline, r.split, str(r.num_images), *same, *figures)
+    Console().print(table)
+    if arguments.json:
+        with open(arguments.json, "w", encoding="utf-8") as file:
+            json.dump([asdict(r) for r in results], file, indent=1)
+    return 0 if all(r.holds for r in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+// Feeds hostile files to decode_crop, and aborts where it breaks its word. With libFuzzer (Debian: clang libjpeg-dev):
+//
+//   python tests/support/decoder_seeds.py corpus
+//   clang++ -std=c++17 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all tests/support/decoder_fuzz.cpp
+//       -ljpeg -o decoder_fuzz
+//   ./decoder_fuzz -runs=2000000 -max_len=16384 -rss_limit_mb=4096 corpus
+//
+// An input is a file followed by the bytes of Request.
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "../../pipelines/native/decode_crop.h"
+
+namespace fuzz {
+
+struct Request {  // each number becomes a valid one
+  uint16_t top, left, height, width;
+  uint8_t out_height, out_width, flip, raw;
+};
+
+constexpr uint64_t MOST_PIXELS = 1 << 20;  // larger frames take long
+constexpr uint32_t LONGEST_OUTPUT = 48;
+
+inline void check(bool holds, const char *what) {
+  if (holds) return;
+  std::fprintf(stderr, "decode_crop: %s\n", what);
+  std::abort();
+}
+
+// A block of exactly that size, so that the sanitizer sees what goes beyond it.
+struct Block {
+  uint8_t *data;
+  size_t size;
+
+  Block(size_t wanted, int fill) : data(static_cast<uint8_t *>(std::malloc(wanted))), size(wanted) {
+    check(data != nullptr || wanted == 0, "the harness has no memory");
+    if (wanted != 0) std::memset(data, fill, wanted);
+  }
+  Block(const Block &) = delete;
+  Block &operator=(const Block &) = delete;
+  ~Block() { std::free(data); }
+
+  bool is_filled(int fill, size_t first, size_t last) const {
+    for (size_t i = first; i < last; ++i)
+      if (data[i] != fill) return false;
+    return true;
+  }
+};
+
+// The size that the first frame header gives, so that the shard seems to say the same.
+inline void find_size(const uint8_t *data, size_t size, uint32_t &height, uint32_t &width) {
+  for (size_t i = 2; i + 9 <= size;) {
+    const int marker = data[i + 1];
+    if (data[i] != 0xFF || marker == 0 || marker == 0xFF || marker == 0x01 || (marker >= 0xD0 && marker <= 0xD8)) {
+      ++i;
+      continue;
+    }
+    if (marker == 0xD9 || marker == 0xDA) return;
+    if (marker >= 0xC0 && marker <= 0xCF && marker != 0xC4 && marker != 0xC8 && marker != 0xCC) {
+      height = static_cast<uint32_t>(data[i + 5] << 8 | data[i + 6]);
+      width = static_cast<uint32_t>(data[i + 7] << 8 | data[i + 8]);
+      return;
+    }
+    i += 2 + static_cast<size_t>(data[i + 2] << 8 | data[i + 3]);
+  }
+}
+
+inline int memory_fill = 0;  // of what is allocated, so that two decodes find different bytes where they wrote none
+
+constexpr size_t MARGIN = 64;
+
+struct Outcome {
+  crop::Status status;
+  crop::Message message;
+};
+
+// output: as large as wanted, and MARGIN bytes on either side.
+inline Outcome decode(crop::Workspace &workspace, const crop::Task &task, Block &output, int fill, uint32_t out_height,
+                      uint32_t out_width) {
+  memory_fill = fill;
+  Outcome outcome;
+  std::memset(&outcome, 'x', sizeof outcome);
+  outcome.status = crop::decode_crop(workspace, task, output.data + MARGIN, out_height, out_width, outcome.message);
+  const crop::Message &message = outcome.message;
+  check(outcome.status >= crop::OK && outcome.status <= crop::NO_MEMORY, "no status");
+  check(std::memchr(message.text, 0, sizeof message.text) != nullptr, "a message without an end");
+  check((message.text[0] == 0) == (outcome.status == crop::OK), "a message, or none, but not where it should be");
+  check(output.is_filled(fill, 0, MARGIN), "wrote before the output");
+  check(output.is_filled(fill, output.size - MARGIN, output.size), "wrote behind the output");
+  check(outcome.status == crop::OK || output.is_filled(fill, MARGIN, output.size - MARGIN), "failed, but wrote");
+  return outcome;
+}
+
+// -1: not decoded, as the frame is too large for a quick answer.
+inline int run(const uint8_t *bytes, size_t size) {
+  Request request;
+  if (size < sizeof request) return -1;
+  size -= sizeof request;
+  std::memcpy(&request, bytes + size, sizeof request);
+  Block file(size, 0);
+  if (size != 0) std::memcpy(file.data, bytes, size);
+
+  crop::Task task{};
+  task.data = file.data;
+  task.size = size;
+  task.raw = request.raw % 16 == 0;
+  task.flip = request.flip & 1;
+  task.image_height = task.image_width = 1;
+  if (task.raw) {
+    task.image_width = 1 + request.raw / 16;
+    if (size >= 3 * task.image_width) task.image_height = static_cast<uint32_t>(size / (3 * task.image_width));
+  } else {
+    find_size(file.data, size, task.image_height, task.image_width);
+    if (task.image_height == 0) task.image_height = 1;
+    if (task.image_width == 0) task.image_width = 1;
+  }
+  if (static_cast<uint64_t>(task.image_height) * task.image_width > MOST_PIXELS) return -1;
+  task.top = request.top % task.image_height;
+  task.left = request.left % task.image_width;
+  task.height = 1 + request.height % (task.image_height - task.top);
+  task.width = 1 + request.width % (task.image_width - task.left);
+  const uint32_t out_height = 1 + request.out_height % LONGEST_OUTPUT;
+  const uint32_t out_width = 1 + request.out_width % LONGEST_OUTPUT;
+
+  const size_t room = size_t{3} * out_height * out_width + 2 * MARGIN;
+  static crop::Workspace used;  // holds what the inputs before have left in it
+  crop::Workspace fresh;
+  Block first(room, 0x00), second(room, 0xA5);
+  const Outcome one = decode(used, task, first, 0x00, out_height, out_width);
+  const Outcome two = decode(fresh, task, second, 0xA5, out_height, out_width);
+  check(one.status == two.status, "another status with another past");
+  check(std::strcmp(one.message.text, two.message.text) == 0, "another message with another past");
+  const bool alike = std::memcmp(first.data + MARGIN, second.data + MARGIN, room - 2 * MARGIN) == 0;
+  check(one.status != crop::OK || alike, "other pixels with another past");
+  return one.status;
+}
+
+}  // namespace fuzz
+
+extern "C" {
+
+// Called by the sanitizers for every block. Not for large ones: those of calloc are zero before it, not after.
+void __sanitizer_malloc_hook(const volatile void *block, size_t size) {
+  if (size <= 1 << 16) std::memset(const_cast<void *>(block), fuzz::memory_fill, size);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size) {
+  fuzz::run(bytes, size);
+  return 0;
+}
+
+}  // extern "C"

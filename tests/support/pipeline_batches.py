@@ -1,0 +1,54 @@
+"""Batches of each pipeline, as the tests load them, and which pipelines can be used here."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from sdpnet.config.load import load_config
+from sdpnet.config.options import Config
+from sdpnet.pipelines.contract import AugmentOptions, Batch, Loader, ShardOptions, make_loader
+from sdpnet.pipelines.native import decoder as native_decoder
+
+__all__ = ["CPU", "collect", "config_for", "installed", "kept", "load"]
+
+CPU = torch.device("cpu")
+
+
+def installed(name: str) -> bool:
+    if name == "native":
+        return native_decoder.available()
+    module = {"dali": "nvidia.dali", "ffcv": "ffcv"}.get(name, name)
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def config_for(data: Path, name: str, **changes: object) -> Config:
+    config = load_config("debug", [f"data.path={data}", f"data.pipeline={name}", "data.batch_size_per_gpu=4"])
+    return replace(config, data=replace(config.data, **{"num_workers": 2, **changes}))
+
+
+def load(
+    data: Path,
+    name: str,
+    split: str = "train",
+    shard: ShardOptions | None = None,
+    augment: AugmentOptions | None = None,
+    **changes: object,
+) -> Loader:
+    config = config_for(data, name, **changes)
+    config = replace(config, augment=augment or config.augment)
+    return make_loader(config, split, shard or ShardOptions(), CPU)  # type: ignore[arg-type]
+
+
+def kept(batch: Batch) -> Batch:
+    return replace(batch, images=batch.images.clone())
+
+
+def collect(loader: Loader, epoch: int = 1, start: int = 0) -> list[Batch]:
+    return [kept(batch) for batch in loader.batches(epoch, start)]

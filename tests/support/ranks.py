@@ -1,0 +1,108 @@
+"""What a process of `forked.run_group` does to run several trainings, one after the other."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import sdpnet.train
+import sdpnet.training.setup
+from sdpnet.checkpoints import directory as checkpoint_directory
+from sdpnet.checkpoints.file import write_checkpoint
+from sdpnet.checkpoints.model import Checkpoints
+from sdpnet.config.load import load_config
+from sdpnet.distributed.processes import join, leave
+from sdpnet.execution.hardware import choose_step
+from sdpnet.pipelines.augment import DeviceStage
+from sdpnet.pipelines.contract import Batch
+from sdpnet.reporting.reporter import Reporter
+
+STOPS = {  # where the signal comes: what is called then, for the `number`th time
+    "step": (Reporter, "advance"),
+    "accumulation": (DeviceStage, "__call__"),
+    "evaluation": (sdpnet.train, "evaluate"),
+    "save": (Checkpoints, "save"),
+}
+
+
+def interrupted(where: str, number: int, signal_number: int) -> Any:
+    """Replaces a function by one that sends this process a signal when it is called for the `number`th time."""
+    owner, name = STOPS[where]
+    function, count = getattr(owner, name), [0]
+
+    def calling(*arguments: Any) -> Any:
+        count[0] += 1
+        if count[0] == number:
+            os.kill(os.getpid(), signal_number)
+        return function(*arguments)
+
+    return mock.patch.object(owner, name, calling)
+
+
+def run_trainings(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each case the exit status and the samples of each step.
+
+    A case is {"arguments": [...] for `train`, "stop": [where, rank or ranks, number, signal (SIGTERM)] or None, "nan":
+    [rank, step] or absent, "late": True for steps that do not wait for the device, as on GPUs, "full": True where the
+    first save finds no space}. In step `step` (from 1) of "nan" the loss of that process is NaN.
+    """
+    processes = join("cpu")
+    rank = processes.shard.rank
+    results = []
+    parser = argparse.ArgumentParser()
+    sdpnet.train.add_arguments(parser)
+    for case in cases:
+        arguments = parser.parse_args(case["arguments"])
+        settings = [*arguments.set, f"data.path={arguments.data}", f"data.pipeline={arguments.pipeline}"]
+        samples: list[list[int]] = []
+        step = sdpnet.train.take_step
+        nan = case.get("nan")
+
+        def recording(
+            run: Any, stream: Any, *rest: Any, step: Any = step, samples: Any = samples, nan: Any = nan
+        ) -> Any:
+            seen: list[int] = []
+            loss = run.loss
+            if nan == [rank, run.cursor.step + 1]:
+                run.loss = lambda *of_part: loss(*of_part) * float("nan")
+
+            def watched() -> Any:
+                for batch in stream:
+                    assert isinstance(batch, Batch)
+                    seen.extend(batch.sample_ids.tolist())
+                    yield batch
+
+            samples.append(seen)
+            try:
+                return step(run, watched(), *rest)
+            finally:
+                run.loss = loss
+
+        where, at, number, *name = case["stop"] or ("step", [], 0)
+        ranks, sent = at if isinstance(at, list) else [at], signal.Signals[name[0] if name else "SIGTERM"]
+        arguments.out.mkdir(exist_ok=True)
+        config = load_config(arguments.config, settings)
+        stop = interrupted(where, number if rank in ranks else 0, sent)
+
+        def choose(*args: Any, late: bool = case.get("late", False), **options: Any) -> Any:
+            return replace(choose_step(*args, **options), late=late)
+
+        refusals = [None] if case.get("full") else []
+
+        def write(path: Any, state: Any, refusals: Any = refusals) -> int:
+            if refusals:
+                refusals.pop()
+                raise OSError(28, "No space left on device")
+            return write_checkpoint(path, state)
+
+        choices = mock.patch.object(sdpnet.training.setup, "choose_step", choose)
+        disk = mock.patch.object(checkpoint_directory, "write_checkpoint", write)
+        with stop, choices, disk, mock.patch.object(sdpnet.train, "take_step", recording):
+            status = sdpnet.train.train(config, arguments.out, resume=arguments.resume, processes=processes)
+        results.append({"status": status, "samples": samples})
+    leave()
+    return results

@@ -1,0 +1,81 @@
+"""Short trainings, and what they leave on the disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sdpnet.checkpoints.model import load_model
+from sdpnet.reporting.reporter import Reporter
+from sdpnet.train import main
+
+__all__ = [
+    "EPOCHS",
+    "STEPS_PER_EPOCH",
+    "TIMES",
+    "arguments",
+    "interrupt",
+    "metrics",
+    "same_run",
+    "stop_after",
+    "uninterrupted",
+    "weights",
+]
+
+TIMES = ("images_per_second", "data_wait_fraction", "step_ms", "gpu_memory_gb", "gpu_utilisation")
+
+STEPS_PER_EPOCH, EPOCHS = 6, 2  # 24 images, 4 a step
+
+
+def arguments(data: Path, out: Path, *settings: str, pipeline: str = "torchvision", config: str = "debug") -> list[str]:
+    common = ["data.batch_size_per_gpu=4", "data.num_workers=1", f"train.epochs={EPOCHS}", "model.dropout=0.2"]
+    command = ["--config", config, "--data", str(data), "--out", str(out), "--pipeline", pipeline]
+    return command + [part for setting in (*common, *settings) for part in ("--set", setting)]
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in m.items() if k not in TIMES} for m in lines]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_model(run)[0].state_dict()
+
+
+def same_run(one: Path, other: Path) -> None:
+    assert metrics(one) == metrics(other)
+    first, second = weights(one), weights(other)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C during the given step (counted over the whole run, from 1)."""
+    advance, count = Reporter.advance, [0]
+
+    def counting(self: Reporter) -> None:
+        advance(self)
+        count[0] += 1
+        if count[0] == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Reporter, "advance", counting)
+
+
+@pytest.fixture
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """`stop_after` for the test's duration."""
+    return lambda step: stop_after(step, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(shard_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run")
+    assert main(arguments(shard_set, out)) == 0
+    return out
