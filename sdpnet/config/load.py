@@ -30,7 +30,9 @@ from sdpnet.pipelines.errors import UserError, nearest, require
 
 __all__ = ["absolute_paths", "dump_config", "flat_values", "load_config"]
 
-CONFIG_DIRECTORY = Path(sdpnet.__file__).parent / "configs"
+CONFIG_DIRECTORY = next(
+    folder for place in sdpnet.__path__ if (folder := Path(place, "configs")).is_dir()
+)  # see sdpnet/__init__.py
 PATH_KEYS: Final = ("data.path", "train.start_from")
 LARGEST_FLOAT: Final = 3.4028234663852886e38  # of float32: a larger value would be infinite on the device
 WHOLE_NUMBERS: Final = range(-(2**63), 2**63)  # 64 bits; the seed may be unsigned

@@ -18,13 +18,12 @@ import torch
 import torch.distributed as dist
 
 import sdpnet
+import sdpnet.pipelines
 from sdpnet.distributed.processes import Processes, total
 from sdpnet.pipelines.errors import UserError
 from sdpnet.pipelines.shards.manifest import read_manifest
 
 __all__ = ["code_facts", "require_same_start", "shard_facts"]
-
-_PACKAGE = Path(sdpnet.__file__).parent
 
 
 def require_same_start(gather: Callable[[], Mapping[str, str]], processes: Processes) -> None:
@@ -71,10 +70,12 @@ def shard_facts(path: str | Path, splits: Iterable[str]) -> dict[str, str]:
 
 @cache
 def _code_sha256() -> str:
-    # In a checkout `pipelines` is a link, which rglob does not follow; in an installation it is a folder.
-    found = {path for folder in (_PACKAGE, _PACKAGE / "pipelines") for path in folder.rglob("*.py")}
+    found = {}
+    for package, prefix in ((sdpnet, ""), (sdpnet.pipelines, "pipelines/")):
+        folder = Path(package.__path__[0])  # a checkout's sdpnet/ has a link to pipelines/, which rglob does not follow
+        found |= {f"{prefix}{path.relative_to(folder).as_posix()}": path for path in folder.rglob("*.py")}
     digest = hashlib.sha256()
-    for name, path in sorted((path.relative_to(_PACKAGE).as_posix(), path) for path in found):
+    for name, path in sorted(found.items()):
         if not name.startswith("preprocess/"):  # does not run in a training
             digest.update(f"{name}\n".encode() + path.read_bytes())
     return digest.hexdigest()
