@@ -3,8 +3,8 @@
 import os as _os
 
 if not _os.path.isdir(_os.path.join(__path__[0], "pipelines")):
-    # In a checkout, links in this folder lead to the three beside it. An archive of a checkout that was unpacked without
-    # links (a .zip file, as torch.hub downloads it) has the folders all the same.
+    # In a checkout, links in this folder lead to the folders beside it. A .zip file of a checkout, which torch.hub
+    # downloads, is unpacked without its links but still has the folders.
     __path__.append(_os.path.dirname(__path__[0]))
 
 from sdpnet.pipelines.startup import end_on_interrupt as _end_on_interrupt

@@ -70,7 +70,7 @@ def shard_facts(path: str | Path, splits: Iterable[str]) -> dict[str, str]:
 
 @cache
 def _code_sha256() -> str:
-    found = {}
+    found: dict[str, Path] = {}
     for package, prefix in ((sdpnet, ""), (sdpnet.pipelines, "pipelines/")):
         folder = Path(package.__path__[0])  # a checkout's sdpnet/ has a link to pipelines/, which rglob does not follow
         found |= {f"{prefix}{path.relative_to(folder).as_posix()}": path for path in folder.rglob("*.py")}

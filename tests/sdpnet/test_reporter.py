@@ -1,4 +1,4 @@
-"""`sdpnet.reporting.reporter`; tests/preprocess/test_report.py is about `sdpnet.preprocess.describe`."""
+"""`sdpnet.reporting.reporter`; tests/preprocess/test_describe.py is about `sdpnet.preprocess.describe`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-// Lets tests/test_baseline.py and tests/pipelines/test_resize.py call the parts of the crop decoder.
+// Lets tests/pipelines/test_baseline.py and tests/pipelines/test_resize.py call the parts of the crop decoder.
 
 #include "../../pipelines/native/decode_crop.h"
 
