@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -149,3 +149,23 @@ def crop_library(tmp_path_factory: pytest.TempPathFactory) -> CropLibrary:
 @pytest.fixture(scope="session")
 def region(tmp_path_factory: pytest.TempPathFactory) -> RegionLibrary:
     return RegionLibrary(build_shim("region_shim", tmp_path_factory.mktemp("region")))
+
+
+@pytest.fixture
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Makes trainings of this test stop after a step, as by Ctrl-C; see `trainings.stop_after`."""
+    from trainings import stop_after  # imports much, which tests of conversions do not need
+
+    return lambda step: stop_after(step, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(shard_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a whole training that nothing stopped."""
+    from trainings import arguments
+
+    from sdpnet.train import main
+
+    out = tmp_path_factory.mktemp("run")
+    assert main(arguments(shard_set, out)) == 0
+    return out

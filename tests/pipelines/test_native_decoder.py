@@ -236,7 +236,7 @@ def test_signals_go_to_the_main_thread() -> None:
 
 def run_script(body: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
     here = Path(__file__).parent
-    path = [str(here), str(here.parent / "support"), str(here.parents[1])]
+    path = [str(folder) for folder in (here, here.parent, here.parent / "support", here.parents[1])]
     start = f"import sys; sys.path[:0] = {path!r}\nfrom test_native_decoder import *\n"
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", start + body]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)

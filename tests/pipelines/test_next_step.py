@@ -160,6 +160,6 @@ def test_of_parts_and_of_what_cannot_be_trained_on(
     command = words(out.splitlines()[-1])
     assert command[1:] == [str(ROOT / "preprocess" / "build_dali.py"), "--merge", "--out", "shards"]
     assert build_dali.main(command[2:]) == 0
-    assert last(capsys)[1:] == [str(ROOT / "preprocess" / "report.py"), "shards"]
+    assert last(capsys)[1:] == [str(ROOT / "preprocess" / "describe.py"), "shards"]
     assert report.main(["shards", "--images", "0"]) == 0
     assert "next:" not in capsys.readouterr().out

@@ -25,7 +25,7 @@ from sdpnet.preprocess.encoding.encode import codec
 from sdpnet.preprocess.inspection.text import file_size
 from sdpnet.preprocess.inspection.words import how_stored, written_by
 
-SCRIPT = Path(__file__).resolve().parents[2] / "preprocess" / "report.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "preprocess" / "describe.py"
 VOID = {"meta", "img"}  # the elements without an end tag that the page has
 HOSTILE = ("<script>alert(1)</script>", "a&amp;b \"quoted\" 'name'", "猫 \u202egnp.exe\x1b[31m\udcff:cow:[red]")
 

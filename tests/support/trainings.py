@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +13,15 @@ import torch
 
 from sdpnet.checkpoints.model import load_model
 from sdpnet.reporting.reporter import Reporter
-from sdpnet.train import main
 
 __all__ = [
     "EPOCHS",
     "STEPS_PER_EPOCH",
     "TIMES",
     "arguments",
-    "interrupt",
     "metrics",
     "same_run",
     "stop_after",
-    "uninterrupted",
     "weights",
 ]
 
@@ -66,16 +62,3 @@ def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(Reporter, "advance", counting)
-
-
-@pytest.fixture
-def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """`stop_after` for the test's duration."""
-    return lambda step: stop_after(step, monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(shard_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("run")
-    assert main(arguments(shard_set, out)) == 0
-    return out
