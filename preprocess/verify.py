@@ -240,7 +240,7 @@ def _main(arguments: argparse.Namespace) -> int:
     problems = f"{found:,} problem{'s' * (found > 1)}" if found else f"nothing is wrong ({checked})"
     print(_summary(manifest, problems))
     if not found:
-        print(next_line(*(training(arguments.shards) or script("report", arguments.shards))))
+        print(next_line(*(training(arguments.shards) or script("describe", arguments.shards))))
     return 1 if found else 0
 
 

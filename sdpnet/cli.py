@@ -25,7 +25,7 @@ COMMANDS: Final = {
 }
 # name -> (module that is run, what it does): their flags are their own, and this package imports nothing of preprocess.
 PROGRAMS: Final = {
-    "inspect": ("sdpnet.preprocess.describe", "show what is in a shard set"),
+    "describe": ("sdpnet.preprocess.describe", "show what is in a shard set"),
     "verify": ("sdpnet.preprocess.verify", "check a shard set from end to end"),
     "bench": ("sdpnet.pipelines.bench", "time the pipelines; bench step: the training step"),
 }

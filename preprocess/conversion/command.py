@@ -138,7 +138,7 @@ def build(arguments: argparse.Namespace, make_writer: MakeWriter, output: dict[s
         with _prepared(arguments, None) as (conversion, images):
             manifest = convert(conversion, images, make_writer, output, out, arguments.on_bad)
     say(summary(manifest, out, time.monotonic() - began))
-    say(next_line(*(training(out) or script("report", out))))
+    say(next_line(*(training(out) or script("describe", out))))
 
 
 def _merge_command(output: dict[str, Any], out: Path) -> tuple[str | Path, ...]:

@@ -294,7 +294,7 @@ def _next(arguments: argparse.Namespace) -> str:
     if arguments.data is None:
         return next_line(*sdpnet("doctor", "--data", "SHARDS"), when="a shard set, made by preprocess/build_ffcv.py")
     config = None if arguments.config == DEFAULT_CONFIG else arguments.config
-    words = training(arguments.data, config) or sdpnet("inspect", arguments.data)
+    words = training(arguments.data, config) or sdpnet("describe", arguments.data)
     return next_line(*words)
 
 

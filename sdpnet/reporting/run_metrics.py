@@ -116,7 +116,7 @@ def _read(directory: Path, name: str) -> Run:
 def _no_run(directory: Path) -> str:
     """Why this is no run, and what to do."""
     if (directory / MANIFEST_NAME).is_file():
-        return "a shard set, which sdpnet inspect shows; give a run's --out"
+        return "a shard set, which sdpnet describe shows; give a run's --out"
     if directory.is_file():
         return "a file; give the folder of a run, its --out"
     parent = directory.parent

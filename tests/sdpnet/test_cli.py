@@ -162,7 +162,7 @@ def test_verify_is_a_subcommand(shard_set: Path, tmp_path: Path) -> None:
 
 def test_what_needs_no_torch_does_not_wait_for_it(shard_set: Path) -> None:
     code = "from sdpnet.cli import main; import atexit; atexit.register(lambda: print('torch' in sys.modules)); main()"
-    for arguments in (["verify", "--quick", shard_set], ["inspect", shard_set, "--help"], ["--help"], ["--version"]):
+    for arguments in (["verify", "--quick", shard_set], ["describe", shard_set, "--help"], ["--help"], ["--version"]):
         status, stdout, stderr = run(*arguments, code=code)
         assert (status, stderr) == (0, "") and stdout.endswith("\nFalse\n"), arguments
 
@@ -185,7 +185,7 @@ def test_help_lists_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("    ")]
     assert caught.value.code == 0
     assert listed[:5] == ["train", "evaluate", "predict", "report", "export"]
-    assert listed[5:] == ["sheet", "doctor", "inspect", "verify", "bench"]
+    assert listed[5:] == ["sheet", "doctor", "describe", "verify", "bench"]
 
 
 def test_the_commands_and_flags_of_train_are_few() -> None:

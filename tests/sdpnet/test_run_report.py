@@ -296,7 +296,7 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ([tmp_path / "absent"], "absent: no run"),
         ([tmp_path / "runn"], f"it is not there; did you mean {run}?"),
         ([run / "config.yaml"], "a file; give the folder of a run"),
-        ([shards], "a shard set, which sdpnet inspect shows"),
+        ([shards], "a shard set, which sdpnet describe shows"),
         ([broken], "config.yaml: not a config"),
         ([run, "--out", tmp_path / "page.pdf"], "page.pdf': must be the name of an .html file"),
         ([run, "--out", tmp_path / "nowhere" / "page.html"], "No such file or directory"),
