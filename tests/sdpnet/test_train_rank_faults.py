@@ -128,7 +128,7 @@ def test_what_is_not_finite_in_one_process_is_left_out_in_all(policy: str, shard
 def test_an_error_in_one_process_ends_the_other(failing: int, shard_set: Path, tmp_path: Path) -> None:
     command = [str(failing), "3", *arguments(shard_set, tmp_path / "run")]
     with ranks(command, 2, tmp_path / "output", FAILING) as started:
-        status, _, error = started[failing].ended(60 + PROMPT)
+        status, _, error = started[failing].ended(270 + PROMPT)
         assert status == 1 and "RuntimeError: a fault of this process alone" in error
         status, said, error = started[1 - failing].ended(PROMPT)
     assert status == 2 and error == (
@@ -198,7 +198,7 @@ def test_a_run_directory_in_use(shard_set: Path, tmp_path: Path) -> None:
         run_directory(tmp_path / "run") as held,
         ranks(arguments(shard_set, held.path), 2, tmp_path / "output") as started,
     ):
-        first, second = (rank.ended(60 + PROMPT) for rank in started)
+        first, second = (rank.ended(270 + PROMPT) for rank in started)
     assert first[0] == second[0] == 2 and first[1] == second[1] == ""
     line = f"{held.path}: another run (process {os.getpid()} on "
     assert first[2].startswith(f"error: {line}") and first[2].count("\n") == 1
