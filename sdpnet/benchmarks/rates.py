@@ -3,28 +3,28 @@ model's step."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from sdpnet.config.options import Config
-from sdpnet.execution.hardware import amp_dtype
+from sdpnet.distributed.processes import Processes
 from sdpnet.model.sdpnet import SdPNet
-from sdpnet.optim.loss import soft_cross_entropy
-from sdpnet.optim.optimizer import make_optimizer
 from sdpnet.pipelines.augment import DeviceStage
 from sdpnet.pipelines.benchmarks.process import BenchProcess
 from sdpnet.pipelines.benchmarks.worker import Job, Round
-from sdpnet.pipelines.contract import Batch
+from sdpnet.pipelines.contract import Batch, ShardOptions, make_plan
 from sdpnet.pipelines.shards.layout import open_split
+from sdpnet.training.step import make_training_step
 
-__all__ = ["Reading", "augment_rate", "copy_rate", "decode_round", "matmul_rate", "reading_rates", "step_rate"]
+__all__ = ["Reading", "augment_rate", "copy_rate", "decode_round", "matmul_rate", "noise", "reading_rates", "step_rate"]
 
 DECODE_BATCH = 64
 
@@ -112,25 +112,29 @@ def matmul_rate(dtype: torch.dtype, device: torch.device, seconds: float) -> flo
 
 
 def step_rate(config: Config, batch_size: int, device: torch.device, seconds: float) -> float:
-    """Images/s of the forward pass, the backward pass and the optimizer, on noise. One process."""
-    options = config.model.options(config.model.num_classes or 1000)
-    model = SdPNet(options).to(device).to(memory_format=torch.channels_last).train()
-    optimizer = make_optimizer(model, config.optim)
-    dtype = amp_dtype(config.train.amp, device)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    size = config.data.image_size
-    images = torch.randn(batch_size, 3, size, size, device=device).to(dtype, memory_format=torch.channels_last)
-    targets = torch.full((batch_size, options.num_classes), 1 / options.num_classes, device=device)
+    """Images/s of the step that `train` would take with this config on this device, on noise, in one process."""
+    num_classes = config.model.num_classes or 1000
+    quiet = replace(config.train, on_nonfinite="skip", max_nonfinite=10**9)  # noise may well lead to no number
+    config = replace(config, train=quiet, data=replace(config.data, batch_size_per_gpu=batch_size))
+    model = SdPNet(config.model.options(num_classes)).to(device)
+    training_step, _ = make_training_step(config, model, num_classes, Processes(ShardOptions(), device))
+    training_step.model.train()
+    numbers, batches = itertools.count(1), noise(config, num_classes, device)
+    images = batch_size * config.train.accumulate
+    return _rate(lambda: training_step(batches, next(numbers), config.optim.lr), images, device, seconds)
 
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            logits = model(images)
-        scaler.scale(soft_cross_entropy(logits, targets)).backward()
-        scaler.step(optimizer)
-        scaler.update()
 
-    return _rate(step, batch_size, device, seconds)
+def noise(config: Config, num_classes: int, device: torch.device) -> Generator[Batch, None, None]:
+    """Endless batches of one noise that is on the device already, with the draws of a plan."""
+    size, count = config.data.image_size, config.data.batch_size_per_gpu
+    generator = np.random.default_rng(0)
+    images = torch.from_numpy(generator.integers(0, 256, (count, size, size, 3), np.uint8)).to(device)
+    labels = torch.from_numpy(generator.integers(0, num_classes, count)).to(device)
+    plan = make_plan(config, np.full((8 * count, 2), 256, np.int32), train=True, world_size=1)
+    valid = torch.ones(count, dtype=torch.bool, device=device)
+    for index in itertools.count():
+        draws = plan.batch(0, index % len(plan))
+        yield Batch(images, labels, torch.from_numpy(draws.sample_ids).to(device, non_blocking=True), valid, draws)
 
 
 def _rate(work: Callable[[], object], num_images: int, device: torch.device, seconds: float) -> float:

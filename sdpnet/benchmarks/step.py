@@ -1,9 +1,10 @@
 """Times training steps part by part, models and feeds by turns: `sdpnet bench step [--data SHARDS]`.
 
-Each row is a model on a feed: fixed noise on the device (`synthetic`), or a pipeline that reads shards. All take the
-same recipe, batch and image size, in one process; from round to round the order is turned around, and the first round
-does not count. The rate of large matrix products is measured between the rounds: what share of it a step reaches says
-what is left to gain.
+Each row is a model on a feed: fixed noise on the device (`synthetic`), or a pipeline that reads shards. An SdP-Net
+takes the very step that `train` takes with the config of that name, its dropout, clipping and accumulation included;
+models of timm's take the seed recipe's. Batches and images are of the same size for all, in one process; from round to
+round the order is reversed, and the first round does not count. The rate of large matrix products is measured between
+the rounds: the share of it that a step reaches says what is left to gain.
 """
 
 from __future__ import annotations
@@ -14,14 +15,13 @@ import shlex
 import statistics
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from rich.console import Console
 
-from sdpnet.benchmarks.step_race import SYNTHETIC, run_race
+from sdpnet.benchmarks.step_race import SYNTHETIC, recipe_of, run_race
 from sdpnet.benchmarks.step_report import Page, record, tables
-from sdpnet.config.load import load_config
 from sdpnet.config.setting import text_setting
 from sdpnet.execution.hardware import choose_step, look_at
 from sdpnet.model.sdpnet import MODELS
@@ -37,6 +37,7 @@ __all__ = ["MODELS_BY_DEFAULT", "PEERS", "main"]
 
 PEERS: Final = ("vit_base_patch16_224", "convmixer_1024_20_ks9_p14", "convnext_base")  # timm's
 MODELS_BY_DEFAULT: Final = ("sdpnet_l", "sdpnet_xl", "sdpnet_xxl", *PEERS)
+_COMPILE: Final = {"auto": "auto", "yes": "true", "no": "false"}
 FEEDS: Final = tuple(name for name in PIPELINES if name != SYNTHETIC)
 
 
@@ -44,7 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="sdpnet bench step",
         description="Times training steps part by part, models and feeds by turns.",
-        epilog=f"Models: {', '.join(MODELS)}, and timm's by their names. Feeds with --data: {', '.join(FEEDS)}.",
+        epilog=f"Models: {', '.join(MODELS)}, other configs (modern/sdpnet_xl), and timm's by their names. "
+        f"Feeds with --data: {', '.join(FEEDS)}.",
     )
     add = parser.add_argument
     add("--model", metavar="NAMES", default=",".join(MODELS_BY_DEFAULT), help="comma-separated (default: %(default)s)")
@@ -89,12 +91,14 @@ def _main(arguments: argparse.Namespace) -> int:
         num_classes = max(num_classes, len(manifest.classes))
         most = f"at most {reader.num_samples}, the samples of the split"
         require(arguments.batch_size <= reader.num_samples, "--batch-size", arguments.batch_size, most)
-    config = load_config("sdpnet_xl", settings)
+    settings += [f"train.amp={arguments.amp}", f"train.compile={_COMPILE[arguments.compile]}"]
+    for name in models:  # a mistake in the arguments is reported before anything is measured
+        recipe_of(name, settings)
     on_gpu = arguments.device != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
     card = look_at(device)
-    compile_: Any = {"auto": "auto", "yes": True, "no": False}[arguments.compile]
-    choices = choose_step(card, amp=arguments.amp, compile=compile_)
+    wanted = recipe_of("sdpnet_xl", settings).train
+    choices = choose_step(card, amp=wanted.amp, compile=wanted.compile)
     console = Console(highlight=False)
     title = f"{card.name}, {arguments.image_size} px, batches of {arguments.batch_size}"
     console.print(f"step: {choices}\n", markup=False, soft_wrap=True)
@@ -102,7 +106,7 @@ def _main(arguments: argparse.Namespace) -> int:
         race = run_race(
             models,
             feeds,
-            config,
+            settings,
             num_classes,
             device,
             choices,

@@ -4,39 +4,32 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-import numpy as np
 import torch
 from torch import nn
 
-from sdpnet.benchmarks.rates import augment_rate, copy_rate, matmul_rate
-from sdpnet.config.options import Config, EmaOptions, TrainOptions
+from sdpnet.benchmarks.rates import augment_rate, copy_rate, matmul_rate, noise
+from sdpnet.config.load import CONFIG_DIRECTORY, load_config
+from sdpnet.config.options import Config
 from sdpnet.distributed.processes import Processes
-from sdpnet.execution.compiled import compile_blocks
-from sdpnet.execution.depthwise_choice import choose_depthwise
 from sdpnet.execution.hardware import StepChoices
-from sdpnet.execution.side_stream import SideStream
+from sdpnet.execution.micro_batch import OutOfGpuMemory
 from sdpnet.model.flops import conv_block_macs, counted_macs, forward_macs
 from sdpnet.model.sdpnet import MODELS, SdPNet
-from sdpnet.optim.ema import ModelEma
-from sdpnet.optim.loss import soft_cross_entropy
-from sdpnet.optim.nonfinite import Guard
-from sdpnet.optim.optimizer import make_optimizer
+from sdpnet.optim.muon import MuonAdamW
 from sdpnet.pipelines.augment import DeviceStage
 from sdpnet.pipelines.benchmarks.stream import RepeatedPlan
 from sdpnet.pipelines.contract import Batch, Loader, ShardOptions, make_loader, make_plan, why_missing
 from sdpnet.pipelines.errors import UserError
-from sdpnet.pipelines.plan import Plan
 from sdpnet.pipelines.terminal.remedy import install_extra
-from sdpnet.training.update import update
+from sdpnet.training.step import PARTS, make_training_step
 
-__all__ = ["CONV_BLOCKS", "PARTS", "SYNTHETIC", "Entry", "PartClock", "Race", "Round", "run_race"]
+__all__ = ["CONV_BLOCKS", "SYNTHETIC", "Entry", "PartClock", "Race", "Round", "is_peer", "recipe_of", "run_race"]
 
-PARTS: Final = ("data wait", "augment", "forward", "backward", "optimizer", "EMA")
 CONV_BLOCKS: Final = "conv blocks"  # within forward and backward
 _WITHIN: Final = {"conv forward": "forward", "conv backward": "backward"}
 WARM_UP: Final = 2  # steps before a round's clock runs
@@ -45,21 +38,34 @@ _ALONE_SECONDS: Final = 0.5  # of what is measured by itself
 
 
 class PartClock:
-    """Seconds of a step's parts: on a GPU of the device's own time between events, on a CPU of the wall clock.
+    """Seconds of a step's parts (`StepMarks`): on a GPU of the device's own time between events, on a CPU of the wall
+    clock. A part is taken to begin where the one before it ended.
 
-    So on a GPU "data wait" is the time it had nothing to do before a batch was complete there, and "augment" the same
-    before that was augmented, beside the step before.
+    So on a GPU "data wait" is the time in which the device had nothing to do before a batch was complete there, and
+    "augment" the time before that batch was augmented, beside the step before.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
         self._marks: list[tuple[str, Any]] = []
-        self.mark("")
+        self.end("")
 
-    def mark(self, part: str) -> None:
-        """Ends `part`, which began with the mark before."""
+    @contextmanager
+    def mark(self, part: str) -> Iterator[None]:
+        yield
+        self.end(part)
+
+    def end(self, part: str) -> None:
+        """Ends `part`."""
         at = time.perf_counter() if self._stream is None else self._stream.record_event(torch.cuda.Event(True))
         self._marks.append((part, at))
+
+    def watch_conv_blocks(self, x: torch.Tensor, where: Literal["begin", "end"]) -> None:
+        """Tells the conv blocks apart in the passes forward and backward: see `SdPNet.watch_conv_blocks`."""
+        self.end("forward" if where == "begin" else "conv forward")
+        backward = "conv backward" if where == "begin" else "backward"  # the backward pass runs the other way
+        if x.requires_grad:
+            x.register_hook(lambda _: self.end(backward))
 
     def seconds(self) -> dict[str, float]:
         """By part, over all steps, and of the conv blocks; the device must have finished."""
@@ -125,22 +131,14 @@ class Race:
 
 
 class _Contestant:
-    """A model and all that trains it, the seed recipe's augmentation included."""
+    """A model under its recipe: the step that `train` would take."""
 
-    def __init__(self, name: str, config: Config, num_classes: int, device: torch.device, choices: StepChoices) -> None:
-        self.device, self.choices = device, choices
-        self._clock = PartClock(device)
-        size, processes = config.data.image_size, Processes(ShardOptions(), device)
+    def __init__(self, name: str, recipe: Config, num_classes: int, device: torch.device) -> None:
+        self.recipe = recipe
+        size = recipe.data.image_size
         self.conv_macs = 0
         model: nn.Module
-        if name in MODELS:
-            options = replace(MODELS[name], num_classes=num_classes)
-            self.macs, self.conv_macs = forward_macs(options, size), conv_block_macs(options, size)
-            model = SdPNet(options).to(device)
-            train = replace(config.train, compile=choices.compile)
-            self.notes = choose_depthwise(train, model, config.data.batch_size_per_gpu, size, choices.dtype, processes)
-            self._watch(model)
-        else:
+        if is_peer(name):
             try:
                 import timm
             except ImportError:
@@ -148,105 +146,56 @@ class _Contestant:
             sized = {"img_size": size} if name.startswith("vit_") else {}
             make = lambda: timm.create_model(name, num_classes=num_classes, **sized)  # noqa: E731
             self.macs = counted_macs(make, size)
-            model, self.notes = make(), []
-        self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
-        self.model = model.to(device).to(memory_format=torch.channels_last).train()
-        self.ema = ModelEma(self.model, EmaOptions(decay=0.9999))
-        if isinstance(model, SdPNet):
-            self.optimizer = make_optimizer(model, config.optim)
+            model = make()
         else:
-            optim, fused = config.optim, device.type == "cuda" or None
-            parameters = self.model.parameters()
-            self.optimizer = torch.optim.AdamW(parameters, optim.lr, weight_decay=optim.weight_decay, fused=fused)
-        if choices.compile:
-            blocks = (*model.conv_blocks, *model.transformer_blocks) if isinstance(model, SdPNet) else (model,)
-            compile_blocks(blocks)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=choices.scaler)
-        # What is trained on need not make sense, so a step that is not finite is no reason to end.
-        borne = TrainOptions(on_nonfinite="skip", max_nonfinite=10**9)
-        self._guard, self._steps = Guard(borne, model, self.scaler, processes), 0
-        self.stage = DeviceStage(config.augment, num_classes, choices.dtype, train=True)
-        self._side = SideStream(device)
-
-    def _watch(self, model: SdPNet) -> None:
-        """Marks where the conv blocks begin and end, in the forward and the backward pass. Not by hooks of modules,
-        which torch.compile would trace."""
-        run, first, last = model._run, model.conv_blocks[0], model.conv_blocks[-1]
-
-        def watched(block: nn.Module, x: torch.Tensor, *others: torch.Tensor | None) -> torch.Tensor:
-            if block is first:
-                self._clock.mark("forward")
-                x.register_hook(lambda _: self._clock.mark("conv backward"))
-            y = run(block, x, *others)
-            if block is last:
-                self._clock.mark("conv forward")
-                y.register_hook(lambda _: self._clock.mark("backward"))
-            return y
-
-        model._run = watched  # type: ignore[method-assign, assignment]
+            options = recipe.model.options(num_classes)
+            self.macs, self.conv_macs = forward_macs(options, size), conv_block_macs(options, size)
+            model = SdPNet(options)
+        self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        processes = Processes(ShardOptions(), device)
+        self.training_step, self.notes = make_training_step(recipe, model.to(device), num_classes, processes)
+        self.training_step.model.train()
+        self._number = 0
 
     def step(self, batches: Iterator[Batch], clock: PartClock) -> int:
-        """One training step; returns its number of images."""
-        self._clock = clock
-        with self._side():
-            batch = next(batches)
-        self._side.join()
-        clock.mark("data wait")
-        with self._side():
-            images, targets = self.stage(batch)
-            images = images.to(memory_format=torch.channels_last)
-        self._side.join(images, targets)
-        clock.mark("augment")
-        self.optimizer.zero_grad(set_to_none=True)
-        self._guard.keep()
-        dtype = self.choices.dtype
-        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-            loss = soft_cross_entropy(self.model(images), targets)
-        clock.mark("forward")
-        self.scaler.scale(loss).backward()
-        clock.mark("backward")
-        self.scaler.unscale_(self.optimizer)
-        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        grad_norm = torch.nn.utils.get_total_norm(gradients)
-        self._steps += 1
-        update(
-            self._steps,
-            loss,
-            grad_norm,
-            model=self.model,
-            optimizer=self.optimizer,
-            scaler=self.scaler,
-            guard=self._guard,
-            ema=self.ema,
-            late=self.choices.late,
-            mark=clock.mark,
-        )
-        return len(images)
+        """Takes one training step; returns its number of images."""
+        model = self.training_step.model
+        if isinstance(model, SdPNet):
+            model.watch_conv_blocks = clock.watch_conv_blocks
+        self._number += 1
+        self.training_step(batches, self._number, self.recipe.optim.lr, clock)
+        return self.recipe.data.batch_size_per_gpu * self.recipe.train.accumulate
 
     def round(self, batches: Generator[Batch, None, None], num_steps: int) -> Round:
-        on_gpu = self.device.type == "cuda"
+        device = self.training_step.processes.device
+        on_gpu = device.type == "cuda"
         with closing(batches):
             for _ in range(WARM_UP):
-                self.step(batches, PartClock(self.device))
-            self.optimizer.zero_grad(set_to_none=True)
-            _finish(self.device)
+                self.step(batches, PartClock(device))
+            self.free_gradients()
+            _finish(device)
             before = 0
             if on_gpu:
-                before = torch.cuda.memory_allocated(self.device)
-                torch.cuda.reset_peak_memory_stats(self.device)
-            began, num_images, clock = time.perf_counter(), 0, PartClock(self.device)
+                before = torch.cuda.memory_allocated(device)
+                torch.cuda.reset_peak_memory_stats(device)
+            began, num_images, clock = time.perf_counter(), 0, PartClock(device)
             for _ in range(num_steps):
                 num_images += self.step(batches, clock)
-            _finish(self.device)
+            _finish(device)
             seconds = time.perf_counter() - began
-            peak = torch.cuda.max_memory_allocated(self.device) - before + self._resident() if on_gpu else None
-        self.optimizer.zero_grad(set_to_none=True)
+            peak = torch.cuda.max_memory_allocated(device) - before + self._resident() if on_gpu else None
+        self.free_gradients()
         return Round(num_images, seconds, clock.seconds(), peak)
+
+    def free_gradients(self) -> None:
+        self.training_step.optimizer.zero_grad(set_to_none=True)
 
     def _resident(self) -> int:
         """Bytes of the weights, their average and the optimizer's state: others' weights lie beside them."""
-        tensors = [*self.model.state_dict().values(), *self.ema.module.state_dict().values()]
-        for state in self.optimizer.state.values():
+        step = self.training_step
+        tensors = [*step.model.state_dict().values(), *(step.ema.module.state_dict().values() if step.ema else ())]
+        parts = step.optimizer.parts.values() if isinstance(step.optimizer, MuonAdamW) else [step.optimizer]
+        for state in (state for part in parts for state in part.state.values()):
             tensors += [value for value in state.values() if isinstance(value, torch.Tensor)]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
@@ -256,50 +205,54 @@ def _finish(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _noise(config: Config, num_classes: int, device: torch.device) -> Generator[Batch, None, None]:
-    """Endless batches of one noise that is on the device already, with the draws of a plan."""
-    size, count = config.data.image_size, config.data.batch_size_per_gpu
-    generator = np.random.default_rng(0)
-    images = torch.from_numpy(generator.integers(0, 256, (count, size, size, 3), np.uint8)).to(device)
-    labels = torch.from_numpy(generator.integers(0, num_classes, count)).to(device)
-    plan = make_plan(config, np.full((8 * count, 2), 256, np.int32), train=True, world_size=1)
-    valid = torch.ones(count, dtype=torch.bool, device=device)
-    for index in itertools.count():
-        draws = plan.batch(0, index % len(plan))
-        yield Batch(images, labels, torch.from_numpy(draws.sample_ids).to(device, non_blocking=True), valid, draws)
-
-
 class _Feeds:
-    """Batches by the feed's name, each loader opened once."""
+    """Batches by the feed's name, each loader opened once; what is drawn for them is each recipe's."""
 
-    def __init__(self, config: Config, num_classes: int, device: torch.device) -> None:
-        self._config, self._num_classes, self._device = config, num_classes, device
-        self._loaders: dict[str, tuple[Loader, Plan]] = {}
+    def __init__(self, num_classes: int, device: torch.device) -> None:
+        self._num_classes, self._device = num_classes, device
+        self._loaders: dict[str, Loader] = {}
 
-    def batches(self, feed: str, num_steps: int) -> Generator[Batch, None, None]:
+    def batches(self, feed: str, recipe: Config, num_steps: int) -> Generator[Batch, None, None]:
+        """Endless synthetic batches, or as many of a pipeline as `num_steps` steps and their warm-up take."""
         if feed == SYNTHETIC:
-            return _noise(self._config, self._num_classes, self._device)
+            return noise(recipe, self._num_classes, self._device)
         if feed not in self._loaders:
             if reason := why_missing(feed):
                 raise UserError(reason)
-            config = replace(self._config, data=replace(self._config.data, pipeline=feed))  # type: ignore[arg-type]
-            loader = make_loader(config, "train", ShardOptions(), self._device)
-            self._loaders[feed] = loader, loader.source.plan
-        loader, plan = self._loaders[feed]
+            config = replace(recipe, data=replace(recipe.data, pipeline=feed))  # type: ignore[arg-type]
+            self._loaders[feed] = make_loader(config, "train", ShardOptions(), self._device)
+        loader = self._loaders[feed]
+        plan = make_plan(recipe, loader.source.reader.sizes, train=True, world_size=1)
         # More than asked for, so that the last ones are made as all others are: with the next under way.
-        count = WARM_UP + num_steps + self._config.data.prefetch[1] + 1
+        count = (WARM_UP + num_steps) * recipe.train.accumulate + recipe.data.prefetch[1] + 1
         loader.source = replace(loader.source, plan=RepeatedPlan(plan, count))
         return loader.batches()
 
     def close(self) -> None:
-        for loader, _ in self._loaders.values():
+        for loader in self._loaders.values():
             loader.close()
 
 
+def is_peer(name: str) -> bool:
+    """Whether this is one of timm's models: no config and no SdP-Net has the name."""
+    return name not in MODELS and not (CONFIG_DIRECTORY / f"{name}.yaml").is_file()
+
+
+def recipe_of(name: str, settings: Sequence[str]) -> Config:
+    """What a contestant trains with: the config of that name; the seed recipe for another SdP-Net or a model of timm's.
+
+    A step that is not finite does not end a benchmark: what it trains on need not make sense.
+    """
+    settings = [*settings, "train.on_nonfinite=skip", f"train.max_nonfinite={10**9}"]
+    if (CONFIG_DIRECTORY / f"{name}.yaml").is_file():
+        return load_config(name, settings)
+    return load_config("sdpnet_xl", [*settings, *([f"model.name={name}"] if name in MODELS else [])])
+
+
 def run_race(
-    models: list[str],
-    feeds: list[str],
-    config: Config,
+    models: Sequence[str],
+    feeds: Sequence[str],
+    settings: Sequence[str],
     num_classes: int,
     device: torch.device,
     choices: StepChoices,
@@ -311,30 +264,35 @@ def run_race(
     """Every model on every feed, by turns; the first round does not count, and the order turns from round to round.
 
     Args:
-        models: of `sdpnet.model.sdpnet.MODELS` or timm's.
-        feeds: "synthetic" or pipelines; these read `config.data.path`.
+        models: names of configs, of `sdpnet.model.sdpnet.MODELS` or of timm's models.
+        feeds: "synthetic" or pipelines; these read the shard set in `settings`.
+        settings: "section.key=value", applied to every recipe; images and batches are of the same size for all.
         seconds: a round, about; at least two steps.
     """
     race = Race([Entry(model, feed) for model in models for feed in feeds])
     contestants: dict[str, _Contestant] = {}
-    batches = _Feeds(config, num_classes, device)
-    stage = DeviceStage(config.augment, num_classes, choices.dtype, train=True)
+    feeds_by_name = _Feeds(num_classes, device)
+    seed_recipe = recipe_of("sdpnet_xl", settings)
+    batch_size = seed_recipe.data.batch_size_per_gpu
+    stage = DeviceStage(seed_recipe.augment, num_classes, choices.dtype, train=True)
 
     def attempt(entry: Entry, num_steps: int) -> Round | None:
         try:
             if entry.model not in contestants:
-                contestants[entry.model] = _Contestant(entry.model, config, num_classes, device, choices)
+                recipe = recipe_of(entry.model, settings)
+                contestants[entry.model] = _Contestant(entry.model, recipe, num_classes, device)
                 race.notes += [f"{entry.model}: {note}" for note in contestants[entry.model].notes]
-            return contestants[entry.model].round(batches.batches(entry.feed, num_steps), num_steps)
-        except torch.OutOfMemoryError:
-            entry.reason = f"out of GPU memory with batches of {config.data.batch_size_per_gpu}: lower --batch-size"
+            contestant = contestants[entry.model]
+            return contestant.round(feeds_by_name.batches(entry.feed, contestant.recipe, num_steps), num_steps)
+        except (torch.OutOfMemoryError, OutOfGpuMemory):
+            entry.reason = f"out of GPU memory with batches of {batch_size}: lower --batch-size"
         except (UserError, RuntimeError) as error:
             entry.reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         if entry.model in contestants:
-            contestants[entry.model].optimizer.zero_grad(set_to_none=True)
+            contestants[entry.model].free_gradients()
         return None
 
-    with closing(batches):
+    with closing(feeds_by_name):
         for entry in race.entries:
             say(f"{entry.model}, {entry.feed}: starting")
             first = attempt(entry, 2)
@@ -351,9 +309,9 @@ def run_race(
                     entry.rounds.append(measured)
             if number and race.running:
                 race.matmul_rates.append(matmul_rate(choices.dtype, device, _ALONE_SECONDS))
-                batch = next(_noise(config, num_classes, device))
-                race.augment_seconds.append(len(batch.images) / augment_rate(stage, batch, _ALONE_SECONDS))
+                batch = next(noise(seed_recipe, num_classes, device))
+                race.augment_seconds.append(batch_size / augment_rate(stage, batch, _ALONE_SECONDS))
                 if device.type == "cuda":
-                    rate = copy_rate(config.data.image_size, device, _ALONE_SECONDS)
-                    race.copy_seconds.append(len(batch.images) / rate)
+                    rate = copy_rate(seed_recipe.data.image_size, device, _ALONE_SECONDS)
+                    race.copy_seconds.append(batch_size / rate)
     return race

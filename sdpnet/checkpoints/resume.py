@@ -8,7 +8,7 @@ from typing import Any
 
 from sdpnet.checkpoints.directory import list_checkpoints
 from sdpnet.checkpoints.file import load_checkpoint
-from sdpnet.distributed.processes import Processes, least, most
+from sdpnet.distributed.processes import Processes, max_over_processes, min_over_processes
 from sdpnet.pipelines.errors import UserError
 
 __all__ = ["load_newest", "require_same_order", "require_same_step"]
@@ -60,7 +60,7 @@ def require_same_order(
 
 def require_same_step(step: int, out: Path, processes: Processes) -> None:
     """Every process must call it. Raises `UserError` when they stand at different steps."""
-    if least(step, processes) != most(step, processes):
+    if min_over_processes(step, processes) != max_over_processes(step, processes):
         raise UserError(f"{out}: not the same checkpoints for all processes; --out must be on a disk that they share")
 
 

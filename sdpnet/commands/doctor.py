@@ -19,6 +19,8 @@ from sdpnet import __version__
 from sdpnet.benchmarks.rates import copy_rate, decode_round, reading_rates, step_rate
 from sdpnet.config.load import load_config
 from sdpnet.config.options import Config
+from sdpnet.execution.hardware import choose_step, look_at
+from sdpnet.execution.micro_batch import OutOfGpuMemory
 from sdpnet.execution.threads import use_threads
 from sdpnet.pipelines.benchmarks import ceilings
 from sdpnet.pipelines.benchmarks.process import ContestantError
@@ -121,15 +123,16 @@ def _attempt(measure: Callable[[], T], problems: list[str], what: str) -> T | No
 
 
 def _step(config: Config, device: torch.device) -> tuple[float, int]:
-    """Images/s of the model's step and its batch size: the config's, halved until it fits into the card's memory."""
+    """Images/s of the step that `train` would take, and its batch size: the config's, halved until it fits into the
+    card's memory, and always even, because MixUp and CutMix mix pairs."""
     batch_size = config.data.batch_size_per_gpu if device.type == "cuda" else CPU_BATCH
     while True:
         try:
             return step_rate(config, batch_size, device, SECONDS), batch_size
-        except torch.cuda.OutOfMemoryError:
-            if batch_size == 1:
+        except (torch.OutOfMemoryError, OutOfGpuMemory):
+            if batch_size < 4:
                 raise
-            batch_size //= 2
+            batch_size = batch_size // 4 * 2
         torch.cuda.empty_cache()
 
 
@@ -139,7 +142,10 @@ def _measure(arguments: argparse.Namespace, config: Config, say: Callable[[str],
     size = config.data.image_size
     problems: list[str] = []
     rates: dict[str, Any] = dict.fromkeys(
-        ("disk", "memory", "pipeline", "decode_one_core", "decode_all_cores", "copy", "step", "step_batch_size")
+        (
+            *("disk", "memory", "pipeline", "decode_one_core", "decode_all_cores"),
+            *("copy", "step", "step_batch_size", "step_compiled"),
+        )
     )
     rates.update(image_size=size, config=arguments.config, gpus=num_gpus, fits_in_memory=None)
     if arguments.data:
@@ -171,6 +177,9 @@ def _measure(arguments: argparse.Namespace, config: Config, say: Callable[[str],
         say(f"the step of {config.model.name}")
         step = _attempt(lambda: _step(config, device), problems, "the model step")
         rates["step"], rates["step_batch_size"] = step or (None, None)
+        rates["step_compiled"] = choose_step(
+            look_at(device), amp=config.train.amp, compile=config.train.compile
+        ).compile
     return {**rates, "problems": problems}
 
 
@@ -274,7 +283,8 @@ def _print(facts: dict[str, Any], console: Console) -> None:
     row("decoding, all cores", images(rates["decode_all_cores"]))
     row("copying to a GPU", images(rates["copy"]))
     step = f" a {'GPU' if rates['gpus'] else 'CPU'} ({rates['config']}, batch {rates['step_batch_size']})"
-    row("model step", images(rates["step"]) + (f"{step}, not compiled" if rates["step"] else ""))
+    compiled = ", compiled" if rates["step_compiled"] else ", not compiled"
+    row("model step", images(rates["step"]) + (f"{step}{compiled}" if rates["step"] else ""))
     console.print(table)
     console.print()
     for line in (*rates["problems"], *facts["verdict"]):

@@ -15,7 +15,7 @@ import torch
 from sdpnet.checkpoints.class_names import first_difference
 from sdpnet.checkpoints.model import ModelCard, load_model
 from sdpnet.checkpoints.model_card import card_text
-from sdpnet.distributed.processes import join, leave
+from sdpnet.distributed.processes import join_group, leave_group
 from sdpnet.execution.hardware import amp_dtype
 from sdpnet.execution.threads import use_threads
 from sdpnet.model.sdpnet import SdPNet
@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         require_place(out, "--per-class")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: there is no usable GPU here; take --device cpu or auto")
-    processes = join(arguments.device)
+    processes = join_group(arguments.device)
     try:
         if processes.device.type == "cpu" and (chosen := use_threads(processes.shard.local_world_size)).reduced:
             print(chosen, file=sys.stderr)
@@ -113,7 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
                 say(next_line(*export_command(arguments.model)))
         return 0
     finally:
-        leave()
+        leave_group()
 
 
 def _facts(arguments: argparse.Namespace, model: SdPNet, card: ModelCard) -> dict[str, str]:

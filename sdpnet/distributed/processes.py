@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import os
 import re
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,20 +21,21 @@ from sdpnet.pipelines.contract import ShardOptions
 from sdpnet.pipelines.errors import UserError
 
 __all__ = [
-    "Arriving",
+    "AsyncRead",
     "Processes",
     "Vote",
     "Wish",
+    "count_over_processes",
     "from_main",
-    "join",
-    "least",
-    "leave",
-    "most",
+    "join_group",
+    "leave_group",
+    "max_over_processes",
+    "min_over_processes",
     "one_line_when_lost",
     "same_weights",
     "sum_on_device",
     "sum_over_processes",
-    "total",
+    "wait_for_all",
 ]
 
 
@@ -53,7 +55,7 @@ class Processes:
         return self.shard.world_size
 
 
-def join(device: str = "auto", timeout_seconds: float = 600) -> Processes:
+def join_group(device: str = "auto", timeout_seconds: float = 600) -> Processes:
     """Joins the group that torchrun describes in the environment, or stands alone without one.
 
     `device` is "auto" (CUDA when there is a card), "cuda" or "cpu". NCCL connects GPUs, gloo CPUs. A process that waits
@@ -100,7 +102,7 @@ def _number(variable: str) -> int:
     return int(text)
 
 
-def leave() -> None:
+def leave_group() -> None:
     """Leaves the group, if there is one, and ends its threads."""
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -134,24 +136,29 @@ def one_line_when_lost(timeout_seconds: float) -> Iterator[None]:
         ) from None
 
 
-def total(count: int, processes: Processes) -> int:
+def count_over_processes(count: int, processes: Processes) -> int:
     """The sum of `count` over all processes; every process must call it, and all get the same answer."""
     if processes.world_size == 1:
         return count
     return round(sum_over_processes(torch.tensor([float(count)], dtype=torch.float64), processes).item())
 
 
+def wait_for_all(processes: Processes) -> None:
+    """Waits until every process has called it."""
+    count_over_processes(0, processes)
+
+
 def from_main(value: int, processes: Processes) -> int:
     """The main process's value; every process must call it."""
-    return total(value if processes.is_main else 0, processes)
+    return count_over_processes(value if processes.is_main else 0, processes)
 
 
-def least(count: int, processes: Processes) -> int:
+def min_over_processes(count: int, processes: Processes) -> int:
     """The smallest `count` of all processes; every process must call it, and all get the same answer."""
     return _reduced(count, dist.ReduceOp.MIN, processes)
 
 
-def most(count: int, processes: Processes) -> int:
+def max_over_processes(count: int, processes: Processes) -> int:
     """The largest `count` of all processes; every process must call it, and all get the same answer."""
     return _reduced(count, dist.ReduceOp.MAX, processes)
 
@@ -186,21 +193,20 @@ def sum_on_device(values: torch.Tensor, processes: Processes) -> torch.Tensor:
     return values
 
 
-class Arriving:
-    """A tensor's values on their way to the host: nobody waits until they are read."""
+class AsyncRead:
+    """A tensor's values on their way to the host. Starting the copy waits for nothing; `read` waits for the copy."""
 
     def __init__(self, values: torch.Tensor) -> None:
-        self._copy = values.to("cpu", non_blocking=True)  # pinned, of a GPU's
+        self._copy = values.to("cpu", non_blocking=True)  # pinned, where the values are a GPU's
         self._copied = torch.cuda.current_stream(values.device).record_event() if values.is_cuda else None
 
     @property
-    def here(self) -> bool:
+    def ready(self) -> bool:
         """Whether `read` would not wait."""
         return self._copied is None or self._copied.query()
 
     def read(self) -> Any:
-        """Floats, in lists as the tensor's shape says. Waits for the copy alone, not for what the device was given to
-        do after it."""
+        """Floats, in lists of the tensor's shape. Waits for the copy, not for later work of the device."""
         if self._copied is not None:
             self._copied.synchronize()
         return self._copy.numpy().tolist()
@@ -215,21 +221,24 @@ class Wish(IntEnum):
 
 
 class Vote:
-    """The largest wish of any process, by every process's vote after each step; all get the same answer.
+    """The largest wish of any process, decided by all processes after each step; all get the same answer.
 
-    With `late` a vote of several processes is counted on the device and read after the next step: nobody waits for it.
+    With `asynchronous` the votes of several processes are counted on the device and read after the next step, so that
+    nobody waits for them.
     """
 
-    def __init__(self, processes: Processes, *, late: bool) -> None:
-        self._processes, self._late = processes, late
-        self._earlier: Arriving | None = None
+    def __init__(self, processes: Processes, *, asynchronous: bool) -> None:
+        self._processes = processes
+        self._unread = 1 if asynchronous else 0  # the number of newest counts that are not read
+        self._counted: deque[AsyncRead] = deque()
 
     def __call__(self, wish: Wish) -> Wish:
-        if not self._late or self._processes.world_size == 1:
-            return Wish(most(wish, self._processes))
+        if self._processes.world_size == 1:
+            return wish
         votes = torch.zeros(len(Wish), device=self._processes.device)
         votes[wish] = 1
-        earlier, self._earlier = self._earlier, Arriving(sum_on_device(votes, self._processes))
-        if earlier is None:
+        self._counted.append(AsyncRead(sum_on_device(votes, self._processes)))
+        if len(self._counted) <= self._unread:
             return Wish.GO_ON
-        return max(granted for granted, count in zip(Wish, earlier.read(), strict=True) if count)
+        counts = self._counted.popleft().read()
+        return max(granted for granted, count in zip(Wish, counts, strict=True) if count)

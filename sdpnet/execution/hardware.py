@@ -40,15 +40,15 @@ class StepChoices:
     attention: which of torch's kernels it takes by itself there.
     triton: the device stage's pixels may come from Triton kernels (`augment.fused`).
     compile: the blocks are compiled.
-    late: the host does not wait for the device within a step: the optimizer is fused, and a step that is not finite is
-        left out on the device and told one step later (see `sdpnet.optim.nonfinite`).
+    asynchronous: the host never waits for the device within a step: the optimizer is fused, and a step that is not
+        finite is skipped on the device and reported one step later (see `sdpnet.optim.nonfinite`).
     """
 
     dtype: torch.dtype
     attention: Literal["flash", "memory-efficient", "CPU"]
     triton: bool
     compile: bool
-    late: bool
+    asynchronous: bool
 
     @property
     def scaler(self) -> bool:
@@ -60,7 +60,7 @@ class StepChoices:
             f"{self.attention} attention",
             "Triton kernels" if self.triton else "no Triton kernels",
             "compiled blocks" if self.compile else "not compiled",
-            "never waiting for the device" if self.late else "waiting for the device once a step",
+            "never waiting for the device" if self.asynchronous else "waiting for the device once a step",
         ]
         return ", ".join(words)
 
@@ -95,10 +95,8 @@ def choose_dtype(amp: str, card: Card) -> torch.dtype:
     return torch.bfloat16 if card.has_bf16 else torch.float16
 
 
-def choose_step(
-    card: Card, *, amp: str = "auto", compile: bool | Literal["auto"] = "auto", optimizer: str = "adamw"
-) -> StepChoices:
-    """The choices for a card and the keys `train.amp`, `train.compile` and `optim.name`.
+def choose_step(card: Card, *, amp: str = "auto", compile: bool | Literal["auto"] = "auto") -> StepChoices:
+    """The choices for a card and the keys `train.amp` and `train.compile`.
 
     What a key asks for is done; `auto` compiles on GPUs from compute capability 8.0 on that have all it takes.
 
@@ -115,7 +113,7 @@ def choose_step(
         attention="CPU" if not on_gpu else "flash" if flash else "memory-efficient",
         triton=triton,
         compile=triton and capability >= _AMPERE and card.has_compiler if compile == "auto" else compile,
-        late=on_gpu and optimizer == "adamw",  # Muon's steps cannot be left out on the device
+        asynchronous=on_gpu,
     )
 
 

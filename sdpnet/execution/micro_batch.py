@@ -21,10 +21,10 @@ from typing import Literal
 import torch
 from torch import nn
 
-from sdpnet.distributed.processes import Processes, least
+from sdpnet.distributed.processes import Processes, min_over_processes
 from sdpnet.pipelines.errors import UserError
 
-__all__ = ["Fit", "choose_micro_batch", "out_of_memory", "parts", "probe", "training_pass"]
+__all__ = ["Fit", "OutOfGpuMemory", "choose_micro_batch", "out_of_memory", "parts", "probe", "training_pass"]
 
 _HEADROOM = 0.05  # of the GPU's memory: for fragmentation
 _BESIDE = 26  # bytes for each value of a batch that is made ready meanwhile: 2 as loaded, 20 in the stage, 4 in use
@@ -54,7 +54,7 @@ def choose_micro_batch(
     if choice != "auto":
         return min(choice, batch_size)
     on_gpu = processes.device.type == "cuda"
-    return least(probe(model, one_pass, batch_size).images if on_gpu else batch_size, processes)
+    return min_over_processes(probe(model, one_pass, batch_size).images if on_gpu else batch_size, processes)
 
 
 def training_pass(
@@ -80,6 +80,10 @@ def training_pass(
         del made_ready
 
     return one_pass
+
+
+class OutOfGpuMemory(UserError):
+    """A step does not fit into the GPU's memory."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,7 @@ def _fits(allocate: Callable[[int], None], amount: int) -> bool:
 
 def out_of_memory(
     model: nn.Module, one_pass: Callable[[int], None] | None, micro_batch: int, *, batch_size: int
-) -> UserError:
+) -> OutOfGpuMemory:
     """The error to end on after a training step of `micro_batch` images at a time ran out of GPU memory.
 
     Says what would fit, by `probe`, unless `one_pass` is None. To be called after the `except` block, when nothing
@@ -166,18 +170,18 @@ def out_of_memory(
     torch.cuda.empty_cache()
     what = f"out of GPU memory with {micro_batch} images at a time"
     if one_pass is None:
-        return UserError(
+        return OutOfGpuMemory(
             f"{what}; set train.micro_batch=auto to keep batches of {batch_size}, or lower data.batch_size_per_gpu"
         )
     fit = probe(model, one_pass, micro_batch)
     if fit.images == micro_batch:
-        return UserError(
+        return OutOfGpuMemory(
             f"{what}, though they fit by themselves: see with nvidia-smi whether the GPU is shared, or set "
             f"train.micro_batch={math.ceil(micro_batch / 2)}"
         )
     about = min(fit.estimate, micro_batch - 1)
     more = f", and about {about} should" if about > fit.images else ""
-    return UserError(
+    return OutOfGpuMemory(
         f"{what}: {fit.images} fit{more}; set train.micro_batch=auto to keep batches of {batch_size}, or "
         f"data.batch_size_per_gpu={fit.images}"
     )

@@ -10,7 +10,7 @@ encoder and its head with one hidden tanh layer, registers from Darcet et al., 2
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal, get_args
@@ -208,12 +208,16 @@ class SdPNet(nn.Module):
 
     With `checkpointing` set, training keeps only the blocks' inputs and computes the rest a second time in the backward
     pass, with the same random draws: the same gradients for less memory and about a third more time.
+
+    `watch_conv_blocks`, where it is set, is called with what enters the first conv block and "begin", and with what
+    leaves the last one and "end". A benchmark times them so: hooks of modules would be traced by torch.compile.
     """
 
     def __init__(self, options: ModelOptions) -> None:
         super().__init__()
         self.options = options
         self.checkpointing = False
+        self.watch_conv_blocks: Callable[[torch.Tensor, Literal["begin", "end"]], object] | None = None
         dim = options.dim
         self.patch = nn.Conv2d(3, dim, options.patch_size, stride=options.patch_size)
         self.patch_norm = nn.BatchNorm2d(dim)
@@ -254,8 +258,12 @@ class SdPNet(nn.Module):
     def tokens(self, images: torch.Tensor) -> torch.Tensor:
         """Images as in `forward` -> the last block's tokens [class, registers, patches] (B, 1 + R + N, dim)."""
         x = self.patch_norm(self.patch(images))
+        if self.watch_conv_blocks is not None:
+            self.watch_conv_blocks(x, "begin")
         for block in self.conv_blocks:
             x = self._run(block, x)
+        if self.watch_conv_blocks is not None:
+            self.watch_conv_blocks(x, "end")
         x, rotary = self.encoder_input(x)
         for block in self.transformer_blocks:
             x = self._run(block, x, rotary)

@@ -26,20 +26,22 @@ class ModelEma:
         self.options = options
         self.module = copy.deepcopy(model).float().eval().requires_grad_(False)
         self._calls = 0
-        self._left_out: torch.Tensor | None = None  # of the calls, float64 on the device
+        self._skipped: torch.Tensor | None = (
+            None  # the number of calls for skipped steps, a float64 scalar on the device
+        )
 
     @property
     def num_updates(self) -> int:
-        """So far. Waits for the device after updates that may have been left out."""
-        return self._calls - (0 if self._left_out is None else int(self._left_out.item()))
+        """The number of updates so far, without those of skipped steps. Waits for the device."""
+        return self._calls - (0 if self._skipped is None else int(self._skipped.item()))
 
     @num_updates.setter
     def num_updates(self, value: int) -> None:
-        self._calls, self._left_out = value, None
+        self._calls, self._skipped = value, None
 
     @property
     def decay(self) -> float:
-        """Of the next update."""
+        """The decay of the next update."""
         if not self.options.warmup:
             return self.options.decay
         return min(self.options.decay, (1 + self.num_updates) / (10 + self.num_updates))
@@ -48,8 +50,10 @@ class ModelEma:
     def update(self, model: nn.Module, bad: torch.Tensor | None = None) -> None:
         """Moves the average towards `model`'s weights, after an optimizer step.
 
-        `bad` (a scalar on the device, 1 or 0) is 1 for a step that was left out: the average stays, and the update does
-        not count. Nobody waits for it; `model` must be finite all the same.
+        Args:
+            model: its weights must be finite.
+            bad: 1 for a step that was skipped, else 0 (a scalar on the device). After a skipped step the average stays
+                as it is and the update does not count. The host does not wait for the value.
         """
         averages, values = [], []
         current = model.state_dict()
@@ -59,21 +63,19 @@ class ModelEma:
                 values.append(current[name].float())
             else:
                 average.copy_(current[name])
-        if bad is None:
-            torch._foreach_lerp_(averages, values, 1 - self.decay)
-        else:
-            differences = torch._foreach_sub(values, averages)
-            torch._foreach_mul_(differences, self._weight(bad))
-            torch._foreach_add_(averages, differences)
+        differences = torch._foreach_sub(values, averages)
+        torch._foreach_mul_(differences, self._weight(averages[0].device, bad))
+        torch._foreach_add_(averages, differences)
         self._calls += 1
 
-    def _weight(self, bad: torch.Tensor) -> torch.Tensor:
-        """1 - decay, or 0 where `bad` is 1: float32, a scalar; counts the update among those left out then."""
-        if self._left_out is None:
-            self._left_out = torch.zeros((), dtype=torch.float64, device=bad.device)
-        decay = torch.full_like(self._left_out, self.options.decay)
+    def _weight(self, device: torch.device, bad: torch.Tensor | None) -> torch.Tensor:
+        """1 - decay, or 0 for a skipped step, which is then counted as such: a float32 scalar."""
+        if self._skipped is None:
+            self._skipped = torch.zeros((), dtype=torch.float64, device=device)
+        skip = torch.zeros_like(self._skipped) if bad is None else bad.double()
+        decay = torch.full_like(skip, self.options.decay)
         if self.options.warmup:
-            updates = self._calls - self._left_out
+            updates = self._calls - self._skipped
             decay = torch.minimum(decay, (1 + updates) / (10 + updates))
-        self._left_out += bad
-        return ((1 - decay) * (1 - bad)).float()
+        self._skipped += skip
+        return ((1 - decay) * (1 - skip)).float()

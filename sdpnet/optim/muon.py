@@ -19,7 +19,12 @@ class Muon(torch.optim.Optimizer):
     a filter (out, in, h, w) counts as the matrix (out, in x h x w): torch's own takes no 1 x 1 convolutions.
 
     Updates have the root mean square of AdamW's (Liu et al., 2025): the two share a learning rate and weight decay.
+
+    As with torch's fused optimizers, a step changes nothing where the attribute `found_inf` (a float32 scalar on the
+    device) is 1, whatever the gradients are.
     """
+
+    found_inf: torch.Tensor | None = None
 
     def __init__(self, params: Any, lr: float, weight_decay: float, momentum: float = 0.95) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
@@ -35,9 +40,13 @@ class Muon(torch.optim.Optimizer):
                     self.state[parameter]["momentum"] = torch.zeros_like(parameter)
             gradients = [p.grad for p in parameters]
             averages = [self.state[p]["momentum"] for p in parameters]
+            bad = None if self.found_inf is None else self.found_inf.bool()
+            if bad is not None:  # an average that moves towards itself stays as it is
+                gradients = [torch.where(bad, average, g) for g, average in zip(gradients, averages, strict=True)]
             torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
             updates = torch._foreach_lerp(gradients, averages, group["momentum"])  # Nesterov's
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            decay = 1 - group["lr"] * group["weight_decay"]
+            torch._foreach_mul_(parameters, decay if bad is None else torch.where(bad, 1.0, decay))
             alike: dict[torch.Size, list[tuple[torch.Tensor, torch.Tensor]]] = defaultdict(list)
             for parameter, update in zip(parameters, updates, strict=True):
                 matrix = update.flatten(1)
@@ -45,6 +54,8 @@ class Muon(torch.optim.Optimizer):
             for shape, pairs in alike.items():
                 rate = group["lr"] * 0.2 * math.sqrt(max(shape))
                 matrices = orthogonalize(torch.stack([matrix for _, matrix in pairs]))
+                if bad is not None:
+                    matrices = torch.where(bad, torch.zeros_like(matrices), matrices)
                 for (parameter, _), matrix in zip(pairs, matrices, strict=True):
                     parameter.add_(matrix.view(parameter.shape), alpha=-rate)
 

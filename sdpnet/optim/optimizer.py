@@ -17,7 +17,7 @@ __all__ = ["learning_rate", "make_optimizer", "peak_learning_rate", "set_learnin
 _TOKENS = ("class_token", "registers", "position")
 
 
-def make_optimizer(model: SdPNet, options: OptimOptions, *, fused: bool | None = None) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, options: OptimOptions, *, fused: bool | None = None) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter, 2017), by default fused where the parameters are on a GPU; with `name: muon`,
     Muon for the blocks' matrices and 1 x 1 convolutions, and AdamW for the rest (patch convolution, depthwise filters,
     head).
@@ -25,10 +25,13 @@ def make_optimizer(model: SdPNet, options: OptimOptions, *, fused: bool | None =
     Weight decay acts on matrices and filters only, not on norms, biases, layer scales, the class token, the registers
     or the position embedding. Each group has an `lr_scale`, for `set_learning_rate`: `layer_decay` to the power of the
     number of layers above it (BEiT, Bao et al., 2021). The top layer is the head with its norm; below come the
-    transformer blocks and the conv blocks, each a layer; the last is what makes the tokens.
+    transformer blocks and the conv blocks, each a layer; the last is what makes the tokens. A model that is no SdP-Net
+    is one layer without matrices for Muon.
     """
-    blocks = [f"conv_blocks.{i}." for i in range(len(model.conv_blocks))]
-    blocks += [f"transformer_blocks.{i}." for i in range(len(model.transformer_blocks))]
+    blocks: list[str] = []
+    if isinstance(model, SdPNet):
+        blocks += [f"conv_blocks.{i}." for i in range(len(model.conv_blocks))]
+        blocks += [f"transformer_blocks.{i}." for i in range(len(model.transformer_blocks))]
 
     def layers_above(name: str) -> int:
         if name.startswith(("patch", *_TOKENS)):
@@ -59,15 +62,22 @@ def make_optimizer(model: SdPNet, options: OptimOptions, *, fused: bool | None =
 
 
 def step_unless(optimizer: torch.optim.Optimizer, bad: torch.Tensor) -> None:
-    """A step of a fused AdamW that is none where `bad` (float32, a scalar on its device) is 1; nobody waits for it.
+    """Takes an optimizer step, or none where `bad` (a float32 scalar on the parameters' device) is 1.
 
-    Weights, moments and step counts stay as they were then, whatever the gradients are.
+    In a skipped step weights, moments and step counts stay as they are, whatever the gradients are. Fused optimizers
+    and Muon skip it on the device: the host does not wait. Others, which only a CPU has, look at the value.
     """
-    optimizer.grad_scale, optimizer.found_inf = None, bad  # type: ignore[attr-defined]  # as GradScaler does
-    try:
-        optimizer.step()
-    finally:
-        del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]
+    parts = list(optimizer.parts.values()) if isinstance(optimizer, MuonAdamW) else [optimizer]
+    if not all(isinstance(part, Muon) or part.defaults.get("fused") for part in parts):
+        if not bad.item():
+            optimizer.step()
+        return
+    for part in parts:
+        part.grad_scale, part.found_inf = None, bad  # type: ignore[attr-defined]  # as GradScaler sets them
+        try:
+            part.step()
+        finally:
+            del part.grad_scale, part.found_inf  # type: ignore[attr-defined]
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

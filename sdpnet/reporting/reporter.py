@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from rich.console import Console
 
-from sdpnet.distributed.processes import Arriving
+from sdpnet.distributed.processes import AsyncRead
 from sdpnet.pipelines.errors import printable
 from sdpnet.reporting.metrics_file import MetricsFile
 from sdpnet.reporting.progress_line import ProgressLine
@@ -142,10 +142,10 @@ class Reporter:
             self._progress.step()
 
     def training(self, metrics: dict[str, Any]) -> None:
-        """After a log interval; values may be of `Arriving`."""
+        """After a log interval; values may be of `AsyncRead`."""
         self._tell()
         self._coming = metrics
-        if all(value.here for value in metrics.values() if isinstance(value, Arriving)):
+        if all(value.ready for value in metrics.values() if isinstance(value, AsyncRead)):
             self._tell()
 
     def settle(self) -> None:
@@ -157,7 +157,7 @@ class Reporter:
         if self._coming is None:
             return
         coming, self._coming = self._coming, None
-        metrics = {key: value.read() if isinstance(value, Arriving) else value for key, value in coming.items()}
+        metrics = {key: value.read() if isinstance(value, AsyncRead) else value for key, value in coming.items()}
         self._write(metrics)
         loss, rate = f"loss {metrics['train_loss']:.4f}", f"{metrics['images_per_second']:,.0f} images/s"
         lr, waiting = f"lr {metrics['lr']:.2e}", f"waiting for data {metrics['data_wait_fraction']:.0%}"

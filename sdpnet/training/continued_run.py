@@ -9,13 +9,48 @@ from pathlib import Path
 from typing import Any
 
 from sdpnet.checkpoints.changes import changed_images, changed_keys, require_same_classes
-from sdpnet.checkpoints.model import Checkpoints, require_same_order
-from sdpnet.training.setup import Run
+from sdpnet.checkpoints.model import (
+    Checkpoints,
+    latest_checkpoint,
+    load_newest,
+    require_same_order,
+    require_same_step,
+)
+from sdpnet.config.options import Config
+from sdpnet.distributed.processes import Processes
+from sdpnet.pipelines.errors import UserError, printable
+from sdpnet.training.run import Run
+from sdpnet.training.setup import prepare
 
-__all__ = ["continue_from", "finished_before", "how_to_continue", "next_commands", "resume_command"]
+__all__ = ["begin_or_continue", "finished_before", "how_to_continue", "next_commands", "resume_command"]
 
 
-def continue_from(run: Run, path: Path, state: dict[str, Any]) -> None:
+def begin_or_continue(config: Config, out: Path, *, resume: bool, processes: Processes) -> tuple[Run, float | None]:
+    """The run in `out`: a new one, or with `resume` continued from its newest checkpoint, if there is one.
+
+    Returns it with the score of that checkpoint, or None. Raises `UserError` when there is a checkpoint but `resume` is
+    not given, or when the checkpoint is not of this run.
+    """
+    directory = out / "checkpoints"
+    if not resume and latest_checkpoint(directory) is not None:
+        raise UserError(f"{out}: holds a run already; pass --resume to continue it, or another --out")
+    newest = load_newest(directory, lambda text: _say(text, processes)) if resume else None
+    score = newest[1].get("score") if newest else None
+    run = prepare(config, processes, begins=newest is None, threads=newest[1].get("threads") if newest else None)
+    if newest is not None:
+        _continue_from(run, *newest)
+    elif resume:
+        run.notes.append(f"no checkpoint in {directory} yet: the run begins")
+    require_same_step(run.cursor.step, out, processes)
+    return run, score
+
+
+def _say(text: str, processes: Processes) -> None:
+    if processes.is_main:
+        print(printable(text))
+
+
+def _continue_from(run: Run, path: Path, state: dict[str, Any]) -> None:
     """Loads what a run saved; the run's notes say what has changed since."""
     data = run.config.data.path
     allow = run.config.train.other_classes == "keep"
@@ -27,14 +62,13 @@ def continue_from(run: Run, path: Path, state: dict[str, Any]) -> None:
     run.notes.append(f"resumed from {path} (epoch {run.cursor.epoch + 1}, step {run.cursor.step})")
 
 
-def finished_before(
-    run: Run, out: Path, score: float | None, say: Callable[[str], None], require_own: Callable[[], object]
-) -> int:
-    """Says that a resumed run has nothing left to do; completes what a kill after its last checkpoint left undone.
+def finished_before(run: Run, out: Path, score: float | None, require_own: Callable[[], object]) -> int:
+    """Says that a resumed run has nothing left to do, and completes what a kill after its last checkpoint left undone.
 
-    `score` is that of its last checkpoint.
+    `score` is that of its last checkpoint. Returns the exit status, 0.
     """
     epochs, wanted, options = run.cursor.epoch, run.config.train.epochs, run.config.train
+    say = lambda text: _say(text, run.processes)  # noqa: E731
     say(f"{out}: the run is finished: epoch {epochs} of {wanted}, {run.cursor.step} steps; nothing is left to do")
     say(f"to train on: {how_to_continue(run, out)} --set train.epochs={epochs + max(1, epochs // 10)}")
     if run.processes.is_main:

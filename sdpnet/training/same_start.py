@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 import sdpnet
 import sdpnet.pipelines
-from sdpnet.distributed.processes import Processes, total
+from sdpnet.distributed.processes import Processes, count_over_processes
 from sdpnet.pipelines.errors import UserError
 from sdpnet.pipelines.shards.manifest import read_manifest
 
@@ -39,7 +39,7 @@ def require_same_start(gather: Callable[[], Mapping[str, str]], processes: Proce
     dist.broadcast_object_list(of_main, src=0, device=processes.device)
     (theirs,) = of_main
     differing = [name for name in {**theirs, **facts} if theirs.get(name) != facts.get(name)]
-    others = total(int(bool(differing)), processes)
+    others = count_over_processes(int(bool(differing)), processes)
     rank = processes.shard.rank
     if differing:
         name = differing[0]

@@ -1,69 +1,239 @@
-"""One optimizer step: batches, forward and backward passes, and what ends the step."""
+"""One optimizer step: batches, passes forward and backward, and the update. `train`, `bench step`, `doctor` share it.
+
+step, notes = make_training_step(config, model, num_classes, processes)
+loss, grad_norm, verdict = step(batches, number=1, lr=1e-3)
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from sdpnet.execution.micro_batch import out_of_memory, parts
-from sdpnet.optim.nonfinite import Verdict
-from sdpnet.optim.optimizer import learning_rate, set_learning_rate
+from sdpnet.config.options import Config
+from sdpnet.distributed.processes import Processes
+from sdpnet.execution.compiled import compile_blocks
+from sdpnet.execution.depthwise_choice import choose_depthwise
+from sdpnet.execution.hardware import StepChoices, choose_step, look_at
+from sdpnet.execution.memory_format import choose_memory_format
+from sdpnet.execution.micro_batch import choose_micro_batch, out_of_memory, parts, training_pass
+from sdpnet.execution.side_stream import SideStream
+from sdpnet.execution.sync_norm import synchronize_batch_norm
+from sdpnet.model.sdpnet import SdPNet
+from sdpnet.optim.ema import ModelEma
+from sdpnet.optim.loss import make_loss
+from sdpnet.optim.nonfinite import Guard, Verdict
+from sdpnet.optim.optimizer import make_optimizer, set_learning_rate, step_unless
+from sdpnet.pipelines.augment import DeviceStage
 from sdpnet.pipelines.contract import Batch
 from sdpnet.pipelines.planning.draws import derive_seed
-from sdpnet.reporting.step_profile import StepProfile
-from sdpnet.training.setup import Run
 
-__all__ = ["take_step"]
+__all__ = ["PARTS", "NoMarks", "StepMarks", "TrainingStep", "make_training_step"]
+
+PARTS = ("data wait", "augment", "forward", "backward", "optimizer", "EMA")
+_PROBED_IMAGES = 64  # the most that the memory format's probe uses: they fit where one pass of training does
 
 
-def take_step(run: Run, stream: Iterator[Batch], profile: StepProfile) -> tuple[torch.Tensor, torch.Tensor, Verdict]:
-    """One optimizer step, over `train.accumulate` batches; the cursor moves on, whether or not the step was taken.
+class StepMarks(Protocol):
+    """Watches the parts of a step, for a trace or a benchmark. A part of `PARTS` may occur several times in a step."""
 
-    Returns the loss of this process's samples, the norm of the gradients (before clipping) and the guard's verdict:
-    with `run.late` on the step before, and nothing here waits for what the device does.
+    def mark(self, part: str) -> AbstractContextManager[object]:
+        """A context around the work of `part`. It must not wait for the device."""
+        ...
+
+
+class NoMarks:
+    """Watches nothing."""
+
+    def mark(self, part: str) -> AbstractContextManager[object]:
+        return contextlib.nullcontext()
+
+
+@dataclass
+class TrainingStep:
+    """A model with everything that trains it, on one device; calling it takes one optimizer step.
+
+    Attributes:
+        model: what is trained: an SdP-Net, or for comparisons any other module from images to logits.
+        ddp: wraps `model` where there are several processes.
+        stage: makes a batch's images and targets on the device; it runs on the stream `side`, beside the step before.
+        one_pass: runs a forward and a backward pass over a given number of blank images; None in several processes,
+            where DDP would take its gradients for those of a step.
+        guard: skips steps whose loss, gradients or batch-norm statistics are not finite.
+        choices: the dtype and the kernels.
+        micro_batch: the number of images in one forward and backward pass.
     """
-    config, cursor, processes, accumulate = run.config, run.cursor, run.processes, run.config.train.accumulate
-    epochs, steps = config.train.epochs, run.steps_per_epoch
-    lr = learning_rate(cursor.step, config.optim, peak=run.peak_learning_rate, steps_per_epoch=steps, epochs=epochs)
-    set_learning_rate(run.optimizer, lr)
-    # Dropout's draws follow from the cursor too, so nothing of torch's generators need be kept.
-    torch.manual_seed(derive_seed(config.seed, cursor.step, processes.shard.rank) >> 1)
-    run.optimizer.zero_grad(set_to_none=True)
-    run.guard.keep()
-    loss = torch.zeros((), device=processes.device)
-    too_large = False
-    for remaining in reversed(range(accumulate)):
-        images, targets = run.take(stream, profile.mark)
-        micro_batches = parts(len(images), run.micro_batch)
-        for part in micro_batches:
-            weight = (part.stop - part.start) / len(images) / accumulate
-            wait = remaining or part is not micro_batches[-1]  # for more gradients, before DDP sums them
-            try:
-                with run.ddp.no_sync() if run.ddp and wait else contextlib.nullcontext():
-                    with (
-                        profile.mark("forward"),
-                        torch.autocast(processes.device.type, run.dtype, enabled=run.dtype != torch.float32),
-                    ):
-                        part_loss = run.loss(run.network(images[part]), targets[part]) * weight
-                    with profile.mark("backward"):
-                        run.scaler.scale(part_loss).backward()
-            except torch.OutOfMemoryError:
-                too_large = True
-            if too_large:
-                del images, targets
-                raise out_of_memory(run.model, run.one_pass, run.micro_batch, batch_size=config.data.batch_size_per_gpu)
-            loss += part_loss.detach()
-    with profile.mark("optimizer"):
-        run.scaler.unscale_(run.optimizer)
-        if config.optim.clip_grad_norm > 0:
-            grad_norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), config.optim.clip_grad_norm)
-        else:
-            gradients = [parameter.grad for parameter in run.model.parameters() if parameter.grad is not None]
-            grad_norm = torch.nn.utils.get_total_norm(gradients)
-        verdict = run.update(loss, grad_norm)
-    profile.step()
-    cursor.step += 1
-    cursor.step_in_epoch += 1
-    return loss, grad_norm, verdict
+
+    config: Config
+    processes: Processes
+    model: nn.Module
+    ddp: DistributedDataParallel | None
+    stage: DeviceStage
+    side: SideStream
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    one_pass: Callable[[int], None] | None
+    ema: ModelEma | None
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    guard: Guard
+    choices: StepChoices
+    memory_format: torch.memory_format
+    micro_batch: int
+
+    @property
+    def network(self) -> nn.Module:
+        """What the forward pass calls: the model, wrapped by DDP in several processes."""
+        return self.ddp or self.model
+
+    def __call__(
+        self, batches: Iterator[Batch], number: int, lr: float, marks: StepMarks | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, Verdict]:
+        """Takes optimizer step `number` (from 1) of a run over the next `train.accumulate` batches.
+
+        Returns:
+            The loss of this process's samples; the norm of the gradients before clipping (both float32 scalars on the
+            device); the guard's verdict: on a CPU on this step, on a GPU on the step before, because reading a value
+            of this step would make the host wait for the device.
+
+        Raises:
+            NonFinite: see `sdpnet.optim.nonfinite`.
+            UserError: the GPU's memory is too small; the message says what would fit.
+        """
+        marks = marks or NoMarks()
+        config, device, accumulate = self.config, self.processes.device, self.config.train.accumulate
+        set_learning_rate(self.optimizer, lr)
+        # Dropout's draws follow from the number of the step, so a checkpoint needs no state of torch's generators.
+        torch.manual_seed(derive_seed(config.seed, number - 1, self.processes.shard.rank) >> 1)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.guard.keep()
+        loss = torch.zeros((), device=device)
+        too_large = False
+        for remaining in reversed(range(accumulate)):
+            images, targets = self._next_batch(batches, marks)
+            micro_batches = parts(len(images), self.micro_batch)
+            for part in micro_batches:
+                weight = (part.stop - part.start) / len(images) / accumulate
+                more_follow = remaining or part is not micro_batches[-1]  # DDP sums the gradients after the last
+                try:
+                    with self.ddp.no_sync() if self.ddp and more_follow else contextlib.nullcontext():
+                        with marks.mark("forward"), self._autocast():
+                            part_loss = self.loss(self.network(images[part]), targets[part]) * weight
+                        with marks.mark("backward"):
+                            self.scaler.scale(part_loss).backward()
+                except torch.OutOfMemoryError:
+                    too_large = True  # the error is made outside: the traceback here keeps the step's tensors alive
+                if too_large:
+                    del images, targets
+                    batch_size = config.data.batch_size_per_gpu
+                    raise out_of_memory(self.model, self.one_pass, self.micro_batch, batch_size=batch_size)
+                loss += part_loss.detach()
+        return self._update(number, loss, marks)
+
+    def _next_batch(self, batches: Iterator[Batch], marks: StepMarks) -> tuple[torch.Tensor, torch.Tensor]:
+        """The next batch's images and targets for the model, made on the side stream while the device still computes
+        the step before."""
+        with marks.mark("data wait"):
+            with self.side():
+                batch = next(batches)
+            self.side.join()
+        with marks.mark("augment"):
+            with self.side():
+                images, targets = self.stage(batch)
+                images = images.to(memory_format=self.memory_format)
+            self.side.join(images, targets)
+        return images, targets
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        dtype = self.choices.dtype
+        return torch.autocast(self.processes.device.type, dtype, enabled=dtype != torch.float32)
+
+    def _update(self, number: int, loss: torch.Tensor, marks: StepMarks) -> tuple[torch.Tensor, torch.Tensor, Verdict]:
+        """Moves the weights and their average, unless something of the step is not finite."""
+        with marks.mark("optimizer"):
+            self.scaler.unscale_(self.optimizer)
+            grad_norm = self._grad_norm()
+            bad = self.guard.find_bad(number, loss, grad_norm)
+            step_unless(self.optimizer, bad)
+            self.scaler.update()
+        with marks.mark("EMA"):
+            if self.ema is not None:
+                self.ema.update(self.model, bad)
+        return loss, grad_norm, self.guard.verdict()
+
+    def _grad_norm(self) -> torch.Tensor:
+        """The norm of all gradients; clips them where the recipe does."""
+        largest = self.config.optim.clip_grad_norm
+        if largest > 0:
+            return torch.nn.utils.clip_grad_norm_(self.model.parameters(), largest)
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients)
+
+
+def make_training_step(
+    config: Config, model: nn.Module, num_classes: int, processes: Processes
+) -> tuple[TrainingStep, list[str]]:
+    """Places `model` on the device and makes all that trains it as `config` says. Returns it, and lines for the user
+    about what was chosen for this machine.
+
+    The model is an SdP-Net on the device already. Another module, which a benchmark compares with, is compiled as a
+    whole and trained by AdamW without layer-wise rates.
+
+    Raises:
+        UserError: a choice of the config is not possible on this machine.
+    """
+    device, options = processes.device, config.train
+    choices = choose_step(look_at(device), amp=options.amp, compile=options.compile)
+    dtype, options = choices.dtype, replace(options, compile=choices.compile)
+    batch_size, image_size = config.data.batch_size_per_gpu, config.data.image_size
+    notes: list[str] = []
+    if isinstance(model, SdPNet):
+        model.checkpointing = options.checkpoint_activations
+        notes += choose_depthwise(options, model, batch_size, image_size, dtype, processes)
+    ema = ModelEma(model, config.ema) if config.ema.decay else None
+    of_probe = min(batch_size, options.micro_batch if isinstance(options.micro_batch, int) else _PROBED_IMAGES)
+    memory_format: Any = choose_memory_format(options.memory_format, model, of_probe, image_size, dtype, processes)
+    model = model.to(memory_format=memory_format)
+    if ema is not None:
+        ema.module.to(memory_format=memory_format)  # with other strides, each tensor would be averaged by itself
+    if options.memory_format == "probe":
+        notes.append(f"memory format: {str(memory_format).removeprefix('torch.')} is faster here")
+    loss = make_loss(config.loss)
+    beside = batch_size if device.type == "cuda" else 0
+    one_pass = training_pass(model, loss, image_size=image_size, num_classes=num_classes, dtype=dtype, beside=beside)
+    micro_batch = choose_micro_batch(options.micro_batch, batch_size, model, one_pass, processes)
+    if micro_batch < batch_size:
+        notes.append(f"micro batches of {micro_batch}: batch norm sees these")
+    synchronized = options.sync_batch_norm and processes.world_size > 1
+    if synchronized:  # after the probes, whose numbers of tries differ between processes
+        synchronize_batch_norm(model, device)
+    if options.compile and isinstance(model, SdPNet):
+        # A synchronized block waits for the other processes in its middle, which a compiled graph cannot.
+        compile_blocks([*([] if synchronized else model.conv_blocks), *model.transformer_blocks])
+    elif options.compile:
+        compile_blocks([model])
+    scaler = torch.amp.GradScaler(device.type, enabled=choices.scaler)
+    ddp = DistributedDataParallel(model, gradient_as_bucket_view=True) if processes.world_size > 1 else None
+    step = TrainingStep(
+        config=config,
+        processes=processes,
+        model=model,
+        ddp=ddp,
+        stage=DeviceStage(config.augment, num_classes, dtype, train=True),
+        side=SideStream(device),
+        loss=loss,
+        one_pass=None if ddp else one_pass,
+        ema=ema,
+        optimizer=make_optimizer(model, config.optim, fused=choices.asynchronous or None),
+        scaler=scaler,
+        guard=Guard(options, model, scaler, processes, asynchronous=choices.asynchronous),
+        choices=choices,
+        memory_format=memory_format,
+        micro_batch=micro_batch,
+    )
+    return step, notes

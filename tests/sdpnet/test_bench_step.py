@@ -15,14 +15,14 @@ from pipeline_batches import installed
 
 from sdpnet import cli
 from sdpnet.benchmarks import step as bench_step
+from sdpnet.benchmarks.rates import noise
 from sdpnet.benchmarks.step import MODELS_BY_DEFAULT
-from sdpnet.benchmarks.step_race import CONV_BLOCKS, PARTS, PartClock, _Contestant, _noise
+from sdpnet.benchmarks.step_race import CONV_BLOCKS, PartClock, _Contestant, recipe_of
 from sdpnet.benchmarks.step_report import Page
-from sdpnet.config.load import load_config
-from sdpnet.execution.hardware import Card, choose_step
 from sdpnet.model.flops import conv_block_macs, forward_macs
 from sdpnet.model.sdpnet import MODELS
 from sdpnet.pipelines.terminal.remedy import install_extra
+from sdpnet.training.step import PARTS
 
 FEEDS = [name for name in ("native", "dali") if installed(name)]
 SMALL = ["--image-size", "64", "--batch-size", "4", "--rounds", "2", "--seconds", "0.01", "--device", "cpu"]
@@ -91,7 +91,7 @@ def test_parts_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.perf_counter", lambda: next(times))
     clock = PartClock(torch.device("cpu"))
     for part in ("data wait", "forward", "conv forward", "forward", "conv backward"):
-        clock.mark(part)
+        clock.end(part)
     seconds = {"data wait": 1, "augment": 0, "forward": 9, "backward": 5, "optimizer": 0, "EMA": 0, CONV_BLOCKS: 8}
     assert clock.seconds() == seconds
 
@@ -99,13 +99,13 @@ def test_parts_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_conv_blocks_begin_and_end_where_they_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the order in which a step computes; compiled blocks do not hide it."""
     marks: list[str] = []
-    monkeypatch.setattr(PartClock, "mark", lambda self, part: marks.append(part))
-    config = load_config("sdpnet_xl", ["data.image_size=64", "data.batch_size_per_gpu=2"])
+    monkeypatch.setattr(PartClock, "end", lambda self, part: marks.append(part))
+    recipe = recipe_of("sdpnet_tiny", ["data.image_size=64", "data.batch_size_per_gpu=2"])
     device = torch.device("cpu")
-    contestant = _Contestant("sdpnet_tiny", config, 10, device, choose_step(Card()))
+    contestant = _Contestant("sdpnet_tiny", recipe, 10, device)
     passes = ["forward", "conv forward", "forward", "backward", "conv backward", "backward"]
     marks.clear()
-    contestant.step(_noise(config, 10, device), PartClock(device))
+    contestant.step(noise(recipe, 10, device), PartClock(device))
     assert marks == ["", "data wait", "augment", *passes, "optimizer", "EMA"]
 
 

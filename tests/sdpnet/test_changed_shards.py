@@ -26,7 +26,7 @@ from sdpnet.preprocess.inspection.survey import survey
 from sdpnet.preprocess.verify import main as verify_main
 from sdpnet.preprocess.verify import verify
 from sdpnet.train import main
-from sdpnet.training.setup import Run
+from sdpnet.training.run import Run
 
 FAST = "native" if installed("native") else "torchvision"
 

@@ -5,27 +5,27 @@ from pathlib import Path
 from forked import run_group
 from launches import ranks
 
-from sdpnet.distributed.processes import join, least, leave
+from sdpnet.distributed.processes import join_group, leave_group, min_over_processes
 
 # What compiles a model comes late, when the group is there: it must not hold on to the group.
 LEAVES = """
 from pathlib import Path
-from sdpnet.distributed.processes import join, leave, total
-processes = join("cpu")
+from sdpnet.distributed.processes import count_over_processes, join_group, leave_group
+processes = join_group("cpu")
 import torch._dynamo
-assert total(1, processes) == 2
+assert count_over_processes(1, processes) == 2
 def num_threads(): return len(list(Path("/proc/self/task").iterdir()))
 with_group = num_threads()
-leave()
+leave_group()
 print(with_group - num_threads())
 """
 GLOO_THREADS = 3  # one for the connections, and two that work
 
 
 def least_of_two() -> int:
-    processes = join("cpu")
-    number = least([48, 12][processes.shard.rank], processes)
-    leave()
+    processes = join_group("cpu")
+    number = min_over_processes([48, 12][processes.shard.rank], processes)
+    leave_group()
     return number
 
 

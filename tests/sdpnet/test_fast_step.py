@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-import sdpnet.training.setup
+import sdpnet.training.step
 from sdpnet.config.load import load_config
 from sdpnet.distributed.processes import Processes
 from sdpnet.execution.hardware import StepChoices, choose_step, look_at
@@ -36,19 +36,19 @@ def losses(
     """Of `STEPS` steps; those with `late` have a fused AdamW too."""
 
     def choose(*args: Any, **options: Any) -> StepChoices:
-        return replace(choose_step(*args, **options), late=late)
+        return replace(choose_step(*args, **options), asynchronous=late)
 
     def optimizer(*args: Any, **_: Any) -> torch.optim.Optimizer:
         return make_optimizer(*args, fused=late)
 
     with monkeypatch.context() as patched:
-        patched.setattr(sdpnet.training.setup, "choose_step", choose)
-        patched.setattr(sdpnet.training.setup, "make_optimizer", optimizer)
+        patched.setattr(sdpnet.training.step, "choose_step", choose)
+        patched.setattr(sdpnet.training.step, "make_optimizer", optimizer)
         config = load_config("debug", [*RECIPE, f"data.path={data}", *settings])
         run = prepare(config, Processes(ShardOptions(), torch.device(device)))
     values, profile = [], StepProfile(out / "trace.json", (0, 0), torch.device(device))
     with contextlib.closing(run.train_loader), contextlib.closing(run.val_loader):
-        run.network.train()
+        run.training_step.network.train()
         while len(values) < STEPS:
             with contextlib.closing(run.train_loader.batches(run.cursor.epoch)) as batches:
                 for _ in range(run.steps_per_epoch):

@@ -16,18 +16,18 @@ T4 = Card("Tesla T4", (7, 5), has_bf16=False, has_triton=True, has_compiler=True
 A100 = Card("NVIDIA A100-SXM4-80GB", (8, 0), has_bf16=True, has_triton=True, has_compiler=True)
 H100 = Card("NVIDIA H100 80GB HBM3", (9, 0), has_bf16=True, has_triton=True, has_compiler=True)
 H200 = replace(H100, name="NVIDIA H200")
-AMPERE_ON = StepChoices(torch.bfloat16, "flash", triton=True, compile=True, late=True)
+AMPERE_ON = StepChoices(torch.bfloat16, "flash", triton=True, compile=True, asynchronous=True)
 
 
 @pytest.mark.parametrize(
     ("card", "choices"),
     [
-        (V100, StepChoices(torch.float16, "memory-efficient", triton=False, compile=False, late=True)),
-        (T4, StepChoices(torch.float16, "memory-efficient", triton=True, compile=False, late=True)),
+        (V100, StepChoices(torch.float16, "memory-efficient", triton=False, compile=False, asynchronous=True)),
+        (T4, StepChoices(torch.float16, "memory-efficient", triton=True, compile=False, asynchronous=True)),
         (A100, AMPERE_ON),
         (H100, AMPERE_ON),
         (H200, AMPERE_ON),
-        (Card(), StepChoices(torch.float32, "CPU", triton=False, compile=False, late=False)),
+        (Card(), StepChoices(torch.float32, "CPU", triton=False, compile=False, asynchronous=False)),
     ],
     ids=lambda value: value.name if isinstance(value, Card) else "",
 )
@@ -45,7 +45,6 @@ def test_keys_are_obeyed() -> None:
     assert choose_step(Card(has_compiler=True), compile=True).compile and choose_step(T4, compile=True).compile
     assert choose_step(H200, amp="fp32").attention == "memory-efficient"  # FlashAttention takes half precision only
     assert choose_step(H200, amp="fp16").scaler and not choose_step(H200).scaler
-    assert not choose_step(H200, optimizer="muon").late
 
 
 def test_nothing_is_compiled_without_what_it_takes() -> None:

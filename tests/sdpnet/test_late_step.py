@@ -17,8 +17,9 @@ from trainings import arguments, metrics, weights
 from trainings_of_ranks import GLOBAL_BATCH, case, in_order, resumed, run
 
 import sdpnet.train
-import sdpnet.training.setup
+import sdpnet.training.step
 from sdpnet.checkpoints.model import latest_checkpoint, load_checkpoint
+from sdpnet.distributed.processes import AsyncRead
 from sdpnet.execution.hardware import StepChoices, choose_step
 from sdpnet.optim.optimizer import make_optimizer
 from sdpnet.pipelines.augment import DeviceStage
@@ -46,11 +47,11 @@ def late(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
 
     def force(late: bool) -> None:
         def choose(*args: Any, **options: Any) -> StepChoices:
-            return replace(choose_step(*args, **options), late=late)
+            return replace(choose_step(*args, **options), asynchronous=late)
 
-        monkeypatch.setattr(sdpnet.training.setup, "choose_step", choose)
+        monkeypatch.setattr(sdpnet.training.step, "choose_step", choose)
         monkeypatch.setattr(
-            sdpnet.training.setup, "make_optimizer", lambda *args, fused: make_optimizer(*args, fused=True)
+            sdpnet.training.step, "make_optimizer", lambda *args, fused: make_optimizer(*args, fused=True)
         )
 
     return force
@@ -77,9 +78,20 @@ def test_nothing_is_waited_for_within_a_step(
         raise Waiting
 
     def watched(*args: Any) -> Any:
+        begin, read, of_this_step = AsyncRead.__init__, AsyncRead.read, []
+
+        def note(self: AsyncRead, values: torch.Tensor) -> None:
+            begin(self, values)
+            of_this_step.append(self)
+
+        def read_earlier(self: AsyncRead) -> Any:
+            return refuse() if any(self is other for other in of_this_step) else read(self)
+
         with NoWaiting(), pytest.MonkeyPatch.context() as patched:
             for name in ("cpu", "tolist"):  # a CPU's tensor needs nothing for them
                 patched.setattr(torch.Tensor, name, refuse)
+            patched.setattr(AsyncRead, "__init__", note)
+            patched.setattr(AsyncRead, "read", read_earlier)
             return step(*args)
 
     monkeypatch.setattr(sdpnet.train, "take_step", watched)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from sdpnet.distributed.processes import Arriving
+from sdpnet.distributed.processes import AsyncRead
 from sdpnet.reporting.reporter import Clock, GpuGauge, Reporter
 
 TRAINING = {
@@ -43,7 +43,7 @@ class Recorder:
         self.failed = failed
 
 
-class Late(Arriving):
+class Late(AsyncRead):
     """Values that a device is still to compute: only `read` gets them, and the test sees when."""
 
     def __init__(self, value: float) -> None:
@@ -63,7 +63,7 @@ class Late(Arriving):
 def test_nobody_waits_for_values_on_their_way(next_: str, tmp_path: Path) -> None:
     path, loss = tmp_path / "metrics.jsonl", Late(2.5)
     with Reporter(path, is_main=True, resumed_step=0) as reporter:
-        reporter.training({**TRAINING, "train_loss": loss, "grad_norm": Arriving(torch.tensor(0.5))})
+        reporter.training({**TRAINING, "train_loss": loss, "grad_norm": AsyncRead(torch.tensor(0.5))})
         assert not loss.reads and not path.exists()
         if next_ == "step":
             reporter.advance()

@@ -7,8 +7,8 @@ import pytest
 
 from sdpnet.config.load import load_config
 from sdpnet.config.options import ResolutionOptions
+from sdpnet.config.resolution import image_size_of
 from sdpnet.pipelines.errors import UserError
-from sdpnet.training.resolution import image_size_of
 
 
 @pytest.mark.parametrize(("start", "begin", "end", "full", "multiple"), [(160, 5, 35, 224, 32), (96, 0, 7, 224, 16)])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from forked import run_group
 
-from sdpnet.distributed.processes import Processes, join, leave
+from sdpnet.distributed.processes import Processes, join_group, leave_group
 from sdpnet.pipelines.contract import ShardOptions
 from sdpnet.pipelines.errors import UserError
 from sdpnet.training.same_start import code_facts, require_same_start, shard_facts
@@ -17,14 +17,14 @@ SAME = {"optim.lr": "0.001", "sdpnet's code (SHA-256)": "a" * 64}
 
 def compared(facts: list[dict[str, str]]) -> str:
     """What a process is told."""
-    processes = join("cpu", 60)
+    processes = join_group("cpu", 60)
     try:
         require_same_start(lambda: facts[processes.shard.rank], processes)
         return ""
     except UserError as error:
         return str(error)
     finally:
-        leave()
+        leave_group()
 
 
 @pytest.mark.parametrize(
@@ -74,4 +74,4 @@ def test_an_environment_that_is_not_torchruns(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=message):
-        join("cpu")
+        join_group("cpu")

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from forked import run_group
 from torch import nn
 
-from sdpnet.distributed.processes import join, leave
+from sdpnet.distributed.processes import join_group, leave_group
 from sdpnet.execution.sync_norm import synchronize_batch_norm
 
 WORLD = 2
@@ -31,7 +31,7 @@ def inputs() -> torch.Tensor:
 
 
 def of_one_rank() -> tuple[Any, ...]:
-    rank = join("cpu").shard.rank
+    rank = join_group("cpu").shard.rank
     net = synchronize_batch_norm(network(), torch.device("cpu"))
     part = inputs()[:2] if rank == 0 else inputs()[2:]  # of different sizes
     outputs = net(part)
@@ -40,7 +40,7 @@ def of_one_rank() -> tuple[Any, ...]:
     for gradient in gradients:
         dist.all_reduce(gradient)
     evaluated = net.eval()(part)
-    leave()
+    leave_group()
     return outputs.detach(), gradients, net.state_dict(), evaluated.detach()
 
 

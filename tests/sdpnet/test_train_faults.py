@@ -24,7 +24,7 @@ from sdpnet.optim.nonfinite import Verdict
 from sdpnet.pipelines.terminal.remedy import install_extra
 from sdpnet.train import main
 from sdpnet.training.evaluate import Scores, evaluate
-from sdpnet.training.setup import Run
+from sdpnet.training.run import Run
 
 NAN, INF = math.nan, math.inf
 QUICK = [("loss", NAN, "fp32"), ("gradient", INF, "fp32"), ("images", NAN, "fp32"), ("images", INF, "bf16")]
@@ -77,16 +77,16 @@ class Stage:
 
 def injected(run: Run, where: str, value: float) -> Callable[[], None]:
     """Makes the next step's loss, a gradient or the images not finite; returns what mends them."""
-    loss, stage = run.loss, run.stage
+    loss, stage = run.training_step.loss, run.training_step.stage
     if where == "gradient":
         return run.model.get_parameter("head.2.bias").register_hook(lambda g: torch.full_like(g, value)).remove
     if where == "loss":
-        run.loss = lambda logits, targets: loss(logits, targets) * value
+        run.training_step.loss = lambda logits, targets: loss(logits, targets) * value
     else:
-        run.stage = Stage(stage, value)  # type: ignore[assignment]
+        run.training_step.stage = Stage(stage, value)  # type: ignore[assignment]
 
     def mend() -> None:
-        run.loss, run.stage = loss, stage
+        run.training_step.loss, run.training_step.stage = loss, stage
 
     return mend
 

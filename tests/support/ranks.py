@@ -10,12 +10,12 @@ from typing import Any
 from unittest import mock
 
 import sdpnet.train
-import sdpnet.training.setup
+import sdpnet.training.step
 from sdpnet.checkpoints import directory as checkpoint_directory
 from sdpnet.checkpoints.file import write_checkpoint
 from sdpnet.checkpoints.model import Checkpoints
 from sdpnet.config.load import load_config
-from sdpnet.distributed.processes import join, leave
+from sdpnet.distributed.processes import join_group, leave_group
 from sdpnet.execution.hardware import choose_step
 from sdpnet.pipelines.augment import DeviceStage
 from sdpnet.pipelines.contract import Batch
@@ -50,7 +50,7 @@ def run_trainings(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     [rank, step] or absent, "late": True for steps that do not wait for the device, as on GPUs, "full": True where the
     first save finds no space}. In step `step` (from 1) of "nan" the loss of that process is NaN.
     """
-    processes = join("cpu")
+    processes = join_group("cpu")
     rank = processes.shard.rank
     results = []
     parser = argparse.ArgumentParser()
@@ -66,9 +66,9 @@ def run_trainings(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
             run: Any, stream: Any, *rest: Any, step: Any = step, samples: Any = samples, nan: Any = nan
         ) -> Any:
             seen: list[int] = []
-            loss = run.loss
+            loss = run.training_step.loss
             if nan == [rank, run.cursor.step + 1]:
-                run.loss = lambda *of_part: loss(*of_part) * float("nan")
+                run.training_step.loss = lambda *of_part: loss(*of_part) * float("nan")
 
             def watched() -> Any:
                 for batch in stream:
@@ -80,7 +80,7 @@ def run_trainings(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
             try:
                 return step(run, watched(), *rest)
             finally:
-                run.loss = loss
+                run.training_step.loss = loss
 
         where, at, number, *name = case["stop"] or ("step", [], 0)
         ranks, sent = at if isinstance(at, list) else [at], signal.Signals[name[0] if name else "SIGTERM"]
@@ -89,7 +89,7 @@ def run_trainings(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
         stop = interrupted(where, number if rank in ranks else 0, sent)
 
         def choose(*args: Any, late: bool = case.get("late", False), **options: Any) -> Any:
-            return replace(choose_step(*args, **options), late=late)
+            return replace(choose_step(*args, **options), asynchronous=late)
 
         refusals = [None] if case.get("full") else []
 
@@ -99,10 +99,10 @@ def run_trainings(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 raise OSError(28, "No space left on device")
             return write_checkpoint(path, state)
 
-        choices = mock.patch.object(sdpnet.training.setup, "choose_step", choose)
+        choices = mock.patch.object(sdpnet.training.step, "choose_step", choose)
         disk = mock.patch.object(checkpoint_directory, "write_checkpoint", write)
         with stop, choices, disk, mock.patch.object(sdpnet.train, "take_step", recording):
             status = sdpnet.train.train(config, arguments.out, resume=arguments.resume, processes=processes)
         results.append({"status": status, "samples": samples})
-    leave()
+    leave_group()
     return results

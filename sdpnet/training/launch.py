@@ -1,0 +1,95 @@
+"""From a command line to the processes of a training: its config, its group of processes, and its directory."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from sdpnet.config.load import PATH_KEYS, absolute_paths, flat_values, load_config
+from sdpnet.config.options import Config
+from sdpnet.distributed.processes import Processes, from_main, join_group, leave_group, one_line_when_lost
+from sdpnet.distributed.restart import begun_by_this_launch
+from sdpnet.distributed.run_directory import no_run_in, run_directory
+from sdpnet.pipelines.contract import PIPELINES
+from sdpnet.pipelines.errors import UserError
+from sdpnet.pipelines.lasting_output import lasting_output
+from sdpnet.reporting.step_profile import DEFAULT_STEPS
+from sdpnet.training.continued_run import resume_command
+from sdpnet.training.same_start import code_facts, require_same_start, shard_facts
+
+__all__ = ["Launch", "add_arguments", "config_from", "launched"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `train`."""
+    parser.add_argument(
+        "--config", help="a name from configs/ or the path of a .yaml file; --resume alone takes the run's own"
+    )
+    parser.add_argument("--data", help="shard set made by preprocess/build_ffcv.py (config key data.path)")
+    parser.add_argument("--out", required=True, type=Path, help="directory of the run")
+    parser.add_argument("--pipeline", choices=["auto", *PIPELINES], help="config key data.pipeline")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="any config key, such as optim.lr=1e-3"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue the newest checkpoint in --out")
+    first, count = DEFAULT_STEPS
+    traced = f"write a trace of {count} steps to OUT/trace.json (config key log.profile = [{first}, {count}])"
+    parser.add_argument("--profile", action="store_true", help=traced)
+
+
+def config_from(arguments: argparse.Namespace) -> Config:
+    """The config that the arguments ask for. Raises `UserError` where they ask for none, or for an impossible one."""
+    settings = list(arguments.set)
+    settings += [f"data.path={json.dumps(arguments.data)}"] if arguments.data else []
+    settings += [f"data.pipeline={arguments.pipeline}"] if arguments.pipeline else []
+    settings += [f"log.profile={list(DEFAULT_STEPS)}"] if arguments.profile else []
+    own = arguments.out / "config.yaml"
+    if not arguments.config and not (arguments.resume and own.is_file()):
+        if arguments.resume:
+            raise UserError(no_run_in(arguments.out))
+        there = f", or continue the run that is there: {resume_command(arguments.out)}" if own.is_file() else ""
+        raise UserError(f"no config given: pass --config NAME (see configs/){there}")
+    return absolute_paths(load_config(arguments.config or str(own), settings))
+
+
+@dataclass(frozen=True)
+class Launch:
+    """This process's place in a training: `require_own` raises when another process has taken over the directory."""
+
+    processes: Processes
+    resume: bool
+    require_own: Callable[[], object]
+
+
+@contextlib.contextmanager
+def launched(config: Config, out: Path, *, resume: bool) -> Iterator[Launch]:
+    """Joins the other processes and takes hold of the run's directory until the training ends.
+
+    Raises:
+        UserError: another training uses the directory, the processes differ in config, code or data, or another
+            process has ended or keeps silent.
+    """
+    with (
+        lasting_output(f"training goes on; {out / 'metrics.jsonl'} has its figures"),
+        one_line_when_lost(config.train.timeout_seconds),
+    ):
+        processes = join_group(config.train.device, config.train.timeout_seconds)
+        try:
+            with run_directory(out) if processes.is_main else contextlib.nullcontext() as held:
+                require_same_start(lambda: _facts(config), processes)
+                resume = resume or from_main(begun_by_this_launch(out), processes) == 1
+                yield Launch(processes, resume, held.require_own if held else lambda: None)
+        finally:
+            leave_group()
+
+
+def _facts(config: Config) -> dict[str, str]:
+    """What must be the same in all processes; paths may differ from machine to machine."""
+    values = {key: str(value) for key, value in flat_values(asdict(config)) if key not in PATH_KEYS}
+    data = config.data
+    shards = shard_facts(data.path, (data.train_split, data.val_split)) if data.path else {}
+    return {**values, **code_facts(), **shards}

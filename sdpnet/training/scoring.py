@@ -1,0 +1,41 @@
+"""Scores a run between two epochs: its model, and the average of its weights where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from sdpnet.distributed.processes import count_over_processes, same_weights
+from sdpnet.reporting.reporter import Reporter
+from sdpnet.training.evaluate import evaluate, write_per_class
+from sdpnet.training.run import Run
+
+__all__ = ["score_run"]
+
+
+def score_run(
+    run: Run, reporter: Reporter, stopped: Callable[[], int], out: Path, require_own: Callable[[], object]
+) -> float | None:
+    """Evaluates the run's models, reports their scores and writes `per_class.csv`.
+
+    Returns the top-1 accuracy that the best checkpoint is chosen by: the average's where there is one. Returns None,
+    and reports nothing, when `stopped` was not 0 in the meantime.
+    """
+    evaluation: dict[str, float] = {}
+    for prefix, model in run.models.items():
+        same_weights(model, run.processes)
+        result = evaluate(model, run.val_loader, run.val_stage, run.processes, stopped)
+        if result is None:
+            return None
+        scores, evaluation = result, {**evaluation, **result.as_dict(prefix)}
+    masked = count_over_processes(len(run.val_loader.masked), run.processes)
+    reporter.masked(run.cursor.epoch, run.config.data.val_split, masked)
+    run.evaluation = evaluation
+    if run.processes.is_main:
+        try:
+            require_own()
+            write_per_class(out / "per_class.csv", run.train_loader.manifest.classes, scores.counts)
+        except OSError as error:  # a full disk; the scores are reported all the same
+            reporter.say(f"{out / 'per_class.csv'}: cannot be written ({error.strerror})")
+    reporter.evaluation({"epoch": run.cursor.epoch, "step": run.cursor.step, **evaluation}, scores.num_samples)
+    return evaluation.get("ema_top1", evaluation["top1"])
