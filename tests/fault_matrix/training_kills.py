@@ -33,19 +33,19 @@ SURVIVOR_SECONDS = 60.0  # how long the other rank may take to notice that one w
 # the main process alone.
 EVERYWHERE = {
     "after a step": ("sdpnet.reporting.reporter:Reporter.advance", True),
-    "before an evaluation": ("sdpnet.train:evaluate", False),
-    "after an evaluation": ("sdpnet.train:evaluate", True),
+    "before an evaluation": ("sdpnet.training.scoring:evaluate", False),
+    "after an evaluation": ("sdpnet.training.scoring:evaluate", True),
 }
 MAIN = {
-    "before per_class.csv": ("sdpnet.train:write_per_class", False),
-    "after per_class.csv": ("sdpnet.train:write_per_class", True),
+    "before per_class.csv": ("sdpnet.training.scoring:write_per_class", False),
+    "after per_class.csv": ("sdpnet.training.scoring:write_per_class", True),
     "between an evaluation's line and its checkpoint": ("sdpnet.reporting.reporter:Reporter.evaluation", True),
     "before a checkpoint": ("sdpnet.checkpoints.directory:Checkpoints.save", False),
     "after a checkpoint was begun": ("sdpnet.checkpoints.directory:Checkpoints.save", True),
     "between a checkpoint and the best": ("sdpnet.checkpoints.directory:write_checkpoint", True),
     "between the best and what is removed": ("sdpnet.checkpoints.directory:Checkpoints._remove_old", False),
-    "before the model": ("sdpnet.training.setup:save_model", False),
-    "after the model": ("sdpnet.training.setup:save_model", True),
+    "before the model": ("sdpnet.training.run:save_model", False),
+    "after the model": ("sdpnet.training.run:save_model", True),
 }
 
 

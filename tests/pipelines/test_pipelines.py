@@ -18,7 +18,7 @@ import torch
 from conversion import write_manifest
 from ffcv_writer import write_with_ffcv
 from PIL import Image
-from pipeline_batches import collect, installed, load
+from pipeline_batches import collect, installed, load, pipeline
 
 from sdpnet.pipelines.augment import DeviceStage
 from sdpnet.pipelines.contract import AugmentOptions, Batch, ShardOptions
@@ -34,10 +34,6 @@ TOLERANCE = {
     "dali": 0.5,
     "ffcv": 4.0,
 }  # mean absolute difference to the reference, levels of 255
-
-
-def pipeline(name: str, *values: object) -> object:
-    return pytest.param(name, *values, marks=pytest.mark.skipif(not installed(name), reason=f"{name} is not installed"))
 
 
 @pytest.fixture(scope="module")

@@ -13,16 +13,21 @@ import torch
 from command_output import one_line
 from pipeline_batches import installed
 
-from sdpnet import cli
+import sdpnet.benchmarks.rates
+import sdpnet.benchmarks.step_race
+import sdpnet.training.setup
+from sdpnet import cli, train
 from sdpnet.benchmarks import step as bench_step
-from sdpnet.benchmarks.rates import noise
+from sdpnet.benchmarks.rates import noise, step_rate
 from sdpnet.benchmarks.step import MODELS_BY_DEFAULT
-from sdpnet.benchmarks.step_race import CONV_BLOCKS, PartClock, _Contestant, recipe_of
+from sdpnet.benchmarks.step_race import CONV_BLOCKS, PartClock, _Contestant, recipe_of, run_race
 from sdpnet.benchmarks.step_report import Page
+from sdpnet.config.load import load_config
+from sdpnet.execution.hardware import Card, choose_step
 from sdpnet.model.flops import conv_block_macs, forward_macs
 from sdpnet.model.sdpnet import MODELS
 from sdpnet.pipelines.terminal.remedy import install_extra
-from sdpnet.training.step import PARTS
+from sdpnet.training.step import PARTS, TrainingStep, make_training_step
 
 FEEDS = [name for name in ("native", "dali") if installed(name)]
 SMALL = ["--image-size", "64", "--batch-size", "4", "--rounds", "2", "--seconds", "0.01", "--device", "cpu"]
@@ -158,3 +163,42 @@ def test_mistakes_with_data(shard_set: Path, capsys: pytest.CaptureFixture[str])
     data = ["--model", "sdpnet_tiny", "--data", str(shard_set)]
     one_line(bench_step.main([*SMALL, *data, "--pipelines", "natif"]), capsys, "--pipelines", "native")
     one_line(bench_step.main([*SMALL, *data, "--batch-size", "26"]), capsys, "--batch-size", "at most 24")
+
+
+def test_it_times_the_step_that_training_takes(
+    shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`train`, `bench step` and `doctor` make the same object of the same recipe, and call it."""
+    made: list[TrainingStep] = []
+    called: list[TrainingStep] = []
+    take = TrainingStep.__call__
+
+    def make(*arguments: Any) -> Any:
+        step, notes = make_training_step(*arguments)
+        made.append(step)
+        return step, notes
+
+    def noting(self: TrainingStep, *arguments: Any, **options: Any) -> Any:
+        called.append(self)
+        return take(self, *arguments, **options)
+
+    for module in (sdpnet.training.setup, sdpnet.benchmarks.step_race, sdpnet.benchmarks.rates):
+        monkeypatch.setattr(module, "make_training_step", make)
+    monkeypatch.setattr(TrainingStep, "__call__", noting)
+    recipe = ["model.dropout=0.3", "model.drop_path=0.1", "model.layer_scale=0.1", "optim.clip_grad_norm=1"]
+    recipe += ["train.accumulate=2", "ema.decay=0.9", "data.batch_size_per_gpu=2", "train.device=cpu"]
+    settings = [*recipe, f"data.path={shard_set}"]
+    command = [word for setting in settings for word in ("--set", setting)]
+    assert train.main(["--config", "debug", "--out", str(tmp_path / "run"), *command, "--set", "train.epochs=1"]) == 0
+    run_race(["debug"], ["synthetic"], settings, 3, torch.device("cpu"), choose_step(Card()), rounds=1, seconds=0.01)
+    step_rate(load_config("debug", settings), 2, torch.device("cpu"), 0.01)
+
+    of_train, of_bench, of_doctor = made
+    assert {id(step) for step in called} == {id(step) for step in made}
+    for step in (of_bench, of_doctor):
+        assert type(step) is type(of_train) and step.choices == of_train.choices
+        assert str(step.model).partition("head")[0] == str(of_train.model).partition("head")[0]  # classes may differ
+        assert str(step.optimizer).count("Parameter Group") == str(of_train.optimizer).count("Parameter Group")
+        assert step.config.optim == of_train.config.optim and step.config.train.accumulate == 2
+        assert step.ema is not None and step.ema.options == of_train.ema.options  # type: ignore[union-attr]
+        assert step.memory_format == of_train.memory_format and step.micro_batch == of_train.micro_batch

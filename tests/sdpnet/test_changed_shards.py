@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 import torch
 from conversion import write_manifest
-from pipeline_batches import collect, installed, load
+from pipeline_batches import collect, installed, load, pipeline
 from special_files import SPECIAL_FILES
-from test_pipelines import pipeline
 from trainings import arguments, stop_after
 
 from sdpnet.checkpoints.model import latest_checkpoint, load_checkpoint
@@ -26,7 +25,7 @@ from sdpnet.preprocess.inspection.survey import survey
 from sdpnet.preprocess.verify import main as verify_main
 from sdpnet.preprocess.verify import verify
 from sdpnet.train import main
-from sdpnet.training.run import Run
+from sdpnet.training.step import TrainingStep
 
 FAST = "native" if installed("native") else "torchvision"
 
@@ -110,16 +109,16 @@ def test_training_that_loses_its_shard_is_saved(
 ) -> None:
     """It ends with one line, and with the checkpoint of the last finished step; the first half of another one, which
     has moved the batch-norm statistics, is undone."""
-    take, calls = Run.take, 0
+    take, calls = TrainingStep._next_batch, 0
 
-    def take_and_cut(run: Run, *rest: Any) -> object:
+    def take_and_cut(step: TrainingStep, *rest: Any) -> object:
         nonlocal calls
         calls += 1
         if calls == (5 if lost == "before the step" else 6):  # two make a step
             os.truncate(beton / "train.beton", 5000)
-        return take(run, *rest)
+        return take(step, *rest)
 
-    monkeypatch.setattr(Run, "take", take_and_cut)
+    monkeypatch.setattr(TrainingStep, "_next_batch", take_and_cut)
     assert main(arguments(beton, tmp_path / "run", *SETTINGS)) == 2
     said = capsys.readouterr()
     assert "train.beton: now has 5,000 bytes" in said.err and "Traceback" not in said.err

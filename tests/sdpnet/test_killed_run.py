@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from test_train_faults import same
+from equality import equal
 from trainings import arguments, metrics, same_run
 
 import sdpnet.checkpoints.model
 import sdpnet.train
-import sdpnet.training.setup
+import sdpnet.training.run
+import sdpnet.training.scoring
 from sdpnet.checkpoints import directory as checkpoint_directory
 from sdpnet.checkpoints.model import load_checkpoint
 from sdpnet.reporting.reporter import Reporter
@@ -58,7 +59,7 @@ def killed_at(
 POINTS = {
     "between an evaluation and its checkpoint": killed_at(Reporter, "evaluation", 1, after=True),
     "between the last evaluation and its checkpoint": killed_at(Reporter, "evaluation", 2, after=True),
-    "before an evaluation": killed_at(sdpnet.train, "evaluate", 1, after=False),
+    "before an evaluation": killed_at(sdpnet.training.scoring, "evaluate", 1, after=False),
     "between a checkpoint and the best": killed_at(
         checkpoint_directory, "publish_bytes", 1, after=False, only="best.json"
     ),
@@ -80,7 +81,7 @@ def require_the_same(out: Path, whole: Path) -> None:
     for one in sorted(whole.rglob("*")):
         other = out / one.relative_to(whole)
         if one.suffix == ".pt":
-            assert same(load_checkpoint(one), load_checkpoint(other)), one.name
+            assert equal(load_checkpoint(one), load_checkpoint(other)), one.name
         elif one.name in FILES:
             assert one.read_bytes() == other.read_bytes(), one.name
     assert sorted(os.listdir(out / "checkpoints")) == sorted(os.listdir(whole / "checkpoints"))
@@ -106,7 +107,7 @@ def test_a_longer_run_that_was_killed_before_its_model(
     command = arguments(shard_set, tmp_path, *SETTINGS)
     assert main([*command, "--set", "train.epochs=1"]) == 0
     with monkeypatch.context() as patched:
-        killed_at(sdpnet.training.setup, "save_model", 1, after=False)(patched)
+        killed_at(sdpnet.training.run, "save_model", 1, after=False)(patched)
         with pytest.raises(Killed):
             main([*command, "--resume"])
     assert main([*command, "--resume"]) == 0

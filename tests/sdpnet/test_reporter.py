@@ -51,7 +51,7 @@ class Late(AsyncRead):
         self.reads = 0
 
     @property
-    def here(self) -> bool:
+    def ready(self) -> bool:
         return False
 
     def read(self) -> float:

@@ -84,7 +84,7 @@ def test_stopped_during_evaluation(
         return evaluate(*args)
 
     with monkeypatch.context() as patched:
-        patched.setattr("sdpnet.train.evaluate", stopping)
+        patched.setattr("sdpnet.training.scoring.evaluate", stopping)
         assert main(arguments(shard_set, tmp_path)) == 128 + signal.SIGTERM
     assert [m["step"] for m in metrics(tmp_path)] == list(range(1, STEPS_PER_EPOCH + 1))
     assert main(["--resume", "--out", str(tmp_path)]) == 0  # the run knows its config

@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from equality import equal
 from faulty_trainings import BAD_STEP, LAST_STEP, arguments, final, refused
 from torch import nn
 from trainings import metrics, stop_after
 
 import sdpnet.train
+import sdpnet.training.scoring
 from sdpnet.checkpoints.model import latest_checkpoint, load_checkpoint
 from sdpnet.distributed.run_directory import run_directory
 from sdpnet.model.sdpnet import SdPNet
@@ -42,17 +44,6 @@ def one_thread() -> Iterator[None]:
 def kept(state: dict[str, Any]) -> dict[str, Any]:
     """Of a run or checkpoint: weights and batch-norm statistics, average, optimizer but for the step's rate."""
     return {name: state[name] for name in ("model", "ema", "ema_updates")} | {"optimizer": state["optimizer"]["state"]}
-
-
-def same(one: Any, other: Any) -> bool:
-    """To the bit, in all that is nested."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
 
 
 def copied(value: Any) -> Any:
@@ -144,8 +135,8 @@ def test_what_is_not_finite_changes_nothing(
     settings = [f"train.amp={amp}", f"train.on_nonfinite={policy}"]
     status = main(arguments(shard_set, tmp_path, *settings))
     out, err = capsys.readouterr()
-    assert same(steps.after[BAD_STEP], steps.before[BAD_STEP])
-    assert not same(steps.after[BAD_STEP - 1], steps.before[BAD_STEP - 1]), "steps do change it"
+    assert equal(steps.after[BAD_STEP], steps.before[BAD_STEP])
+    assert not equal(steps.after[BAD_STEP - 1], steps.before[BAD_STEP - 1]), "steps do change it"
     searching = amp == "fp16" and where == "gradient"  # how the scaler finds its scale: no bad step
     if policy == "stop" and not searching:
         assert status == 2 and err.startswith(f"error: step {BAD_STEP}: ") and err.count("\n") == 1
@@ -160,7 +151,7 @@ def test_what_is_not_finite_changes_nothing(
     expected = steps.before[BAD_STEP]
     if policy == "rollback" and not searching:
         expected = kept(load_checkpoint(tmp_path / "checkpoints" / "step_00000002.pt"))
-    assert same(steps.before[BAD_STEP + 1], expected)
+    assert equal(steps.before[BAD_STEP + 1], expected)
 
 
 def without(step: int, checkpoint: Path | None) -> Callable[..., Any]:
@@ -198,13 +189,13 @@ def test_a_run_with_a_bad_step_is_a_run_without_it(
             stop_after(BAD_STEP + 1 if out == again else 0, patched)
             assert main(arguments(shard_set, out, *settings)) == status
     assert main([*arguments(shard_set, again, *settings), "--resume"]) == 0
-    assert same(final(again), final(bad))
+    assert equal(final(again), final(bad))
     assert str(metrics(again)) == str(metrics(bad))  # NaN is not equal to itself
 
     checkpoint = never / "checkpoints" / "step_00000002.pt" if policy == "rollback" else None
     monkeypatch.setattr(sdpnet.train, "take_step", without(BAD_STEP, checkpoint))
     assert main(arguments(shard_set, never, *settings)) == 0
-    assert same(kept(final(never)), kept(final(bad)))
+    assert equal(kept(final(never)), kept(final(bad)))
 
 
 def test_a_rollback_takes_the_checkpoint_before_a_damaged_one(
@@ -223,7 +214,7 @@ def test_a_rollback_takes_the_checkpoint_before_a_damaged_one(
     assert main(arguments(shard_set, tmp_path, *settings)) == 0
     out = capsys.readouterr().out
     assert f"{damaged}: " in out and "trying the one before it" in out
-    assert same(steps.before[BAD_STEP + 1], steps.before[BAD_STEP - 1])
+    assert equal(steps.before[BAD_STEP + 1], steps.before[BAD_STEP - 1])
 
 
 @pytest.mark.parametrize("policy", ["skip", "rollback"])
@@ -380,7 +371,7 @@ def test_a_signal_names_the_status(shard_set: Path, tmp_path: Path, monkeypatch:
         return evaluate(*of_evaluation)
 
     with monkeypatch.context() as patched:
-        patched.setattr(sdpnet.train, "evaluate", stopping)
+        patched.setattr(sdpnet.training.scoring, "evaluate", stopping)
         assert main(arguments(shard_set, tmp_path)) == 128 + signal.SIGUSR1
     assert not any("top1" in line for line in metrics(tmp_path))
     assert main([*arguments(shard_set, tmp_path), "--resume"]) == 0

@@ -23,6 +23,7 @@ from launches import environment, wait_for_step
 from trainings import metrics, stop_after
 
 import sdpnet.train
+import sdpnet.training.scoring
 from sdpnet.checkpoints import directory as checkpoint_directory
 from sdpnet.train import main
 
@@ -149,6 +150,6 @@ def test_scores_by_class_that_cannot_be_written(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sdpnet.train, "write_per_class", full)
+    monkeypatch.setattr(sdpnet.training.scoring, "write_per_class", full)
     assert main(arguments(shard_set, tmp_path)) == 0
     assert "per_class.csv: cannot be written (No space left on device)\n" in capsys.readouterr().out

@@ -10,6 +10,9 @@ __all__ = ["equal"]
 
 
 def equal(one: Any, other: Any) -> bool:
+    """To the bit, in all that is nested."""
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(equal, one, other))
     return torch.equal(one, other) if isinstance(one, torch.Tensor) else bool(one == other)

@@ -6,6 +6,7 @@ import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
 from sdpnet.config.load import load_config
@@ -13,7 +14,7 @@ from sdpnet.config.options import Config
 from sdpnet.pipelines.contract import AugmentOptions, Batch, Loader, ShardOptions, make_loader
 from sdpnet.pipelines.native import decoder as native_decoder
 
-__all__ = ["CPU", "collect", "config_for", "installed", "kept", "load"]
+__all__ = ["CPU", "collect", "config_for", "installed", "kept", "load", "pipeline"]
 
 CPU = torch.device("cpu")
 
@@ -52,3 +53,8 @@ def kept(batch: Batch) -> Batch:
 
 def collect(loader: Loader, epoch: int = 1, start: int = 0) -> list[Batch]:
     return [kept(batch) for batch in loader.batches(epoch, start)]
+
+
+def pipeline(name: str, *values: object) -> object:
+    """A parameter of a test: a pipeline, and further values; skipped where the pipeline is not installed."""
+    return pytest.param(name, *values, marks=pytest.mark.skipif(not installed(name), reason=f"{name} is not installed"))

@@ -10,6 +10,7 @@ from typing import Any
 from unittest import mock
 
 import sdpnet.train
+import sdpnet.training.scoring
 import sdpnet.training.step
 from sdpnet.checkpoints import directory as checkpoint_directory
 from sdpnet.checkpoints.file import write_checkpoint
@@ -24,7 +25,7 @@ from sdpnet.reporting.reporter import Reporter
 STOPS = {  # where the signal comes: what is called then, for the `number`th time
     "step": (Reporter, "advance"),
     "accumulation": (DeviceStage, "__call__"),
-    "evaluation": (sdpnet.train, "evaluate"),
+    "evaluation": (sdpnet.training.scoring, "evaluate"),
     "save": (Checkpoints, "save"),
 }
 
