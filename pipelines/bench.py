@@ -30,8 +30,8 @@ from sdpnet.pipelines.benchmarks.ceilings import CEILINGS
 from sdpnet.pipelines.benchmarks.peers import PEERS
 from sdpnet.pipelines.benchmarks.race import Entry, Race, run_race
 from sdpnet.pipelines.benchmarks.worker import Job
-from sdpnet.pipelines.contract import PIPELINES
 from sdpnet.pipelines.errors import UserError, nearest, printable, require, run_command
+from sdpnet.pipelines.executors.registry import PIPELINES
 from sdpnet.pipelines.files.publish import publish_bytes
 from sdpnet.pipelines.machine import commit, cpu_name, driver, installed_versions, usable_cores
 from sdpnet.pipelines.plan import Order, Plan

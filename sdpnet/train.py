@@ -33,8 +33,8 @@ from sdpnet.distributed.processes import (
 from sdpnet.distributed.restart import begun_by_this_launch, note_launch
 from sdpnet.distributed.run_directory import no_run_in, run_directory
 from sdpnet.optim.nonfinite import Verdict
-from sdpnet.pipelines.contract import PIPELINES
 from sdpnet.pipelines.errors import UserError, printable, run_command
+from sdpnet.pipelines.executors.registry import PIPELINES
 from sdpnet.pipelines.lasting_output import lasting_output
 from sdpnet.pipelines.terminal.command_line import CommandParser
 from sdpnet.reporting.reporter import Clock, GpuGauge, Reporter

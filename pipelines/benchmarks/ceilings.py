@@ -15,9 +15,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from sdpnet.pipelines.benchmarks.stream import BenchConfig
+from sdpnet.pipelines.benchmarks.stream import job_plan
 from sdpnet.pipelines.benchmarks.worker import Job
-from sdpnet.pipelines.contract import make_plan
 from sdpnet.pipelines.errors import BackendMissingError, ShardError, UserError
 from sdpnet.pipelines.images.strict_jpeg import decode_jpeg
 from sdpnet.pipelines.shards.beton import MODE_RAW
@@ -54,7 +53,7 @@ class CeilingStream:
         _, reader = open_split(job.data, job.split)
         if (reader.modes == MODE_RAW).any():
             raise UserError(f"{reader.path}: holds raw pixels, there is no JPEG to decode")
-        plan = make_plan(BenchConfig(job), reader.sizes, train=job.mode == "train", world_size=1).batch(0, 0)
+        plan = job_plan(job, reader.sizes).batch(0, 0)
         encoded = [reader.encoded(int(sample)) for sample in plan.sample_ids]
         sizes = np.ascontiguousarray(reader.sizes[plan.sample_ids], np.uint32)
         boxes = np.ascontiguousarray(plan.crop_boxes, np.uint32)

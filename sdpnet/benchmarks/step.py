@@ -25,8 +25,8 @@ from sdpnet.config.load import load_config
 from sdpnet.config.setting import text_setting
 from sdpnet.execution.hardware import choose_step, look_at
 from sdpnet.model.sdpnet import MODELS
-from sdpnet.pipelines.contract import PIPELINES
 from sdpnet.pipelines.errors import UserError, nearest, printable, require, run_command
+from sdpnet.pipelines.executors.registry import PIPELINES
 from sdpnet.pipelines.files.publish import publish_bytes
 from sdpnet.pipelines.shards.layout import open_split
 from sdpnet.pipelines.terminal.command_line import CommandParser

@@ -28,8 +28,11 @@ from sdpnet.optim.nonfinite import Guard
 from sdpnet.optim.optimizer import make_optimizer
 from sdpnet.pipelines.augment import DeviceStage
 from sdpnet.pipelines.benchmarks.stream import RepeatedPlan
-from sdpnet.pipelines.contract import Batch, Loader, ShardOptions, make_loader, make_plan, why_missing
+from sdpnet.pipelines.contract import Batch, Loader
 from sdpnet.pipelines.errors import UserError
+from sdpnet.pipelines.executors.registry import why_missing
+from sdpnet.pipelines.loader import make_loader, make_plan
+from sdpnet.pipelines.options import ShardOptions
 from sdpnet.pipelines.plan import Plan
 from sdpnet.pipelines.terminal.remedy import install_extra
 from sdpnet.training.update import update
@@ -262,7 +265,8 @@ def _noise(config: Config, num_classes: int, device: torch.device) -> Generator[
     generator = np.random.default_rng(0)
     images = torch.from_numpy(generator.integers(0, 256, (count, size, size, 3), np.uint8)).to(device)
     labels = torch.from_numpy(generator.integers(0, num_classes, count)).to(device)
-    plan = make_plan(config, np.full((8 * count, 2), 256, np.int32), train=True, world_size=1)
+    sizes = np.full((8 * count, 2), 256, np.int32)
+    plan = make_plan(config.data, config.augment, sizes, train=True, world_size=1, seed=config.seed)
     valid = torch.ones(count, dtype=torch.bool, device=device)
     for index in itertools.count():
         draws = plan.batch(0, index % len(plan))
@@ -282,13 +286,14 @@ class _Feeds:
         if feed not in self._loaders:
             if reason := why_missing(feed):
                 raise UserError(reason)
-            config = replace(self._config, data=replace(self._config.data, pipeline=feed))  # type: ignore[arg-type]
-            loader = make_loader(config, "train", ShardOptions(), self._device)
+            data = replace(self._config.data, pipeline=feed)  # type: ignore[arg-type]
+            augment, seed = self._config.augment, self._config.seed
+            loader = make_loader(data, augment, "train", ShardOptions(), self._device, seed=seed)
             self._loaders[feed] = loader, loader.source.plan
         loader, plan = self._loaders[feed]
         # More than asked for, so that the last ones are made as all others are: with the next under way.
         count = WARM_UP + num_steps + self._config.data.prefetch[1] + 1
-        loader.source = replace(loader.source, plan=RepeatedPlan(plan, count))
+        loader.set_plan(RepeatedPlan(plan, count))
         return loader.batches()
 
     def close(self) -> None:

@@ -29,9 +29,11 @@ from sdpnet.optim.loss import make_loss
 from sdpnet.optim.nonfinite import Guard, Verdict
 from sdpnet.optim.optimizer import make_optimizer, peak_learning_rate
 from sdpnet.pipelines.augment import DeviceStage
-from sdpnet.pipelines.contract import Batch, Loader, choose_pipeline, make_loader
+from sdpnet.pipelines.contract import Batch, Loader
 from sdpnet.pipelines.errors import UserError
+from sdpnet.pipelines.executors.registry import choose_pipeline
 from sdpnet.pipelines.images.preprocessing import Preprocessing
+from sdpnet.pipelines.loader import make_loader
 from sdpnet.training.finetune import start_from
 from sdpnet.training.update import update
 
@@ -232,8 +234,9 @@ def prepare(config: Config, processes: Processes, *, begins: bool = True, thread
     """
     device, options = processes.device, config.train
     chosen = [use_threads(processes.shard.local_world_size, threads)] if device.type == "cpu" else []
-    train_loader = make_loader(config, "train", processes.shard, device)
-    val_loader = make_loader(config, "val", processes.shard, device)
+    data, augment = config.data, config.augment
+    train_loader = make_loader(data, augment, "train", processes.shard, device, seed=config.seed)
+    val_loader = make_loader(data, augment, "val", processes.shard, device, seed=config.seed)
     num_classes = config.model.num_classes or len(train_loader.manifest.classes)
     if num_classes < len(train_loader.manifest.classes):
         raise UserError(

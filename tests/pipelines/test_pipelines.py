@@ -21,9 +21,10 @@ from PIL import Image
 from pipeline_batches import collect, installed, load
 
 from sdpnet.pipelines.augment import DeviceStage
-from sdpnet.pipelines.contract import AugmentOptions, Batch, ShardOptions
+from sdpnet.pipelines.contract import Batch
 from sdpnet.pipelines.errors import ShardError, UserError
 from sdpnet.pipelines.native import decoder as native_decoder
+from sdpnet.pipelines.options import AugmentOptions, DaliOptions, ShardOptions
 from sdpnet.pipelines.plan import EraseOptions, MixOptions
 from sdpnet.pipelines.planning.policies import RandAugmentOptions
 from sdpnet.pipelines.shards.layout import open_split
@@ -226,10 +227,11 @@ def test_ffcv_leaves_torchs_threads_alone(shard_set: Path) -> None:
     script = f"""
 import sys, torch
 torch.set_num_threads(3)
-from sdpnet.pipelines.contract import ShardOptions, make_loader
+from sdpnet.pipelines.loader import make_loader
+from sdpnet.pipelines.options import ShardOptions
 from sdpnet.config.load import load_config
 config = load_config("debug", ["data.path={shard_set}", "data.pipeline=ffcv", "data.num_workers=1"])
-for _ in make_loader(config, "val", ShardOptions(), torch.device("cpu")).batches():
+for _ in make_loader(config.data, config.augment, "val", ShardOptions(), torch.device("cpu"), seed=0).batches():
     assert torch.get_num_threads() == 3
 assert torch.get_num_threads() == 3 and "ffcv" in sys.modules
 """
@@ -290,7 +292,7 @@ def test_dalis_graph_for_a_gpu_that_is_not_here(shard_set: Path, monkeypatch: py
         return define(*args, **options)
 
     monkeypatch.setattr(fn.decoders, "image_slice", telling)
-    loader = load(shard_set, "dali", hw_decoder_load=0.8)
+    loader = load(shard_set, "dali", dali=DaliOptions(hw_decoder_load=0.8))
     loader.source = replace(loader.source, device=torch.device("cuda", 0))
     loader._define()
     assert told["device"] == "mixed" and told["hw_decoder_load"] == 0.8

@@ -14,7 +14,7 @@ from sdpnet.model.sdpnet import create_model
 from sdpnet.optim.ema import ModelEma
 from sdpnet.optim.nonfinite import Guard, NonFinite, Verdict
 from sdpnet.optim.optimizer import make_optimizer
-from sdpnet.pipelines.contract import ShardOptions
+from sdpnet.pipelines.options import ShardOptions
 from sdpnet.training.update import update
 
 ALONE = Processes(ShardOptions(0, 1), torch.device("cpu"))

@@ -20,7 +20,7 @@ import torch
 
 from sdpnet.pipelines.augment.reference.geometry import GEOMETRIC, affine_matrices
 from sdpnet.pipelines.augment.reference.operations import apply_operations
-from sdpnet.pipelines.contract import AugmentOptions
+from sdpnet.pipelines.options import AugmentOptions
 from sdpnet.pipelines.plan import ERASE_MODES, BatchPlan
 from sdpnet.pipelines.planning.policies import Operation
 
