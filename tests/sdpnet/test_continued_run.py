@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from trainings import arguments, metrics, same_run, stop_after, uninterrupted  # noqa: F401 - a fixture
+from trainings import arguments, metrics, same_run, stop_after
 
 from sdpnet.checkpoints.file import write_checkpoint
 from sdpnet.checkpoints.model import latest_checkpoint, load_checkpoint
@@ -161,9 +161,7 @@ def test_where_there_is_nothing_to_resume(
 
 
 def test_a_run_that_was_begun_with_old_keys_continues(
-    stopped: Path,
-    uninterrupted: Path,  # noqa: F811
-    capsys: pytest.CaptureFixture[str],
+    stopped: Path, uninterrupted: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Before there were sections for each executor, their knobs stood in the section `data` itself."""
 
