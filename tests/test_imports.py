@@ -36,7 +36,8 @@ FILES_OF_SOURCES = (*SHARDS, "preprocess/sources/files")
 SOURCES = (*TERMINAL, *FILES_OF_SOURCES, "preprocess/sources")
 ENCODING = (*TERMINAL, *FILES_OF_SOURCES, "preprocess/encoding")
 WORKERS = (*ENCODING, "preprocess/workers")
-CONVERSION = (*SOURCES, *WORKERS, "preprocess/conversion", "preprocess/conversion/writers")
+WRITERS = (*WORKERS, "preprocess/conversion/writers")
+CONVERSION = (*SOURCES, *WRITERS, "preprocess/conversion")
 INSPECTION = (*AUGMENT, *LOADER, "preprocess/inspection")
 MODEL = (*OPTIONS, *TERMINAL, "sdpnet/model")
 CONFIG = (*MODEL, "sdpnet/config")
@@ -70,7 +71,7 @@ ALLOWED = {
     "preprocess/encoding": ENCODING,
     "preprocess/workers": WORKERS,
     "preprocess/conversion": CONVERSION,
-    "preprocess/conversion/writers": CONVERSION,
+    "preprocess/conversion/writers": WRITERS,
     "preprocess/inspection": INSPECTION,
     "preprocess": (*CONVERSION, *INSPECTION, "preprocess"),
     "sdpnet": BASE,

@@ -30,7 +30,8 @@ from sdpnet.preprocess.encoding.encode import EXIF_CHOICES, REENCODE_CHOICES, SU
 from sdpnet.preprocess.sources.files.location import Location
 from sdpnet.preprocess.sources.listing import SplitScan
 from sdpnet.preprocess.sources.scan import Scan, add_source_arguments, scan_arguments
-from sdpnet.preprocess.workers.pool import HANG_SECONDS, Encoded, Workers
+from sdpnet.preprocess.workers.pool import HANG_SECONDS, Workers
+from sdpnet.preprocess.workers.result import Encoded
 
 __all__ = ["build", "encoded_images", "make_parser", "plan_conversion"]
 
