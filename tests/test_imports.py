@@ -21,6 +21,7 @@ BASE = (
     "pipelines/lasting_output",
     "pipelines/machine",
     "pipelines/startup",
+    "pipelines/triton_support",
 )
 NATIVE = (*BASE, "pipelines/native")
 IMAGES = (*NATIVE, "pipelines/images")

@@ -239,14 +239,10 @@ def test_ceilings_count_every_image(name: str, shard_set: Path) -> None:
 
 
 def test_ceilings_that_are_not_built(shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ceilings, "LIBRARY", tmp_path / "absent.so")
-    ceilings._library.cache_clear()
-    try:
-        assert not ceilings.available()
-        with pytest.raises(ceilings.BackendMissingError, match=r"not built: (\./dev setup --retry|install g\+\+)"):
-            ceilings.open_ceiling(job("decode", shard_set))
-    finally:
-        ceilings._library.cache_clear()
+    monkeypatch.setattr(ceilings, "LIBRARY", replace(ceilings.LIBRARY, path=tmp_path / "absent.so"))
+    assert not ceilings.available()
+    with pytest.raises(ceilings.BackendMissingError, match=r"not built: (\./dev setup --retry|install g\+\+)"):
+        ceilings.open_ceiling(job("decode", shard_set))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -295,19 +296,24 @@ except KeyboardInterrupt:
 
 
 def test_a_missing_library_or_another_version_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    try:
-        for name, value, reason in (
-            ("LIBRARY", tmp_path / "none.so", r"none\.so: cannot open shared object file"),
-            ("INTERFACE", -1, r"built by another version of this package \(interface \d+, not -1\)"),
-        ):
-            with monkeypatch.context() as patch:
-                patch.setattr(native_decoder, name, value)
-                native_decoder.load.cache_clear()
+    library = native_decoder.LIBRARY
+    for other, reason in (
+        (replace(library, path=tmp_path / "none.so"), r"none\.so: cannot open shared object file"),
+        (
+            replace(library, interface=(library.interface[0], -1)),
+            r"built by another version of this package \(interface \d+, not -1\)",
+        ),
+        (
+            replace(library, interface=("no_such_function", 1)),
+            r"another version of this package \(interface None, not 1",
+        ),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(native_decoder, "LIBRARY", other)
+            for _ in range(2):
                 assert not native_decoder.available()
                 with pytest.raises(OSError, match=reason):
                     Decoder(1)
-    finally:
-        native_decoder.load.cache_clear()
     assert native_decoder.available()
 
 

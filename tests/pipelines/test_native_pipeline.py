@@ -346,17 +346,14 @@ assert sizes[-1] - resident() > 15, "the buffers are still there"
 
 
 def test_without_the_library(shard_set: Path, tar_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    try:
-        monkeypatch.setattr(native_decoder, "LIBRARY", tmp_path / "crop_decoder.so")
-        native_decoder.load.cache_clear()
-        with pytest.raises(BackendMissingError) as caught:
-            loader_for(config_for(shard_set, "native"), "train")
-        message = str(caught.value)
-        assert message.startswith("pipeline 'native' cannot be used here: ") and "\n" not in message
-        assert "crop_decoder.so: cannot open shared object file" in message and rebuild() in message
-        working = message.split("these would work: ")[1]
-        assert "torchvision" in working and "native" not in working
-        loader: Loader = load(tar_set, "auto", "val")
-        assert not isinstance(loader, NativeLoader)
-    finally:
-        native_decoder.load.cache_clear()
+    missing = replace(native_decoder.LIBRARY, path=tmp_path / "crop_decoder.so")
+    monkeypatch.setattr(native_decoder, "LIBRARY", missing)
+    with pytest.raises(BackendMissingError) as caught:
+        loader_for(config_for(shard_set, "native"), "train")
+    message = str(caught.value)
+    assert message.startswith("pipeline 'native' cannot be used here: ") and "\n" not in message
+    assert "crop_decoder.so: cannot open shared object file" in message and rebuild() in message
+    working = message.split("these would work: ")[1]
+    assert "torchvision" in working and "native" not in working
+    loader: Loader = load(tar_set, "auto", "val")
+    assert not isinstance(loader, NativeLoader)

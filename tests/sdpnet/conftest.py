@@ -1,7 +1,0 @@
-"""The trainings that several modules of tests look at."""
-
-from __future__ import annotations
-
-from trainings import interrupt, uninterrupted
-
-__all__ = ["interrupt", "uninterrupted"]
