@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import multiprocessing
 import shutil
@@ -18,7 +19,7 @@ import torch
 from conversion import write_manifest
 from ffcv_writer import write_with_ffcv
 from PIL import Image
-from pipeline_batches import collect, installed, load
+from pipeline_batches import collect, config_for, installed, load, loader_for
 
 from sdpnet.pipelines.augment import DeviceStage
 from sdpnet.pipelines.contract import Batch
@@ -87,6 +88,28 @@ def test_agrees_with_the_reference(name: str, shard_set: Path, reference: dict[s
         tail = collect(loader, start=len(loader) - 1)
         assert len(tail) == 1 and torch.equal(tail[0].images, got[-1].images)
         assert collect(loader, start=len(loader)) == []
+
+
+@pytest.mark.parametrize("name", [*map(pipeline, ("native", "dali", "ffcv")), "torchvision", "synthetic"])
+def test_a_loader_follows_another_plan(name: str, shard_set: Path) -> None:
+    """Of the same samples and batch size; its image size may be another one."""
+    loader = load(shard_set, name)
+    first = collect(loader)
+    plan = loader_for(replace(config_for(shard_set, "synthetic"), seed=5), "train").source.plan
+    for size in (64, 32):
+        loader.set_plan(plan.resized(size))
+        batches = collect(loader)
+        other = load(shard_set, name, image_size=size)
+        other.set_plan(plan.resized(size))
+        for ours, theirs, before in zip(batches, collect(other), first, strict=True):
+            assert ours.images.shape[1:3] == (size, size) and torch.equal(ours.images, theirs.images)
+            assert torch.equal(ours.sample_ids, theirs.sample_ids)
+            assert not torch.equal(ours.sample_ids, before.sample_ids)
+    smaller = copy.copy(plan)
+    smaller.batch_size //= 2
+    with pytest.raises(AssertionError):
+        loader.set_plan(smaller)
+    loader.close()
 
 
 @pytest.mark.parametrize(
