@@ -57,8 +57,9 @@ def make_loader(
     plan = make_plan(data, augment, reader.sizes, train=split == "train", world_size=shard.world_size, seed=seed)
     auto = data.pipeline == "auto"
     pipeline = choose_pipeline(device, manifest.splits[name].format) if auto else data.pipeline
-    if data.on_error == "mask" and pipeline != "native":
-        raise UserError(f"data.on_error = 'mask': pipeline {pipeline!r} cannot mask, only --pipeline native can")
+    if data.on_error == "mask" and not PIPELINES[pipeline].can_mask:
+        able = " or ".join(name for name, executor in PIPELINES.items() if executor.can_mask)
+        raise UserError(f"data.on_error = 'mask': pipeline {pipeline!r} cannot mask, only --pipeline {able} can")
     source = Source(reader, plan, shard, device, data.threads(shard.local_world_size), data)
     return executor_of(pipeline)(source, manifest)
 

@@ -25,15 +25,23 @@ __all__ = ["PIPELINES", "Executor", "choose_pipeline", "executor_of", "why_missi
 
 
 class Executor(NamedTuple):
-    """A pipeline's module, the package that it needs (`native` needs its library instead), and how to get it."""
+    """What is known of a pipeline before its module is imported.
+
+    Attributes:
+        module: its name.
+        package: the name of what it needs; empty for `native`, which needs its library instead.
+        remedy: says how to get that.
+        can_mask: whether `data.on_error` may be "mask".
+    """
 
     module: str
     package: str
     remedy: Callable[[], str]
+    can_mask: bool = False
 
 
 PIPELINES: Final[dict[str, Executor]] = {
-    "native": Executor("sdpnet.pipelines.executors.native", "", rebuild),
+    "native": Executor("sdpnet.pipelines.executors.native", "", rebuild, can_mask=True),
     "torchvision": Executor("sdpnet.pipelines.executors.torchvision", "torchvision", lambda: install("torchvision")),
     "ffcv": Executor("sdpnet.pipelines.executors.ffcv", "ffcv", lambda: set_up_again(install_extra("ffcv"))),
     "dali": Executor("sdpnet.pipelines.executors.dali", "nvidia.dali", lambda: set_up_again(install_extra("dali"))),
@@ -58,16 +66,16 @@ def executor_of(name: str) -> Callable[[Source, Manifest], Loader]:
     Raises `BackendMissingError` where its library cannot be imported; the message has the cause, the command that
     mends it, and the pipelines that would work.
     """
-    module, _, remedy = PIPELINES[name]
+    executor = PIPELINES[name]
     try:
         if name == "native":
             native_decoder.load()
-        return importlib.import_module(module).make
+        return importlib.import_module(executor.module).make
     except (ImportError, OSError) as error:  # OSError: a shared library that the package needs is missing
         working = [other for other in PIPELINES if other != name and _installed(other)]
         cause = " ".join(str(error).split())
         raise BackendMissingError(
-            f"pipeline {name!r} cannot be used here: {cause}; to mend it: {remedy()}; "
+            f"pipeline {name!r} cannot be used here: {cause}; to mend it: {executor.remedy()}; "
             f"these would work: {', '.join(working)}"
         ) from error
 
