@@ -15,14 +15,15 @@ import torch
 
 from sdpnet.pipelines.contract import Batch, Source
 from sdpnet.pipelines.errors import ShardError
-from sdpnet.pipelines.native.decoder import DAMAGED, NO_MEMORY, OK, TOO_LARGE, UNSUPPORTED, Decoder, Job
+from sdpnet.pipelines.native.decoder import Decoder, Job
+from sdpnet.pipelines.native.status import Status
 from sdpnet.pipelines.plan import BatchPlan, Plan
 from sdpnet.pipelines.shards.beton import MODE_RAW
 from sdpnet.pipelines.shards.manifest import Manifest
 
 __all__ = ["NativeLoader", "make"]
 
-_WORDS = {DAMAGED: "damaged", UNSUPPORTED: "unsupported", TOO_LARGE: "too large a"}
+_WORDS = {Status.DAMAGED: "damaged", Status.UNSUPPORTED: "unsupported", Status.TOO_LARGE: "too large a"}
 _WAIT_MS = 50  # Ctrl-C is seen between two waits
 
 
@@ -181,14 +182,14 @@ class NativeLoader:
     def _outcome(self, source: Source, flight: _Flight) -> BatchPlan:
         """The plan as it could be executed: without the samples that could not be decoded, or that is an error."""
         plan, job = flight.plan, flight.job
-        failed = job.statuses != OK
+        failed = job.statuses != Status.OK
         if failed.any():
             first = int(np.flatnonzero(failed)[0])
-            if (job.statuses == NO_MEMORY).any():
+            if (job.statuses == Status.NO_MEMORY).any():
                 raise MemoryError("no memory left for decoding: lower data.num_workers or data.prefetch_batches")
             source.reader.check(plan.sample_ids)  # else a file that was cut would look like damaged images
             if source.options.on_error == "raise":
-                what = _WORDS[int(job.statuses[first])]
+                what = _WORDS[Status(job.statuses[first])]
                 sample = f"{source.reader.path}: sample {plan.sample_ids[first]}"
                 raise ShardError(f"{sample}: {what} JPEG ({job.message(first)})")
             self.masked += plan.sample_ids[failed & plan.valid].tolist()

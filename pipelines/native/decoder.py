@@ -17,11 +17,6 @@ import numpy as np
 from sdpnet.pipelines.native.library import NativeLibrary, library_path
 
 __all__ = [
-    "DAMAGED",
-    "NO_MEMORY",
-    "OK",
-    "TOO_LARGE",
-    "UNSUPPORTED",
     "Decoder",
     "Job",
     "available",
@@ -33,7 +28,6 @@ __all__ = [
     "release_mapping",
 ]
 
-OK, DAMAGED, UNSUPPORTED, TOO_LARGE, NO_MEMORY = range(5)  # crop::Status of a sample
 _DONE, _NOT_YET, _BAD_SAMPLE, _SHORT_OF_MEMORY, _OTHER_PROCESS = range(5)  # the library's Answer
 _MESSAGE_BYTES: Final = 200
 
@@ -59,7 +53,7 @@ class Job:
     """One batch under way. Its outputs are written until it is done or released.
 
     Attributes:
-        statuses: int32 (B,): OK, DAMAGED, UNSUPPORTED, TOO_LARGE or NO_MEMORY.
+        statuses: int32 (B,), of `sdpnet.pipelines.native.status.Status`.
     """
 
     def __init__(self, decoder: Decoder, output: np.ndarray) -> None:
@@ -74,7 +68,7 @@ class Job:
         return _answer(load().decoder_wait(self._decoder.handle, self._handle, timeout_ms)) == _DONE
 
     def message(self, sample: int) -> str:
-        """Why this sample of the batch has a status other than OK: part of a sentence."""
+        """Why this sample of the batch has a status other than `Status.OK`: part of a sentence."""
         return bytes(self._messages[sample]).decode("utf-8", "replace")
 
     def release(self) -> None:
@@ -178,7 +172,7 @@ def load() -> ctypes.CDLL:
 def decode_whole(encoded: np.ndarray, height: int, width: int) -> tuple[int, str, np.ndarray]:
     """Decodes a JPEG file (uint8 (n,)) in the calling thread, outside of any `Decoder`.
 
-    Returns its status, the message that goes with another one than OK, and its pixels, uint8 (height, width, 3).
+    Returns its status, the message (empty for `Status.OK`), and its pixels, uint8 (height, width, 3).
     """
     output, message = np.zeros((height, width, 3), np.uint8), ctypes.create_string_buffer(_MESSAGE_BYTES)
     encoded = np.ascontiguousarray(encoded)

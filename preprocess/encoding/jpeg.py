@@ -11,6 +11,7 @@ import zlib
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sdpnet.pipelines.native.library import NativeLibrary, library_path
+from sdpnet.pipelines.native.status import Status
 from sdpnet.pipelines.terminal.remedy import rebuild
 
 if TYPE_CHECKING:
@@ -63,8 +64,11 @@ class _Result(ctypes.Structure):
     )
 
 
-# The library's Status. 5 is keep's: longer than max_side.
-_DAMAGED, _UNSUPPORTED, _TOO_LARGE, _NO_MEMORY, _TOO_LONG = range(1, 6)
+_ERRORS: Final = {
+    Status.DAMAGED: DamagedError,
+    Status.UNSUPPORTED: UnsupportedError,
+    Status.TOO_LARGE: TooLargeError,
+}
 
 
 def available() -> bool:
@@ -138,14 +142,14 @@ def keep(data: bytes, max_side: int, restart_rows: int) -> Encoded:
 def _call(name: str, *arguments: object) -> Encoded:
     result = _Result()
     status = getattr(_loaded(), name)(*arguments, ctypes.byref(result))
-    if status == 0:
+    if status == Status.OK:
         return Encoded(ctypes.string_at(result.data, result.size), result.height, result.width)
     message = result.message.decode("utf-8", "replace")
-    if status == _NO_MEMORY:
+    if status == Status.NO_MEMORY:
         raise MemoryError(message)
-    if status == _TOO_LONG:
+    if status == Status.TOO_LONG:
         raise UnsupportedError(f"{max(result.height, result.width)} px but --max-side {arguments[2]}")
-    raise {_DAMAGED: DamagedError, _UNSUPPORTED: UnsupportedError, _TOO_LARGE: TooLargeError}[status](message)
+    raise _ERRORS[status](message)
 
 
 def _loaded() -> ctypes.CDLL:

@@ -20,7 +20,8 @@ from decoder_threads import assert_no_thread_is_left, eventually, our_threads
 from PIL import Image
 
 from sdpnet.pipelines.native import decoder as native_decoder
-from sdpnet.pipelines.native.decoder import DAMAGED, OK, Decoder, Job
+from sdpnet.pipelines.native.decoder import Decoder, Job
+from sdpnet.pipelines.native.status import Status
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -85,7 +86,7 @@ def decoded(samples: Samples, threads: int) -> np.ndarray:
     decoder = Decoder(threads)
     job = samples.submit(decoder, output)
     finish(job)
-    assert (job.statuses == OK).all()
+    assert (job.statuses == Status.OK).all()
     decoder.close()
     return output
 
@@ -120,7 +121,7 @@ def test_a_damaged_sample_is_black_and_the_others_are_whole(decoder: Decoder) ->
     expected, output = decoded(whole, 1), blank(9)
     job = samples.submit(decoder, output)
     finish(job)
-    assert job.statuses.tolist() == [DAMAGED if i in (0, 4, 6) else OK for i in range(9)]
+    assert job.statuses.tolist() == [Status.DAMAGED if i in (0, 4, 6) else Status.OK for i in range(9)]
     assert [bool(job.message(i)) for i in range(9)] == [i in (0, 4, 6) for i in range(9)]
     height, width = whole.image_sizes[0]
     assert f"{height} x {width} pixels, but the shard says {height + 1} x {width + 1}" in job.message(0)
