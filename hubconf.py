@@ -8,11 +8,11 @@ another `grid_size` resamples a learned position embedding. Without `checkpoint`
 # Imported under names that torch.hub does not take for entry points.
 from dataclasses import replace as _replace
 
-from sdpnet.checkpoints.model import load_model as _load_model
-from sdpnet.model.sdpnet import MODELS as _MODELS
-from sdpnet.model.sdpnet import SdPNet as _SdPNet
-from sdpnet.model.sdpnet import create_model as _create_model
-from sdpnet.model.sdpnet import create_model_options as _create_model_options
+from sdpnet.checkpoints import load_model as _load_model
+from sdpnet.model import MODELS as _MODELS
+from sdpnet.model import SdPNet as _SdPNet
+from sdpnet.model import create_model as _create_model
+from sdpnet.model import create_model_options as _create_model_options
 from sdpnet.pipelines.errors import UserError as _UserError
 from sdpnet.training.finetune import start_from as _start_from
 

@@ -30,17 +30,17 @@ from sdpnet.pipelines.benchmarks.ceilings import CEILINGS
 from sdpnet.pipelines.benchmarks.peers import PEERS
 from sdpnet.pipelines.benchmarks.race import Entry, Race, run_race
 from sdpnet.pipelines.benchmarks.worker import Job
-from sdpnet.pipelines.contract import PIPELINES
-from sdpnet.pipelines.errors import UserError, nearest, printable, require, run_command
+from sdpnet.pipelines.errors import UserError, nearest, printable, require
+from sdpnet.pipelines.executors.registry import PIPELINES
 from sdpnet.pipelines.files.publish import publish_bytes
 from sdpnet.pipelines.machine import commit, cpu_name, driver, installed_versions, usable_cores
 from sdpnet.pipelines.plan import Order, Plan
 from sdpnet.pipelines.shards.layout import ShardReader, open_split
-from sdpnet.pipelines.terminal.command_line import CommandParser
+from sdpnet.pipelines.terminal.command_line import run_alone
 from sdpnet.pipelines.terminal.next_step import next_line, sdpnet
 from sdpnet.pipelines.terminal.status_line import StatusLine
 
-__all__ = ["main"]
+__all__ = ["add_arguments", "main", "run"]
 
 CONTESTANTS: Final = (*PIPELINES, *PEERS, *CEILINGS)
 LOADED: Final = 0.05  # share of the cores' time spent elsewhere from which on figures do not count
@@ -157,14 +157,11 @@ def _result(race: Race, entry: Entry) -> dict[str, Any]:
     }
 
 
-def _parser() -> argparse.ArgumentParser:
-    description = "Times pipelines by turns, on the same shards, cores and crops."
-    epilog = (
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = (
         f"Pipelines: {', '.join(PIPELINES)}. Other projects' loaders: {', '.join(PEERS)}. "
         f"Single steps alone: {', '.join(f'{name} ({what})' for name, what in CEILINGS.items())}."
     )
-    program = Path(sys.argv[0]).stem
-    parser = CommandParser(prog=program, description=description, epilog=epilog)
     add = parser.add_argument
     add("--data", metavar="SHARDS", required=True, help="shard set")
     default = ",".join(name for name in PIPELINES if name != "synthetic")
@@ -180,7 +177,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--batches", metavar="N", type=int, default=0, help="a round, instead of --seconds")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: %(default)s")
     add("--json", metavar="FILE", type=Path, help="also write the figures here")
-    return parser
 
 
 def _numbers(flag: str, text: str, low: int, high: int) -> list[int]:
@@ -197,7 +193,9 @@ def _names(text: str, ceilings: bool) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _main(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
+    """Prints a table, and with `--json` writes a record; returns 1 when nothing could be measured."""
+    signal.signal(signal.SIGTERM, _terminate)  # so that the contestants end as well
     names = _names(arguments.pipelines, arguments.ceilings)
     usable = usable_cores()
     all_cores = _numbers("--cores", arguments.cores, 1, len(usable))
@@ -264,13 +262,11 @@ def _terminate(number: int, frame: object) -> None:
     raise SystemExit(128 + number)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, program: str = "bench") -> int:
     """The command line; returns the exit status: 1 when nothing could be measured."""
-    argv = sys.argv[1:] if argv is None else argv
-    arguments = _parser().parse_args(argv)
-    arguments.argv = argv
-    signal.signal(signal.SIGTERM, _terminate)  # so that the contestants end as well
-    return run_command(lambda: _main(arguments))
+    return run_alone(
+        program, "Times pipelines by turns, on the same shards, cores and crops.", add_arguments, run, argv
+    )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ The files must lie in one folder, end in .beton and have FFCV's usual fields: im
 
 from __future__ import annotations
 
+import argparse
 import codecs
 import sys
 import zlib
@@ -23,19 +24,19 @@ if not __package__:  # run as a file: import from the checkout, and nothing by i
 
 import numpy as np
 
-from sdpnet.pipelines.errors import ShardError, UserError, printable, run_command
+from sdpnet.pipelines.errors import ShardError, UserError, printable
 from sdpnet.pipelines.files.publish import holds, publish_bytes
 from sdpnet.pipelines.machine import core_share
 from sdpnet.pipelines.shards.beton import CRC32_DTYPE, MODE_JPEG, BetonReader
 from sdpnet.pipelines.shards.layout import sha256_of
 from sdpnet.pipelines.shards.manifest import MANIFEST_NAME, QUARANTINE_NAME, Manifest, ShardFile, Split
-from sdpnet.pipelines.terminal.command_line import CommandParser
+from sdpnet.pipelines.terminal.command_line import run_alone
 from sdpnet.pipelines.terminal.next_step import next_line, script
 from sdpnet.preprocess.conversion.progress import Meter
 from sdpnet.preprocess.inspection.undecodable import undecodable
 from sdpnet.preprocess.verify import verify
 
-__all__ = ["adopt", "main"]
+__all__ = ["add_arguments", "adopt", "main", "run"]
 
 MAX_CLASSES: Final = 1_000_000  # that are made up where nobody has named them
 MAX_CLASSES_BYTES: Final = 1 << 26  # of a file of class names
@@ -183,28 +184,30 @@ def _read_classes(path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def main(argv: list[str] | None = None) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--train", type=Path, metavar="FILE", help=".beton file of the train split")
+    add("--val", type=Path, metavar="FILE", help=".beton file of the val split")
+    add("--classes", type=Path, metavar="FILE", help="names of the classes, one a line, in label order")
+    add("--decode", action="store_true", help="decode every image first, and refuse damaged ones")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    paths = {split: path for split in ("train", "val") if (path := getattr(arguments, split)) is not None}
+    if not paths:
+        raise UserError("no file given: pass --train FILE, --val FILE or both")
+    classes = None if arguments.classes is None else _read_classes(arguments.classes)
+    manifest = adopt(paths, classes, decode=arguments.decode)
+    folder = next(iter(paths.values())).parent
+    counts = ", ".join(f"{name} {split.num_samples:,}" for name, split in manifest.splits.items())
+    print(f"{printable(folder)}: a shard set now: {counts}, {manifest.num_classes:,} classes")
+    print(next_line(*script("verify", folder)))
+    return 0
+
+
+def main(argv: list[str] | None = None, program: str = "adopt") -> int:
     """The command line; returns the exit status."""
-    parser = CommandParser("adopt", description="Makes a shard set of .beton files by FFCV, as they are.")
-    parser.add_argument("--train", type=Path, metavar="FILE", help=".beton file of the train split")
-    parser.add_argument("--val", type=Path, metavar="FILE", help=".beton file of the val split")
-    parser.add_argument("--classes", type=Path, metavar="FILE", help="names of the classes, one a line, in label order")
-    parser.add_argument("--decode", action="store_true", help="decode every image first, and refuse damaged ones")
-    arguments = parser.parse_args(argv)
-
-    def run() -> int:
-        paths = {split: path for split in ("train", "val") if (path := getattr(arguments, split)) is not None}
-        if not paths:
-            raise UserError("no file given: pass --train FILE, --val FILE or both")
-        classes = None if arguments.classes is None else _read_classes(arguments.classes)
-        manifest = adopt(paths, classes, decode=arguments.decode)
-        folder = next(iter(paths.values())).parent
-        counts = ", ".join(f"{name} {split.num_samples:,}" for name, split in manifest.splits.items())
-        print(f"{printable(folder)}: a shard set now: {counts}, {manifest.num_classes:,} classes")
-        print(next_line(*script("verify", folder)))
-        return 0
-
-    return run_command(run)
+    return run_alone(program, "Makes a shard set of .beton files by FFCV, as they are.", add_arguments, run, argv)
 
 
 if __name__ == "__main__":

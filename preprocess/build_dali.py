@@ -20,32 +20,32 @@ if not __package__:  # run as a file: import from the checkout, and nothing by i
     sys.path[:] = [str(here.parent)] + [entry for entry in sys.path if Path(entry).resolve() != here]
     from sdpnet import preprocess  # noqa: F401 - from here on, Ctrl-C ends with one line
 
-from sdpnet.pipelines.errors import UserError, run_command
-from sdpnet.preprocess.conversion.command import build, make_parser
+from sdpnet.pipelines.errors import UserError
+from sdpnet.pipelines.terminal.command_line import run_alone
+from sdpnet.preprocess.conversion import command
 from sdpnet.preprocess.conversion.writers.tar import SHARD_BYTES, TarWriter
 
-__all__ = ["main"]
+__all__ = ["add_arguments", "main", "run"]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = make_parser("build_dali", "Converts images into a shard set of WebDataset tars with DALI's index files.")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    command.add_arguments(parser)
     shard = "MiB that a tar may have (default: %(default)s)"
     parser.add_argument("--shard-mib", metavar="N", type=int, default=SHARD_BYTES >> 20, help=shard)
-    return parser
 
 
-def _main(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> int:
     if arguments.shard_mib < 1:
         raise UserError(f"--shard-mib {arguments.shard_mib}: must be at least 1")
     shard_bytes = arguments.shard_mib << 20
     make_writer = partial(TarWriter, shard_bytes=shard_bytes)
-    build(arguments, make_writer, {"format": TarWriter.format, "shard_bytes": shard_bytes})
+    return command.build(arguments, make_writer, {"format": TarWriter.format, "shard_bytes": shard_bytes})
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, program: str = "build_dali") -> int:
     """The command line; returns the exit status."""
-    arguments = _parser().parse_args(argv)
-    return run_command(lambda: _main(arguments))
+    description = "Converts images into a shard set of WebDataset tars with DALI's index files."
+    return run_alone(program, description, add_arguments, run, argv)
 
 
 if __name__ == "__main__":

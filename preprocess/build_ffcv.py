@@ -21,21 +21,20 @@ if not __package__:  # run as a file: import from the checkout, and nothing by i
     sys.path[:] = [str(here.parent)] + [entry for entry in sys.path if Path(entry).resolve() != here]
     from sdpnet import preprocess  # noqa: F401 - from here on, Ctrl-C ends with one line
 
-from sdpnet.pipelines.errors import run_command
-from sdpnet.preprocess.conversion.command import build, make_parser
+from sdpnet.pipelines.terminal.command_line import run_alone
+from sdpnet.preprocess.conversion.command import add_arguments, build
 from sdpnet.preprocess.conversion.writers.beton import BetonWriter
 
-__all__ = ["main"]
+__all__ = ["add_arguments", "main", "run"]
 
 
-def _parser() -> argparse.ArgumentParser:
-    return make_parser("build_ffcv", "Converts images into a shard set of .beton files.")
+def run(arguments: argparse.Namespace) -> int:
+    return build(arguments, BetonWriter, {"format": BetonWriter.format})
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, program: str = "build_ffcv") -> int:
     """The command line; returns the exit status."""
-    arguments = _parser().parse_args(argv)
-    return run_command(lambda: build(arguments, BetonWriter, {"format": BetonWriter.format}))
+    return run_alone(program, "Converts images into a shard set of .beton files.", add_arguments, run, argv)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sdpnet.pipelines.errors import printable, require, run_command
+from sdpnet.pipelines.errors import printable, require
 from sdpnet.pipelines.files.publish import publish_bytes
-from sdpnet.pipelines.terminal.command_line import CommandParser
+from sdpnet.pipelines.terminal.command_line import run_alone
 from sdpnet.pipelines.terminal.next_step import next_line, training
 from sdpnet.preprocess.inspection.contact_sheet import CROP, IMAGE_SIZE, RECIPE, contact_sheet
 from sdpnet.preprocess.inspection.page import page
@@ -30,7 +30,7 @@ from sdpnet.preprocess.inspection.survey import Survey, crop_share, survey
 from sdpnet.preprocess.inspection.text import counted, file_size, left_out, left_out_kinds, split_rows
 from sdpnet.preprocess.inspection.words import class_counts, how_stored, written_by
 
-__all__ = ["main"]
+__all__ = ["add_arguments", "main", "run"]
 
 REASONS_PRINTED: Final = 5
 
@@ -86,21 +86,17 @@ def _print(directory: Path, found: Survey, reading: list[tuple[str, str, str]], 
         say(next_line(*words))
 
 
-def _parser() -> argparse.ArgumentParser:
-    description = "Shows what is in a shard set, in the terminal and as one HTML page."
-    epilog = f"The contact sheet is augmented as by the seed recipe (configs/sdpnet_xl.yaml): {RECIPE}."
-    program = Path(sys.argv[0]).stem
-    parser = CommandParser(prog=program, description=description, epilog=epilog)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = f"The contact sheet is augmented as by the seed recipe (configs/sdpnet_xl.yaml): {RECIPE}."
     add = parser.add_argument
     add("shards", type=Path, metavar="SHARDS", help="directory with a manifest.json")
     add("--html", metavar="FILE", type=Path, help="the page (default: SHARDS/report.html)")
     images = "on the contact sheet, at most; 0 leaves it out (default: %(default)s)"
     add("--images", metavar="N", type=int, default=24, help=images)
     add("--seed", metavar="N", type=int, default=0, help="of the contact sheet (default: %(default)s)")
-    return parser
 
 
-def _main(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> int:
     directory: Path = arguments.shards
     html: Path = arguments.html or directory / "report.html"
     require(arguments.images >= 0, "--images", arguments.images, "0 or more")
@@ -113,12 +109,14 @@ def _main(arguments: argparse.Namespace) -> None:
         sheet = contact_sheet(directory, split, found.class_names, arguments.images, arguments.seed)
     publish_bytes(html, page(found, reading, sheet).encode())
     _print(directory, found, reading, html)
+    return 0
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, program: str = "describe") -> int:
     """The command line; returns the exit status."""
-    arguments = _parser().parse_args(argv)
-    return run_command(lambda: _main(arguments))
+    return run_alone(
+        program, "Shows what is in a shard set, in the terminal and as one HTML page.", add_arguments, run, argv
+    )
 
 
 if __name__ == "__main__":

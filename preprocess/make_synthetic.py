@@ -25,12 +25,12 @@ if not __package__:  # run as a file: import from the checkout, and nothing by i
 import numpy as np
 from PIL import Image
 
-from sdpnet.pipelines.errors import UserError, printable, run_command
+from sdpnet.pipelines.errors import UserError, printable
 from sdpnet.pipelines.files.publish import partial_path, publish
-from sdpnet.pipelines.terminal.command_line import CommandParser
+from sdpnet.pipelines.terminal.command_line import run_alone
 from sdpnet.pipelines.terminal.next_step import fresh, next_line, script
 
-__all__ = ["FORMS", "main", "make_synthetic"]
+__all__ = ["FORMS", "add_arguments", "main", "make_synthetic", "run"]
 
 # A form gives a value for each point (x, y), in units of its size: positive inside, negative outside, and
 # about the distance to the outline. Shapes have radius 1; textures fill the plane with period 1.
@@ -149,9 +149,7 @@ def _draw(rng: np.random.Generator, name: str, min_side: int, max_side: int) -> 
     return np.clip(image + np.float32(0.5), 0, 255).astype(np.uint8)
 
 
-def _parser() -> argparse.ArgumentParser:
-    description = "Makes a small image folder of shapes and textures to try everything on."
-    parser = CommandParser(prog="make_synthetic", description=description)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--out", metavar="DIR", required=True, help="the folder to make")
     add("--seed", metavar="N", type=int, default=0, help="default: %(default)s")
@@ -160,10 +158,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--val-per-class", metavar="N", type=int, default=40, help="images, 0 for none (default: %(default)s)")
     add("--min-side", metavar="N", type=int, default=48, help="pixels (default: %(default)s)")
     add("--max-side", metavar="N", type=int, default=160, help="pixels (default: %(default)s)")
-    return parser
 
 
-def _main(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> int:
     make_synthetic(
         arguments.out,
         arguments.seed,
@@ -178,12 +175,14 @@ def _main(arguments: argparse.Namespace) -> None:
     out = Path(arguments.out)
     shards = fresh(out.with_name(f"{out.name}-shards"))
     print(next_line(*script("build_ffcv", "--source", out, "--out", shards)))
+    return 0
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, program: str = "make_synthetic") -> int:
     """The command line; returns the exit status."""
-    arguments = _parser().parse_args(argv)
-    return run_command(lambda: _main(arguments))
+    return run_alone(
+        program, "Makes a small image folder of shapes and textures to try everything on.", add_arguments, run, argv
+    )
 
 
 if __name__ == "__main__":

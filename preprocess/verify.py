@@ -23,19 +23,19 @@ if not __package__:  # run as a file: import from the checkout, and nothing by i
 
 import numpy as np
 
-from sdpnet.pipelines.errors import ShardError, printable, run_command
+from sdpnet.pipelines.errors import ShardError, printable
 from sdpnet.pipelines.machine import core_share
 from sdpnet.pipelines.shards.beton import CRC32_DTYPE
 from sdpnet.pipelines.shards.file import read_whole, size_of
 from sdpnet.pipelines.shards.layout import ShardReader, open_file, sha256_of
 from sdpnet.pipelines.shards.manifest import QUARANTINE_NAME, UNFINISHED_NAME, Manifest, ShardFile, read_manifest
 from sdpnet.pipelines.shards.tar import SAMPLE_DTYPE
-from sdpnet.pipelines.terminal.command_line import CommandParser
+from sdpnet.pipelines.terminal.command_line import run_alone
 from sdpnet.pipelines.terminal.next_step import next_line, script, training
 from sdpnet.preprocess.inspection.survey import quarantine_limit, read_quarantine
 from sdpnet.preprocess.inspection.undecodable import undecodable
 
-__all__ = ["Problem", "main", "verify"]
+__all__ = ["Problem", "add_arguments", "main", "run", "verify"]
 
 # What lies beside a file of images: the checksums of the images, the index for DALI.
 SIDECARS: Final = {".beton": (".crc32",), ".tar": (".idx", ".samples")}
@@ -227,7 +227,23 @@ def _summary(manifest: Manifest, outcome: str) -> str:
     return printable(f"{samples:,} samples in {', '.join(sorted(manifest.splits))}, {size:,} bytes: {outcome}")
 
 
-def _main(arguments: argparse.Namespace) -> int:
+def _at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number}: must be at least 1")
+    return number
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shards", type=Path, metavar="SHARDS", help="directory with a manifest.json")
+    depth = parser.add_mutually_exclusive_group()
+    depth.add_argument("--quick", action="store_true", help="only the structure: no image is read")
+    depth.add_argument("--decode", action="store_true", help="decode every image too")
+    parser.add_argument("--workers", type=_at_least_one, default=core_share(), help="threads that decode")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints each problem to stderr, and a summary; returns 1 where there are problems."""
     found = 0
     options = {"quick": arguments.quick, "decode": arguments.decode}
     for problem in verify(arguments.shards, **options, num_workers=arguments.workers):
@@ -244,19 +260,9 @@ def _main(arguments: argparse.Namespace) -> int:
     return 1 if found else 0
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, program: str = "verify") -> int:
     """The command line; returns the exit status."""
-    program = Path(sys.argv[0]).stem  # "verify", or "sdpnet verify"
-    parser = CommandParser(prog=program, description="Checks a shard set from end to end.")
-    parser.add_argument("shards", type=Path, metavar="SHARDS", help="directory with a manifest.json")
-    depth = parser.add_mutually_exclusive_group()
-    depth.add_argument("--quick", action="store_true", help="only the structure: no image is read")
-    depth.add_argument("--decode", action="store_true", help="decode every image too")
-    parser.add_argument("--workers", type=int, default=core_share(), help="threads that decode")
-    arguments = parser.parse_args(argv)
-    if arguments.workers < 1:
-        parser.error(f"--workers {arguments.workers}: must be at least 1")
-    return run_command(lambda: _main(arguments))
+    return run_alone(program, "Checks a shard set from end to end.", add_arguments, run, argv)
 
 
 if __name__ == "__main__":

@@ -154,8 +154,8 @@ native_needs() { # the Debian packages that building them still needs
 }
 
 native_works() {
-    "$venv/bin/python" -c 'import sys; from pipelines import native_decoder; from preprocess import jpeg
-sys.exit(not (native_decoder.available() and jpeg.available()))'
+    "$venv/bin/python" -c 'import sys; from sdpnet.pipelines.native import decoder; from sdpnet.preprocess.encoding import jpeg
+sys.exit(not (decoder.available() and jpeg.available()))'
 }
 
 check_native() { # sets native

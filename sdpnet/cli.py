@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import runpy
 import sys
 from typing import Final
 
@@ -23,7 +22,7 @@ COMMANDS: Final = {
     "sheet": ("sdpnet.commands.sheet", "draw a training batch as the model gets it"),
     "doctor": ("sdpnet.commands.doctor", "what is installed, and what limits training on this machine"),
 }
-# name -> (module that is run, what it does): their flags are their own, and this package imports nothing of preprocess.
+# name -> (module with a `main`, what it does): commands of the other packages, which also run by themselves
 PROGRAMS: Final = {
     "describe": ("sdpnet.preprocess.describe", "show what is in a shard set"),
     "verify": ("sdpnet.preprocess.verify", "check a shard set from end to end"),
@@ -32,7 +31,7 @@ PROGRAMS: Final = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit status. One of `PROGRAMS` ends with `SystemExit`, as it does by itself."""
+    """The command line; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["help"]:
         argv = [*argv[1:2], "--help"]
@@ -40,9 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     if argv[:2] == ["bench", "step"]:
         return importlib.import_module("sdpnet.benchmarks.step").main(argv[2:])
     if asked in PROGRAMS:
-        sys.argv = [f"sdpnet {asked}", *argv[1:]]
-        runpy.run_module(PROGRAMS[asked][0], run_name="__main__")
-        return 0
+        return importlib.import_module(PROGRAMS[asked][0]).main(argv[1:], program=f"sdpnet {asked}")
     parser = CommandParser(prog="sdpnet", description="Trains SdP-Net fast, from shards of images.")
     parser.add_argument("--version", action="version", version=f"sdpnet {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

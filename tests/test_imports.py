@@ -21,30 +21,34 @@ BASE = (
     "pipelines/lasting_output",
     "pipelines/machine",
     "pipelines/startup",
+    "pipelines/triton_support",
 )
 NATIVE = (*BASE, "pipelines/native")
 IMAGES = (*NATIVE, "pipelines/images")
 SHARDS = (*IMAGES, "pipelines/shards")
 TERMINAL = (*SHARDS, "pipelines/terminal")
 PLAN = (*BASE, "pipelines/planning", "pipelines/plan")
-CONTRACT = (*PLAN, *TERMINAL, "pipelines/contract")
+OPTIONS = (*PLAN, "pipelines/options")
+CONTRACT = (*OPTIONS, *SHARDS, "pipelines/contract")
 AUGMENT = (*CONTRACT, "pipelines/augment", "pipelines/augment/reference", "pipelines/augment/fused")
-EXECUTORS = (*CONTRACT, "pipelines/executors")
+EXECUTORS = (*CONTRACT, *TERMINAL, "pipelines/executors")
+LOADER = (*EXECUTORS, "pipelines/loader")
 FILES_OF_SOURCES = (*SHARDS, "preprocess/sources/files")
 SOURCES = (*TERMINAL, *FILES_OF_SOURCES, "preprocess/sources")
 ENCODING = (*TERMINAL, *FILES_OF_SOURCES, "preprocess/encoding")
 WORKERS = (*ENCODING, "preprocess/workers")
-CONVERSION = (*SOURCES, *WORKERS, "preprocess/conversion", "preprocess/conversion/writers")
-INSPECTION = (*AUGMENT, "preprocess/inspection")
-MODEL = (*CONTRACT, "sdpnet/model")
+WRITERS = (*WORKERS, "preprocess/conversion/writers")
+CONVERSION = (*SOURCES, *WRITERS, "preprocess/conversion")
+INSPECTION = (*AUGMENT, *LOADER, "preprocess/inspection")
+MODEL = (*OPTIONS, *TERMINAL, "sdpnet/model")
 CONFIG = (*MODEL, "sdpnet/config")
-DISTRIBUTED = (*CONTRACT, "sdpnet/distributed")
+DISTRIBUTED = (*OPTIONS, *TERMINAL, "sdpnet/distributed")
 OPTIM = (*CONFIG, *DISTRIBUTED, "sdpnet/optim")
 CHECKPOINTS = (*OPTIM, "sdpnet/checkpoints")
 EXECUTION = (*CHECKPOINTS, "sdpnet/execution")
 REPORTING = (*CHECKPOINTS, "sdpnet/reporting")
-TRAINING = (*AUGMENT, *EXECUTION, *REPORTING, "sdpnet/training")
-BENCHMARKS = (*AUGMENT, *EXECUTORS, "pipelines", "pipelines/benchmarks")
+TRAINING = (*AUGMENT, *LOADER, *EXECUTION, *REPORTING, "pipelines", "sdpnet/training")
+BENCHMARKS = (*AUGMENT, *LOADER, "pipelines", "pipelines/benchmarks")
 ALLOWED = {
     **dict.fromkeys(BASE, BASE),
     "pipelines": BASE,
@@ -54,11 +58,13 @@ ALLOWED = {
     "pipelines/terminal": TERMINAL,
     "pipelines/planning": PLAN,
     "pipelines/plan": PLAN,
+    "pipelines/options": OPTIONS,
     "pipelines/contract": CONTRACT,
     "pipelines/augment/reference": AUGMENT,
     "pipelines/augment/fused": AUGMENT,
     "pipelines/augment": AUGMENT,
     "pipelines/executors": EXECUTORS,
+    "pipelines/loader": LOADER,
     "pipelines/benchmarks": BENCHMARKS,
     "pipelines/bench": BENCHMARKS,
     "preprocess/sources/files": FILES_OF_SOURCES,
@@ -66,7 +72,7 @@ ALLOWED = {
     "preprocess/encoding": ENCODING,
     "preprocess/workers": WORKERS,
     "preprocess/conversion": CONVERSION,
-    "preprocess/conversion/writers": CONVERSION,
+    "preprocess/conversion/writers": WRITERS,
     "preprocess/inspection": INSPECTION,
     "preprocess": (*CONVERSION, *INSPECTION, "preprocess"),
     "sdpnet": BASE,
@@ -153,6 +159,8 @@ def test_arrows(path: Path) -> None:
     ("path", "line", "room"),
     [
         ("pipelines/contract.py", "import sdpnet.model.sdpnet", "sdpnet/model"),
+        ("pipelines/options.py", "from sdpnet.pipelines.contract import Batch", "pipelines/contract"),
+        ("pipelines/executors/native.py", "from sdpnet.pipelines.loader import make_loader", "pipelines/loader"),
         ("preprocess/sources/scan.py", "from sdpnet.preprocess.workers import pool", "preprocess/workers"),
         ("sdpnet/training/setup.py", "from sdpnet.benchmarks.step import main", "sdpnet/benchmarks"),
         ("sdpnet/model/sdpnet.py", "def f():\n    from sdpnet.config.options import Config", "sdpnet/config"),

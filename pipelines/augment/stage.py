@@ -15,8 +15,9 @@ from sdpnet.pipelines.augment.reference.boxes import erase, erase_with
 from sdpnet.pipelines.augment.reference.mix import mix, mix_targets, soft_targets
 from sdpnet.pipelines.augment.reference.noise import normal_noise
 from sdpnet.pipelines.augment.reference.operations import apply_operations, pieces
-from sdpnet.pipelines.contract import AugmentOptions, Batch
+from sdpnet.pipelines.contract import Batch
 from sdpnet.pipelines.errors import UserError
+from sdpnet.pipelines.options import AugmentOptions
 from sdpnet.pipelines.plan import BatchPlan
 
 __all__ = ["DeviceStage"]

@@ -41,13 +41,13 @@ from sdpnet.pipelines.benchmarks.augment_contestants import (
     race,
 )
 from sdpnet.pipelines.benchmarks.augment_gpu import on_gpu
-from sdpnet.pipelines.errors import UserError, require, run_command
+from sdpnet.pipelines.errors import UserError, require
 from sdpnet.pipelines.files.publish import publish_bytes
 from sdpnet.pipelines.machine import commit, cpu_name, driver, installed_versions, usable_cores
 from sdpnet.pipelines.planning.policies import Operation
-from sdpnet.pipelines.terminal.command_line import CommandParser
+from sdpnet.pipelines.terminal.command_line import run_alone
 
-__all__ = ["OPERATIONS", "main"]
+__all__ = ["OPERATIONS", "add_arguments", "main", "run"]
 
 
 Function = Callable[[torch.Tensor], torch.Tensor]
@@ -132,7 +132,16 @@ def _figures(seconds: dict[str, list[float]], reference: str) -> list[dict[str, 
     ]
 
 
-def _main(arguments: argparse.Namespace) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--batch", metavar="N", type=int, default=128, help="default: %(default)s")
+    add("--size", metavar="N", type=int, default=224, help="pixels a side (default: %(default)s)")
+    add("--rounds", metavar="N", type=int, default=5, help="that count (default: %(default)s)")
+    add("--threads", metavar="N", type=int, default=len(usable_cores()), help="default: one a core")
+    add("--json", metavar="FILE", type=Path, help="also write the figures here")
+
+
+def run(arguments: argparse.Namespace) -> int:
     batch, size, threads, rounds = arguments.batch, arguments.size, arguments.threads, arguments.rounds
     require(batch >= 2 and batch % 2 == 0, "--batch", batch, "even, at least 2")
     require(8 <= size <= 4096, "--size", size, "from 8 to 4096 pixels")
@@ -189,21 +198,12 @@ def _main(arguments: argparse.Namespace) -> None:
             "gpu": gpu,
         }
         publish_bytes(arguments.json, (json.dumps(record, indent=1) + "\n").encode())
+    return 0
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, program: str = "augment") -> int:
     """The command line; returns the exit status."""
-    argv = sys.argv[1:] if argv is None else argv
-    program = Path(sys.argv[0]).stem
-    parser = CommandParser(prog=program, description="Times the device stage against torchvision's transforms.")
-    parser.add_argument("--batch", metavar="N", type=int, default=128, help="default: %(default)s")
-    parser.add_argument("--size", metavar="N", type=int, default=224, help="pixels a side (default: %(default)s)")
-    parser.add_argument("--rounds", metavar="N", type=int, default=5, help="that count (default: %(default)s)")
-    parser.add_argument("--threads", metavar="N", type=int, default=len(usable_cores()), help="default: one a core")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="also write the figures here")
-    arguments = parser.parse_args(argv)
-    arguments.argv = argv
-    return run_command(lambda: _main(arguments))
+    return run_alone(program, "Times the device stage against torchvision's transforms.", add_arguments, run, argv)
 
 
 if __name__ == "__main__":

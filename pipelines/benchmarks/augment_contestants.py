@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from sdpnet.pipelines.augment import DeviceStage
-from sdpnet.pipelines.contract import AugmentOptions, Batch
+from sdpnet.pipelines.contract import Batch
+from sdpnet.pipelines.options import AugmentOptions
 from sdpnet.pipelines.plan import EraseOptions, MixOptions, Plan
 from sdpnet.pipelines.planning.policies import Operation, RandAugmentOptions
 

@@ -6,20 +6,19 @@ The library is optional, as it serves measurements only: ask `available()` first
 from __future__ import annotations
 
 import ctypes
-import sysconfig
+import os
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
-from pathlib import Path
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 
-from sdpnet.pipelines.benchmarks.stream import BenchConfig
+from sdpnet.pipelines.benchmarks.stream import job_plan
 from sdpnet.pipelines.benchmarks.worker import Job
-from sdpnet.pipelines.contract import make_plan
 from sdpnet.pipelines.errors import BackendMissingError, ShardError, UserError
 from sdpnet.pipelines.images.strict_jpeg import decode_jpeg
+from sdpnet.pipelines.native.library import NativeLibrary, library_path
 from sdpnet.pipelines.shards.beton import MODE_RAW
 from sdpnet.pipelines.shards.layout import open_split
 from sdpnet.pipelines.terminal.remedy import rebuild
@@ -31,12 +30,10 @@ CEILINGS: Final = {
     "huffman": "the Huffman decoder alone, libjpeg-turbo",
     "resize": "our resize of the planned crops",
 }
-INTERFACE: Final = 1
-LIBRARY: Final = Path(__file__).parent.parent / "native" / f"ceilings{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
 def available() -> bool:
-    return _library() is not None
+    return LIBRARY.available()
 
 
 def turbo_version() -> str:
@@ -54,7 +51,7 @@ class CeilingStream:
         _, reader = open_split(job.data, job.split)
         if (reader.modes == MODE_RAW).any():
             raise UserError(f"{reader.path}: holds raw pixels, there is no JPEG to decode")
-        plan = make_plan(BenchConfig(job), reader.sizes, train=job.mode == "train", world_size=1).batch(0, 0)
+        plan = job_plan(job, reader.sizes).batch(0, 0)
         encoded = [reader.encoded(int(sample)) for sample in plan.sample_ids]
         sizes = np.ascontiguousarray(reader.sizes[plan.sample_ids], np.uint32)
         boxes = np.ascontiguousarray(plan.crop_boxes, np.uint32)
@@ -90,24 +87,20 @@ def _call(function: Any, arrays: list[np.ndarray], more: list[int]) -> int:
 
 
 def _loaded() -> ctypes.CDLL:
-    library = _library()
-    if library is None:
-        raise BackendMissingError(f"the native ceilings are not built: {rebuild()}")
-    return library
-
-
-@cache
-def _library() -> ctypes.CDLL | None:
     try:
-        library = ctypes.CDLL(str(LIBRARY))
-        if library.ceilings_interface() != INTERFACE:
-            return None
-    except (OSError, AttributeError):
-        return None
+        return LIBRARY.load()
+    except OSError:
+        raise BackendMissingError(f"the native ceilings are not built: {rebuild()}") from None
+
+
+def _declare(library: Any) -> None:
     pointer, size, side = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32
     library.ceilings_turbo_version.restype = ctypes.c_char_p
     library.ceilings_decode.argtypes = library.ceilings_huffman.argtypes = (pointer, pointer, size)
     library.ceilings_resize.argtypes = (pointer, pointer, pointer, size, side)
     for name in CEILINGS:
         getattr(library, f"ceilings_{name}").restype = size
-    return library
+
+
+_FOLDER = os.path.join(os.path.dirname(__file__), os.pardir, "native")
+LIBRARY = NativeLibrary(library_path(_FOLDER, "ceilings"), ("ceilings_interface", 1), _declare)

@@ -16,9 +16,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from sdpnet.pipelines.benchmarks.stream import BenchConfig, RepeatedPlan
+from sdpnet.pipelines.benchmarks.stream import RepeatedPlan, data_options, job_plan
 from sdpnet.pipelines.benchmarks.worker import Job, Stream
-from sdpnet.pipelines.contract import make_plan
 from sdpnet.pipelines.errors import BackendMissingError, UserError
 from sdpnet.pipelines.shards.layout import ShardReader, open_split
 from sdpnet.pipelines.terminal.remedy import install
@@ -123,9 +122,8 @@ class SpdlStream:
 
         _, self._reader = open_split(job.data, job.split)
         io.demux_image(self._reader.encoded(0).tobytes())  # in the pipeline, a missing FFmpeg would not be the reason
-        config = BenchConfig(job)
-        self._plan = make_plan(config, self._reader.sizes, train=job.mode == "train", world_size=1)
-        self._threads, self._ahead = len(job.cores), config.data.prefetch[0]
+        self._plan = job_plan(job, self._reader.sizes)
+        self._threads, self._ahead = len(job.cores), data_options(job).prefetch[0]
 
     def batches(self, count: int) -> Generator[tuple[int, np.ndarray], None, None]:
         from spdl import io

@@ -3,34 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 import torch
 
 from sdpnet.pipelines.benchmarks.worker import Job
-from sdpnet.pipelines.contract import AugmentOptions, DataOptions, ShardOptions, make_loader
+from sdpnet.pipelines.loader import make_loader, make_plan
+from sdpnet.pipelines.options import AugmentOptions, DataOptions, ShardOptions
 from sdpnet.pipelines.plan import Plan
 
-__all__ = ["BenchConfig", "PipelineStream", "RepeatedPlan", "open_pipeline"]
+__all__ = ["PipelineStream", "RepeatedPlan", "data_options", "job_plan", "open_pipeline"]
 
 
-class BenchConfig:
-    """What `make_loader` reads of a config."""
+def data_options(job: Job) -> DataOptions:
+    """The options of a pipeline that does this job."""
+    return DataOptions(
+        path=job.data,
+        pipeline=job.contestant,  # type: ignore[arg-type]
+        train_split=job.split,
+        val_split=job.split,
+        image_size=job.image_size,
+        batch_size_per_gpu=job.batch_size,
+        num_workers=len(job.cores),
+    )
 
-    def __init__(self, job: Job) -> None:
-        self.seed = job.seed
-        self.augment = AugmentOptions()
-        self.data = DataOptions(
-            path=job.data,
-            pipeline=job.contestant,  # type: ignore[arg-type]
-            train_split=job.split,
-            val_split=job.split,
-            image_size=job.image_size,
-            batch_size_per_gpu=job.batch_size,
-            num_workers=len(job.cores),
-        )
+
+def job_plan(job: Job, sizes: np.ndarray) -> Plan:
+    """The plan that the pipelines follow in this job, for contestants that are none of them; sizes: int32 (N, 2)."""
+    return make_plan(data_options(job), AugmentOptions(), sizes, train=job.train, world_size=1, seed=job.seed)
 
 
 class RepeatedPlan(Plan):
@@ -56,16 +57,15 @@ class PipelineStream:
     crops = "plan"
 
     def __init__(self, job: Job) -> None:
-        config = BenchConfig(job)
-        split: Literal["train", "val"] = "train" if job.mode == "train" else "val"
-        self._loader = make_loader(config, split, ShardOptions(), torch.device(job.device))
+        data, device = data_options(job), torch.device(job.device)
+        split: Literal["train", "val"] = "train" if job.train else "val"
+        self._loader = make_loader(data, AugmentOptions(), split, ShardOptions(), device, seed=job.seed)
         self._plan = self._loader.source.plan
         # Made beyond those asked for, so that the last ones are made as all others are: with the next under way.
-        self._more = config.data.prefetch[1] + len(job.cores) + 3
+        self._more = data.prefetch[1] + len(job.cores) + 3
 
     def batches(self, count: int) -> Generator[tuple[int, np.ndarray | None], None, None]:
-        plan = RepeatedPlan(self._plan, count + self._more)
-        self._loader.source = replace(self._loader.source, plan=plan)
+        self._loader.set_plan(RepeatedPlan(self._plan, count + self._more))
         batches = self._loader.batches()
         try:
             for batch in batches:

@@ -184,8 +184,8 @@ def _contestant(job: Job) -> Callable[[Job], Stream]:
     if job.contestant in CEILINGS:
         return open_ceiling
     from sdpnet.pipelines.benchmarks.stream import open_pipeline
-    from sdpnet.pipelines.contract import why_missing
     from sdpnet.pipelines.errors import BackendMissingError
+    from sdpnet.pipelines.executors.registry import why_missing
 
     if reason := why_missing(job.contestant):
         raise BackendMissingError(reason)

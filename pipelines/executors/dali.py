@@ -17,7 +17,7 @@ from nvidia.dali.pipeline import Pipeline
 
 from sdpnet.pipelines.contract import Batch, Source
 from sdpnet.pipelines.errors import ShardError, UserError
-from sdpnet.pipelines.plan import BatchPlan
+from sdpnet.pipelines.plan import BatchPlan, Plan
 from sdpnet.pipelines.shards.beton import MODE_RAW
 from sdpnet.pipelines.shards.manifest import Manifest
 
@@ -46,10 +46,13 @@ class DaliLoader:
     def __len__(self) -> int:
         return len(self.source.plan)
 
-    def set_image_size(self, image_size: int) -> None:
-        if image_size != self.source.plan.image_size:
+    def set_plan(self, plan: Plan) -> None:
+        if plan.image_size != self.source.plan.image_size:
             self.close()  # the size is part of DALI's graph, which the next iterator builds
-            self.source = self.source.resized(image_size)
+        self.source = self.source.with_plan(plan)
+
+    def set_image_size(self, image_size: int) -> None:
+        self.set_plan(self.source.plan.resized(image_size))
 
     def batches(self, epoch: int = 0, start: int = 0) -> Generator[Batch, None, None]:
         if start >= len(self):
@@ -88,7 +91,7 @@ class DaliLoader:
         if 3 * batch_size * height * width > _MOST_PREALLOCATED:
             height = width = 0
         unit = {
-            "hw_decoder_load": source.hw_decoder_load,
+            "hw_decoder_load": source.options.dali.hw_decoder_load,
             "preallocate_width_hint": width,
             "preallocate_height_hint": height,
         }

@@ -34,6 +34,7 @@ from ffcv.traversal_order.base import TraversalOrder  # noqa: E402
 
 from sdpnet.pipelines.contract import Batch, Source  # noqa: E402
 from sdpnet.pipelines.errors import ShardError, UserError  # noqa: E402
+from sdpnet.pipelines.plan import Plan  # noqa: E402
 from sdpnet.pipelines.shards.beton import MODE_JPEG, BetonReader  # noqa: E402
 from sdpnet.pipelines.shards.layout import Manifest  # noqa: E402
 
@@ -181,10 +182,14 @@ class FfcvLoader:
     def __len__(self) -> int:
         return len(self.source.plan)
 
-    def set_image_size(self, image_size: int) -> None:
-        if image_size != self.source.plan.image_size:
-            self.source = self.source.resized(image_size)
+    def set_plan(self, plan: Plan) -> None:
+        compiled_for = self.source.plan.image_size
+        self.source = self.source.with_plan(plan)
+        if plan.image_size != compiled_for:
             self._compile()
+
+    def set_image_size(self, image_size: int) -> None:
+        self.set_plan(self.source.plan.resized(image_size))
 
     def batches(self, epoch: int = 0, start: int = 0) -> Generator[Batch, None, None]:
         source, count = self.source, len(self)

@@ -15,14 +15,15 @@ import torch
 
 from sdpnet.pipelines.contract import Batch, Source
 from sdpnet.pipelines.errors import ShardError
-from sdpnet.pipelines.native.decoder import DAMAGED, NO_MEMORY, OK, TOO_LARGE, UNSUPPORTED, Decoder, Job
-from sdpnet.pipelines.plan import BatchPlan
+from sdpnet.pipelines.native.decoder import Decoder, Job
+from sdpnet.pipelines.native.status import Status
+from sdpnet.pipelines.plan import BatchPlan, Plan
 from sdpnet.pipelines.shards.beton import MODE_RAW
 from sdpnet.pipelines.shards.manifest import Manifest
 
 __all__ = ["NativeLoader", "make"]
 
-_WORDS = {DAMAGED: "damaged", UNSUPPORTED: "unsupported", TOO_LARGE: "too large a"}
+_WORDS = {Status.DAMAGED: "damaged", Status.UNSUPPORTED: "unsupported", Status.TOO_LARGE: "too large a"}
 _WAIT_MS = 50  # Ctrl-C is seen between two waits
 
 
@@ -63,8 +64,7 @@ class _Depth:
     """
 
     def __init__(self, source: Source) -> None:
-        self.batches = source.prefetch_batches
-        self._most = source.most_prefetched
+        self.batches, self._most = source.options.prefetch
         self._rested = False
 
     def begin(self) -> None:
@@ -136,8 +136,11 @@ class NativeLoader:
     def __len__(self) -> int:
         return len(self.source.plan)
 
+    def set_plan(self, plan: Plan) -> None:
+        self.source = self.source.with_plan(plan)
+
     def set_image_size(self, image_size: int) -> None:
-        self.source = self.source.resized(image_size)
+        self.set_plan(self.source.plan.resized(image_size))
 
     def batches(self, epoch: int = 0, start: int = 0) -> Generator[Batch, None, None]:
         source, size, depth = self.source, self.source.plan.image_size, self._depth
@@ -179,14 +182,14 @@ class NativeLoader:
     def _outcome(self, source: Source, flight: _Flight) -> BatchPlan:
         """The plan as it could be executed: without the samples that could not be decoded, or that is an error."""
         plan, job = flight.plan, flight.job
-        failed = job.statuses != OK
+        failed = job.statuses != Status.OK
         if failed.any():
             first = int(np.flatnonzero(failed)[0])
-            if (job.statuses == NO_MEMORY).any():
+            if (job.statuses == Status.NO_MEMORY).any():
                 raise MemoryError("no memory left for decoding: lower data.num_workers or data.prefetch_batches")
             source.reader.check(plan.sample_ids)  # else a file that was cut would look like damaged images
-            if source.on_error == "raise":
-                what = _WORDS[int(job.statuses[first])]
+            if source.options.on_error == "raise":
+                what = _WORDS[Status(job.statuses[first])]
                 sample = f"{source.reader.path}: sample {plan.sample_ids[first]}"
                 raise ShardError(f"{sample}: {what} JPEG ({job.message(first)})")
             self.masked += plan.sample_ids[failed & plan.valid].tolist()
@@ -204,11 +207,12 @@ class NativeLoader:
 def _plans(source: Source, decoder: Decoder, epoch: int, start: int) -> Iterator[BatchPlan]:
     """The plans from `start` on; the system is asked to read each batch `read_ahead_batches` before it is yielded."""
     ahead: deque[BatchPlan] = deque()
+    num_ahead = source.options.native.read_ahead_batches
     following = iter(range(start, len(source.plan)))
     while True:
-        for index in itertools.islice(following, min(2, source.read_ahead_batches + 1 - len(ahead))):
+        for index in itertools.islice(following, min(2, num_ahead + 1 - len(ahead))):
             ahead.append(plan := source.batch_plan(epoch, index))
-            if source.read_ahead_batches:
+            if num_ahead:
                 ids = plan.sample_ids
                 decoder.read_ahead(source.reader.addresses(ids), source.reader.nbytes[ids])
         if not ahead:

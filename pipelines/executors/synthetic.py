@@ -7,6 +7,7 @@ from collections.abc import Generator
 import torch
 
 from sdpnet.pipelines.contract import Batch, Source
+from sdpnet.pipelines.plan import Plan
 from sdpnet.pipelines.shards.manifest import Manifest
 
 __all__ = ["SyntheticLoader", "make"]
@@ -21,16 +22,19 @@ class SyntheticLoader:
     def __init__(self, source: Source, manifest: Manifest) -> None:
         self.source = source
         self.manifest = manifest
-        self.set_image_size(source.plan.image_size)
+        self.set_plan(source.plan)
 
     def __len__(self) -> int:
         return len(self.source.plan)
 
-    def set_image_size(self, image_size: int) -> None:
-        source = self.source = self.source.resized(image_size)
-        shape = (source.plan.batch_size // source.shard.world_size, image_size, image_size, 3)
+    def set_plan(self, plan: Plan) -> None:
+        source = self.source = self.source.with_plan(plan)
+        shape = (plan.batch_size // source.shard.world_size, plan.image_size, plan.image_size, 3)
         generator = torch.Generator().manual_seed(0)
         self._images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(source.device)
+
+    def set_image_size(self, image_size: int) -> None:
+        self.set_plan(self.source.plan.resized(image_size))
 
     def batches(self, epoch: int = 0, start: int = 0) -> Generator[Batch, None, None]:
         for index in range(start, len(self)):

@@ -20,7 +20,7 @@ from sdpnet.pipelines.contract import Batch, Source
 from sdpnet.pipelines.errors import ShardError
 from sdpnet.pipelines.images.strict_jpeg import DamagedJpegError, decode_jpeg
 from sdpnet.pipelines.native import decoder as native_decoder
-from sdpnet.pipelines.plan import BatchPlan
+from sdpnet.pipelines.plan import BatchPlan, Plan
 from sdpnet.pipelines.shards.beton import MODE_RAW
 from sdpnet.pipelines.shards.layout import ShardReader
 from sdpnet.pipelines.shards.manifest import Manifest
@@ -101,8 +101,11 @@ class TorchvisionLoader:
     def __len__(self) -> int:
         return len(self.source.plan)
 
+    def set_plan(self, plan: Plan) -> None:
+        self.source = self.source.with_plan(plan)
+
     def set_image_size(self, image_size: int) -> None:
-        self.source = self.source.resized(image_size)
+        self.set_plan(self.source.plan.resized(image_size))
 
     def batches(self, epoch: int = 0, start: int = 0) -> Generator[Batch, None, None]:
         source = self.source

@@ -29,8 +29,9 @@ from sdpnet.pipelines.images.metadata import without_metadata
 from sdpnet.pipelines.images.picture import Picture, Pixels
 from sdpnet.pipelines.images.reasons import damaged, out_of_memory, too_large, undecodable, unknown_range
 from sdpnet.pipelines.images.tiff_directory import FLOAT, SIGNED, TiffImage, first_image
-from sdpnet.pipelines.native.decoder import DAMAGED, OK, TOO_LARGE, Decoder
+from sdpnet.pipelines.native.decoder import Decoder
 from sdpnet.pipelines.native.decoder import available as native_is_built
+from sdpnet.pipelines.native.status import Status
 
 __all__ = ["FORMATS", "decode_image", "decode_reduced", "format_of", "is_upright"]
 
@@ -173,11 +174,11 @@ def _natively(data: bytes, frame: Frame, max_pixels: int) -> np.ndarray | None:
         job.release()
     finally:
         decoder.close()
-    if status == OK:
+    if status == Status.OK:
         return pixels[0]
-    if status == DAMAGED:
+    if status == Status.DAMAGED:
         raise damaged(message)
-    if status == TOO_LARGE:
+    if status == Status.TOO_LARGE:
         raise too_large(message)
     return None
 

@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from sdpnet.pipelines.images.kinds import MAX_PIXELS
 from sdpnet.pipelines.native import decoder as native_decoder
+from sdpnet.pipelines.native.status import Status
 
 __all__ = ["DamagedJpegError", "decode_jpeg"]
 
@@ -41,9 +42,9 @@ def decode_jpeg(encoded: np.ndarray, height: int, width: int) -> np.ndarray:
     if not native_decoder.available():
         return _with_pillow(encoded.tobytes(), height, width)
     status, message, pixels = native_decoder.decode_whole(encoded, height, width)
-    if status == native_decoder.NO_MEMORY:
+    if status == Status.NO_MEMORY:
         raise MemoryError("no memory left for decoding")
-    if status != native_decoder.OK:
+    if status != Status.OK:
         raise DamagedJpegError(message)
     return pixels
 

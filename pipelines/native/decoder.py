@@ -1,4 +1,4 @@
-"""The crop decoder (`native/crop_decoder.cpp`), loaded with ctypes: every call runs without the GIL.
+"""The crop decoder (`native/crop_decoder.cpp`): every call runs without the GIL.
 
     stored images, crop boxes, flips --(Decoder.submit)--> Job --(wait)--> uint8 (B, height, width, 3), a status each
 
@@ -8,20 +8,15 @@ It is built when the package is installed and may be missing: ask `available()`,
 from __future__ import annotations
 
 import ctypes
-import sysconfig
+import os
 import weakref
-from functools import cache
-from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
+from sdpnet.pipelines.native.library import NativeLibrary, library_path
+
 __all__ = [
-    "DAMAGED",
-    "NO_MEMORY",
-    "OK",
-    "TOO_LARGE",
-    "UNSUPPORTED",
     "Decoder",
     "Job",
     "available",
@@ -33,10 +28,6 @@ __all__ = [
     "release_mapping",
 ]
 
-INTERFACE: Final = 2  # decoder_interface(): another number is a library left by another version of this package
-LIBRARY: Final = Path(__file__).parent / f"crop_decoder{sysconfig.get_config_var('EXT_SUFFIX')}"
-
-OK, DAMAGED, UNSUPPORTED, TOO_LARGE, NO_MEMORY = range(5)  # crop::Status of a sample
 _DONE, _NOT_YET, _BAD_SAMPLE, _SHORT_OF_MEMORY, _OTHER_PROCESS = range(5)  # the library's Answer
 _MESSAGE_BYTES: Final = 200
 
@@ -62,7 +53,7 @@ class Job:
     """One batch under way. Its outputs are written until it is done or released.
 
     Attributes:
-        statuses: int32 (B,): OK, DAMAGED, UNSUPPORTED, TOO_LARGE or NO_MEMORY.
+        statuses: int32 (B,), of `sdpnet.pipelines.native.status.Status`.
     """
 
     def __init__(self, decoder: Decoder, output: np.ndarray) -> None:
@@ -77,7 +68,7 @@ class Job:
         return _answer(load().decoder_wait(self._decoder.handle, self._handle, timeout_ms)) == _DONE
 
     def message(self, sample: int) -> str:
-        """Why this sample of the batch has a status other than OK: part of a sentence."""
+        """Why this sample of the batch has a status other than `Status.OK`: part of a sentence."""
         return bytes(self._messages[sample]).decode("utf-8", "replace")
 
     def release(self) -> None:
@@ -170,17 +161,18 @@ class Decoder:
 
 def available() -> bool:
     """Whether the library was built, by this version of the package, and can be loaded."""
-    try:
-        load()
-    except OSError:
-        return False
-    return True
+    return LIBRARY.available()
+
+
+def load() -> ctypes.CDLL:
+    """The library; raises `OSError` with the reason where it cannot be used."""
+    return LIBRARY.load()
 
 
 def decode_whole(encoded: np.ndarray, height: int, width: int) -> tuple[int, str, np.ndarray]:
     """Decodes a JPEG file (uint8 (n,)) in the calling thread, outside of any `Decoder`.
 
-    Returns its status, the message that goes with another one than OK, and its pixels, uint8 (height, width, 3).
+    Returns its status, the message (empty for `Status.OK`), and its pixels, uint8 (height, width, 3).
     """
     output, message = np.zeros((height, width, 3), np.uint8), ctypes.create_string_buffer(_MESSAGE_BYTES)
     encoded = np.ascontiguousarray(encoded)
@@ -212,16 +204,7 @@ def release_mapping(number: int) -> None:
     load().mapping_release(number)
 
 
-@cache
-def load() -> ctypes.CDLL:
-    """The library; raises `OSError` with the reason where it cannot be used."""
-    library = ctypes.CDLL(str(LIBRARY))
-    try:
-        interface = library.decoder_interface()
-    except AttributeError:
-        interface = None
-    if interface != INTERFACE:
-        raise OSError(f"{LIBRARY}: built by another version of this package (interface {interface}, not {INTERFACE})")
+def _declare(library: Any) -> None:
     pointer, unsigned = ctypes.c_void_p, ctypes.c_uint32
     library.decoder_create.argtypes, library.decoder_create.restype = (unsigned,), pointer
     library.decoder_destroy.argtypes, library.decoder_destroy.restype = (pointer,), None
@@ -232,7 +215,9 @@ def load() -> ctypes.CDLL:
     unsigned64 = ctypes.c_uint64
     library.decoder_decode.argtypes = (pointer, unsigned64, unsigned, unsigned, pointer, pointer)
     library.mapping_guard.argtypes = (ctypes.c_uint64, ctypes.c_uint64)
-    return library
+
+
+LIBRARY = NativeLibrary(library_path(os.path.dirname(__file__), "crop_decoder"), ("decoder_interface", 2), _declare)
 
 
 def _address(array: np.ndarray, dtype: type[np.generic], shape: tuple[int, ...]) -> int:

@@ -1,17 +1,46 @@
-"""The parser of every command: argparse's, which says what is nearest to a flag or word that it does not know."""
+"""What every command has: `add_arguments(parser)`, `run(arguments) -> int`, and this parser.
+
+The parser is argparse's, which says what is nearest to a flag or word that it does not know.
+"""
 
 from __future__ import annotations
 
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-from sdpnet.pipelines.errors import printable
+from sdpnet.pipelines.errors import printable, run_command
 
-__all__ = ["CommandParser"]
+__all__ = ["CommandParser", "run_alone"]
+
+
+def run_alone(
+    program: str,
+    description: str,
+    add_arguments: Callable[[argparse.ArgumentParser], None],
+    run: Callable[[argparse.Namespace], int],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """The command line of a command by itself; returns the exit status.
+
+    Args:
+        program: the name that usage and mistakes begin with.
+        description: of the command, for --help.
+        add_arguments: adds the flags to a parser, and an epilog where there is one.
+        run: does what the flags say. Their namespace also has `argv`, the words that were given.
+        argv: the words after the program's name; those of this process by default.
+
+    Raises `SystemExit` with status 2 for flags that there are not.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    parser = CommandParser(prog=program, description=description)
+    add_arguments(parser)
+    arguments = parser.parse_args(words)
+    arguments.argv = words
+    return run_command(lambda: run(arguments))
 
 
 class CommandParser(argparse.ArgumentParser):

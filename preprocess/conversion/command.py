@@ -16,7 +16,6 @@ from typing import Any, Final
 from sdpnet.pipelines.errors import UserError, printable
 from sdpnet.pipelines.machine import core_share
 from sdpnet.pipelines.shards.manifest import UNFINISHED_NAME
-from sdpnet.pipelines.terminal.command_line import CommandParser
 from sdpnet.pipelines.terminal.next_step import next_line, script, training
 from sdpnet.pipelines.terminal.remedy import rebuild
 from sdpnet.preprocess.conversion.convert import Image, ImageSource, MakeWriter, convert
@@ -30,9 +29,10 @@ from sdpnet.preprocess.encoding.encode import EXIF_CHOICES, REENCODE_CHOICES, SU
 from sdpnet.preprocess.sources.files.location import Location
 from sdpnet.preprocess.sources.listing import SplitScan
 from sdpnet.preprocess.sources.scan import Scan, add_source_arguments, scan_arguments
-from sdpnet.preprocess.workers.pool import HANG_SECONDS, Encoded, Workers
+from sdpnet.preprocess.workers.pool import HANG_SECONDS, Workers
+from sdpnet.preprocess.workers.result import Encoded
 
-__all__ = ["build", "encoded_images", "make_parser", "plan_conversion"]
+__all__ = ["add_arguments", "build", "encoded_images", "plan_conversion"]
 
 _PATH_FLAGS: Final = ("source", "train", "val", "val_labels", "synsets")
 _SOURCE_FLAGS: Final = (*_PATH_FLAGS, "val_share", "val_seed")
@@ -73,10 +73,9 @@ def _names(split: SplitScan, index: int) -> tuple[str, str]:
     return split.relative_path(index), split.locate(index).name
 
 
-def make_parser(name: str, description: str) -> argparse.ArgumentParser:
-    """The flags of a build command."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of both build commands."""
     defaults = EncodeSettings()
-    parser = CommandParser(prog=name, description=description)
     add = parser.add_argument
     add("--out", metavar="DIR", required=True, help="where the shard set goes")
     add_source_arguments(parser)
@@ -107,11 +106,13 @@ def make_parser(name: str, description: str) -> argparse.ArgumentParser:
     add("--part", metavar="I/N", help="convert only part I of N; parts may run at once, on machines that share --out")
     add("--merge", action="store_true", help="make the shard set of the parts that are in --out")
     add("--ray", metavar="N", type=int, help="convert N parts on a Ray cluster that shares all paths, then merge them")
-    return parser
 
 
-def build(arguments: argparse.Namespace, make_writer: MakeWriter, output: dict[str, Any]) -> None:
-    """Does what the flags say and prints the summary; `make_writer` and `output` are `convert`'s."""
+def build(arguments: argparse.Namespace, make_writer: MakeWriter, output: dict[str, Any]) -> int:
+    """Does what the flags say, prints the summary and returns the exit status, 0.
+
+    `make_writer` and `output` are `convert`'s.
+    """
     out = Path(arguments.out)
     began = time.monotonic()
     if arguments.merge:
@@ -133,12 +134,13 @@ def build(arguments: argparse.Namespace, make_writer: MakeWriter, output: dict[s
         count = build_part(arguments, part)
         say(f"{printable(out)}: part {part.number}/{part.count} is finished, {count:,} images")
         say(next_line(*_merge_command(output, out), when=f"when all {part.count} parts are finished"))
-        return
+        return 0
     else:
         with _prepared(arguments, None) as (conversion, images):
             manifest = convert(conversion, images, make_writer, output, out, arguments.on_bad)
     say(summary(manifest, out, time.monotonic() - began))
     say(next_line(*(training(out) or script("describe", out))))
+    return 0
 
 
 def _merge_command(output: dict[str, Any], out: Path) -> tuple[str | Path, ...]:

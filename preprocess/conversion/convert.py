@@ -11,13 +11,11 @@ import hashlib
 import json
 import os
 import shutil
-import time
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -32,17 +30,27 @@ from sdpnet.pipelines.shards.manifest import (
     Manifest,
     ShardFile,
     Split,
-    parse_split,
 )
+from sdpnet.preprocess.conversion.committer import Committer
 from sdpnet.preprocess.conversion.identity import Conversion
-from sdpnet.preprocess.conversion.journal import BAD, JOURNAL_NAME, KEPT, REENCODED, Journal, Records
+from sdpnet.preprocess.conversion.journal import (
+    JOURNAL_NAME,
+    BadImage,
+    Finished,
+    Journal,
+    Published,
+    finished_split,
+    is_published,
+    last_commit,
+    quarantined,
+)
 from sdpnet.preprocess.conversion.progress import Meter
 from sdpnet.preprocess.conversion.unfinished import LOCK_NAME, open_journal, refuse_existing, writing
-from sdpnet.preprocess.workers.pool import Bad, Encoded
+from sdpnet.preprocess.conversion.writers.records import Records
+from sdpnet.preprocess.workers.result import Bad, Encoded, ImageState
 
-__all__ = ["Image", "Writer", "convert", "quarantined", "run_splits"]
+__all__ = ["Image", "Writer", "convert", "run_splits"]
 
-COMMIT_SECONDS: Final = 1.0
 OnBad = Literal["fail", "skip"]
 
 
@@ -110,8 +118,7 @@ def convert(
             refuse_existing(out, conversion.num_images)
             if "parts" not in output and any(work.glob("part-*")):
                 raise UserError(f"{work}: parts lie here; finish and --merge them, or remove them")
-        journal = open_journal(work, {"conversion": conversion.identity(), "output": output}, conversion.notes())
-        with closing(journal):
+        with closing(open_journal(work, conversion.begun(output=output))) as journal:
             splits = run_splits(conversion.num_images, images, make_writer, work, journal, on_bad)
             manifest = Manifest(
                 conversion.source,
@@ -122,11 +129,6 @@ def convert(
                 origin=conversion.origin,
             )
             return _publish(manifest, journal, work, out)
-
-
-def quarantined(entries: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(split, {index, file, reason}) of each bad image that a journal's entries tell of."""
-    return ((entry["split"], bad) for entry in entries for bad in entry.get("bad", ()))
 
 
 def run_splits(
@@ -140,14 +142,11 @@ def run_splits(
     """Converts what the journal does not say is done, split after split."""
     splits = {}
     for name, count in num_images.items():
-        finished = [
-            entry["finished"] for entry in journal.entries if entry.get("split") == name and "finished" in entry
-        ]
-        if finished:
-            splits[name] = parse_split(finished[0])
-            continue
-        splits[name] = _run_split(name, count, images, make_writer, work, journal, on_bad)
-        journal.append({"split": name, "finished": splits[name].to_dict()})
+        done = finished_split(journal.entries, name)
+        if done is None:
+            done = _run_split(name, count, images, make_writer, work, journal, on_bad)
+            journal.append(Finished(name, done))
+        splits[name] = done
     return splits
 
 
@@ -160,17 +159,18 @@ def _run_split(
     journal: Journal,
     on_bad: OnBad,
 ) -> Split:
-    commits = [entry for entry in journal.entries if entry.get("split") == name]
-    done = commits[-1] if commits else {"count": 0, "crc32": 0}
+    done = last_commit(journal.entries, name)
     with ExitStack() as stack:
-        records = stack.enter_context(closing(Records(work / f"{name}.records", done["count"], done["crc32"])))
+        records = stack.enter_context(closing(Records(work / f"{name}.records", done.count, done.crc32)))
         writer = stack.enter_context(make_writer(work, name, count))
-        writer.resume(size for piece in records.pieces() for size in piece["size"][piece["state"] != BAD].tolist())
-        states = np.zeros(4, np.int64)
+        writer.resume(
+            size for piece in records.pieces() for size in piece["size"][piece["state"] != ImageState.BAD].tolist()
+        )
+        states = np.zeros(max(ImageState) + 1, np.int64)
         for piece in records.pieces():
-            states += np.bincount(piece["state"], minlength=4)
-        num_bad, num_kept = int(states[BAD]), int(states[KEPT])
-        committer = stack.enter_context(_Committer(name, writer, records, journal))
+            states += np.bincount(piece["state"], minlength=len(states))
+        num_bad, num_kept = int(states[ImageState.BAD]), int(states[ImageState.KEPT])
+        committer = stack.enter_context(Committer(name, writer.sync, records, journal))
         source = stack.enter_context(closing(images(name, records.count)))
         meter = stack.enter_context(Meter(name, records.count, count))
         for image in source:
@@ -181,89 +181,27 @@ def _run_split(
                 except UserError as error:
                     result = Bad(str(error))
             if isinstance(result, Encoded):
-                state = KEPT if result.kept else REENCODED
                 num_kept += result.kept
-                record = (len(result.data), result.crc32, image.label, result.height, result.width, state)
+                record = (len(result.data), result.crc32, image.label, result.height, result.width, result.state)
             else:
                 file, full_name = image.names()
                 if on_bad == "fail":
                     raise UserError(f"{full_name}: {result.reason} (--on-bad skip would leave it out)")
                 num_bad += 1
-                record = (0, 0, image.label, 0, 0, BAD)
-                committer.bad.append({"index": records.count, "file": file, "reason": result.reason})
+                record = (0, 0, image.label, 0, 0, ImageState.BAD)
+                committer.bad.append(BadImage(records.count, file, result.reason))
             records.append(record)
             committer.tick()
             meter.advance(num_bad)
         committer.commit()
         if num_bad == count and writer.format in FORMATS:
-            last = [bad for split, bad in quarantined(journal.entries) if split == name][-1]
-            reason = f"{last['file']}: {last['reason']}"
+            last = list(quarantined(journal.entries, name).values())[-1]
+            reason = f"{last.file}: {last.reason}"
             raise UserError(f"{name}: none of its {num_bad:,} images can be converted; the last: {reason}")
         meter.note("waiting for the disk")
         files = writer.finish(records)
         sync_directory(work)
     return Split(records.count - num_bad, writer.format, files, num_bad, num_kept)
-
-
-class _Committer:
-    """Brings what was written so far to the disk and into the journal, in a thread beside the conversion.
-
-    `bad` collects what the quarantine will say of images: index, file, reason.
-    """
-
-    def __init__(self, split: str, writer: Writer, records: Records, journal: Journal) -> None:
-        self.split, self.writer, self.records, self.journal = split, writer, records, journal
-        self.bad: list[dict[str, Any]] = []
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
-        self._running: Future[None] | None = None
-        self._committed = records.count
-        self._time = time.monotonic()
-
-    def __enter__(self) -> _Committer:
-        return self
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        try:
-            if error is not None and not isinstance(error, OSError):
-                self.commit()  # a bad image, Ctrl-C: the next run goes on from here
-        finally:
-            self._thread.shutdown()
-
-    def tick(self) -> None:
-        """Starts a commit when it is time, unless one is under way."""
-        if time.monotonic() - self._time < COMMIT_SECONDS:
-            return
-        if self._running is not None and not self._running.done():
-            return
-        self._start()
-
-    def commit(self) -> None:
-        """Commits everything and waits for it."""
-        self._wait()
-        if self.records.count > self._committed:
-            self._start()
-            self._wait()
-
-    def _start(self) -> None:
-        # Ctrl-C may come between any two lines: an image may then be listed twice here, and is told by its index.
-        self._wait()
-        count, crc32 = self.records.done
-        bad = [entry for entry in self.bad if entry["index"] < count]
-        entry = {"split": self.split, "count": count, "crc32": crc32, "bad": bad}
-        self._running = self._thread.submit(self._write, entry)
-        self.bad = self.bad[len(bad) :]
-        self._committed = count
-        self._time = time.monotonic()
-
-    def _wait(self) -> None:
-        if self._running is not None:
-            running, self._running = self._running, None
-            running.result()
-
-    def _write(self, entry: dict[str, Any]) -> None:
-        self.writer.sync()
-        self.records.sync()
-        self.journal.append(entry)
 
 
 def _require_published(out: Path, file: ShardFile) -> None:
@@ -290,21 +228,21 @@ def _publish(manifest: Manifest, journal: Journal, work: Path, out: Path) -> Man
     Returns the manifest as it was written.
     """
     names = [name for split in manifest.splits.values() for file in split.files for name in (*file.sidecars, file.name)]
-    if not any("published" in entry for entry in journal.entries):
+    if not is_published(journal.entries):
         for name in names:
             if (out / name).exists():
                 raise UserError(f"{out / name}: exists already; remove it, or choose another --out")
-        journal.append({"published": names})
+        journal.append(Published(tuple(names)))
     for name in names:
         if (work / name).exists():
             publish(out / name, work / name)
     for split in manifest.splits.values():
         for file in split.files:
             _require_published(out, file)
-    bad = {(split, entry["index"]): entry for split, entry in quarantined(journal.entries)}
     lines = [
-        json.dumps({"split": split, "file": entry["file"], "reason": entry["reason"]}) + "\n"
-        for (split, _), entry in bad.items()
+        json.dumps({"split": split, "file": image.file, "reason": image.reason}) + "\n"
+        for split in manifest.splits
+        for image in quarantined(journal.entries, split).values()
     ]
     if lines:
         quarantine = "".join(lines).encode()

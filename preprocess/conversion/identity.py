@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdpnet.pipelines.shards.origin import Origin
+from sdpnet.preprocess.conversion.journal import Begun
 
 __all__ = ["Conversion"]
 
@@ -42,14 +43,15 @@ class Conversion:
             del raw["val_draw"]
         return raw
 
-    def notes(self) -> dict[str, Any]:
-        """What else a journal keeps for the manifest; JSON."""
-        return {} if self.origin is None else {"origin": self.origin.to_dict()}
+    def begun(self, *, output: dict[str, Any] | None = None, part: str | None = None) -> Begun:
+        """The first entry of a journal: of a whole shard set's conversion into `output`, or of one `part`'s."""
+        origin = None if self.origin is None else self.origin.to_dict()
+        return Begun(self.identity(), output, part, origin)
 
     @staticmethod
-    def from_journal(entry: dict[str, Any]) -> Conversion:
-        """From a journal's first entry: `identity()` as its "conversion", beside `notes()`."""
-        raw, origin = entry["conversion"], entry.get("origin")
+    def from_journal(begun: Begun) -> Conversion:
+        """What `begun` was made of."""
+        raw, origin = begun.conversion, begun.origin
         return Conversion(
             **{**raw, "classes": tuple(raw["classes"])}, origin=None if origin is None else Origin.from_dict(origin)
         )

@@ -1,7 +1,7 @@
 """What survives a kill: which images are on disk for good, said in an append-only journal.
 
     NAME.records     one `RECORD_DTYPE` record an image, in the order of the source
-    journal.jsonl    a line each time that data and records have reached the disk: how many records count
+    journal.jsonl    a line for each `Entry`: what is converted, then what is done of it
 
 A line is its CRC-32 in hex and a JSON object. What was cut off or damaged, and all after it, is dropped on opening.
 """
@@ -10,81 +10,170 @@ from __future__ import annotations
 
 import json
 import os
-import stat
-import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
-import numpy as np
-
-from sdpnet.pipelines.errors import UserError
 from sdpnet.pipelines.files.publish import write_all
-from sdpnet.pipelines.files.regular import NotRegularError, open_regular_file
+from sdpnet.pipelines.shards.manifest import Split, parse_split
+from sdpnet.preprocess.conversion.writers.records import not_ours, open_plain
 
 __all__ = [
-    "BAD",
     "JOURNAL_NAME",
-    "KEPT",
-    "RECORD_DTYPE",
-    "REENCODED",
+    "BadImage",
+    "Begun",
+    "Commit",
+    "Entry",
+    "Finished",
     "Journal",
-    "Records",
-    "open_plain",
+    "Published",
+    "finished_split",
+    "is_published",
+    "last_commit",
+    "quarantined",
     "read_journal",
-    "require_bytes",
 ]
 
 JOURNAL_NAME: Final = "journal.jsonl"
 _MAX_LINE: Final = 1 << 27  # bytes; the names of a million classes take a tenth of that
-REENCODED, KEPT, BAD = 1, 2, 3  # what became of an image
-RECORD_DTYPE = np.dtype(
-    [("size", "<u4"), ("crc32", "<u4"), ("label", "<i4"), ("height", "<u2"), ("width", "<u2"), ("state", "u1")]
-)
-_RECORD: Final = struct.Struct("<IIiHHB")  # the same
 
 
-def read_journal(path: Path) -> tuple[list[dict[str, Any]], int]:
+@dataclass(frozen=True)
+class Begun:
+    """The first entry: what is converted, and into what.
+
+    Attributes:
+        conversion: `Conversion.identity()`.
+        output: describes the writer, where a whole shard set is made.
+        part: the folder's name, where one part of it is made.
+        origin: `Conversion.notes()`'s, of the run that began; another run need not have the same.
+    """
+
+    conversion: dict[str, Any]
+    output: dict[str, Any] | None = None
+    part: str | None = None
+    origin: dict[str, Any] | None = None
+
+    @property
+    def num_parts(self) -> int:
+        """How many parts the shard set is merged from; 0 for a conversion without parts."""
+        return 0 if self.output is None else int(self.output.get("parts", 0))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class BadImage:
+    """An image that is left out: its number in the split (or in the part's stretch of it), its name, and why."""
+
+    index: int
+    file: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Commit:
+    """Of a split, `count` images have reached the disk, and their records, whose bytes have this CRC-32.
+
+    `bad` are the bad ones among those since the commit before. A kill may have one of them listed twice.
+    """
+
+    split: str
+    count: int
+    crc32: int
+    bad: tuple[BadImage, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**vars(self), "bad": [asdict(image) for image in self.bad]}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """All of a split is written, and `result` is what the manifest says of it."""
+
+    split: str
+    result: Split
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"split": self.split, "finished": self.result.to_dict()}
+
+
+@dataclass(frozen=True)
+class Published:
+    """All splits are written, and the files with these names get their final place from here on."""
+
+    names: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"published": list(self.names)}
+
+
+Entry = Begun | Commit | Finished | Published
+
+
+def _parse(raw: dict[str, Any]) -> Entry:
+    """What an entry's `to_dict` gave. Raises KeyError, TypeError, ValueError or AttributeError for anything else."""
+    if "published" in raw:
+        return Published(tuple(raw["published"]))
+    if "finished" in raw:
+        return Finished(raw["split"], parse_split(raw["finished"]))
+    if "split" in raw:
+        bad = tuple(BadImage(**image) for image in raw.get("bad", ()))
+        return Commit(raw["split"], raw["count"], raw["crc32"], bad)
+    return Begun(**raw)
+
+
+def last_commit(entries: Iterable[Entry], split: str) -> Commit:
+    """How far a split is; nothing of it is done where there is no commit."""
+    commits = [entry for entry in entries if isinstance(entry, Commit) and entry.split == split]
+    return commits[-1] if commits else Commit(split, 0, 0)
+
+
+def finished_split(entries: Iterable[Entry], split: str) -> Split | None:
+    """What the manifest says of a split that is finished."""
+    results = (entry.result for entry in entries if isinstance(entry, Finished) and entry.split == split)
+    return next(results, None)
+
+
+def is_published(entries: Iterable[Entry]) -> bool:
+    """Whether files may have got their final place already."""
+    return any(isinstance(entry, Published) for entry in entries)
+
+
+def quarantined(entries: Iterable[Entry], split: str) -> dict[int, BadImage]:
+    """The bad images of a split by their number, in the order of the journal."""
+    commits = (entry for entry in entries if isinstance(entry, Commit) and entry.split == split)
+    return {image.index: image for commit in commits for image in commit.bad}
+
+
+def read_journal(path: Path) -> tuple[list[Entry], int]:
     """The entries of a journal and the bytes that they take; nothing when there is no such file.
 
     Raises `UserError` for what no conversion has written.
     """
-    entries: list[dict[str, Any]] = []
+    entries: list[Entry] = []
     end = 0
     if os.path.lexists(path):
         with open_plain(path) as file:
             while line := file.readline(_MAX_LINE):
                 checksum, _, text = line.partition(b" ")
                 if len(line) == _MAX_LINE:
-                    raise _not_ours(path)
+                    raise not_ours(path)
                 if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
                     break
                 try:
-                    entry = json.loads(text)
-                except (ValueError, RecursionError):
-                    raise _not_ours(path) from None
-                if not isinstance(entry, dict):
-                    raise _not_ours(path)
-                entries.append(entry)
+                    entries.append(_parse(json.loads(text)))
+                except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+                    raise not_ours(path) from None
                 end += len(line)
     return entries, end
 
 
-def open_plain(path: Path) -> BinaryIO:
-    """Opens a file of unfinished work to be read. Raises `UserError` for a pipe or the like, and waits for none."""
-    try:
-        return open(open_regular_file(path), "rb")
-    except NotRegularError:
-        raise _not_ours(path) from None
-
-
-def _not_ours(path: Path) -> UserError:
-    return UserError(f"{path}: is no file of a conversion; remove {path.parent} to start over")
-
-
 class Journal:
-    """An append-only list of JSON objects; `append` returns when its entry is on the disk."""
+    """An append-only list of entries; `append` returns when its entry is on the disk."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -93,8 +182,8 @@ class Journal:
         os.ftruncate(self._file, end)
         self._end = end
 
-    def append(self, entry: dict[str, Any]) -> None:
-        text = json.dumps(entry, sort_keys=True).encode() + b"\n"
+    def append(self, entry: Entry) -> None:
+        text = json.dumps(entry.to_dict(), sort_keys=True).encode() + b"\n"
         line = b"%08x %s" % (zlib.crc32(text), text)
         write_all(self._file, line, self._end)
         os.fsync(self._file)
@@ -103,60 +192,3 @@ class Journal:
 
     def close(self) -> None:
         os.close(self._file)
-
-
-class Records:
-    """The records of one split's images, appended one by one. `done` is their number and their bytes' CRC-32.
-
-    Raises `UserError` when the file does not have the `count` records with the checksum `crc32` that the journal says.
-    """
-
-    def __init__(self, path: Path, count: int, crc32: int) -> None:
-        self.path = path
-        self.done = (count, crc32)  # in one, because Ctrl-C may come between any two assignments
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        if not stat.S_ISREG(os.fstat(self._file).st_mode):
-            os.close(self._file)
-            raise _not_ours(path)
-        os.ftruncate(self._file, min(os.fstat(self._file).st_size, count * RECORD_DTYPE.itemsize))
-        complete = os.fstat(self._file).st_size == count * RECORD_DTYPE.itemsize
-        found = 0
-        for piece in self.pieces() if complete else ():
-            found = zlib.crc32(piece.tobytes(), found)
-        if not complete or found != crc32:
-            os.close(self._file)
-            raise UserError(f"{path}: is not as the journal beside it says; remove {path.parent} to start over")
-
-    @property
-    def count(self) -> int:
-        return self.done[0]
-
-    def append(self, record: tuple[int, int, int, int, int, int]) -> None:
-        """Adds (size, crc32, label, height, width, state)."""
-        content = _RECORD.pack(*record)
-        count, crc32 = self.done
-        write_all(self._file, content, count * RECORD_DTYPE.itemsize)
-        self.done = (count + 1, zlib.crc32(content, crc32))
-
-    def sync(self) -> None:
-        os.fsync(self._file)
-
-    def pieces(self, length: int = 65_536) -> Iterator[np.ndarray]:
-        """The records in pieces, `RECORD_DTYPE` (up to `length`,), read from the file as they are used."""
-        if self.count:
-            records = np.memmap(self.path, RECORD_DTYPE, mode="r")
-            for start in range(0, self.count, length):
-                yield records[start : min(start + length, self.count)]
-
-    def close(self) -> None:
-        os.close(self._file)
-
-
-def require_bytes(file: int, size: int, path: Path) -> None:
-    """Raises `UserError` when an open file is shorter than the images in it that the journal counts."""
-    found = os.fstat(file).st_size
-    if found < size:
-        raise UserError(
-            f"{path}: {found:,} bytes, but the journal beside it counts images to byte {size:,}; remove {path.parent} "
-            "to start over"
-        )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 import zlib
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -20,29 +20,23 @@ from pathlib import Path
 from typing import Any
 
 from sdpnet.pipelines.errors import UserError
-from sdpnet.pipelines.files.publish import write_all
-from sdpnet.pipelines.shards.manifest import UNFINISHED_NAME, Manifest, ShardFile
-from sdpnet.preprocess.conversion.convert import (
-    Image,
-    ImageSource,
-    MakeWriter,
-    OnBad,
-    convert,
-    quarantined,
-    run_splits,
-)
+from sdpnet.pipelines.shards.manifest import UNFINISHED_NAME, Manifest
+from sdpnet.preprocess.conversion.convert import Image, ImageSource, MakeWriter, OnBad, convert, run_splits
 from sdpnet.preprocess.conversion.identity import Conversion
 from sdpnet.preprocess.conversion.journal import (
-    BAD,
     JOURNAL_NAME,
-    KEPT,
-    Records,
-    open_plain,
+    Begun,
+    Entry,
+    finished_split,
+    is_published,
+    last_commit,
+    quarantined,
     read_journal,
-    require_bytes,
 )
 from sdpnet.preprocess.conversion.unfinished import open_journal, refuse_existing, writing
-from sdpnet.preprocess.workers.pool import Bad, Encoded
+from sdpnet.preprocess.conversion.writers.records import Records, open_plain
+from sdpnet.preprocess.conversion.writers.spool import SpoolWriter
+from sdpnet.preprocess.workers.result import Bad, Encoded, ImageState
 
 __all__ = ["Part", "convert_part", "merge"]
 
@@ -76,38 +70,6 @@ class Part:
         return num_images * (self.number - 1) // self.count, num_images * self.number // self.count
 
 
-class SpoolWriter:
-    """Writes a part's images one after the other; see `sdpnet.preprocess.conversion.convert.Writer`."""
-
-    format = "part"
-
-    def __init__(self, directory: Path, split: str, num_images: int) -> None:
-        self.path = directory / f"{split}.spool"
-        self._end = 0
-        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-
-    def __enter__(self) -> SpoolWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._file)
-
-    def resume(self, sizes: Iterable[int]) -> None:
-        self._end = sum(sizes)
-        require_bytes(self._file, self._end, self.path)
-        os.ftruncate(self._file, self._end)
-
-    def add(self, image: bytes | memoryview, label: int) -> None:
-        write_all(self._file, image, self._end)
-        self._end += len(image)
-
-    def sync(self) -> None:
-        os.fsync(self._file)
-
-    def finish(self, records: Records) -> tuple[ShardFile, ...]:
-        return ()
-
-
 def convert_part(
     conversion: Conversion, images: ImageSource, part: Part, out: str | os.PathLike[str], on_bad: OnBad = "fail"
 ) -> int:
@@ -127,13 +89,12 @@ def convert_part(
     unfinished = out / UNFINISHED_NAME
     stretches = {name: part.stretch(count) for name, count in conversion.num_images.items()}
     num_images = {name: end - start for name, (start, end) in stretches.items()}
-    identity = {"conversion": conversion.identity(), "part": part.folder}
     with writing(unfinished / part.folder) as work:
         entries, _ = read_journal(unfinished / JOURNAL_NAME)
-        if any("published" in entry for entry in entries):
+        if is_published(entries):
             raise UserError(f"{unfinished}: a merge of all parts was interrupted here; repeat --merge to finish it")
         refuse_existing(out, conversion.num_images)
-        if entries and not _parts_of(entries):
+        if entries and not _begun(entries, unfinished).num_parts:
             raise UserError(f"{unfinished}: an unfinished conversion without parts lies here; go on with that")
         for other in _parts(unfinished):
             if other.count != part.count:
@@ -141,7 +102,7 @@ def convert_part(
                     f"{unfinished}: has {other.folder}, so this cannot be {part.number}/{part.count}; "
                     "give all parts the same count, or remove that folder to start over"
                 )
-        with closing(open_journal(work, identity, conversion.notes())) as journal:
+        with closing(open_journal(work, conversion.begun(part=part.folder))) as journal:
             run_splits(num_images, images, SpoolWriter, work, journal, on_bad)
     return sum(num_images.values())
 
@@ -158,31 +119,31 @@ def merge(make_writer: MakeWriter, output: dict[str, Any], out: str | os.PathLik
     out = Path(out)
     unfinished = out / UNFINISHED_NAME
     entries, _ = read_journal(unfinished / JOURNAL_NAME)
-    if entries and not _parts_of(entries):
+    if entries and not _begun(entries, unfinished).num_parts:
         raise UserError(f"{unfinished}: an unfinished conversion without parts lies here; go on with that")
-    if any("published" in entry for entry in entries):  # the parts may be gone already
-        conversion = Conversion.from_journal(entries[0])
-        return convert(conversion, _nothing, make_writer, {**output, "parts": _parts_of(entries)}, out, "skip")
+    if is_published(entries):  # the parts may be gone already
+        merging = _begun(entries, unfinished)
+        output = {**output, "parts": merging.num_parts}
+        return convert(Conversion.from_journal(merging), _nothing, make_writer, output, out, "skip")
     parts = _parts(unfinished)
     if not parts:
         with writing(unfinished):  # which takes away the lock that a merge left which was killed at its very end
             refuse_existing(out)
         raise UserError(f"{unfinished}: no parts are here to merge; convert them with --part 1/N to N/N first")
     count = parts[0].count
-    conversions: dict[Part, dict[str, Any]] = {}
-    first: dict[str, Any] = {}  # entry of the first part's journal
+    first: Begun | None = None  # of the first part's journal
     for part in parts:
-        entries, _ = read_journal(unfinished / part.folder / JOURNAL_NAME)
-        done = {entry["split"] for entry in entries if "finished" in entry}
-        if entries and entries[0].get("part") != part.folder:
-            raise UserError(f"{unfinished / part.folder}: holds another part; remove it and convert this part again")
-        if not entries or not done.issuperset(entries[0]["conversion"]["num_images"]):
-            raise UserError(f"{unfinished / part.folder}: is not finished; run --part {part.number}/{part.count} again")
-        first = first or entries[0]
-        conversions[part] = entries[0]["conversion"]
+        folder = unfinished / part.folder
+        entries, _ = read_journal(folder / JOURNAL_NAME)
+        begun = _begun(entries, folder) if entries else None
+        if begun is not None and begun.part != part.folder:
+            raise UserError(f"{folder}: holds another part; remove it and convert this part again")
+        if begun is None or any(finished_split(entries, split) is None for split in begun.conversion["num_images"]):
+            raise UserError(f"{folder}: is not finished; run --part {part.number}/{part.count} again")
+        first = first or begun
         if part.count != count:
             raise UserError(f"{unfinished}: has {parts[0].folder} and {part.folder}; remove those that are not wanted")
-        if conversions[part] != conversions[parts[0]]:
+        if begun.conversion != first.conversion:
             raise UserError(
                 f"{unfinished / part.folder}: was made from other images, with other settings or another version of "
                 f"the encoder than {parts[0].folder}; remove the wrong one and convert it again"
@@ -191,6 +152,7 @@ def merge(make_writer: MakeWriter, output: dict[str, Any], out: str | os.PathLik
     if missing:
         shown = ", ".join(f"{number}/{count}" for number in missing[:8]) + (", ..." if len(missing) > 8 else "")
         raise UserError(f"{unfinished}: {len(missing)} of {count} parts are missing: {shown}")
+    assert first is not None
     conversion = Conversion.from_journal(first)
 
     def images(split: str, first: int) -> Generator[Image, None, None]:
@@ -202,9 +164,11 @@ def merge(make_writer: MakeWriter, output: dict[str, Any], out: str | os.PathLik
     return convert(conversion, images, make_writer, {**output, "parts": count}, out, "skip")
 
 
-def _parts_of(entries: list[dict[str, Any]]) -> int:
-    """How many parts a conversion is merged from, by its journal; 0: it is not."""
-    return int(entries[0].get("output", {}).get("parts", 0))
+def _begun(entries: list[Entry], folder: Path) -> Begun:
+    """The first entry of a journal in this folder that has any."""
+    if not isinstance(entries[0], Begun):
+        raise UserError(f"{folder / JOURNAL_NAME}: is no file of a conversion; remove {folder} to start over")
+    return entries[0]
 
 
 def _nothing(split: str, first: int) -> Generator[Image, None, None]:
@@ -223,17 +187,16 @@ def _parts(unfinished: Path) -> list[Part]:
 def _read_part(folder: Path, split: str, first: int) -> Iterator[Image]:
     """The images of a finished part from image `first` of its stretch on, each checked against its checksum."""
     entries, _ = read_journal(folder / JOURNAL_NAME)
-    bad = {entry["index"]: entry for name, entry in quarantined(entries) if name == split}
-    done = [(entry["count"], entry["crc32"]) for entry in entries if entry.get("split") == split and "count" in entry]
+    bad, done = quarantined(entries, split), last_commit(entries, split)
     offset = index = 0
     with open_plain(folder / f"{split}.spool") as spool, ExitStack() as stack:
-        records = Records(folder / f"{split}.records", *(done[-1] if done else (0, 0)))
+        records = Records(folder / f"{split}.records", done.count, done.crc32)
         stack.enter_context(closing(records))
         for piece in records.pieces():
             for size, crc32, label, height, width, state in piece.tolist():
-                if index >= first and state == BAD:
-                    names = partial(_names, bad[index]["file"], f"{folder.name}, image {index} of {split}")
-                    yield Image(label, Bad(bad[index]["reason"]), names)
+                if index >= first and state == ImageState.BAD:
+                    names = partial(_names, bad[index].file, f"{folder.name}, image {index} of {split}")
+                    yield Image(label, Bad(bad[index].reason), names)
                 elif index >= first:
                     spool.seek(offset)
                     data = spool.read(size)
@@ -243,6 +206,6 @@ def _read_part(folder: Path, split: str, first: int) -> Iterator[Image]:
                             "convert this part again"
                         )
                     names = partial(_names, "", f"{folder.name}, image {index} of {split}")
-                    yield Image(label, Encoded(data, height, width, state == KEPT, crc32), names)
+                    yield Image(label, Encoded(data, height, width, state == ImageState.KEPT, crc32), names)
                 offset += size
                 index += 1

@@ -7,18 +7,18 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from sdpnet.pipelines.errors import UserError
 from sdpnet.pipelines.files.publish import exclusive, sync_directory
 from sdpnet.pipelines.shards.manifest import MANIFEST_NAME, QUARANTINE_NAME
-from sdpnet.preprocess.conversion.journal import JOURNAL_NAME, Journal, read_journal
+from sdpnet.preprocess.conversion.journal import JOURNAL_NAME, Begun, Journal, read_journal
 
 __all__ = ["LOCK_NAME", "open_journal", "refuse_existing", "writing"]
 
 LOCK_NAME: Final = "lock"
-_NOTES: Final = {"origin"}  # keys of a journal's first entry that do not tell one conversion from another
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 _SUFFIXES: Final = (".beton", ".crc32", ".tar", ".idx", ".samples")
 
@@ -62,21 +62,20 @@ def writing(work: Path) -> Iterator[Path]:
                 folder.rmdir()
 
 
-def open_journal(work: Path, identity: dict[str, Any], notes: dict[str, Any] | None = None) -> Journal:
-    """The journal of the conversion that is unfinished here, or a new one.
+def open_journal(work: Path, begun: Begun) -> Journal:
+    """The journal of the conversion that is unfinished here, or a new one with `begun` as its first entry.
 
-    Its first entry holds `identity` and, from the run that began it, `notes`, which another run need not share.
-
-    Raises `UserError` when another conversion is unfinished here.
+    Raises `UserError` when another conversion is unfinished here; only the origin may differ.
     """
     journal = Journal(work / JOURNAL_NAME)
-    identity = json.loads(json.dumps(identity))  # as it is read again
-    if not journal.entries:
-        journal.append(identity | (notes or {}))
+    begun = Begun(**json.loads(json.dumps(begun.to_dict())))  # as it is read again
+    first = journal.entries[0] if journal.entries else None
+    if first is None:
+        journal.append(begun)
         sync_directory(work)
-    elif {key: journal.entries[0][key] for key in journal.entries[0].keys() - _NOTES} != identity:
+    elif not isinstance(first, Begun) or replace(first, origin=None) != replace(begun, origin=None):
         journal.close()
-        different = _difference(journal.entries[0], identity)
+        different = _difference(first, begun) if isinstance(first, Begun) else "another kind of journal"
         raise UserError(
             f"{work}: an unfinished conversion with {different} lies here; repeat its command to go on with it, "
             "or remove that folder to start over"
@@ -84,8 +83,8 @@ def open_journal(work: Path, identity: dict[str, Any], notes: dict[str, Any] | N
     return journal
 
 
-def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    one, other = ({**entry.get("conversion", {}), **entry} for entry in (old, new))
+def _difference(old: Begun, new: Begun) -> str:
+    one, other = ({**entry.conversion, "part": entry.part} for entry in (old, new))
     for key, what in (
         ("source", "another source"),
         ("val_draw", "another --val-share or --val-seed"),

@@ -1,4 +1,4 @@
-"""The native JPEG codec (`native/jpeg_codec.cpp`), loaded with ctypes: every call runs without the GIL.
+"""The native JPEG codec (`native/jpeg_codec.cpp`): every call runs without the GIL.
 
 It is built when the package is installed and may be missing: ask `available()` before calling anything else.
 """
@@ -8,10 +8,10 @@ from __future__ import annotations
 import ctypes
 import os
 import zlib
-from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from sdpnet.pipelines.native.library import NativeLibrary, library_path
+from sdpnet.pipelines.native.status import Status
 from sdpnet.pipelines.terminal.remedy import rebuild
 
 if TYPE_CHECKING:
@@ -30,8 +30,7 @@ __all__ = [
     "version",
 ]
 
-INTERFACE: Final = 4  # codec_interface(): another number is a library left by another version of this package
-LIBRARY: Final = os.path.join(os.path.dirname(__file__), os.pardir, "native", f"jpeg_codec{EXTENSION_SUFFIXES[0]}")
+INTERFACE: Final = 4  # codec_interface(); part of what decides the encoded bytes (`version`)
 SAMPLING_FACTORS: Final = {"4:4:4": (1, 1), "4:2:2": (2, 1), "4:2:0": (2, 2)}
 
 
@@ -65,13 +64,16 @@ class _Result(ctypes.Structure):
     )
 
 
-# The library's Status. 5 is keep's: longer than max_side.
-_DAMAGED, _UNSUPPORTED, _TOO_LARGE, _NO_MEMORY, _TOO_LONG = range(1, 6)
+_ERRORS: Final = {
+    Status.DAMAGED: DamagedError,
+    Status.UNSUPPORTED: UnsupportedError,
+    Status.TOO_LARGE: TooLargeError,
+}
 
 
 def available() -> bool:
     """Whether the library was built, by this version of the package, and can be loaded."""
-    return _library() is not None
+    return LIBRARY.available()
 
 
 def version() -> str:
@@ -81,10 +83,9 @@ def version() -> str:
 
 def crc32(data: bytes) -> int:
     """zlib's, faster where the processor can multiply without carries."""
-    library = _library()
-    return (
-        zlib.crc32(data) if library is None or not library.codec_has_crc32() else library.codec_crc32(data, len(data))
-    )
+    if not LIBRARY.available() or not (library := LIBRARY.load()).codec_has_crc32():
+        return zlib.crc32(data)
+    return library.codec_crc32(data, len(data))
 
 
 def reencode(data: bytes, max_side: int, quality: int, subsampling: str, restart_rows: int) -> Encoded:
@@ -141,35 +142,31 @@ def keep(data: bytes, max_side: int, restart_rows: int) -> Encoded:
 def _call(name: str, *arguments: object) -> Encoded:
     result = _Result()
     status = getattr(_loaded(), name)(*arguments, ctypes.byref(result))
-    if status == 0:
+    if status == Status.OK:
         return Encoded(ctypes.string_at(result.data, result.size), result.height, result.width)
     message = result.message.decode("utf-8", "replace")
-    if status == _NO_MEMORY:
+    if status == Status.NO_MEMORY:
         raise MemoryError(message)
-    if status == _TOO_LONG:
+    if status == Status.TOO_LONG:
         raise UnsupportedError(f"{max(result.height, result.width)} px but --max-side {arguments[2]}")
-    raise {_DAMAGED: DamagedError, _UNSUPPORTED: UnsupportedError, _TOO_LARGE: TooLargeError}[status](message)
+    raise _ERRORS[status](message)
 
 
 def _loaded() -> ctypes.CDLL:
-    library = _library()
-    if library is None:
-        raise RuntimeError(f"the native JPEG codec is not built: {rebuild()}")
-    return library
-
-
-@cache
-def _library() -> ctypes.CDLL | None:
     try:
-        library = ctypes.CDLL(str(LIBRARY))
-        if library.codec_interface() != INTERFACE:
-            return None
-    except (OSError, AttributeError):
-        return None
+        return LIBRARY.load()
+    except OSError:
+        raise RuntimeError(f"the native JPEG codec is not built: {rebuild()}") from None
+
+
+def _declare(library: Any) -> None:
     size, unsigned, integer, result = ctypes.c_size_t, ctypes.c_uint32, ctypes.c_int, ctypes.POINTER(_Result)
     library.codec_crc32.argtypes, library.codec_crc32.restype = (ctypes.c_char_p, size), unsigned
     library.codec_turbo_version.restype = ctypes.c_char_p
     library.codec_reencode.argtypes = (ctypes.c_char_p, size, *[integer] * 5, result)
     library.codec_encode.argtypes = (ctypes.c_void_p, unsigned, unsigned, *[integer] * 5, result)
     library.codec_keep.argtypes = (ctypes.c_char_p, size, integer, integer, result)
-    return library
+
+
+_FOLDER = os.path.join(os.path.dirname(__file__), os.pardir, "native")
+LIBRARY = NativeLibrary(library_path(_FOLDER, "jpeg_codec"), ("codec_interface", INTERFACE), _declare)

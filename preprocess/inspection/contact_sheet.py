@@ -6,13 +6,14 @@ from contextlib import closing
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from PIL import Image
 
 from sdpnet.pipelines.errors import BackendMissingError, ShardError
 from sdpnet.pipelines.images.strict_jpeg import DamagedJpegError, decode_jpeg
+from sdpnet.pipelines.options import AugmentOptions, DataOptions, ShardOptions
 from sdpnet.pipelines.plan import MIX_CUTMIX, MIX_NONE, BatchPlan, CropOptions, EraseOptions, MixOptions, Plan
 from sdpnet.pipelines.planning.policies import Operation, RandAugmentOptions, in_words
 from sdpnet.pipelines.shards.beton import MODE_RAW
@@ -97,15 +98,6 @@ def contact_sheet(
     return ContactSheet(split.name, tuple(tiles), note)
 
 
-@dataclass(frozen=True)
-class _Config:
-    """See `sdpnet.pipelines.contract.LoaderConfig`, whose types need PyTorch."""
-
-    seed: int
-    data: Any
-    augment: Any
-
-
 def _augmented(directory: Path, split: str, count: int, seed: int) -> tuple[np.ndarray, BatchPlan]:
     """The first training batch as the model gets it, but without the normalisation: uint8 (count, size, size, 3).
 
@@ -115,7 +107,7 @@ def _augmented(directory: Path, split: str, count: int, seed: int) -> tuple[np.n
         import torch
 
         from sdpnet.pipelines.augment import DeviceStage
-        from sdpnet.pipelines.contract import AugmentOptions, DataOptions, ShardOptions, make_loader
+        from sdpnet.pipelines.loader import make_loader
     except (ImportError, OSError) as error:  # OSError: a shared library that PyTorch needs is missing
         raise BackendMissingError(f"PyTorch cannot be used here: {' '.join(str(error).split())}") from error
     data = DataOptions(
@@ -128,7 +120,7 @@ def _augmented(directory: Path, split: str, count: int, seed: int) -> tuple[np.n
         crop=CROP,
     )
     augment = AugmentOptions(randaugment=RANDAUGMENT, erase=ERASE, mix=MIX if count > 1 else MixOptions())
-    loader = make_loader(_Config(seed, data, augment), "train", ShardOptions(), torch.device("cpu"))
+    loader = make_loader(data, augment, "train", ShardOptions(), torch.device("cpu"), seed=seed)
     with closing(loader), closing(loader.batches()) as batches:
         batch = next(batches)
         stage = DeviceStage(augment, loader.manifest.num_classes, torch.float32, train=True)

@@ -22,25 +22,22 @@ import sys
 import time
 import warnings
 from contextlib import suppress
-from typing import Any, BinaryIO, Final, NamedTuple
+from typing import Any, BinaryIO, Final
 
 from sdpnet.pipelines.errors import UserError, printable
 from sdpnet.preprocess.encoding import jpeg
 from sdpnet.preprocess.encoding.encode import EncodeSettings, encode_image
 from sdpnet.preprocess.sources.files.location import Location, MachineError
+from sdpnet.preprocess.workers.result import Bad, Encoded, ImageState
 
 __all__ = [
     "ANSWER",
     "ANSWERS_START",
-    "BAD",
     "COUNT",
     "IMAGES_START",
-    "KEPT",
     "MESSAGE",
     "NUM_ANSWERS",
     "SHARED_BYTES",
-    "Bad",
-    "Encoded",
     "encode_one",
     "work",
 ]
@@ -56,28 +53,10 @@ MESSAGE: Final = struct.Struct("<I")  # before each message of the socket: its s
 # image's reason lies in its place.
 COUNT: Final = struct.Struct("<Q")
 ANSWER: Final = struct.Struct("<B?HHIIQ")
-REENCODED, KEPT, BAD = range(3)
 ANSWERS_START: Final = 64
 NUM_ANSWERS: Final = 64  # more than a worker has images in hand
 IMAGES_START: Final = 4096
 SHARED_BYTES: Final = 1 << 24  # of each worker, for images
-
-
-class Encoded(NamedTuple):
-    """An image as it is stored: a JPEG file's bytes, its size in pixels, whether its coefficients are the original's
-    (`kept`), and the CRC-32 of the bytes."""
-
-    data: bytes | memoryview
-    height: int
-    width: int
-    kept: bool
-    crc32: int
-
-
-class Bad(NamedTuple):
-    """An image that cannot be stored, and why: part of a sentence, without the image's name."""
-
-    reason: str
 
 
 def encode_one(location: Location, settings: EncodeSettings) -> Encoded | Bad:
@@ -113,10 +92,10 @@ class _Answers:
         """Another image is finished; the parent has given back the memory of those up to `freed`."""
         if isinstance(result, Bad):
             data: bytes | memoryview = result.reason.encode(errors="surrogateescape")
-            state, height, width, crc32 = BAD, 0, 0, 0
+            state, height, width, crc32 = ImageState.BAD, 0, 0, 0
         else:
-            data, height, width, kept, crc32 = result
-            state = KEPT if kept else REENCODED
+            data, height, width, _, crc32 = result
+            state = result.state
         size = len(data)
         start = self._used
         if start % SHARED_BYTES + size > SHARED_BYTES:  # to the next round's start: an image lies in one piece

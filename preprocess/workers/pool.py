@@ -20,10 +20,11 @@ from typing import Final
 from sdpnet.pipelines.errors import UserError
 from sdpnet.preprocess.encoding.encode import EncodeSettings
 from sdpnet.preprocess.sources.files.location import Location
-from sdpnet.preprocess.workers.child import Bad, Encoded, encode_one
+from sdpnet.preprocess.workers.child import encode_one
 from sdpnet.preprocess.workers.process import ASLEEP, Slot, WorkerProcess
+from sdpnet.preprocess.workers.result import Bad, Encoded
 
-__all__ = ["ASLEEP_SECONDS", "HANG_SECONDS", "Bad", "Encoded", "Workers", "encode_all", "encode_one"]
+__all__ = ["ASLEEP_SECONDS", "HANG_SECONDS", "Workers", "encode_all"]
 
 HANG_SECONDS: Final = 8.0  # of processor time, and so many more for each MB of the file:
 _SECONDS_PER_MB: Final = 1.0  # six times what OpenJPEG takes, the slowest decoder (0.16 s)

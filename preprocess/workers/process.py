@@ -22,16 +22,13 @@ from sdpnet.preprocess.sources.files.location import Location
 from sdpnet.preprocess.workers.child import (
     ANSWER,
     ANSWERS_START,
-    BAD,
     COUNT,
     IMAGES_START,
-    KEPT,
     MESSAGE,
     NUM_ANSWERS,
     SHARED_BYTES,
-    Bad,
-    Encoded,
 )
+from sdpnet.preprocess.workers.result import Bad, Encoded, ImageState
 
 __all__ = ["ASLEEP", "Slot", "WorkerProcess"]
 
@@ -128,10 +125,10 @@ class WorkerProcess:
             slot = Slot(self, end, size)
             self.slots.append(slot)
             self._taken += 1
-            if state == BAD:
+            if state == ImageState.BAD:
                 yield self.tasks.popleft(), Bad(bytes(data).decode(errors="surrogateescape")), slot
             else:
-                yield self.tasks.popleft(), Encoded(data, height, width, state == KEPT, crc32), slot
+                yield self.tasks.popleft(), Encoded(data, height, width, state == ImageState.KEPT, crc32), slot
 
     def activity(self) -> tuple[str, float]:
         """What it does: `ASLEEP`, or another state of Linux's /proc; and the processor time of all its threads, in

@@ -19,10 +19,11 @@ from sdpnet.execution.depthwise_choice import block_seconds
 from sdpnet.execution.hardware import amp_dtype
 from sdpnet.model.depthwise import runs_on
 from sdpnet.model.sdpnet import MODELS
-from sdpnet.pipelines.errors import require, run_command
+from sdpnet.pipelines.errors import require
 from sdpnet.pipelines.machine import commit, driver
+from sdpnet.pipelines.terminal.command_line import run_alone
 
-__all__ = ["DTYPES", "measure"]
+__all__ = ["DTYPES", "add_arguments", "main", "measure", "run"]
 
 DTYPES: Final = ("bf16", "fp16", "fp32")
 UNKNOWN: Final = "not measured: no NVIDIA GPU of compute capability 8.0 or more with Triton"
@@ -64,12 +65,13 @@ def _figures(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
     }
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m sdpnet.benchmarks.depthwise", description=__doc__.split("\n")[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=256, help="images of a pass (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=20, help="timed rounds (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the record there, not to the terminal")
-    arguments = parser.parse_args(argv)
+
+
+def run(arguments: argparse.Namespace) -> int:
     require(arguments.batch >= 1, "--batch", arguments.batch, "at least 1")
     require(arguments.rounds >= 1, "--rounds", arguments.rounds, "at least 1")
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
@@ -81,5 +83,11 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def main(argv: list[str] | None = None, program: str = "python -m sdpnet.benchmarks.depthwise") -> int:
+    """The command line; returns the exit status."""
+    description = "Times a conv block with torch's and with Triton's depthwise convolution."
+    return run_alone(program, description, add_arguments, run, argv)
+
+
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(main())

@@ -20,7 +20,9 @@ from sdpnet.model.sdpnet import SdPNet
 from sdpnet.pipelines.augment import DeviceStage
 from sdpnet.pipelines.benchmarks.process import BenchProcess
 from sdpnet.pipelines.benchmarks.worker import Job, Round
-from sdpnet.pipelines.contract import Batch, ShardOptions, make_plan
+from sdpnet.pipelines.contract import Batch
+from sdpnet.pipelines.loader import make_plan
+from sdpnet.pipelines.options import ShardOptions
 from sdpnet.pipelines.shards.layout import open_split
 from sdpnet.training.step import make_training_step
 
@@ -130,7 +132,8 @@ def noise(config: Config, num_classes: int, device: torch.device) -> Generator[B
     generator = np.random.default_rng(0)
     images = torch.from_numpy(generator.integers(0, 256, (count, size, size, 3), np.uint8)).to(device)
     labels = torch.from_numpy(generator.integers(0, num_classes, count)).to(device)
-    plan = make_plan(config, np.full((8 * count, 2), 256, np.int32), train=True, world_size=1)
+    sizes = np.full((8 * count, 2), 256, np.int32)
+    plan = make_plan(config.data, config.augment, sizes, train=True, world_size=1, seed=config.seed)
     valid = torch.ones(count, dtype=torch.bool, device=device)
     for index in itertools.count():
         draws = plan.batch(0, index % len(plan))

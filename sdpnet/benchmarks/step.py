@@ -25,15 +25,15 @@ from sdpnet.benchmarks.step_report import Page, record, tables
 from sdpnet.config.setting import text_setting
 from sdpnet.execution.hardware import choose_step, look_at
 from sdpnet.model.sdpnet import MODELS
-from sdpnet.pipelines.contract import PIPELINES
-from sdpnet.pipelines.errors import UserError, nearest, printable, require, run_command
+from sdpnet.pipelines.errors import UserError, nearest, printable, require
+from sdpnet.pipelines.executors.registry import PIPELINES
 from sdpnet.pipelines.files.publish import publish_bytes
 from sdpnet.pipelines.shards.layout import open_split
-from sdpnet.pipelines.terminal.command_line import CommandParser
+from sdpnet.pipelines.terminal.command_line import run_alone
 from sdpnet.pipelines.terminal.next_step import next_line, sdpnet
 from sdpnet.pipelines.terminal.status_line import StatusLine
 
-__all__ = ["MODELS_BY_DEFAULT", "PEERS", "main"]
+__all__ = ["MODELS_BY_DEFAULT", "PEERS", "add_arguments", "main", "run"]
 
 PEERS: Final = ("vit_base_patch16_224", "convmixer_1024_20_ks9_p14", "convnext_base")  # timm's
 MODELS_BY_DEFAULT: Final = ("sdpnet_l", "sdpnet_xl", "sdpnet_xxl", *PEERS)
@@ -41,12 +41,10 @@ _COMPILE: Final = {"auto": "auto", "yes": "true", "no": "false"}
 FEEDS: Final = tuple(name for name in PIPELINES if name != SYNTHETIC)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = CommandParser(
-        prog="sdpnet bench step",
-        description="Times training steps part by part, models and feeds by turns.",
-        epilog=f"Models: {', '.join(MODELS)}, other configs (modern/sdpnet_xl), and timm's by their names. "
-        f"Feeds with --data: {', '.join(FEEDS)}.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = (
+        f"Models: {', '.join(MODELS)}, other configs (modern/sdpnet_xl), and timm's by their names. "
+        f"Feeds with --data: {', '.join(FEEDS)}."
     )
     add = parser.add_argument
     add("--model", metavar="NAMES", default=",".join(MODELS_BY_DEFAULT), help="comma-separated (default: %(default)s)")
@@ -61,10 +59,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: %(default)s")
     add("--json", metavar="FILE", type=Path, help="also write the figures here")
     add("--markdown", metavar="FILE", type=Path, help="also put them into this page's table")
-    return parser
 
 
-def _main(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
+    """Prints tables, and with `--json` writes a record; returns 1 when nothing could be measured."""
     models = list(dict.fromkeys(arguments.model.split(",")))
     if unknown := [name for name in models if name.startswith("sdpnet") and name not in MODELS]:
         raise UserError(f"--model {arguments.model}: no {unknown[0]!r}: {nearest(unknown[0], MODELS)}")
@@ -143,12 +141,9 @@ def _main(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, program: str = "sdpnet bench step") -> int:
     """The command line; returns the exit status: 1 when nothing could be measured."""
-    argv = sys.argv[1:] if argv is None else argv
-    arguments = _parser().parse_args(argv)
-    arguments.argv = argv
-    return run_command(lambda: _main(arguments))
+    return run_alone(program, "Times training steps part by part, models and feeds by turns.", add_arguments, run, argv)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,11 @@ from sdpnet.model.sdpnet import MODELS, SdPNet
 from sdpnet.optim.muon import MuonAdamW
 from sdpnet.pipelines.augment import DeviceStage
 from sdpnet.pipelines.benchmarks.stream import RepeatedPlan
-from sdpnet.pipelines.contract import Batch, Loader, ShardOptions, make_loader, make_plan, why_missing
+from sdpnet.pipelines.contract import Batch, Loader
 from sdpnet.pipelines.errors import UserError
+from sdpnet.pipelines.executors.registry import why_missing
+from sdpnet.pipelines.loader import make_loader, make_plan
+from sdpnet.pipelines.options import ShardOptions
 from sdpnet.pipelines.terminal.remedy import install_extra
 from sdpnet.training.step import PARTS, make_training_step
 
@@ -219,13 +222,15 @@ class _Feeds:
         if feed not in self._loaders:
             if reason := why_missing(feed):
                 raise UserError(reason)
-            config = replace(recipe, data=replace(recipe.data, pipeline=feed))  # type: ignore[arg-type]
-            self._loaders[feed] = make_loader(config, "train", ShardOptions(), self._device)
+            data = replace(recipe.data, pipeline=feed)  # type: ignore[arg-type]
+            shard = ShardOptions()
+            self._loaders[feed] = make_loader(data, recipe.augment, "train", shard, self._device, seed=recipe.seed)
         loader = self._loaders[feed]
-        plan = make_plan(recipe, loader.source.reader.sizes, train=True, world_size=1)
+        sizes = loader.source.reader.sizes
+        plan = make_plan(recipe.data, recipe.augment, sizes, train=True, world_size=1, seed=recipe.seed)
         # More than asked for, so that the last ones are made as all others are: with the next under way.
         count = (WARM_UP + num_steps) * recipe.train.accumulate + recipe.data.prefetch[1] + 1
-        loader.source = replace(loader.source, plan=RepeatedPlan(plan, count))
+        loader.set_plan(RepeatedPlan(plan, count))
         return loader.batches()
 
     def close(self) -> None:

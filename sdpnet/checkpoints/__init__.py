@@ -1,1 +1,6 @@
 """Checkpoints and models on the disk, and how a training is continued from them."""
+
+from sdpnet.checkpoints.model import load_model, save_model
+from sdpnet.checkpoints.model_card import ModelCard
+
+__all__ = ["ModelCard", "load_model", "save_model"]

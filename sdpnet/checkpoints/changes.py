@@ -8,6 +8,7 @@ from typing import Any
 
 from sdpnet.checkpoints.class_names import first_difference
 from sdpnet.config.load import PATH_KEYS, flat_values
+from sdpnet.config.renamed import current_key
 from sdpnet.pipelines.errors import UserError
 
 __all__ = ["changed_images", "changed_keys", "require_same_classes"]
@@ -46,9 +47,11 @@ def changed_images(state: Mapping[str, Any], fingerprints: Mapping[str, str], da
 def changed_keys(state: Mapping[str, Any], config: Mapping[str, Any], where: Path) -> list[str]:
     """A line for each key of `config` (nested, resolved) that the run which saved `state` had set otherwise.
 
-    Relative paths of an older checkpoint are taken as relative to `where`. Keys that it does not know are left out.
+    Relative paths of an older checkpoint are taken as relative to `where`. Keys that it does not know are left out;
+    those that it has under an old name are compared under today's.
     """
-    before, lines = dict(flat_values(state.get("config", {}))), []
+    before = {current_key(key): value for key, value in flat_values(state.get("config", {}))}
+    lines = []
     for key, value in flat_values(config):
         if key not in before:
             continue

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdpnet.model.sdpnet import ModelOptions
-from sdpnet.pipelines.contract import AugmentOptions, DataOptions
 from sdpnet.pipelines.errors import UserError, require
 from sdpnet.pipelines.files.small import read_small
 from sdpnet.pipelines.images.preprocessing import Preprocessing
+from sdpnet.pipelines.options import AugmentOptions, DataOptions
 
 __all__ = ["ModelCard", "card_text", "parse_card", "read_card"]
 

@@ -24,8 +24,8 @@ from sdpnet.execution.micro_batch import OutOfGpuMemory
 from sdpnet.execution.threads import use_threads
 from sdpnet.pipelines.benchmarks import ceilings
 from sdpnet.pipelines.benchmarks.process import ContestantError
-from sdpnet.pipelines.contract import PIPELINES, choose_pipeline, why_missing
 from sdpnet.pipelines.errors import printable
+from sdpnet.pipelines.executors.registry import PIPELINES, choose_pipeline, why_missing
 from sdpnet.pipelines.machine import cgroup_cores, cpu_name, driver, installed_versions, usable_cores
 from sdpnet.pipelines.shards.layout import open_split
 from sdpnet.pipelines.terminal.next_step import next_line, sdpnet, training

@@ -6,7 +6,6 @@ import argparse
 import hashlib
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +19,12 @@ from sdpnet.execution.hardware import amp_dtype
 from sdpnet.execution.threads import use_threads
 from sdpnet.model.sdpnet import SdPNet
 from sdpnet.pipelines.augment import DeviceStage
-from sdpnet.pipelines.contract import PIPELINES, AugmentOptions, DataOptions, make_loader
 from sdpnet.pipelines.errors import UserError, printable, require
+from sdpnet.pipelines.executors.registry import PIPELINES
 from sdpnet.pipelines.files.publish import require_place
 from sdpnet.pipelines.images.preprocessing import Preprocessing
+from sdpnet.pipelines.loader import make_loader
+from sdpnet.pipelines.options import AugmentOptions, DataOptions
 from sdpnet.pipelines.terminal.next_step import next_line
 from sdpnet.pipelines.terminal.readable_names import readable_names
 from sdpnet.reporting.finished_run import export_command
@@ -34,15 +35,6 @@ from sdpnet.training.same_start import code_facts, require_same_start, shard_fac
 __all__ = ["add_arguments", "run", "table"]
 
 _LOWEST = 5  # classes that the table names
-
-
-@dataclass(frozen=True)
-class _Config:
-    """What `make_loader` reads of a config, where there is no training."""
-
-    data: DataOptions
-    augment: AugmentOptions
-    seed: int = 0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
             centre_fraction=fraction or card.centre_fraction,
         )
         augment = AugmentOptions(mean=card.mean, std=card.std)
-        loader = make_loader(_Config(data, augment), "val", processes.shard, processes.device)
+        loader = make_loader(data, augment, "val", processes.shard, processes.device, seed=0)
         if (difference := first_difference(card.classes, loader.manifest.classes)) is not None:
             raise UserError(
                 f"{arguments.model}: was trained on other classes than those of {arguments.data}: {difference}"

@@ -28,9 +28,10 @@ from sdpnet.commands.image_inputs import LeftOut, Missing, find_images
 from sdpnet.execution.threads import use_threads
 from sdpnet.model.sdpnet import SdPNet
 from sdpnet.pipelines.augment import DeviceStage
-from sdpnet.pipelines.contract import AugmentOptions, Batch
+from sdpnet.pipelines.contract import Batch
 from sdpnet.pipelines.errors import UserError, printable, require
 from sdpnet.pipelines.machine import usable_cores
+from sdpnet.pipelines.options import AugmentOptions
 from sdpnet.pipelines.plan import Plan
 from sdpnet.pipelines.terminal.readable_names import readable_names
 from sdpnet.pipelines.terminal.status_line import StatusLine

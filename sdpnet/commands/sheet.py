@@ -21,9 +21,11 @@ from sdpnet.config.load import load_config
 from sdpnet.config.options import Config
 from sdpnet.config.setting import text_setting
 from sdpnet.pipelines.augment import DeviceStage
-from sdpnet.pipelines.contract import PIPELINES, ShardOptions, make_loader
 from sdpnet.pipelines.errors import require
+from sdpnet.pipelines.executors.registry import PIPELINES
 from sdpnet.pipelines.files.publish import publish_bytes
+from sdpnet.pipelines.loader import make_loader
+from sdpnet.pipelines.options import ShardOptions
 from sdpnet.pipelines.plan import MIX_CUTMIX, MIX_NONE, BatchPlan
 from sdpnet.pipelines.planning.policies import in_words
 from sdpnet.pipelines.terminal.next_step import next_line, training
@@ -91,7 +93,7 @@ def augmented_batch(config: Config, epoch: int, index: int) -> tuple[np.ndarray,
     255, and what `describe` says of each. Raises what `make_loader` raises, and `UserError` without such a batch.
     """
     require(epoch >= 0, "--epoch", epoch, "0 or more")
-    loader = make_loader(config, "train", ShardOptions(), torch.device("cpu"))
+    loader = make_loader(config.data, config.augment, "train", ShardOptions(), torch.device("cpu"), seed=config.seed)
     with closing(loader):
         require(0 <= index < len(loader), "--batch", index, f"0 to {len(loader) - 1}, the last of an epoch")
         names = readable_names(loader.manifest.classes)

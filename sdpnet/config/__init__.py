@@ -1,1 +1,6 @@
 """The options of a training, and how they are read from YAML files and the command line."""
+
+from sdpnet.config.load import dump_config, load_config
+from sdpnet.config.options import Config
+
+__all__ = ["Config", "dump_config", "load_config"]

@@ -5,9 +5,10 @@
     optim: {lr: 1e-3}
     ...
 
-The sections and their keys are those of `sdpnet.config.options.Config`, with `sdpnet.pipelines.contract`'s for data and
-augmentation. A file may start from another one with `extends: NAME`. What follows from other values (the scaled
-learning rate, the number of steps) is computed where it is needed and stored nowhere.
+The sections and their keys are those of `sdpnet.config.options.Config`, with `sdpnet.pipelines.options`'s for data and
+augmentation. A file may start from another one with `extends: NAME`. Keys of earlier versions are understood
+(`sdpnet.config.renamed`), so that a run which was begun with them can be continued. What follows from other values (the
+scaled learning rate, the number of steps) is computed where it is needed and stored nowhere.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import yaml
 
 import sdpnet
 from sdpnet.config.options import Config
+from sdpnet.config.renamed import current_key, rename_keys, say_once
 from sdpnet.config.yaml_text import parse_yaml, read_yaml
 from sdpnet.pipelines.errors import UserError, nearest, require
 
@@ -53,7 +55,9 @@ def load_config(name: str, settings: Iterable[str] = ()) -> Config:
         if not equals or not key:
             raise UserError(f"--set {setting[:200]}: must look like section.key=value")
         target = values
-        *sections, last = key.strip().split(".")
+        if (current := current_key(key.strip())) != key.strip():
+            say_once(f"--set {setting[:200]}: {key.strip()} is now {current}")
+        *sections, last = current.split(".")
         for section in sections:
             nested = target.setdefault(section, {})
             if not isinstance(nested, dict):
@@ -115,6 +119,11 @@ def _read(name: str, chain: tuple[Path, ...]) -> dict[str, Any]:
         raise UserError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: must be sections of keys and values, not {type(values).__name__}")
+    try:
+        for line in rename_keys(values):
+            say_once(f"{path}: {line}")
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     base = values.pop("extends", None)
     if base is not None and not (isinstance(base, str) and "\0" not in base):
         raise UserError(f"{path}: extends = {_shortened(base)!r}: must be the name or path of a config")

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from sdpnet.model.sdpnet import MODELS, ModelOptions, Position, create_model_options
-from sdpnet.pipelines.contract import AugmentOptions, DataOptions
 from sdpnet.pipelines.errors import UserError, nearest, require
+from sdpnet.pipelines.options import AugmentOptions, DataOptions
 
 __all__ = [
     "Config",

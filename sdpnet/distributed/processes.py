@@ -17,8 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from sdpnet.pipelines.contract import ShardOptions
 from sdpnet.pipelines.errors import UserError
+from sdpnet.pipelines.options import ShardOptions
 
 __all__ = [
     "AsyncRead",

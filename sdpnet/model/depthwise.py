@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from sdpnet.pipelines import triton_support
+
 __all__ = ["depthwise_gelu", "runs_on"]
 
 _LEAST_CAPABILITY = (8, 0)
@@ -26,19 +28,14 @@ _PROGRAMS = 2048  # at most, for the weights' gradient: each has KERNEL * KERNEL
 @functools.cache
 def runs_on(device: torch.device) -> bool:
     """Whether the kernels can run there: NVIDIA GPUs of compute capability 8.0 or more, if Triton can be imported."""
-    if device.type != "cuda" or torch.version.cuda is None:
-        return False
-    return torch.cuda.get_device_capability(device) >= _LEAST_CAPABILITY and _kernels() is not None
+    return triton_support.runs_on(device, _LEAST_CAPABILITY, _kernels)
 
 
 @functools.cache
 def _kernels() -> Any:
     """The module of the kernels, or None without Triton."""
-    try:
-        from sdpnet.model import depthwise_kernel
-    except ImportError:
-        return None
-    return depthwise_kernel
+    modules = triton_support.import_kernels("sdpnet.model.depthwise_kernel")
+    return None if modules is None else modules[0]
 
 
 def depthwise_gelu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

@@ -25,8 +25,8 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import nn
 
 from sdpnet.model.sdpnet import SdPNet, create_model_options
-from sdpnet.pipelines.contract import AugmentOptions, DataOptions
 from sdpnet.pipelines.errors import UserError, require
+from sdpnet.pipelines.options import AugmentOptions, DataOptions
 
 __all__ = ["TimmSdPNet", "sdpnet_l", "sdpnet_tiny", "sdpnet_xl", "sdpnet_xxl"]
 

@@ -14,8 +14,8 @@ from sdpnet.config.options import Config
 from sdpnet.distributed.processes import Processes, from_main, join_group, leave_group, one_line_when_lost
 from sdpnet.distributed.restart import begun_by_this_launch
 from sdpnet.distributed.run_directory import no_run_in, run_directory
-from sdpnet.pipelines.contract import PIPELINES
 from sdpnet.pipelines.errors import UserError
+from sdpnet.pipelines.executors.registry import PIPELINES
 from sdpnet.pipelines.lasting_output import lasting_output
 from sdpnet.reporting.step_profile import DEFAULT_STEPS
 from sdpnet.training.continued_run import resume_command

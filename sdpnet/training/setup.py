@@ -12,8 +12,9 @@ from sdpnet.execution.threads import use_threads
 from sdpnet.model.sdpnet import SdPNet
 from sdpnet.optim.optimizer import peak_learning_rate
 from sdpnet.pipelines.augment import DeviceStage
-from sdpnet.pipelines.contract import choose_pipeline, make_loader
 from sdpnet.pipelines.errors import UserError
+from sdpnet.pipelines.executors.registry import choose_pipeline
+from sdpnet.pipelines.loader import make_loader
 from sdpnet.training.finetune import start_from
 from sdpnet.training.run import Run
 from sdpnet.training.step import make_training_step
@@ -31,8 +32,9 @@ def prepare(config: Config, processes: Processes, *, begins: bool = True, thread
     """
     device, options = processes.device, config.train
     chosen = [use_threads(processes.shard.local_world_size, threads)] if device.type == "cpu" else []
-    train_loader = make_loader(config, "train", processes.shard, device)
-    val_loader = make_loader(config, "val", processes.shard, device)
+    data, augment = config.data, config.augment
+    train_loader = make_loader(data, augment, "train", processes.shard, device, seed=config.seed)
+    val_loader = make_loader(data, augment, "val", processes.shard, device, seed=config.seed)
     num_classes = config.model.num_classes or len(train_loader.manifest.classes)
     if num_classes < len(train_loader.manifest.classes):
         raise UserError(

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support"), str(Path(__file__).parent)]
-os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support"), str(Path(__file__).parent)])
+PLACES = [str(folder) for folder in (ROOT, ROOT / "tests", ROOT / "tests" / "support", Path(__file__).parent)]
+sys.path[:0] = PLACES
+os.environ["PYTHONPATH"] = os.pathsep.join(PLACES)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from trial import VERDICTS, Kind, run_kind  # noqa: E402 - after the path is set

@@ -41,8 +41,9 @@ FORMATS = ("beton", "tar")
 COMMANDS = {"beton": "build_ffcv", "tar": "build_dali"}
 HANG_SECONDS = 90  # of a command that takes some: the machine may be busy with other trials
 # Starts a build command after some lines of Python, which the trial puts before it.
-ENTRY = "import sys; from preprocess import {command}; sys.exit({command}.main(sys.argv[1:]))"
-OFTEN = "from preprocess import convert; convert.COMMIT_SECONDS = 0.02"  # a journal's line for every few images
+ENTRY = "import sys; from sdpnet.preprocess import {command}; sys.exit({command}.main(sys.argv[1:]))"
+# A line of the journal for every few images.
+OFTEN = "from sdpnet.preprocess.conversion import committer; committer.COMMIT_SECONDS = 0.02"
 
 
 @dataclass(frozen=True)

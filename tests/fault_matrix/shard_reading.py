@@ -28,8 +28,10 @@ from trial import Outcome
 
 from sdpnet import train
 from sdpnet.config.load import load_config
-from sdpnet.pipelines.contract import Loader, ShardOptions, make_loader
+from sdpnet.pipelines.contract import Loader
 from sdpnet.pipelines.errors import UserError
+from sdpnet.pipelines.loader import make_loader
+from sdpnet.pipelines.options import ShardOptions
 from sdpnet.pipelines.shards.layout import open_split
 from sdpnet.pipelines.shards.manifest import read_manifest
 from sdpnet.preprocess import describe as report
@@ -89,7 +91,7 @@ def loader_of(folder: Path, pipeline: str, split: str, **options: Any) -> Loader
     options = {"batch_size_per_gpu": BATCH, "num_workers": 1, "image_size": 32, **options}
     data = replace(config.data, path=str(folder), pipeline=pipeline, val_split=split, train_split=split, **options)
     kind: Any = "train" if split == "train" else "val"
-    return make_loader(replace(config, data=data), kind, ShardOptions(), torch.device("cpu"))
+    return make_loader(data, config.augment, kind, ShardOptions(), torch.device("cpu"), seed=config.seed)
 
 
 def batches_of(folder: Path, pipeline: str, split: str, image_size: int) -> int:

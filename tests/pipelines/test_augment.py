@@ -13,7 +13,8 @@ from sdpnet.pipelines.augment import DeviceStage
 from sdpnet.pipelines.augment.reference.boxes import box_mask, erase
 from sdpnet.pipelines.augment.reference.mix import mix, mix_targets, soft_targets
 from sdpnet.pipelines.augment.reference.operations import apply_operations
-from sdpnet.pipelines.contract import AugmentOptions, Batch
+from sdpnet.pipelines.contract import Batch
+from sdpnet.pipelines.options import AugmentOptions
 from sdpnet.pipelines.plan import MIX_CUTMIX, MIX_MIXUP, MIX_NONE, CropOptions, EraseOptions, MixOptions, Plan
 from sdpnet.pipelines.planning.policies import RandAugmentOptions
 

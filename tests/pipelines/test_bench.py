@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from pipeline_batches import config_for, installed
+from pipeline_batches import config_for, installed, loader_for
 from processes import children_of, running
 
 from sdpnet.pipelines import bench
@@ -26,8 +25,9 @@ from sdpnet.pipelines.benchmarks.process import BenchProcess, ContestantError
 from sdpnet.pipelines.benchmarks.race import Entry, Race, run_race
 from sdpnet.pipelines.benchmarks.stream import RepeatedPlan
 from sdpnet.pipelines.benchmarks.worker import WARM_UP, Job, Round, Started
-from sdpnet.pipelines.contract import PIPELINES, AugmentOptions, ShardOptions, make_loader, why_missing
+from sdpnet.pipelines.executors.registry import PIPELINES, why_missing
 from sdpnet.pipelines.machine import usable_cores
+from sdpnet.pipelines.options import AugmentOptions
 from sdpnet.pipelines.terminal.remedy import install, rebuild
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,7 +42,7 @@ def job(contestant: str, data: Path, **changes: Any) -> Job:
 def plan_ids(data: Path, split: str, count: int) -> list[list[int]]:
     """What an endless first epoch gives, from the reference loader's own plan."""
     config = replace(config_for(data, "torchvision", batch_size_per_gpu=5), augment=AugmentOptions())
-    plan = make_loader(config, split, ShardOptions(), torch.device("cpu")).source.plan  # type: ignore[arg-type]
+    plan = loader_for(config, split).source.plan
     return [plan.batch(0, index % len(plan)).sample_ids.tolist() for index in range(count)]
 
 
@@ -91,7 +91,7 @@ def test_evaluation_on_two_cores_with_workers(tar_set: Path) -> None:
 
 
 def test_a_repeated_plan(shard_set: Path) -> None:
-    plan = make_loader(config_for(shard_set, "torchvision"), "train", ShardOptions(), torch.device("cpu")).source.plan
+    plan = loader_for(config_for(shard_set, "torchvision"), "train").source.plan
     repeated = RepeatedPlan(plan, 3 * len(plan) - 1)
     assert len(repeated) == 3 * len(plan) - 1 and len(plan) == 6
     for index in (0, 5, 6, 16):
@@ -239,14 +239,10 @@ def test_ceilings_count_every_image(name: str, shard_set: Path) -> None:
 
 
 def test_ceilings_that_are_not_built(shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ceilings, "LIBRARY", tmp_path / "absent.so")
-    ceilings._library.cache_clear()
-    try:
-        assert not ceilings.available()
-        with pytest.raises(ceilings.BackendMissingError, match=r"not built: (\./dev setup --retry|install g\+\+)"):
-            ceilings.open_ceiling(job("decode", shard_set))
-    finally:
-        ceilings._library.cache_clear()
+    monkeypatch.setattr(ceilings, "LIBRARY", replace(ceilings.LIBRARY, path=tmp_path / "absent.so"))
+    assert not ceilings.available()
+    with pytest.raises(ceilings.BackendMissingError, match=r"not built: (\./dev setup --retry|install g\+\+)"):
+        ceilings.open_ceiling(job("decode", shard_set))
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from conversion import write_manifest
+from pipeline_batches import loader_for
 
 from sdpnet.config.load import load_config
 from sdpnet.config.options import Config
-from sdpnet.pipelines.contract import PIPELINES, ShardOptions, choose_pipeline, make_loader
 from sdpnet.pipelines.errors import BackendMissingError, ShardError, UserError
+from sdpnet.pipelines.executors.registry import PIPELINES, choose_pipeline
+from sdpnet.pipelines.options import ShardOptions
 from sdpnet.pipelines.terminal.remedy import install_extra
 
 CPU = torch.device("cpu")
@@ -36,23 +38,26 @@ def test_a_missing_backend_says_cause_remedy_and_what_works(
         monkeypatch.delitem(sys.modules, loaded)
     monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
     with pytest.raises(BackendMissingError) as caught:
-        make_loader(config_for(shard_set, f"data.pipeline={name}"), "train", ShardOptions(), CPU)
+        loader_for(config_for(shard_set, f"data.pipeline={name}"), "train")
     message = str(caught.value)
     assert f"pipeline {name!r} cannot be used here" in message and module in message and "\n" not in message
     assert install_extra(name) in message and "torchvision" in message.split("would work:")[1]
 
 
 def test_auto_takes_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = "sdpnet.pipelines.executors.registry._installed"
     assert choose_pipeline(CPU, "beton") in ("native", "ffcv", "torchvision")
-    monkeypatch.setattr("sdpnet.pipelines.contract._installed", lambda name: name in ("native", "dali", "ffcv"))
+    monkeypatch.setattr(
+        "sdpnet.pipelines.executors.registry._installed", lambda name: name in ("native", "dali", "ffcv")
+    )
     assert choose_pipeline(CPU, "beton") == choose_pipeline(torch.device("cuda"), "tar") == "native"
-    monkeypatch.setattr("sdpnet.pipelines.contract._installed", lambda name: name in ("dali", "ffcv"))
+    monkeypatch.setattr(installed, lambda name: name in ("dali", "ffcv"))
     assert choose_pipeline(CPU, "beton") == "ffcv"
     assert choose_pipeline(CPU, "tar") == "torchvision"  # FFCV reads .beton files only
-    monkeypatch.setattr("sdpnet.pipelines.contract._installed", lambda name: name == "dali")
+    monkeypatch.setattr(installed, lambda name: name == "dali")
     assert choose_pipeline(torch.device("cuda"), "beton") == "dali"
     assert choose_pipeline(CPU, "beton") == "torchvision"  # DALI on a CPU is no faster
-    monkeypatch.setattr("sdpnet.pipelines.contract._installed", lambda name: False)
+    monkeypatch.setattr(installed, lambda name: False)
     assert choose_pipeline(torch.device("cuda"), "beton") == "torchvision"
     assert set(PIPELINES) == {"native", "torchvision", "ffcv", "dali", "synthetic"}
 
@@ -69,14 +74,14 @@ def test_what_does_not_fit_is_one_line(settings: list[str], message: str, shard_
     config = config_for(shard_set, *settings)
     with pytest.raises(UserError, match=message):
         for split in ("train", "val"):
-            make_loader(config, split, ShardOptions(), CPU)  # type: ignore[arg-type]
+            loader_for(config, split)
 
 
 def test_no_shard_set(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="pass --data SHARDS"):
-        make_loader(replace(config_for(tmp_path), data=replace(Config().data, path="")), "train", ShardOptions(), CPU)
+        loader_for(replace(config_for(tmp_path), data=replace(Config().data, path="")), "train")
     with pytest.raises(ShardError, match=r"no manifest\.json here"):
-        make_loader(config_for(tmp_path), "train", ShardOptions(), CPU)
+        loader_for(config_for(tmp_path), "train")
 
 
 def test_labels_outside_the_manifests_classes(shard_set: Path, tmp_path: Path) -> None:
@@ -86,4 +91,4 @@ def test_labels_outside_the_manifests_classes(shard_set: Path, tmp_path: Path) -
     for name in ("train.beton", "val.beton"):
         (tmp_path / name).symlink_to(shard_set / name)
     with pytest.raises(ShardError, match=r"sample \d+: label 2, but there are 2 classes"):
-        make_loader(config_for(tmp_path), "train", ShardOptions(), CPU)
+        loader_for(config_for(tmp_path), "train")

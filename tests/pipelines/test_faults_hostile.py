@@ -132,13 +132,14 @@ def test_ffcv_does_not_see_it(hostile, name):
     import torch
 
     from sdpnet.config.load import load_config
-    from sdpnet.pipelines.contract import ShardOptions, make_loader
     from sdpnet.pipelines.errors import ShardError
+    from sdpnet.pipelines.loader import make_loader
+    from sdpnet.pipelines.options import ShardOptions
 
     folder, answer = hostile[name]
     config = load_config("debug", [f"data.path={folder}", "data.pipeline=ffcv"])
     with pytest.raises(ShardError) as caught:
-        make_loader(config, "train", ShardOptions(), torch.device("cpu"))
+        make_loader(config.data, config.augment, "train", ShardOptions(), torch.device("cpu"), seed=config.seed)
     assert f"refused: {caught.value}" == answer
 
 

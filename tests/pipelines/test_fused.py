@@ -20,8 +20,9 @@ from sdpnet.config.load import dump_config, load_config
 from sdpnet.pipelines.augment import DeviceStage
 from sdpnet.pipelines.augment.fused import launch as fused
 from sdpnet.pipelines.augment.reference.operations import apply_operations
-from sdpnet.pipelines.contract import AugmentOptions, Batch
+from sdpnet.pipelines.contract import Batch
 from sdpnet.pipelines.errors import UserError
+from sdpnet.pipelines.options import AugmentOptions
 from sdpnet.pipelines.plan import EraseOptions, MixOptions, Plan
 from sdpnet.pipelines.planning.policies import Operation, RandAugmentOptions
 

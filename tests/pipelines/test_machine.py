@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from sdpnet.pipelines import machine
-from sdpnet.pipelines.contract import DataOptions
 from sdpnet.pipelines.machine import busy_cores, cgroup_cores, core_share, installed_versions, usable_cores
+from sdpnet.pipelines.options import DataOptions
 
 
 def write(path: Path, text: str) -> None:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ from decoder_threads import assert_no_thread_is_left, eventually, our_threads
 from PIL import Image
 
 from sdpnet.pipelines.native import decoder as native_decoder
-from sdpnet.pipelines.native.decoder import DAMAGED, OK, Decoder, Job
+from sdpnet.pipelines.native.decoder import Decoder, Job
+from sdpnet.pipelines.native.status import Status
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -84,7 +86,7 @@ def decoded(samples: Samples, threads: int) -> np.ndarray:
     decoder = Decoder(threads)
     job = samples.submit(decoder, output)
     finish(job)
-    assert (job.statuses == OK).all()
+    assert (job.statuses == Status.OK).all()
     decoder.close()
     return output
 
@@ -119,7 +121,7 @@ def test_a_damaged_sample_is_black_and_the_others_are_whole(decoder: Decoder) ->
     expected, output = decoded(whole, 1), blank(9)
     job = samples.submit(decoder, output)
     finish(job)
-    assert job.statuses.tolist() == [DAMAGED if i in (0, 4, 6) else OK for i in range(9)]
+    assert job.statuses.tolist() == [Status.DAMAGED if i in (0, 4, 6) else Status.OK for i in range(9)]
     assert [bool(job.message(i)) for i in range(9)] == [i in (0, 4, 6) for i in range(9)]
     height, width = whole.image_sizes[0]
     assert f"{height} x {width} pixels, but the shard says {height + 1} x {width + 1}" in job.message(0)
@@ -295,19 +297,24 @@ except KeyboardInterrupt:
 
 
 def test_a_missing_library_or_another_version_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    try:
-        for name, value, reason in (
-            ("LIBRARY", tmp_path / "none.so", r"none\.so: cannot open shared object file"),
-            ("INTERFACE", -1, r"built by another version of this package \(interface \d+, not -1\)"),
-        ):
-            with monkeypatch.context() as patch:
-                patch.setattr(native_decoder, name, value)
-                native_decoder.load.cache_clear()
+    library = native_decoder.LIBRARY
+    for other, reason in (
+        (replace(library, path=tmp_path / "none.so"), r"none\.so: cannot open shared object file"),
+        (
+            replace(library, interface=(library.interface[0], -1)),
+            r"built by another version of this package \(interface \d+, not -1\)",
+        ),
+        (
+            replace(library, interface=("no_such_function", 1)),
+            r"another version of this package \(interface None, not 1",
+        ),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(native_decoder, "LIBRARY", other)
+            for _ in range(2):
                 assert not native_decoder.available()
                 with pytest.raises(OSError, match=reason):
                     Decoder(1)
-    finally:
-        native_decoder.load.cache_clear()
     assert native_decoder.available()
 
 

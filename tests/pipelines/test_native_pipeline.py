@@ -16,15 +16,16 @@ import numpy as np
 import pytest
 import torch
 from decoder_threads import assert_no_thread_is_left, our_threads
-from pipeline_batches import CPU, collect, config_for, load
+from pipeline_batches import collect, config_for, load, loader_for
 
 from sdpnet import train
 from sdpnet.optim.loss import soft_cross_entropy
 from sdpnet.pipelines.augment import DeviceStage
-from sdpnet.pipelines.contract import Batch, Loader, ShardOptions, make_loader
+from sdpnet.pipelines.contract import Batch, Loader
 from sdpnet.pipelines.errors import BackendMissingError, ShardError, UserError
 from sdpnet.pipelines.executors.native import NativeLoader, _Depth
 from sdpnet.pipelines.native import decoder as native_decoder
+from sdpnet.pipelines.options import NativeOptions, ShardOptions
 from sdpnet.pipelines.plan import MIX_NONE
 from sdpnet.pipelines.shards.layout import open_split
 from sdpnet.pipelines.terminal.remedy import rebuild
@@ -64,7 +65,7 @@ def same(one: list[Batch], other: list[Batch]) -> bool:
 def test_the_same_bytes_for_any_number_of_threads_from_any_batch_on(
     split: str, shards: Path, native_loader: Callable[..., NativeLoader]
 ) -> None:
-    one = native_loader(shards, split, num_workers=1, prefetch_batches=1, read_ahead_batches=0)
+    one = native_loader(shards, split, num_workers=1, prefetch_batches=1, native=NativeOptions(read_ahead_batches=0))
     whole = collect(one)
     assert len(whole) == len(one) > 2
     for threads in (2, 3, 8):
@@ -323,9 +324,10 @@ def test_memory_does_not_grow(shard_set: Path) -> None:
 import os, sys
 sys.path[:0] = [{str(Path(__file__).parents[1] / "support")!r}, {str(Path(__file__).parents[2])!r}]
 from pipeline_batches import load
+from sdpnet.pipelines.options import NativeOptions
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGESIZE") / 1e6
-loader = load({str(shard_set)!r}, "native", image_size=720, read_ahead_batches=2, on_error="mask")
+loader = load({str(shard_set)!r}, "native", image_size=720, native=NativeOptions(read_ahead_batches=2), on_error="mask")
 sizes = []
 for epoch in range(25):
     for batch in loader.batches(epoch):
@@ -344,17 +346,14 @@ assert sizes[-1] - resident() > 15, "the buffers are still there"
 
 
 def test_without_the_library(shard_set: Path, tar_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    try:
-        monkeypatch.setattr(native_decoder, "LIBRARY", tmp_path / "crop_decoder.so")
-        native_decoder.load.cache_clear()
-        with pytest.raises(BackendMissingError) as caught:
-            make_loader(config_for(shard_set, "native"), "train", ShardOptions(), CPU)
-        message = str(caught.value)
-        assert message.startswith("pipeline 'native' cannot be used here: ") and "\n" not in message
-        assert "crop_decoder.so: cannot open shared object file" in message and rebuild() in message
-        working = message.split("these would work: ")[1]
-        assert "torchvision" in working and "native" not in working
-        loader: Loader = load(tar_set, "auto", "val")
-        assert not isinstance(loader, NativeLoader)
-    finally:
-        native_decoder.load.cache_clear()
+    missing = replace(native_decoder.LIBRARY, path=tmp_path / "crop_decoder.so")
+    monkeypatch.setattr(native_decoder, "LIBRARY", missing)
+    with pytest.raises(BackendMissingError) as caught:
+        loader_for(config_for(shard_set, "native"), "train")
+    message = str(caught.value)
+    assert message.startswith("pipeline 'native' cannot be used here: ") and "\n" not in message
+    assert "crop_decoder.so: cannot open shared object file" in message and rebuild() in message
+    working = message.split("these would work: ")[1]
+    assert "torchvision" in working and "native" not in working
+    loader: Loader = load(tar_set, "auto", "val")
+    assert not isinstance(loader, NativeLoader)

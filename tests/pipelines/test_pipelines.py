@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import multiprocessing
 import shutil
@@ -18,12 +19,13 @@ import torch
 from conversion import write_manifest
 from ffcv_writer import write_with_ffcv
 from PIL import Image
-from pipeline_batches import collect, installed, load, pipeline
+from pipeline_batches import collect, config_for, installed, load, loader_for, pipeline
 
 from sdpnet.pipelines.augment import DeviceStage
-from sdpnet.pipelines.contract import AugmentOptions, Batch, ShardOptions
+from sdpnet.pipelines.contract import Batch
 from sdpnet.pipelines.errors import ShardError, UserError
 from sdpnet.pipelines.native import decoder as native_decoder
+from sdpnet.pipelines.options import AugmentOptions, DaliOptions, ShardOptions
 from sdpnet.pipelines.plan import EraseOptions, MixOptions
 from sdpnet.pipelines.planning.policies import RandAugmentOptions
 from sdpnet.pipelines.shards.layout import open_split
@@ -82,6 +84,28 @@ def test_agrees_with_the_reference(name: str, shard_set: Path, reference: dict[s
         tail = collect(loader, start=len(loader) - 1)
         assert len(tail) == 1 and torch.equal(tail[0].images, got[-1].images)
         assert collect(loader, start=len(loader)) == []
+
+
+@pytest.mark.parametrize("name", [*map(pipeline, ("native", "dali", "ffcv")), "torchvision", "synthetic"])
+def test_a_loader_follows_another_plan(name: str, shard_set: Path) -> None:
+    """Of the same samples and batch size; its image size may be another one."""
+    loader = load(shard_set, name)
+    first = collect(loader)
+    plan = loader_for(replace(config_for(shard_set, "synthetic"), seed=5), "train").source.plan
+    for size in (64, 32):
+        loader.set_plan(plan.resized(size))
+        batches = collect(loader)
+        other = load(shard_set, name, image_size=size)
+        other.set_plan(plan.resized(size))
+        for ours, theirs, before in zip(batches, collect(other), first, strict=True):
+            assert ours.images.shape[1:3] == (size, size) and torch.equal(ours.images, theirs.images)
+            assert torch.equal(ours.sample_ids, theirs.sample_ids)
+            assert not torch.equal(ours.sample_ids, before.sample_ids)
+    smaller = copy.copy(plan)
+    smaller.batch_size //= 2
+    with pytest.raises(AssertionError):
+        loader.set_plan(smaller)
+    loader.close()
 
 
 @pytest.mark.parametrize(
@@ -222,10 +246,11 @@ def test_ffcv_leaves_torchs_threads_alone(shard_set: Path) -> None:
     script = f"""
 import sys, torch
 torch.set_num_threads(3)
-from sdpnet.pipelines.contract import ShardOptions, make_loader
+from sdpnet.pipelines.loader import make_loader
+from sdpnet.pipelines.options import ShardOptions
 from sdpnet.config.load import load_config
 config = load_config("debug", ["data.path={shard_set}", "data.pipeline=ffcv", "data.num_workers=1"])
-for _ in make_loader(config, "val", ShardOptions(), torch.device("cpu")).batches():
+for _ in make_loader(config.data, config.augment, "val", ShardOptions(), torch.device("cpu"), seed=0).batches():
     assert torch.get_num_threads() == 3
 assert torch.get_num_threads() == 3 and "ffcv" in sys.modules
 """
@@ -286,7 +311,7 @@ def test_dalis_graph_for_a_gpu_that_is_not_here(shard_set: Path, monkeypatch: py
         return define(*args, **options)
 
     monkeypatch.setattr(fn.decoders, "image_slice", telling)
-    loader = load(shard_set, "dali", hw_decoder_load=0.8)
+    loader = load(shard_set, "dali", dali=DaliOptions(hw_decoder_load=0.8))
     loader.source = replace(loader.source, device=torch.device("cuda", 0))
     loader._define()
     assert told["device"] == "mixed" and told["hw_decoder_load"] == 0.8

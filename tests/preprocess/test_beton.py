@@ -16,9 +16,10 @@ from PIL import Image
 from sdpnet.pipelines.errors import ShardError, UserError
 from sdpnet.pipelines.shards.beton import MODE_JPEG, MODE_RAW, BetonReader, validate_beton
 from sdpnet.pipelines.shards.layout import sha256_of
-from sdpnet.preprocess.conversion.journal import REENCODED, Records
 from sdpnet.preprocess.conversion.writers.beton import PAGE_SIZE, BetonWriter
+from sdpnet.preprocess.conversion.writers.records import Records
 from sdpnet.preprocess.encoding.encode import EncodedImage, EncodeSettings, encode_image
+from sdpnet.preprocess.workers.result import ImageState
 
 ROOT = Path(__file__).resolve().parents[2]
 # FFCV 1.0.2 and what it imports warn about their own code.
@@ -106,7 +107,8 @@ def test_a_later_writer_goes_on(tmp_path, kept):
             writer.add(image.data, 1)
     records = Records(tmp_path / "a.records", 0, 0)
     for label, image in enumerate(images):
-        records.append((len(image.data), zlib.crc32(image.data), label, image.height, image.width, REENCODED))
+        crc32 = zlib.crc32(image.data)
+        records.append((len(image.data), crc32, label, image.height, image.width, ImageState.REENCODED))
     with BetonWriter(tmp_path, "a", 6, 512) as writer:
         writer.resume(len(image.data) for image in images[:kept])
         for label, image in list(enumerate(images))[kept:]:

@@ -12,11 +12,12 @@ import pytest
 import torch
 from conversion import convert_folder
 from PIL import Image
+from pipeline_batches import loader_for
 
 from sdpnet.config.load import load_config
 from sdpnet.pipelines.augment import DeviceStage
-from sdpnet.pipelines.contract import AugmentOptions, ShardOptions, make_loader
 from sdpnet.pipelines.errors import ShardError
+from sdpnet.pipelines.options import AugmentOptions
 from sdpnet.pipelines.plan import MIX_CUTMIX, MIX_MIXUP
 from sdpnet.pipelines.shards.layout import open_split
 from sdpnet.preprocess.inspection.contact_sheet import (
@@ -68,7 +69,7 @@ def test_the_augmented_half_is_what_the_model_gets(shard_set: Path) -> None:
     """A training run of the shipped config with this seed and batch size, up to the JPEG of the page."""
     settings = [f"data.path={shard_set}", "data.pipeline=torchvision", "data.num_workers=1"]
     config = load_config("sdpnet_xl", [*settings, "data.batch_size_per_gpu=8", "seed=3"])
-    loader = make_loader(config, "train", ShardOptions(), torch.device("cpu"))
+    loader = loader_for(config, "train")
     batch = next(iter(loader.batches()))
     images, _ = DeviceStage(config.augment, 3, torch.float32, train=True)(batch)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (config.augment.mean, config.augment.std))

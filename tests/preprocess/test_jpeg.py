@@ -5,6 +5,7 @@ import subprocess
 import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -413,12 +414,8 @@ def test_every_processor_gives_the_same_bytes(tmp_path, monkeypatch):
         return [jpeg.reencode(file, *each) for file in files for each in options] + [keep(file) for file in files]
 
     expected = results()
-    try:
-        monkeypatch.setattr(jpeg, "LIBRARY", library)
-        jpeg._library.cache_clear()
-        assert jpeg.available() and results() == expected
-    finally:
-        jpeg._library.cache_clear()
+    monkeypatch.setattr(jpeg, "LIBRARY", replace(jpeg.LIBRARY, path=library))
+    assert jpeg.available() and results() == expected
 
 
 def test_crc32_is_zlibs():
@@ -500,13 +497,10 @@ def test_mutated_files_never_crash_and_never_give_other_pixels():
 
 def test_a_library_of_another_version_is_not_used(monkeypatch):
     assert jpeg.version().startswith(f"native codec {jpeg.INTERFACE}, libjpeg-turbo ")
-    try:
-        for name, value in (("INTERFACE", -1), ("LIBRARY", ROOT / "missing.so")):
-            with monkeypatch.context() as patch:
-                patch.setattr(jpeg, name, value)
-                jpeg._library.cache_clear()
-                assert not jpeg.available()
-                with pytest.raises(RuntimeError, match=r"not built: (\./dev setup --retry|install g\+\+)"):
-                    keep(PICTURE)
-    finally:
-        jpeg._library.cache_clear()
+    of_another = replace(jpeg.LIBRARY, interface=("codec_interface", -1))
+    for library in (of_another, replace(jpeg.LIBRARY, path=ROOT / "missing.so")):
+        with monkeypatch.context() as patch:
+            patch.setattr(jpeg, "LIBRARY", library)
+            assert not jpeg.available()
+            with pytest.raises(RuntimeError, match=r"not built: (\./dev setup --retry|install g\+\+)"):
+                keep(PICTURE)

@@ -13,7 +13,8 @@ from sdpnet.pipelines.errors import UserError
 from sdpnet.preprocess.encoding.encode import EncodeSettings
 from sdpnet.preprocess.sources.files.links import LOOPS, NOWHERE
 from sdpnet.preprocess.sources.scan import Scan, scan
-from sdpnet.preprocess.workers.child import Bad, encode_one
+from sdpnet.preprocess.workers.child import encode_one
+from sdpnet.preprocess.workers.result import Bad
 
 
 def encoded(format: str) -> bytes:

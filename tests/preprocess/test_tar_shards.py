@@ -17,10 +17,11 @@ from conversion import write_samples
 from sdpnet.pipelines.errors import UserError
 from sdpnet.pipelines.shards.manifest import ShardFile
 from sdpnet.pipelines.shards.tar import SAMPLE_DTYPE
-from sdpnet.preprocess.conversion.journal import BAD, REENCODED, Records
 from sdpnet.preprocess.conversion.writers import tar as tar_shards
+from sdpnet.preprocess.conversion.writers.records import Records
 from sdpnet.preprocess.conversion.writers.tar import SHARD_BYTES, TarWriter
 from sdpnet.preprocess.encoding.encode import EncodedImage
+from sdpnet.preprocess.workers.result import ImageState
 
 SIZES = (1, 511, 512, 513, 5000, 40, 1024, 3, 2048, 600, 700, 800)
 SMALL = 8192  # bytes a tar: several tars from SIZES
@@ -164,10 +165,10 @@ def test_bad_images_have_no_sample_and_labels_are_kept(tmp_path):
     with TarWriter(tmp_path, "a", 6, SMALL) as writer:
         writer.resume([])
         for image, label in zip(images, labels, strict=True):
-            records.append((0, 0, label, 0, 0, BAD))
+            records.append((0, 0, label, 0, 0, ImageState.BAD))
             writer.add(image.data, label)
             crc32 = zlib.crc32(image.data)
-            records.append((len(image.data), crc32, label, image.height, image.width, REENCODED))
+            records.append((len(image.data), crc32, label, image.height, image.width, ImageState.REENCODED))
         files = writer.finish(records)
     records.close()
     assert [file.num_samples for file in files] == [2, 2]
@@ -191,7 +192,8 @@ def test_a_later_writer_goes_on(tmp_path, kept):
     (tmp_path / "a-000009.samples").write_bytes(bytes(24))
     records = Records(tmp_path / "a.records", 0, 0)
     for label, image in enumerate(images):
-        records.append((len(image.data), zlib.crc32(image.data), label, image.height, image.width, REENCODED))
+        crc32 = zlib.crc32(image.data)
+        records.append((len(image.data), crc32, label, image.height, image.width, ImageState.REENCODED))
     with TarWriter(tmp_path, "a", len(SIZES), SMALL) as writer:
         writer.resume(len(image.data) for image in images[:kept])
         for label, image in list(enumerate(images))[kept:]:

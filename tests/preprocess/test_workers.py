@@ -17,7 +17,8 @@ from sdpnet.preprocess.encoding.encode import EncodeSettings, encode_image
 from sdpnet.preprocess.sources.files.location import Location
 from sdpnet.preprocess.sources.scan import scan
 from sdpnet.preprocess.workers import pool as workers
-from sdpnet.preprocess.workers.pool import Bad, Encoded, Workers, encode_all
+from sdpnet.preprocess.workers.pool import Workers, encode_all
+from sdpnet.preprocess.workers.result import Bad, Encoded
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = EncodeSettings(max_side=64)

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+from argparse import ArgumentParser
 from pathlib import Path
 
 import pytest
 import torch
 
 from sdpnet.benchmarks import depthwise as bench_depthwise
-from sdpnet.benchmarks.depthwise import DTYPES, main, measure
+from sdpnet.benchmarks.depthwise import DTYPES, add_arguments, main, measure, run
 from sdpnet.execution.depthwise_choice import CANDIDATES
 from sdpnet.pipelines.errors import UserError
 
@@ -43,5 +44,7 @@ def test_every_dtype_and_contestant_is_in_the_record(monkeypatch: pytest.MonkeyP
 
 
 def test_impossible_numbers() -> None:
+    parser = ArgumentParser()
+    add_arguments(parser)
     with pytest.raises(UserError, match=r"^--rounds = 0: must be at least 1$"):
-        main(["--rounds", "0"])
+        run(parser.parse_args(["--rounds", "0"]))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
+import inspect
 import json
 import shutil
 import subprocess
@@ -188,10 +191,27 @@ def test_help_lists_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert listed[5:] == ["sheet", "doctor", "describe", "verify", "bench"]
 
 
+ALONE = [f"preprocess.{name}" for name in ("adopt", "build_dali", "build_ffcv", "describe", "make_synthetic", "verify")]
+ALONE += ["pipelines.bench", "pipelines.benchmarks.augment", "benchmarks.depthwise", "benchmarks.step", "train"]
+
+
+@pytest.mark.parametrize(
+    "module", [*(f"sdpnet.{name}" for name in ALONE), *(name for name, _ in cli.COMMANDS.values())]
+)
+def test_every_command_has_the_same_functions(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command, parser = importlib.import_module(module), argparse.ArgumentParser()
+    assert command.add_arguments(parser) is None and len(parser._actions) > 1
+    assert list(inspect.signature(command.run).parameters) == ["arguments"]
+    assert {"add_arguments", "run"} <= set(command.__all__)
+    if module.removeprefix("sdpnet.") in ALONE:  # can be started by itself
+        assert "main" in command.__all__
+        with pytest.raises(SystemExit) as caught:
+            command.main(["--help"])
+        assert caught.value.code == 0 and capsys.readouterr().out.startswith("usage: ")
+
+
 def test_the_commands_and_flags_of_train_are_few() -> None:
     """A new flag is a decision: most settings belong into the config."""
-    import argparse
-
     parser = argparse.ArgumentParser()
     train.add_arguments(parser)
     flags = {option for action in parser._actions for option in action.option_strings}

@@ -13,6 +13,7 @@ import pytest
 import sdpnet.config.load
 from sdpnet.config.load import CONFIG_DIRECTORY, absolute_paths, dump_config, load_config
 from sdpnet.config.options import Config
+from sdpnet.config.renamed import say_once
 from sdpnet.pipelines.errors import UserError
 
 NAMES = sorted(str(p.relative_to(CONFIG_DIRECTORY).with_suffix("")) for p in CONFIG_DIRECTORY.rglob("*.yaml"))
@@ -64,6 +65,28 @@ def test_settings_override_in_order() -> None:
     assert isinstance(config.optim.eps, float)
 
 
+def test_keys_of_earlier_versions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: debug\ndata: {read_ahead_batches: 9, hw_decoder_load: 0.5}\n")
+    config = load_config(str(path), ["data.read_ahead_batches=0"])
+    assert config.data.native.read_ahead_batches == 0 and config.data.dali.hw_decoder_load == 0.5
+    assert capsys.readouterr().err.splitlines() == [
+        f"{path}: data.read_ahead_batches is now data.native.read_ahead_batches",
+        f"{path}: data.hw_decoder_load is now data.dali.hw_decoder_load",
+        "--set data.read_ahead_batches=0: data.read_ahead_batches is now data.native.read_ahead_batches",
+    ]
+    say_once("once for all processes", {"RANK": "1"})
+    assert capsys.readouterr().err == ""
+    path.write_text("data: {read_ahead_batches: 9, native: {read_ahead_batches: 8}}\n")
+    with pytest.raises(
+        UserError, match=r"mine\.yaml: data\.read_ahead_batches is the old name of data\.native\.read_ah"
+    ):
+        load_config(str(path))
+    path.write_text("data: {read_ahead_batches: 9, native: 8}\n")
+    with pytest.raises(UserError, match=r"unknown config key 'data\.read_ahead_batches'"):
+        load_config(str(path))
+
+
 def test_all_of_the_recipes_augmentation_is_one_setting_away() -> None:
     assert load_config("debug").augment.randaugment.enabled
     assert not load_config("debug", ["augment.randaugment.policy=none"]).augment.randaugment.enabled
@@ -74,6 +97,11 @@ def test_all_of_the_recipes_augmentation_is_one_setting_away() -> None:
     [
         ("optim.lrr=1", r"unknown config key 'optim\.lrr': did you mean 'lr'\?"),
         ("optin.lr=1", r"unknown config key 'optin': did you mean 'optim'\?"),
+        (
+            "data.native.read_ahead=1",
+            r"unknown config key 'data\.native\.read_ahead': did you mean 'read_ahead_batches'",
+        ),
+        ("data.dali.hw_decoder_load=2", r"data\.dali\.hw_decoder_load = 2\.0: must be in \[0, 1\]"),
         ("data.crop.scales=1", r"unknown config key 'data\.crop\.scales': did you mean 'scale'\?"),
         ("optim.lr=fast", r"optim\.lr = 'fast': must be a number"),
         ("optim.lr=-1", r"optim\.lr = -1\.0: must be above 0"),

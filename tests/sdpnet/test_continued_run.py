@@ -6,10 +6,13 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from trainings import arguments, metrics, stop_after
+import yaml
+from trainings import arguments, metrics, same_run, stop_after
 
+from sdpnet.checkpoints.file import write_checkpoint
 from sdpnet.checkpoints.model import latest_checkpoint, load_checkpoint
 from sdpnet.pipelines.shards.manifest import Manifest, read_manifest
 from sdpnet.train import main
@@ -155,3 +158,32 @@ def test_where_there_is_nothing_to_resume(
     assert capsys.readouterr().err.endswith(f"or continue the run that is there: train --resume --out {stopped}\n")
     assert main(["--resume", *arguments(shard_set, typo, "train.epochs=1")]) == 0  # for jobs that always pass it
     assert f"no checkpoint in {typo / 'checkpoints'} yet: the run begins\n" in capsys.readouterr().out
+
+
+def test_a_run_that_was_begun_with_old_keys_continues(
+    stopped: Path, uninterrupted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before there were sections for each executor, their knobs stood in the section `data` itself."""
+
+    def as_before(data: dict[str, Any]) -> None:
+        data["read_ahead_batches"] = data.pop("native")["read_ahead_batches"] + 1
+        data["hw_decoder_load"] = data.pop("dali")["hw_decoder_load"]
+
+    own, newest = stopped / "config.yaml", latest_checkpoint(stopped / "checkpoints")
+    assert newest is not None
+    values, state = yaml.safe_load(own.read_text()), load_checkpoint(newest)
+    as_before(values["data"])
+    as_before(state["config"]["data"])
+    own.write_text(yaml.safe_dump(values))
+    write_checkpoint(newest, state)
+    capsys.readouterr()
+    key = "data.native.read_ahead_batches"
+    assert main(["--resume", "--out", str(stopped), "--set", f"{key}=7"]) == 0
+    out, err = capsys.readouterr()
+    assert err.splitlines() == [
+        f"{own}: data.read_ahead_batches is now {key}",
+        f"{own}: data.hw_decoder_load is now data.dali.hw_decoder_load",
+    ]
+    assert f"config: {key} was 5, is 7 from here on" in out and "hw_decoder_load" not in out
+    assert yaml.safe_load(own.read_text())["data"]["native"] == {"read_ahead_batches": 7}
+    same_run(uninterrupted, stopped)

@@ -12,8 +12,8 @@ from sdpnet.distributed.processes import Processes
 from sdpnet.execution import depthwise_choice
 from sdpnet.execution.depthwise_choice import CANDIDATES, block_seconds, choose_depthwise
 from sdpnet.model.sdpnet import SdPNet, create_model_options
-from sdpnet.pipelines.contract import ShardOptions
 from sdpnet.pipelines.errors import UserError
+from sdpnet.pipelines.options import ShardOptions
 
 ALONE = Processes(ShardOptions(), torch.device("cpu"))
 

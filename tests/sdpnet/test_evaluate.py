@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pipeline_batches import loader_for
 from torch import nn
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.functional import accuracy
@@ -15,7 +16,8 @@ from sdpnet.config.load import load_config
 from sdpnet.distributed.processes import Processes
 from sdpnet.model.sdpnet import create_model
 from sdpnet.pipelines.augment import DeviceStage
-from sdpnet.pipelines.contract import AugmentOptions, Batch, ShardOptions, make_loader
+from sdpnet.pipelines.contract import Batch
+from sdpnet.pipelines.options import AugmentOptions, ShardOptions
 from sdpnet.training.evaluate import evaluate, write_per_class
 
 ALONE = Processes(ShardOptions(), torch.device("cpu"))
@@ -25,7 +27,7 @@ ALONE = Processes(ShardOptions(), torch.device("cpu"))
 def test_scores_equal_torchmetrics_on_each_sample_once(batch_size: int, shard_set: Path) -> None:
     settings = [f"data.path={shard_set}", "data.pipeline=torchvision", "data.num_workers=1"]
     config = load_config("debug", [*settings, f"data.batch_size_per_gpu={batch_size}"])
-    loader = make_loader(config, "val", ShardOptions(), ALONE.device)
+    loader = loader_for(config, "val")
     stage = DeviceStage(AugmentOptions(), 9, torch.float32, train=False)
     torch.manual_seed(0)
     model = create_model("sdpnet_tiny", 9)
@@ -64,7 +66,7 @@ class OneBatch:
 def test_padding_is_never_scored(right: bool, shard_set: Path) -> None:
     """The model is right about all images but the padding, or about none but the padding."""
     config = load_config("debug", [f"data.path={shard_set}", "data.pipeline=torchvision", "data.batch_size_per_gpu=4"])
-    batch = list(make_loader(config, "val", ShardOptions(), ALONE.device).batches())[-1]
+    batch = list(loader_for(config, "val").batches())[-1]
     assert batch.valid.tolist() == [True, True, False, False]
 
     class SaysTheLabels(nn.Module):
@@ -84,7 +86,7 @@ def test_padding_is_never_scored(right: bool, shard_set: Path) -> None:
 
 def test_a_loss_that_is_not_finite_counts_only_where_the_sample_does(shard_set: Path) -> None:
     config = load_config("debug", [f"data.path={shard_set}", "data.pipeline=torchvision", "data.batch_size_per_gpu=4"])
-    batch = list(make_loader(config, "val", ShardOptions(), ALONE.device).batches())[-1]
+    batch = list(loader_for(config, "val").batches())[-1]
 
     class InfiniteWhereInvalid(nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -116,6 +118,6 @@ def test_the_table_of_classes(tmp_path: Path) -> None:
 
 def test_an_interruption_gives_no_scores(shard_set: Path) -> None:
     config = load_config("debug", [f"data.path={shard_set}", "data.pipeline=synthetic", "data.batch_size_per_gpu=4"])
-    loader = make_loader(config, "val", ShardOptions(), ALONE.device)
+    loader = loader_for(config, "val")
     stage = DeviceStage(AugmentOptions(), 3, torch.float32, train=False)
     assert evaluate(create_model("sdpnet_tiny", 3), loader, stage, ALONE, lambda: True) is None

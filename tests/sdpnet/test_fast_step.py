@@ -15,7 +15,7 @@ from sdpnet.config.load import load_config
 from sdpnet.distributed.processes import Processes
 from sdpnet.execution.hardware import StepChoices, choose_step, look_at
 from sdpnet.optim.optimizer import make_optimizer
-from sdpnet.pipelines.contract import ShardOptions
+from sdpnet.pipelines.options import ShardOptions
 from sdpnet.reporting.step_profile import StepProfile
 from sdpnet.train import take_step
 from sdpnet.training.setup import prepare

@@ -10,7 +10,7 @@ import torch
 from sdpnet.distributed.processes import Processes
 from sdpnet.execution.memory_format import choose_memory_format
 from sdpnet.model.sdpnet import SdPNet, create_model_options
-from sdpnet.pipelines.contract import ShardOptions
+from sdpnet.pipelines.options import ShardOptions
 
 ALONE = Processes(ShardOptions(), torch.device("cpu"))
 

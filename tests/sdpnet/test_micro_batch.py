@@ -15,8 +15,8 @@ from sdpnet.execution.micro_batch import _BESIDE, Fit, choose_micro_batch, out_o
 from sdpnet.model.sdpnet import SdPNet, create_model
 from sdpnet.optim.loss import soft_cross_entropy
 from sdpnet.pipelines.augment import DeviceStage
-from sdpnet.pipelines.contract import ShardOptions
 from sdpnet.pipelines.errors import UserError
+from sdpnet.pipelines.options import ShardOptions
 
 ON_CPU = Processes(ShardOptions(0, 1), torch.device("cpu"))
 

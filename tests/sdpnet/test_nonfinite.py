@@ -14,7 +14,7 @@ from sdpnet.model.sdpnet import create_model
 from sdpnet.optim.ema import ModelEma
 from sdpnet.optim.nonfinite import Guard, NonFinite, Verdict
 from sdpnet.optim.optimizer import make_optimizer, step_unless
-from sdpnet.pipelines.contract import ShardOptions
+from sdpnet.pipelines.options import ShardOptions
 
 ALONE = Processes(ShardOptions(0, 1), torch.device("cpu"))
 FINITE, NAN, INFINITE = torch.tensor(1.0), torch.tensor(float("nan")), torch.tensor(float("inf"))

@@ -11,8 +11,8 @@ from equality import equal
 from sdpnet.checkpoints.file import write_checkpoint
 from sdpnet.checkpoints.resume import load_newest, require_same_order, require_same_step
 from sdpnet.distributed.processes import Processes
-from sdpnet.pipelines.contract import ShardOptions
 from sdpnet.pipelines.errors import UserError
+from sdpnet.pipelines.options import ShardOptions
 
 PATH = Path("run/checkpoints/step_00000008.pt")
 ORDER = {"seed": 3, "global_batch_size": 1024, "num_samples": 50_000}

@@ -8,8 +8,8 @@ import pytest
 from forked import run_group
 
 from sdpnet.distributed.processes import Processes, join_group, leave_group
-from sdpnet.pipelines.contract import ShardOptions
 from sdpnet.pipelines.errors import UserError
+from sdpnet.pipelines.options import ShardOptions
 from sdpnet.training.same_start import code_facts, require_same_start, shard_facts
 
 SAME = {"optim.lr": "0.001", "sdpnet's code (SHA-256)": "a" * 64}

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pipeline_batches import loader_for
 
 from sdpnet import cli
 from sdpnet.commands.sheet import augmented_batch, describe, draw
 from sdpnet.config.load import load_config
 from sdpnet.pipelines.augment import DeviceStage
-from sdpnet.pipelines.contract import ShardOptions, make_loader
 from sdpnet.pipelines.plan import MIX_CUTMIX, MIX_MIXUP, MIX_NONE, BatchPlan
 from sdpnet.pipelines.planning.policies import Operation
 
@@ -103,7 +103,7 @@ def test_every_operation_has_words_of_its_own() -> None:
 def test_the_images_are_what_the_model_gets(shard_set: Path, policy: str) -> None:
     config = load_config("debug", settings(shard_set, f"augment.randaugment.policy={policy}", "seed=3"))
     images, lines = augmented_batch(config, 2, 1)
-    loader = make_loader(config, "train", ShardOptions(), torch.device("cpu"))
+    loader = loader_for(config, "train")
     batch = list(loader.batches(2))[1]
     expected, targets = DeviceStage(config.augment, 3, torch.float32, train=True)(batch)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (config.augment.mean, config.augment.std))

@@ -23,7 +23,7 @@ from sdpnet.checkpoints.model import latest_checkpoint, load_checkpoint, load_mo
 from sdpnet.config.load import load_config
 from sdpnet.distributed.processes import Processes
 from sdpnet.model.sdpnet import SdPNet
-from sdpnet.pipelines.contract import ShardOptions
+from sdpnet.pipelines.options import ShardOptions
 from sdpnet.reporting.reporter import Reporter
 from sdpnet.train import main
 from sdpnet.training.evaluate import evaluate

@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 import torch
+from pipeline_batches import loader_for
 from rich.console import Console
 from rich.table import Table
 
 from sdpnet.config.load import load_config
-from sdpnet.pipelines.contract import ShardOptions, make_loader
 
 LIMITS = {"native": 1.0, "dali": 0.5, "ffcv": 4.0}  # mean absolute difference, levels of 255
 SETTINGS = ["data.image_size=224", "data.batch_size_per_gpu=50", "data.num_workers=0"]
@@ -45,7 +45,7 @@ def compare(data: str, pipeline: str, split: Literal["train", "val"]) -> Agreeme
     loaders = []
     for name in ("torchvision", pipeline):
         config = load_config("debug", [f"data.path={data}", f"data.pipeline={name}", *SETTINGS])
-        loaders.append(make_loader(config, split, ShardOptions(), torch.device("cpu")))
+        loaders.append(loader_for(config, split))
     same_ids = same_labels = True
     differences = []
     for reference, ours in zip(*(loader.batches(epoch=1) for loader in loaders), strict=True):

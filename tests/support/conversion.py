@@ -12,11 +12,12 @@ from typing import Any
 from sdpnet.pipelines.shards.manifest import Manifest, ShardFile
 from sdpnet.preprocess.conversion.command import encoded_images, plan_conversion
 from sdpnet.preprocess.conversion.convert import MakeWriter, OnBad, convert
-from sdpnet.preprocess.conversion.journal import REENCODED, Records
 from sdpnet.preprocess.conversion.writers.beton import BetonWriter
+from sdpnet.preprocess.conversion.writers.records import Records
 from sdpnet.preprocess.encoding.encode import EncodedImage, EncodeSettings
 from sdpnet.preprocess.sources.scan import Scan, scan
 from sdpnet.preprocess.workers.pool import Workers
+from sdpnet.preprocess.workers.result import ImageState
 
 
 def convert_folder(
@@ -53,7 +54,7 @@ def write_samples(
         writer.resume([])
         for label, image in enumerate(images):
             writer.add(image.data, label)
-            record = (len(image.data), zlib.crc32(image.data), label, image.height, image.width, REENCODED)
+            record = (len(image.data), zlib.crc32(image.data), label, image.height, image.width, ImageState.REENCODED)
             records.append(record)
         files = writer.finish(records)
     records.close()

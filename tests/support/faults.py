@@ -240,7 +240,7 @@ def _convert(request: dict[str, Any], report: int) -> int:
     """In the forked child: the command, with small pages and tars, a commit at each image and the fault."""
     from sdpnet.preprocess import build_dali, build_ffcv
     from sdpnet.preprocess.conversion import command as build
-    from sdpnet.preprocess.conversion import convert
+    from sdpnet.preprocess.conversion import committer
     from sdpnet.preprocess.conversion.writers import beton
     from sdpnet.preprocess.conversion.writers import tar as tar_shards
 
@@ -254,9 +254,9 @@ def _convert(request: dict[str, Any], report: int) -> int:
 
     build_ffcv.BetonWriter = SmallPages
     build_dali.TarWriter = SmallTars
-    convert.COMMIT_SECONDS = 0.0
+    committer.COMMIT_SECONDS = 0.0
     if not request["processes"]:
-        convert.ThreadPoolExecutor = _Inline
+        committer.ThreadPoolExecutor = _Inline
         build._workers = lambda arguments: 0
     arguments = request["arguments"]
     out = os.path.abspath(arguments[arguments.index("--out") + 1])

@@ -18,7 +18,8 @@ from sdpnet.pipelines.augment.fused import launch as fused
 from sdpnet.pipelines.augment.fused.launch import finish, split_draws
 from sdpnet.pipelines.augment.reference.geometry import GEOMETRIC
 from sdpnet.pipelines.augment.reference.operations import apply_operations
-from sdpnet.pipelines.contract import AugmentOptions, Batch
+from sdpnet.pipelines.contract import Batch
+from sdpnet.pipelines.options import AugmentOptions
 from sdpnet.pipelines.plan import MIX_CUTMIX, MIX_MIXUP, MIX_NONE, BatchPlan, EraseOptions, MixOptions, Plan
 from sdpnet.pipelines.planning.policies import Operation, RandAugmentOptions
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from sdpnet.config.load import load_config
 from sdpnet.config.options import Config
-from sdpnet.pipelines.contract import AugmentOptions, Batch, Loader, ShardOptions, make_loader
+from sdpnet.pipelines.contract import Batch, Loader
+from sdpnet.pipelines.loader import make_loader
 from sdpnet.pipelines.native import decoder as native_decoder
+from sdpnet.pipelines.options import AugmentOptions, ShardOptions
 
-__all__ = ["CPU", "collect", "config_for", "installed", "kept", "load", "pipeline"]
+__all__ = ["CPU", "collect", "config_for", "installed", "kept", "load", "loader_for", "pipeline"]
 
 CPU = torch.device("cpu")
 
@@ -34,6 +37,12 @@ def config_for(data: Path, name: str, **changes: object) -> Config:
     return replace(config, data=replace(config.data, **{"num_workers": 2, **changes}))
 
 
+def loader_for(config: Config, split: str, shard: ShardOptions | None = None) -> Loader:
+    """The loader that a training with this config has."""
+    kind: Any = split
+    return make_loader(config.data, config.augment, kind, shard or ShardOptions(), CPU, seed=config.seed)
+
+
 def load(
     data: Path,
     name: str,
@@ -44,7 +53,7 @@ def load(
 ) -> Loader:
     config = config_for(data, name, **changes)
     config = replace(config, augment=augment or config.augment)
-    return make_loader(config, split, shard or ShardOptions(), CPU)  # type: ignore[arg-type]
+    return loader_for(config, split, shard or ShardOptions())
 
 
 def kept(batch: Batch) -> Batch:

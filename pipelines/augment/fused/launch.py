@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from sdpnet.pipelines import triton_support
 from sdpnet.pipelines.augment.reference.geometry import GEOMETRIC, affine_matrices
 from sdpnet.pipelines.augment.reference.operations import apply_operations
-from sdpnet.pipelines.contract import AugmentOptions
+from sdpnet.pipelines.options import AugmentOptions
 from sdpnet.pipelines.plan import ERASE_MODES, BatchPlan
 from sdpnet.pipelines.planning.policies import Operation
 
@@ -40,21 +41,14 @@ _STATISTICAL = (Operation.CONTRAST, Operation.AUTOCONTRAST, Operation.EQUALIZE)
 @functools.cache
 def runs_on(device: torch.device) -> bool:
     """Whether the kernels can run there: NVIDIA GPUs of compute capability 7.5 or more, if Triton can be imported."""
-    if device.type != "cuda" or torch.version.cuda is None:
-        return False
-    return torch.cuda.get_device_capability(device) >= _LEAST_CAPABILITY and _kernels() is not None
+    return triton_support.runs_on(device, _LEAST_CAPABILITY, _kernels)
 
 
 @functools.cache
 def _kernels() -> Any:
     """The modules of the kernels, last kernel first, or None without Triton."""
-    try:
-        from sdpnet.pipelines.augment.fused import finish as fused_kernel
-        from sdpnet.pipelines.augment.fused import neighbours as fused_neighbours
-        from sdpnet.pipelines.augment.fused import statistics as fused_statistics
-    except ImportError:
-        return None
-    return fused_kernel, fused_neighbours, fused_statistics
+    room = "sdpnet.pipelines.augment.fused"
+    return triton_support.import_kernels(f"{room}.finish", f"{room}.neighbours", f"{room}.statistics")
 
 
 def split_draws(operations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -26,7 +26,8 @@ from sdpnet.pipelines.shards.beton import (
 )
 from sdpnet.pipelines.shards.layout import sha256_of
 from sdpnet.pipelines.shards.manifest import ShardFile
-from sdpnet.preprocess.conversion.journal import BAD, Records, require_bytes
+from sdpnet.preprocess.conversion.writers.records import Records, require_bytes
+from sdpnet.preprocess.workers.result import ImageState
 
 __all__ = ["PAGE_SIZE", "BetonWriter"]
 
@@ -122,7 +123,7 @@ class BetonWriter:
         num_samples, end = 0, self._data_start
         with open_new(crc32_path) as checksums:
             for piece in records.pieces():
-                piece = piece[piece["state"] != BAD]
+                piece = piece[piece["state"] != ImageState.BAD]
                 metadata = np.zeros(len(piece), METADATA_DTYPE)
                 metadata["mode"] = MODE_JPEG
                 for name in ("width", "height", "label"):

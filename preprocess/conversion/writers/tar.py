@@ -17,7 +17,8 @@ from sdpnet.pipelines.files.publish import open_new, write_all
 from sdpnet.pipelines.shards.layout import sha256_of
 from sdpnet.pipelines.shards.manifest import ShardFile
 from sdpnet.pipelines.shards.tar import BLOCK, END_BYTES, SAMPLE_DTYPE, sample_bytes
-from sdpnet.preprocess.conversion.journal import BAD, Records, require_bytes
+from sdpnet.preprocess.conversion.writers.records import Records, require_bytes
+from sdpnet.preprocess.workers.result import ImageState
 
 __all__ = ["SHARD_BYTES", "TarWriter"]
 
@@ -132,7 +133,7 @@ class TarWriter:
         samples: list[tuple[int, ...]] = []
         for piece in records.pieces():
             for size, crc32, label, height, width, state in piece.tolist():
-                if state == BAD:
+                if state == ImageState.BAD:
                     continue
                 at, start = self._place(shard, end, size)
                 if at != shard:

@@ -1,0 +1,104 @@
+"""Opens a shard set's split as a loader: `make_loader` is the only door to the pipelines.
+
+DataOptions, AugmentOptions, seed --make_plan--> Plan
+shards, Plan --(the executor that `data.pipeline` names)--> Loader
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+
+from sdpnet.pipelines.contract import Loader, Source
+from sdpnet.pipelines.errors import UserError
+from sdpnet.pipelines.executors.registry import PIPELINES, choose_pipeline, executor_of
+from sdpnet.pipelines.options import AugmentOptions, DataOptions, ShardOptions
+from sdpnet.pipelines.plan import Plan
+from sdpnet.pipelines.shards.layout import open_split
+
+__all__ = ["make_loader", "make_plan"]
+
+
+def make_loader(
+    data: DataOptions,
+    augment: AugmentOptions,
+    split: Literal["train", "val"],
+    shard: ShardOptions,
+    device: torch.device,
+    *,
+    seed: int,
+) -> Loader:
+    """Opens the shard set at `data.path` and returns the loader of its training or evaluation split.
+
+    Args:
+        data: which shard set, and how it is read.
+        augment: what the plan draws for the device stage. An evaluation split has no draws.
+        split: the role; `data.train_split` and `data.val_split` are the names in the shard set.
+        shard: this process's part of each batch.
+        device: where batches go.
+        seed: decides all draws of the plan; any integer.
+
+    Raises:
+        ShardError: what is on disk is not a valid shard set.
+        BackendMissingError: the pipeline's library cannot be imported; the message has the cause, the command that
+            mends it, and the pipelines that would work. An explicit choice never falls back.
+        UserError: the batch size does not fit the split, or `data.on_error` is "mask" with a pipeline that cannot mask.
+    """
+    if data.pipeline not in ("auto", *PIPELINES):
+        raise UserError(f"data.pipeline = {data.pipeline!r}: must be one of auto, {', '.join(PIPELINES)}")
+    if not data.path:
+        raise UserError("no shard set given: pass --data SHARDS (made by preprocess/build_ffcv.py)")
+    name = data.train_split if split == "train" else data.val_split
+    manifest, reader = open_split(data.path, name)
+    if reader.num_samples == 0:
+        raise UserError(f"{reader.path}: the split has no samples")
+    plan = make_plan(data, augment, reader.sizes, train=split == "train", world_size=shard.world_size, seed=seed)
+    auto = data.pipeline == "auto"
+    pipeline = choose_pipeline(device, manifest.splits[name].format) if auto else data.pipeline
+    if data.on_error == "mask" and not PIPELINES[pipeline].can_mask:
+        able = " or ".join(name for name, executor in PIPELINES.items() if executor.can_mask)
+        raise UserError(f"data.on_error = 'mask': pipeline {pipeline!r} cannot mask, only --pipeline {able} can")
+    source = Source(reader, plan, shard, device, data.threads(shard.local_world_size), data)
+    return executor_of(pipeline)(source, manifest)
+
+
+def make_plan(
+    data: DataOptions, augment: AugmentOptions, sizes: np.ndarray, *, train: bool, world_size: int, seed: int
+) -> Plan:
+    """The plan of a training or an evaluation split for images of these sizes (int32 (N, 2): height, width).
+
+    Raises `UserError` where a training batch cannot be made: of an odd size with MixUp or CutMix, or larger than the
+    split.
+    """
+    batch_size = data.batch_size_per_gpu * world_size
+    if not train:
+        return Plan(
+            seed=seed,
+            sizes=sizes,
+            batch_size=batch_size,
+            image_size=data.image_size,
+            order="sequential",
+            centre_fraction=data.centre_fraction,
+        )
+    if augment.mix.enabled and data.batch_size_per_gpu % 2:
+        raise UserError(
+            f"data.batch_size_per_gpu = {data.batch_size_per_gpu}: MixUp and CutMix mix pairs: must be even"
+        )
+    if len(sizes) < batch_size:
+        raise UserError(
+            f"the training split has {len(sizes)} samples, fewer than one batch "
+            f"(data.batch_size_per_gpu {data.batch_size_per_gpu} x {world_size} processes); lower the batch size"
+        )
+    return Plan(
+        seed=seed,
+        sizes=sizes,
+        batch_size=batch_size,
+        image_size=data.image_size,
+        order=data.order,
+        crop=data.crop,
+        randaugment=augment.randaugment,
+        erase=augment.erase,
+        mix=augment.mix,
+    )

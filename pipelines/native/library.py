@@ -1,0 +1,68 @@
+"""Loads the native libraries of this package with ctypes: every call of their functions runs without the GIL.
+
+A library is built when the package is installed and may be missing, or may be left by another version of the package:
+its interface function says which version it is of. Worker processes import this module, so it imports little.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.machinery import EXTENSION_SUFFIXES
+from typing import Any
+
+__all__ = ["NativeLibrary", "library_path"]
+
+
+def library_path(folder: str, name: str) -> str:
+    """Where setuptools puts the library `name` of the package in this folder."""
+    return os.path.join(folder, f"{name}{EXTENSION_SUFFIXES[0]}")
+
+
+@dataclass
+class NativeLibrary:
+    """A library that is loaded when it is first asked for; whether that succeeds is found out once.
+
+    Attributes:
+        path: of the file.
+        interface: the name of a function without arguments, and the number that it must return.
+        declare: sets the argument and result types of the library's functions.
+    """
+
+    path: str | os.PathLike[str]
+    interface: tuple[str, int]
+    declare: Callable[[Any], None]
+    _loaded: ctypes.CDLL | str | None = field(default=None, init=False, repr=False, compare=False)
+
+    def load(self) -> ctypes.CDLL:
+        """The library. Raises `OSError` with the reason where it cannot be used."""
+        if self._loaded is None:
+            try:
+                self._loaded = self._open()
+            except OSError as error:
+                self._loaded = str(error)
+        if isinstance(self._loaded, str):
+            raise OSError(self._loaded)
+        return self._loaded
+
+    def available(self) -> bool:
+        """Whether the library was built, by this version of the package, and can be loaded."""
+        try:
+            self.load()
+        except OSError:
+            return False
+        return True
+
+    def _open(self) -> ctypes.CDLL:
+        library = ctypes.CDLL(os.fspath(self.path))
+        name, wanted = self.interface
+        try:
+            found = getattr(library, name)()
+        except AttributeError:
+            found = None
+        if found != wanted:
+            raise OSError(f"{self.path}: built by another version of this package (interface {found}, not {wanted})")
+        self.declare(library)
+        return library

@@ -1,0 +1,99 @@
+"""The records of a split's images, by which a later run knows what an earlier one has written.
+
+    NAME.records     one `RECORD_DTYPE` record an image, in the order of the source
+
+How many of them count is said by the journal (`sdpnet.preprocess.conversion.journal`).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import numpy as np
+
+from sdpnet.pipelines.errors import UserError
+from sdpnet.pipelines.files.publish import write_all
+from sdpnet.pipelines.files.regular import NotRegularError, open_regular_file
+
+__all__ = ["RECORD_DTYPE", "Records", "not_ours", "open_plain", "require_bytes"]
+
+RECORD_DTYPE = np.dtype(
+    [("size", "<u4"), ("crc32", "<u4"), ("label", "<i4"), ("height", "<u2"), ("width", "<u2"), ("state", "u1")]
+)  # `state` is `sdpnet.preprocess.workers.result.ImageState`
+_RECORD: Final = struct.Struct("<IIiHHB")  # the same
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """Opens a file of unfinished work to be read. Raises `UserError` for a pipe or the like, and waits for none."""
+    try:
+        return open(open_regular_file(path), "rb")
+    except NotRegularError:
+        raise not_ours(path) from None
+
+
+def not_ours(path: Path) -> UserError:
+    """The error for a file among unfinished work that no conversion has written."""
+    return UserError(f"{path}: is no file of a conversion; remove {path.parent} to start over")
+
+
+class Records:
+    """The records of one split's images, appended one by one. `done` is their number and their bytes' CRC-32.
+
+    Raises `UserError` when the file does not have the `count` records with the checksum `crc32` that the journal says.
+    """
+
+    def __init__(self, path: Path, count: int, crc32: int) -> None:
+        self.path = path
+        self.done = (count, crc32)  # in one, because Ctrl-C may come between any two assignments
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        if not stat.S_ISREG(os.fstat(self._file).st_mode):
+            os.close(self._file)
+            raise not_ours(path)
+        os.ftruncate(self._file, min(os.fstat(self._file).st_size, count * RECORD_DTYPE.itemsize))
+        complete = os.fstat(self._file).st_size == count * RECORD_DTYPE.itemsize
+        found = 0
+        for piece in self.pieces() if complete else ():
+            found = zlib.crc32(piece.tobytes(), found)
+        if not complete or found != crc32:
+            os.close(self._file)
+            raise UserError(f"{path}: is not as the journal beside it says; remove {path.parent} to start over")
+
+    @property
+    def count(self) -> int:
+        return self.done[0]
+
+    def append(self, record: tuple[int, int, int, int, int, int]) -> None:
+        """Adds (size, crc32, label, height, width, state)."""
+        content = _RECORD.pack(*record)
+        count, crc32 = self.done
+        write_all(self._file, content, count * RECORD_DTYPE.itemsize)
+        self.done = (count + 1, zlib.crc32(content, crc32))
+
+    def sync(self) -> None:
+        os.fsync(self._file)
+
+    def pieces(self, length: int = 65_536) -> Iterator[np.ndarray]:
+        """The records in pieces, `RECORD_DTYPE` (up to `length`,), read from the file as they are used."""
+        if self.count:
+            records = np.memmap(self.path, RECORD_DTYPE, mode="r")
+            for start in range(0, self.count, length):
+                yield records[start : min(start + length, self.count)]
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+def require_bytes(file: int, size: int, path: Path) -> None:
+    """Raises `UserError` when an open file is shorter than the images in it that the journal counts."""
+    found = os.fstat(file).st_size
+    if found < size:
+        raise UserError(
+            f"{path}: {found:,} bytes, but the journal beside it counts images to byte {size:,}; remove {path.parent} "
+            "to start over"
+        )
