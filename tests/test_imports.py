@@ -26,6 +26,7 @@ NATIVE = (*BASE, "pipelines/native")
 IMAGES = (*NATIVE, "pipelines/images")
 SHARDS = (*IMAGES, "pipelines/shards")
 TERMINAL = (*SHARDS, "pipelines/terminal")
+PAGES = (*BASE, "pipelines/pages")
 PLAN = (*BASE, "pipelines/planning", "pipelines/plan")
 CONTRACT = (*PLAN, *TERMINAL, "pipelines/contract")
 AUGMENT = (*CONTRACT, "pipelines/augment", "pipelines/augment/reference", "pipelines/augment/fused")
@@ -35,14 +36,14 @@ SOURCES = (*TERMINAL, *FILES_OF_SOURCES, "preprocess/sources")
 ENCODING = (*TERMINAL, *FILES_OF_SOURCES, "preprocess/encoding")
 WORKERS = (*ENCODING, "preprocess/workers")
 CONVERSION = (*SOURCES, *WORKERS, "preprocess/conversion", "preprocess/conversion/writers")
-INSPECTION = (*AUGMENT, "preprocess/inspection")
+INSPECTION = (*AUGMENT, *PAGES, "preprocess/inspection")
 MODEL = (*CONTRACT, "sdpnet/model")
 CONFIG = (*MODEL, "sdpnet/config")
 DISTRIBUTED = (*CONTRACT, "sdpnet/distributed")
 OPTIM = (*CONFIG, *DISTRIBUTED, "sdpnet/optim")
 CHECKPOINTS = (*OPTIM, "sdpnet/checkpoints")
 EXECUTION = (*CHECKPOINTS, "sdpnet/execution")
-REPORTING = (*CHECKPOINTS, "sdpnet/reporting")
+REPORTING = (*CHECKPOINTS, *PAGES, "sdpnet/reporting")
 TRAINING = (*AUGMENT, *EXECUTION, *REPORTING, "sdpnet/training")
 BENCHMARKS = (*AUGMENT, *EXECUTORS, "pipelines", "pipelines/benchmarks")
 ALLOWED = {
@@ -52,6 +53,7 @@ ALLOWED = {
     "pipelines/images": IMAGES,
     "pipelines/shards": SHARDS,
     "pipelines/terminal": TERMINAL,
+    "pipelines/pages": PAGES,
     "pipelines/planning": PLAN,
     "pipelines/plan": PLAN,
     "pipelines/contract": CONTRACT,
