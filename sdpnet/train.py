@@ -15,6 +15,7 @@ from torch import nn
 from sdpnet.checkpoints.model import Checkpoints, latest_checkpoint, load_newest, require_same_step, write_atomically
 from sdpnet.config.load import PATH_KEYS, absolute_paths, dump_config, flat_values, load_config
 from sdpnet.config.options import Config
+from sdpnet.config.setting import add_settings
 from sdpnet.distributed.interrupt import stop_signals
 from sdpnet.distributed.processes import (
     Arriving,
@@ -236,9 +237,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", help="shard set made by preprocess/build_ffcv.py (config key data.path)")
     parser.add_argument("--out", required=True, type=Path, help="directory of the run")
     parser.add_argument("--pipeline", choices=["auto", *PIPELINES], help="config key data.pipeline")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="any config key, such as optim.lr=1e-3"
-    )
+    add_settings(parser)
     parser.add_argument("--resume", action="store_true", help="continue the newest checkpoint in --out")
     first, count = DEFAULT_STEPS
     traced = f"write a trace of {count} steps to OUT/trace.json (config key log.profile = [{first}, {count}])"
