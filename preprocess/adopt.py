@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import codecs
 import sys
-import zlib
 from itertools import combinations
 from pathlib import Path
 from typing import Final
@@ -22,6 +21,7 @@ if not __package__:  # run as a file: import from the checkout, and nothing by i
     from sdpnet import preprocess  # noqa: F401 - from here on, Ctrl-C ends with one line
 
 import numpy as np
+from zlib_ng import zlib_ng
 
 from sdpnet.pipelines.errors import ShardError, UserError, printable, run_command
 from sdpnet.pipelines.files.publish import holds, publish_bytes
@@ -144,7 +144,7 @@ def _checksums(split: str, reader: BetonReader) -> bytes:
     checksums = np.zeros(reader.num_samples, CRC32_DTYPE)
     with Meter(split, 0, reader.num_samples) as meter:
         for sample in range(reader.num_samples):
-            checksums[sample] = zlib.crc32(reader.encoded(sample).data)
+            checksums[sample] = zlib_ng.crc32(reader.encoded(sample).data)
             meter.advance(0)
     return checksums.tobytes()
 

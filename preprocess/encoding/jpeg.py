@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import zlib
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -23,7 +22,6 @@ __all__ = [
     "TooLargeError",
     "UnsupportedError",
     "available",
-    "crc32",
     "encode",
     "keep",
     "reencode",
@@ -77,14 +75,6 @@ def available() -> bool:
 def version() -> str:
     """The codec's own version and that of the libjpeg-turbo it was built with."""
     return f"native codec {INTERFACE}, libjpeg-turbo {_loaded().codec_turbo_version().decode()}"
-
-
-def crc32(data: bytes) -> int:
-    """zlib's, faster where the processor can multiply without carries."""
-    library = _library()
-    return (
-        zlib.crc32(data) if library is None or not library.codec_has_crc32() else library.codec_crc32(data, len(data))
-    )
 
 
 def reencode(data: bytes, max_side: int, quality: int, subsampling: str, restart_rows: int) -> Encoded:
@@ -167,7 +157,6 @@ def _library() -> ctypes.CDLL | None:
     except (OSError, AttributeError):
         return None
     size, unsigned, integer, result = ctypes.c_size_t, ctypes.c_uint32, ctypes.c_int, ctypes.POINTER(_Result)
-    library.codec_crc32.argtypes, library.codec_crc32.restype = (ctypes.c_char_p, size), unsigned
     library.codec_turbo_version.restype = ctypes.c_char_p
     library.codec_reencode.argtypes = (ctypes.c_char_p, size, *[integer] * 5, result)
     library.codec_encode.argtypes = (ctypes.c_void_p, unsigned, unsigned, *[integer] * 5, result)
