@@ -5,11 +5,13 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from sdpnet.pipelines.errors import printable
 
 __all__ = ["Chart", "layout", "plotly_text"]
+
+LONGEST_NAME: Final = 40  # characters beside the mouse
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ def layout(x_axis: Mapping[str, Any], y_axis: Mapping[str, Any], **more: Any) ->
     return {
         "margin": {"l": 8, "r": 8, "t": 28, "b": 8},
         "showlegend": False,
-        "hoverlabel": {"namelength": 40},
+        "hoverlabel": {"namelength": -1},
         "xaxis": {**axis, "showgrid": False, "ticks": "outside", "zeroline": False, **x_axis},
         "yaxis": {**axis, "nticks": 6, **y_axis},
         **more,
@@ -47,5 +49,10 @@ def layout(x_axis: Mapping[str, Any], y_axis: Mapping[str, Any], **more: Any) ->
 
 
 def plotly_text(text: str) -> str:
-    """Text that Plotly shows as it is: without this it would read some HTML in it."""
-    return html.escape(printable(text), quote=False)
+    """Text that Plotly shows as it is: without this it would read some HTML in it. Its middle is left out where it is
+    long, here, because Plotly would cut in the middle of an escape."""
+    text = printable(text)
+    if len(text) > LONGEST_NAME:
+        half = LONGEST_NAME // 2
+        text = f"{text[:half]}…{text[-half:]}"
+    return html.escape(text, quote=False)

@@ -48,6 +48,7 @@ def test_text_stays_text_everywhere(tmp_path: Path) -> None:
 
 def test_plotly_shows_text_as_it_is() -> None:
     assert plotly_text("<b>a&amp;b</b>\n") == r"&lt;b&gt;a&amp;amp;b&lt;/b&gt;\n"
+    assert plotly_text("<" * 41) == f"{'&lt;' * 20}…{'&lt;' * 20}" and plotly_text("<" * 40) == "&lt;" * 40
 
 
 def test_a_value_that_the_template_lacks_is_an_error(tmp_path: Path) -> None:
