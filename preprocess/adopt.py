@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import codecs
 import sys
-import zlib
 from itertools import combinations
 from pathlib import Path
 from typing import Final
@@ -23,6 +22,7 @@ if not __package__:  # run as a file: import from the checkout, and nothing by i
     from sdpnet import preprocess  # noqa: F401 - from here on, Ctrl-C ends with one line
 
 import numpy as np
+from zlib_ng import zlib_ng
 
 from sdpnet.pipelines.errors import ShardError, UserError, printable
 from sdpnet.pipelines.files.publish import holds, publish_bytes
@@ -145,7 +145,7 @@ def _checksums(split: str, reader: BetonReader) -> bytes:
     checksums = np.zeros(reader.num_samples, CRC32_DTYPE)
     with Meter(split, 0, reader.num_samples) as meter:
         for sample in range(reader.num_samples):
-            checksums[sample] = zlib.crc32(reader.encoded(sample).data)
+            checksums[sample] = zlib_ng.crc32(reader.encoded(sample).data)
             meter.advance(0)
     return checksums.tobytes()
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ if not __package__:  # run as a file: import from the checkout, and nothing by i
     from sdpnet import preprocess  # noqa: F401 - from here on, Ctrl-C ends with one line
 
 import numpy as np
+from zlib_ng import zlib_ng
 
 from sdpnet.pipelines.errors import ShardError, printable
 from sdpnet.pipelines.machine import core_share
@@ -183,7 +183,7 @@ def _contents(
     except ShardError as error:
         yield Problem(table.name, None, _without_name(error, table))
         return
-    samples = [i for i in range(reader.num_samples) if zlib.crc32(reader.encoded(i).data) != checksums[i]]
+    samples = [i for i in range(reader.num_samples) if zlib_ng.crc32(reader.encoded(i).data) != checksums[i]]
     for sample in samples:
         yield Problem(file.name, first + sample, "its image has changed (CRC-32); copy the file again")
     if not samples:

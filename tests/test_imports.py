@@ -27,6 +27,7 @@ NATIVE = (*BASE, "pipelines/native")
 IMAGES = (*NATIVE, "pipelines/images")
 SHARDS = (*IMAGES, "pipelines/shards")
 TERMINAL = (*SHARDS, "pipelines/terminal")
+PAGES = (*BASE, "pipelines/pages")
 PLAN = (*BASE, "pipelines/planning", "pipelines/plan")
 OPTIONS = (*PLAN, "pipelines/options")
 CONTRACT = (*OPTIONS, *SHARDS, "pipelines/contract")
@@ -39,14 +40,14 @@ ENCODING = (*TERMINAL, *FILES_OF_SOURCES, "preprocess/encoding")
 WORKERS = (*ENCODING, "preprocess/workers")
 WRITERS = (*WORKERS, "preprocess/conversion/writers")
 CONVERSION = (*SOURCES, *WRITERS, "preprocess/conversion")
-INSPECTION = (*AUGMENT, *LOADER, "preprocess/inspection")
+INSPECTION = (*AUGMENT, *LOADER, *PAGES, "preprocess/inspection")
 MODEL = (*OPTIONS, *TERMINAL, "sdpnet/model")
 CONFIG = (*MODEL, "sdpnet/config")
 DISTRIBUTED = (*OPTIONS, *TERMINAL, "sdpnet/distributed")
 OPTIM = (*CONFIG, *DISTRIBUTED, "sdpnet/optim")
 CHECKPOINTS = (*OPTIM, "sdpnet/checkpoints")
 EXECUTION = (*CHECKPOINTS, "sdpnet/execution")
-REPORTING = (*CHECKPOINTS, "sdpnet/reporting")
+REPORTING = (*CHECKPOINTS, *PAGES, "sdpnet/reporting")
 TRAINING = (*AUGMENT, *LOADER, *EXECUTION, *REPORTING, "pipelines", "sdpnet/training")
 BENCHMARKS = (*AUGMENT, *LOADER, "pipelines", "pipelines/benchmarks")
 ALLOWED = {
@@ -56,6 +57,7 @@ ALLOWED = {
     "pipelines/images": IMAGES,
     "pipelines/shards": SHARDS,
     "pipelines/terminal": TERMINAL,
+    "pipelines/pages": PAGES,
     "pipelines/planning": PLAN,
     "pipelines/plan": PLAN,
     "pipelines/options": OPTIONS,

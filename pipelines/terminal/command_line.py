@@ -10,11 +10,12 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from math import inf
 from typing import Any, NoReturn
 
 from sdpnet.pipelines.errors import printable, run_command
 
-__all__ = ["CommandParser", "run_alone"]
+__all__ = ["CommandParser", "LooseWords", "run_alone"]
 
 
 def run_alone(
@@ -43,6 +44,16 @@ def run_alone(
     return run_command(lambda: run(arguments))
 
 
+class LooseWords(argparse._AppendAction):
+    """The action of a flag that may be left out: `CommandParser` puts it before each word that no other flag takes and
+    that looks like this flag's values, so that such words may stand anywhere on the command line.
+
+    argparse's own positional arguments with `nargs="*"` end at the first flag behind them.
+    """
+
+    pattern: re.Pattern[str] = re.compile(r"(?!)")  # a subclass says what its values look like
+
+
 class CommandParser(argparse.ArgumentParser):
     """`argparse.ArgumentParser` without abbreviations, and with a remedy in its messages; no name acts on a terminal.
 
@@ -56,7 +67,7 @@ class CommandParser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self._given = sys.argv[1:] if args is None else list(args)
         self._refuse_empty()
-        return super().parse_known_args(args, namespace)
+        return super().parse_known_args(self._with_flags(self._given), namespace)
 
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments") and (command := self._command()) is not None:
@@ -71,6 +82,26 @@ class CommandParser(argparse.ArgumentParser):
             if word == "" or re.fullmatch("--[a-z-]+=", word):
                 flag = word.rstrip("=") or (before if before in self._option_string_actions else "")
                 self.error(f"{f'argument {flag}: ' if flag else ''}an empty value, as of a variable that is not set")
+
+    def _with_flags(self, words: Sequence[str]) -> list[str]:
+        """The words with the flags of `LooseWords` that were left out."""
+        loose = [action for action in self._actions if isinstance(action, LooseWords)]
+        if not loose:
+            return list(words)
+        found: list[str] = []
+        values = 0.0  # how many of the next words belong to the flag before them
+        for number, word in enumerate(words):
+            if word == "--":
+                return [*found, *words[number:]]
+            if word.startswith("-"):
+                flag = self._option_string_actions.get(word)
+                values = 0 if flag is None else _values_taken(flag)
+            elif values:
+                values -= 1
+            else:
+                found += [action.option_strings[0] for action in loose if action.pattern.fullmatch(word)][:1]
+            found.append(word)
+        return found
 
     def _command(self) -> CommandParser | None:
         """The parser of the command that was given, where this one has commands."""
@@ -94,3 +125,10 @@ class CommandParser(argparse.ArgumentParser):
         if loose and all(action.option_strings for action in self._actions):
             return f" (each value needs its flag: {', '.join(flag for flag in flags if flag not in ('-h', '--help'))})"
         return ""
+
+
+def _values_taken(flag: argparse.Action) -> float:
+    """How many of the words behind a flag are its values, at most."""
+    if isinstance(flag.nargs, int):
+        return flag.nargs
+    return 1 if flag.nargs in (None, argparse.OPTIONAL) else inf

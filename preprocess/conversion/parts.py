@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import os
 import re
-import zlib
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from zlib_ng import zlib_ng
 
 from sdpnet.pipelines.errors import UserError
 from sdpnet.pipelines.shards.manifest import UNFINISHED_NAME, Manifest
@@ -200,7 +201,7 @@ def _read_part(folder: Path, split: str, first: int) -> Iterator[Image]:
                 elif index >= first:
                     spool.seek(offset)
                     data = spool.read(size)
-                    if zlib.crc32(data) != crc32:
+                    if zlib_ng.crc32(data) != crc32:
                         raise UserError(
                             f"{folder / f'{split}.spool'}: image {index} has changed (CRC-32); remove {folder} and "
                             "convert this part again"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import zlib
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sdpnet.pipelines.native.library import NativeLibrary, library_path
@@ -23,7 +22,6 @@ __all__ = [
     "TooLargeError",
     "UnsupportedError",
     "available",
-    "crc32",
     "encode",
     "keep",
     "reencode",
@@ -79,13 +77,6 @@ def available() -> bool:
 def version() -> str:
     """The codec's own version and that of the libjpeg-turbo it was built with."""
     return f"native codec {INTERFACE}, libjpeg-turbo {_loaded().codec_turbo_version().decode()}"
-
-
-def crc32(data: bytes) -> int:
-    """zlib's, faster where the processor can multiply without carries."""
-    if not LIBRARY.available() or not (library := LIBRARY.load()).codec_has_crc32():
-        return zlib.crc32(data)
-    return library.codec_crc32(data, len(data))
 
 
 def reencode(data: bytes, max_side: int, quality: int, subsampling: str, restart_rows: int) -> Encoded:
@@ -161,7 +152,6 @@ def _loaded() -> ctypes.CDLL:
 
 def _declare(library: Any) -> None:
     size, unsigned, integer, result = ctypes.c_size_t, ctypes.c_uint32, ctypes.c_int, ctypes.POINTER(_Result)
-    library.codec_crc32.argtypes, library.codec_crc32.restype = (ctypes.c_char_p, size), unsigned
     library.codec_turbo_version.restype = ctypes.c_char_p
     library.codec_reencode.argtypes = (ctypes.c_char_p, size, *[integer] * 5, result)
     library.codec_encode.argtypes = (ctypes.c_void_p, unsigned, unsigned, *[integer] * 5, result)

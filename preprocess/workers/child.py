@@ -24,6 +24,8 @@ import warnings
 from contextlib import suppress
 from typing import Any, BinaryIO, Final
 
+from zlib_ng import zlib_ng
+
 from sdpnet.pipelines.errors import UserError, printable
 from sdpnet.preprocess.encoding import jpeg
 from sdpnet.preprocess.encoding.encode import EncodeSettings, encode_image
@@ -72,7 +74,7 @@ def encode_one(location: Location, settings: EncodeSettings) -> Encoded | Bad:
         raise
     except Exception as error:  # a mistake of ours or of a library must not cost the other images
         return Bad(f"cannot be converted ({type(error).__name__}: {' '.join(str(error).split())})")
-    return Encoded(image.data, image.height, image.width, image.kept, jpeg.crc32(image.data))
+    return Encoded(image.data, image.height, image.width, image.kept, zlib_ng.crc32(image.data))
 
 
 class _Answers:

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sdpnet.config.load import load_config
 from sdpnet.config.options import Config
-from sdpnet.config.setting import text_setting
+from sdpnet.config.setting import add_settings, text_setting
 from sdpnet.pipelines.augment import DeviceStage
 from sdpnet.pipelines.errors import require
 from sdpnet.pipelines.executors.registry import PIPELINES
@@ -177,7 +177,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--config", default="sdpnet_xl", help="as in train (default: %(default)s)")
     add("--data", help="shard set (config key data.path)")
     add("--pipeline", choices=["auto", *PIPELINES], help="config key data.pipeline")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="any config key, as in train")
+    add_settings(parser)
     add("--epoch", type=int, default=0, metavar="N", help="from 0 (default: %(default)s)")
     add("--batch", type=int, default=0, metavar="N", help="of the epoch, from 0 (default: %(default)s)")
     add("--count", type=int, metavar="N", help=f"of its images, the first (default: {SHOWN}, or a smaller batch whole)")

@@ -1,8 +1,24 @@
-"""A setting for `sdpnet.config.load.load_config` whose value is text, whatever YAML would make of it as it stands."""
+"""Settings ("section.key=value") for `sdpnet.config.load.load_config`: on a command line, and of text."""
 
 from __future__ import annotations
 
-__all__ = ["text_setting"]
+import argparse
+import re
+
+from sdpnet.pipelines.terminal.command_line import LooseWords
+
+__all__ = ["add_settings", "text_setting"]
+
+
+class _Setting(LooseWords):
+    pattern = re.compile(r"[A-Za-z_]\w*(\.\w+)*=.*", re.DOTALL)
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Adds `--set KEY=VALUE` to a command's parser (a `CommandParser`). Every KEY=VALUE that no flag takes counts as if
+    `--set` stood before it. The settings are in the namespace's `set`, a list in the order of the command line."""
+    help = "any config key, such as optim.lr=1e-3; --set may be left out"
+    parser.add_argument("--set", action=_Setting, default=[], metavar="KEY=VALUE", help=help)
 
 
 def text_setting(key: str, text: str) -> str:

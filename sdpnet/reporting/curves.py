@@ -1,8 +1,7 @@
-"""Line charts as inline SVG: axes, ticks and labels, coloured by the page's own style."""
+"""Line charts of training curves, for Plotly."""
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,18 +9,15 @@ from typing import Any, Final
 
 import numpy as np
 
-from sdpnet.pipelines.errors import printable
-from sdpnet.pipelines.shards.label_width import label_width
+from sdpnet.pipelines.pages.chart import Chart, layout, plotly_text
 
 __all__ = ["Curve", "chart", "number", "percent"]
 
-WIDTH, HEIGHT = 420, 200
-LEFT, RIGHT, TOP, BOTTOM = 46, 16, 24, 38  # margins of the plot inside the SVG; LEFT grows with the labels' width
-GAP: Final = 6  # between a label of the vertical axis and the plot
-FLOOR: Final = HEIGHT - BOTTOM
-COLUMNS: Final = 179  # of the plot, about two SVG units wide each
+COLUMNS: Final = 600  # of a long curve, each with its lowest, mean and highest value
 DOTS_UP_TO: Final = 40  # points of a curve; more are drawn without dots
 LOG_FROM: Final = 30.0  # highest value over the median, from where the vertical axis is logarithmic, if it may be
+MARGIN: Final = 1.01  # where the horizontal axis ends, so that the last point is seen whole
+FRACTIONS: Final = (0.25, 0.5, 0.75, 1.0)  # of the horizontal axis, where the table gives values
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,41 +28,42 @@ class Curve:
         name: what its points are called when the mouse is on them.
         x: float64 (n,), rising, finite.
         y: float64 (n,); what is not finite is a gap, marked at the top.
-        hue: of its colour, in degrees (OKLCH).
+        colour: "#rrggbb".
         dashed: whether the line is.
     """
 
     name: str
     x: np.ndarray
     y: np.ndarray
-    hue: float
+    colour: str
     dashed: bool = False
 
 
-def number(value: float, digits: int = 4) -> str:
+def number(value: float) -> str:
     """Few characters: 0.0005, 950, 12.5k, 3M."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= max(size, 10_000):
-            return f"{value / size:.{digits}g}{unit}"
-    return f"{value:.{digits}g}"
+            return f"{value / size:.4g}{unit}"
+    return f"{value:.4g}"
 
 
-def percent(value: float, digits: int = 4) -> str:
+def percent(value: float) -> str:
     """A fraction in percent."""
-    return f"{100 * value:.{digits}g} %"
+    return f"{100 * value:.4g} %"
 
 
 def chart(
     curves: Sequence[Curve],
     *,
+    title: str,
     label: str,
     x_label: str,
     x_end: float,
-    text: Callable[[float, int], str] = number,
+    text: Callable[[float], str] = number,
     from_zero: bool = False,
     may_be_log: bool = False,
-) -> str:
-    """The curves as one `<svg>` element.
+) -> Chart:
+    """The curves as one chart.
 
     A long curve with over two points in a column of the plot becomes, column by column, the band from the lowest to
     the highest value, and the line of their mean: no extreme is lost.
@@ -74,119 +71,121 @@ def chart(
     Args:
         label: of the vertical axis: what is measured.
         x_end: of the horizontal axis, which starts at 0; above 0.
-        text: of a value in so many digits, on the vertical axis and in the points' titles.
+        text: of a value in the table; with `percent` the vertical axis is in percent, too.
         from_zero: whether the vertical axis includes 0.
         may_be_log: whether the vertical axis is logarithmic where the values are positive and the highest is far from
             their median.
     """
     finite = np.concatenate([np.zeros(0), *(curve.y[np.isfinite(curve.y)] for curve in curves)])
-    axis = _Axis(finite, from_zero, may_be_log)
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Curves: {label} by {x_label}">']
-    digits = next((d for d in range(4, 16) if len({text(tick, d) for tick in axis.ticks}) == len(axis.ticks)), 16)
-    tick_labels = [text(tick, digits) for tick in axis.ticks]
-    left = max(LEFT, GAP + math.ceil(max(map(label_width, tick_labels), default=0)))
-
-    def edge(column: Any) -> Any:
-        """Where columns of the plot (numbers or an array) begin, in SVG units."""
-        return left + (WIDTH - left - RIGHT) * column / COLUMNS
-
-    for tick, tick_label in zip(axis.ticks, tick_labels, strict=True):
-        at = float(axis.place(np.array([tick]))[0])
-        parts.append(f'<line class="grid" x1="{left}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
-        parts.append(f'<text x="{left - GAP}" y="{at + 4:.1f}" text-anchor="end">{tick_label}</text>')
-    for tick in _round_ticks(0, x_end, 6):
-        at = edge(tick / x_end * COLUMNS)
-        parts.append(f'<line class="tick" x1="{at:.1f}" x2="{at:.1f}" y1="{FLOOR}" y2="{FLOOR + 4}"/>')
-        middle = min(at, WIDTH - label_width(number(tick)) / 2)  # the last label ends within the drawing
-        parts.append(f'<text x="{middle:.1f}" y="{FLOOR + 17}" text-anchor="middle">{number(tick)}</text>')
-    parts.append(f'<text class="label" x="0" y="11">{label}{", logarithmic" if axis.log else ""}</text>')
-    parts.append(f'<text class="label" x="{WIDTH - RIGHT}" y="{HEIGHT - 6}" text-anchor="end">{x_label}</text>')
+    log = bool(
+        may_be_log
+        and not from_zero
+        and len(finite)
+        and finite.min() > 0
+        and finite.max() > LOG_FROM * float(np.median(finite))
+    )
     lost = sum(int(np.count_nonzero(~np.isfinite(curve.y))) for curve in curves)
-    if lost:
-        what = "1 value is not finite" if lost == 1 else f"{lost:,} values are not finite"
-        parts.append(f'<text class="label" x="{WIDTH - RIGHT}" y="11" text-anchor="end">{what}</text>')
-    for curve in curves:
-        parts.append(f'<g style="--hue: {curve.hue:g}"><title>{html.escape(printable(curve.name))}</title>')
-        ok = np.isfinite(curve.y)
-        columns = np.minimum((curve.x / x_end * COLUMNS).astype(np.int64), COLUMNS - 1)
-        line = f'class="line{" dashed" if curve.dashed else ""}"'
-        if len(ok) > max(DOTS_UP_TO, 2 * len(np.unique(columns))):
-            parts += _bands(columns, curve.y, axis, edge, line)
-        else:
-            x, y = edge(curve.x / x_end * COLUMNS), axis.place(np.where(ok, curve.y, 1.0))
-            for first, last in _stretches(ok):
-                parts.append(f'<path {line} d="{_path(x[first:last], y[first:last])}"/>')
-                for index in range(first, last) if len(ok) <= DOTS_UP_TO or last - first == 1 else ():
-                    there = f"{text(float(curve.y[index]), digits)} at {x_label} {number(float(curve.x[index]))}"
-                    title = html.escape(f"{printable(curve.name)}: {there}")
-                    parts.append(
-                        f'<circle cx="{x[index]:.1f}" cy="{y[index]:.1f}" r="2"><title>{title}</title></circle>'
-                    )
-        for column in np.unique(columns[~ok]).tolist():
-            parts.append(f'<path class="lost" d="M{edge(column + 0.5):.1f},{TOP - 8}v6"/>')
-        parts.append("</g>")
-    return "".join([*parts, "</svg>"])
+    y_axis: dict[str, Any] = {"title": {"text": label + (", logarithmic" if log else "")}, "hoverformat": ".5~g"}
+    if text is percent:
+        y_axis |= {"tickformat": ".4~%", "hoverformat": ".4~%"}
+    if len(finite) and np.abs(finite).max() < 0.01:
+        y_axis |= {"exponentformat": "power"}  # a learning rate in millionths (µ) is hard to read
+    if log:
+        y_axis |= {"type": "log"}
+    elif from_zero:
+        y_axis |= {"rangemode": "tozero"}
+    figure = {
+        "data": [trace for curve in curves for trace in _traces(curve, x_end)],
+        "layout": layout(
+            {"title": {"text": x_label}, "range": [0, MARGIN * x_end], "hoverformat": ".6~g"},
+            y_axis,
+            hovermode="x",
+            yaxis2={"overlaying": "y", "range": [0, 1], "fixedrange": True, "visible": False},
+        ),
+    }
+    return Chart(
+        title,
+        f"Curves: {label} by {x_label}",
+        figure,
+        ["", *(f"{x_label} {number(part * x_end)}" for part in FRACTIONS), "lowest", "highest"],
+        [[curve.name, *_values(curve, x_end, text)] for curve in curves],
+        "" if not lost else "1 value is not finite." if lost == 1 else f"{lost:,} values are not finite.",
+    )
 
 
-def _bands(columns: np.ndarray, values: np.ndarray, axis: _Axis, edge: Callable[[Any], Any], line: str) -> list[str]:
-    """From the lowest to the highest value of each column, and the mean; a column without a finite value is a gap."""
+def _traces(curve: Curve, x_end: float) -> list[dict[str, Any]]:
+    """The curve as Plotly's traces: its band, if it has one, its line, and marks where it is not finite."""
+    columns = np.minimum((curve.x / x_end * COLUMNS).astype(np.int64), COLUMNS - 1)
+    x, y, ok = curve.x, curve.y, np.isfinite(curve.y)
+    marks = (np.unique(columns[~ok]) + 0.5) * x_end / COLUMNS
+    many = len(ok) > max(DOTS_UP_TO, 2 * len(np.unique(columns)))
+    traces: list[dict[str, Any]] = []
+    shared: dict[str, Any] = {"name": plotly_text(curve.name), "mode": "lines"}
+    if many:
+        occupied, low, y, high = _by_column(columns, curve.y)
+        x, ok = (occupied + 0.5) * x_end / COLUMNS, np.isfinite(y)
+        traces.append(_band(x, low, high, ok, curve.colour))
+        shared |= {
+            "customdata": [[f"{a:.4g}", f"{b:.4g}"] for a, b in zip(low, high, strict=True)],
+            "hovertemplate": "%{y} (%{customdata[0]} to %{customdata[1]})",
+        }
+    alone = ok & ~np.r_[False, ok[:-1]] & ~np.r_[ok[1:], False]  # a line needs two points
+    dots = ok if len(ok) <= DOTS_UP_TO else alone
+    if dots.any():
+        shared |= {"mode": "lines+markers", "marker": {"color": curve.colour, "size": np.where(dots, 5, 0).tolist()}}
+    line = {"color": curve.colour, "width": 1.5, "dash": "dash" if curve.dashed else "solid"}
+    traces.append({"x": _numbers(x), "y": _numbers(y), "line": line, **shared})
+    if len(marks):
+        traces.append(
+            {
+                "x": _numbers(marks),
+                "y": [0.97] * len(marks),
+                "yaxis": "y2",
+                "mode": "markers",
+                "name": shared["name"],
+                "hovertemplate": "not finite",
+                "marker": {"color": curve.colour, "symbol": "line-ns-open", "size": 7},
+            }
+        )
+    return traces
+
+
+def _by_column(columns: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Columns that have points, and the lowest, mean and highest value of each; NaN without a finite value."""
+    occupied, starts = np.unique(columns, return_index=True)
     ok = np.isfinite(values)
-    occupied, begins, counts = np.unique(columns[ok], return_index=True, return_counts=True)
-    low, high = (axis.place(extreme.reduceat(values[ok], begins)) for extreme in (np.minimum, np.maximum))
-    mean = axis.place(np.add.reduceat(values[ok], begins) / counts)
-    parts = []
-    has_values = np.isin(np.unique(columns), occupied)
-    for first, last in _stretches(has_values):
-        begin = int(np.count_nonzero(has_values[:first]))
-        part = slice(begin, begin + last - first)
-        left, right = edge(occupied[part]), edge(occupied[part] + 1)
-        upper, lower = np.repeat(high[part], 2), np.repeat(low[part], 2)
-        across = np.stack([left, right], axis=1).reshape(-1)
-        outline = _path(np.concatenate([across, across[::-1]]), np.concatenate([upper, lower[::-1]]))
-        parts.append(f'<path class="band" d="{outline}Z"/>')
-        parts.append(f'<path {line} d="{_path((left + right) / 2, mean[part])}"/>')
-    return parts
+    counts = np.add.reduceat(ok.astype(np.int64), starts)
+    low = np.minimum.reduceat(np.where(ok, values, np.inf), starts)
+    high = np.maximum.reduceat(np.where(ok, values, -np.inf), starts)
+    mean = np.add.reduceat(np.where(ok, values, 0), starts) / np.maximum(counts, 1)
+    low, mean, high = (np.where(counts, of_column, np.nan) for of_column in (low, mean, high))
+    return occupied, low, mean, high
 
 
-class _Axis:
-    """The vertical axis: its ticks, and where values lie, in SVG units."""
-
-    def __init__(self, values: np.ndarray, from_zero: bool, may_be_log: bool) -> None:
-        low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
-        self.log = bool(may_be_log and not from_zero and low > 0 and high > LOG_FROM * float(np.median(values)))
-        if from_zero:
-            low, high = min(low, 0.0), max(high, 0.0)
-        if low == high:
-            reach = abs(low) / 2 or 1.0
-            low, high = (low, low + reach) if from_zero else (low - reach, high + reach)
-        self._low, self._high = (math.log10(low), math.log10(high)) if self.log else (low, high)
-        if self.log:
-            powers = range(math.floor(self._low), math.ceil(self._high) + 1)
-            every = math.ceil(len(powers) / 6)
-            steps = (1, 2, 5) if len(powers) <= 3 else (1,)
-            ticks = [step * 10.0**power for power in powers if power % every == 0 for step in steps]
-            self.ticks = [tick for tick in ticks if low <= tick <= high]
-        else:
-            self.ticks = _round_ticks(low, high, 5)
-
-    def place(self, values: np.ndarray) -> np.ndarray:
-        values = np.log10(values) if self.log else values
-        return FLOOR - (FLOOR - TOP) * (values - self._low) / (self._high - self._low)
+def _band(x: np.ndarray, low: np.ndarray, high: np.ndarray, ok: np.ndarray, colour: str) -> dict[str, Any]:
+    """Closed outlines from the lowest to the highest values, one for each stretch without a gap."""
+    xs: list[float | None] = []
+    ys: list[float | None] = []
+    changes = np.flatnonzero(np.diff(np.r_[False, ok, False].astype(np.int8)))
+    for first, last in zip(changes[::2].tolist(), changes[1::2].tolist(), strict=True):
+        part = slice(first, last)
+        xs += [*_numbers(x[part]), *_numbers(x[part][::-1]), None]
+        ys += [*_numbers(high[part]), *_numbers(low[part][::-1]), None]
+    outline = {"mode": "lines", "line": {"width": 0, "color": colour}, "fill": "toself", "fillcolor": f"{colour}40"}
+    return {"x": xs, "y": ys, "hoverinfo": "skip", **outline}
 
 
-def _round_ticks(low: float, high: float, count: int) -> list[float]:
-    """At most `count` + 1 multiples of 1, 2 or 5 times a power of ten, from `low` to `high`."""
-    power = 10.0 ** math.floor(math.log10((high - low) / count))
-    step = next(step for step in (power, 2 * power, 5 * power, 10 * power) if (high - low) / step <= count)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [index * step for index in range(first, last + 1)]
+def _values(curve: Curve, x_end: float, text: Callable[[float], str]) -> list[str]:
+    """The table's row: the last value up to each of `FRACTIONS` of the horizontal axis, the lowest and the highest."""
+    ends = np.searchsorted(curve.x, np.array(FRACTIONS) * x_end, side="right")
+    values = [float(curve.y[end - 1]) if end else None for end in ends.tolist()]
+    finite = curve.y[np.isfinite(curve.y)].tolist()
+    return [
+        "-" if value is None else text(value)
+        for value in (*values, min(finite, default=None), max(finite, default=None))
+    ]
 
 
-def _stretches(ok: np.ndarray) -> list[tuple[int, int]]:
-    """The runs of True: (first, one past the last)."""
-    changes = np.flatnonzero(np.diff(np.concatenate([[False], ok, [False]]).astype(np.int8)))
-    return list(zip(changes[::2].tolist(), changes[1::2].tolist(), strict=True))
-
-
-def _path(x: np.ndarray, y: np.ndarray) -> str:
-    return "M" + "L".join(f"{a:.1f},{b:.1f}" for a, b in zip(x.tolist(), y.tolist(), strict=True))
+def _numbers(values: np.ndarray) -> list[float | None]:
+    """For JSON: seven digits, as float32 has; None is a gap."""
+    return [float(f"{value:.7g}") if math.isfinite(value) else None for value in values.tolist()]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sdpnet.config.load import PATH_KEYS, absolute_paths, flat_values, load_config
 from sdpnet.config.options import Config
+from sdpnet.config.setting import add_settings
 from sdpnet.distributed.processes import Processes, from_main, join_group, leave_group, one_line_when_lost
 from sdpnet.distributed.restart import begun_by_this_launch
 from sdpnet.distributed.run_directory import no_run_in, run_directory
@@ -32,9 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", help="shard set made by preprocess/build_ffcv.py (config key data.path)")
     parser.add_argument("--out", required=True, type=Path, help="directory of the run")
     parser.add_argument("--pipeline", choices=["auto", *PIPELINES], help="config key data.pipeline")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="any config key, such as optim.lr=1e-3"
-    )
+    add_settings(parser)
     parser.add_argument("--resume", action="store_true", help="continue the newest checkpoint in --out")
     first, count = DEFAULT_STEPS
     traced = f"write a trace of {count} steps to OUT/trace.json (config key log.profile = [{first}, {count}])"

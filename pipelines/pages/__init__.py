@@ -1,0 +1,1 @@
+"""HTML pages in one file, with interactive charts: what the pages about runs and about shard sets share."""
