@@ -18,6 +18,9 @@ run_tests() { # [--full] [pytest's arguments]
     check 'ruff format' ruff format --check
     check mypy mypy
     check pytest pytest -q -n 2 --dist loadfile "$@"
+    if [ -z "$selected" ] && nvidia-smi -L >/dev/null 2>&1; then # the run above sees no GPU
+        check 'pytest of the GPU' pytest -q -m gpu
+    fi
     if [ -n "$failed" ]; then
         explain_failure
         exit 1

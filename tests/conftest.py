@@ -29,7 +29,10 @@ CLASSES = ("ant", "bee", "cow")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Gives each of pytest-xdist's workers its share of the cores: threads beyond them spin while they wait. The number
-    is explicit, so that no run of a test depends on the load."""
+    is explicit, so that no run of a test depends on the load. GPUs are hidden, unless `-m gpu` asks for their tests:
+    trainings would otherwise run there, compiled for a minute each, and not come to a CPU's golden losses."""
+    if "gpu" not in config.option.markexpr:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for the processes that tests start, too
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # on machines that cannot resolve their own name too
     # A shell ignores these for what it starts in the background, or under nohup, and so would all that the tests start.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)

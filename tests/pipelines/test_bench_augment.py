@@ -16,6 +16,8 @@ from sdpnet.pipelines.benchmarks.augment_contestants import CLASSES, SEED, PerSa
 from sdpnet.pipelines.benchmarks.augment_gpu import least_seconds
 from sdpnet.pipelines.planning.policies import Operation
 
+pytestmark = pytest.mark.gpu
+
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name.lower())
 def test_both_sides_of_an_operation_do_the_same(operation: Operation) -> None:

@@ -26,6 +26,8 @@ from sdpnet.pipelines.options import AugmentOptions
 from sdpnet.pipelines.plan import EraseOptions, MixOptions, Plan
 from sdpnet.pipelines.planning.policies import Operation, RandAugmentOptions
 
+pytestmark = pytest.mark.gpu
+
 ROOT = Path(__file__).resolve().parents[2]
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 needs_interpreter = pytest.mark.skipif(

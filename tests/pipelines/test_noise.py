@@ -8,6 +8,8 @@ from scipy import stats
 from sdpnet.pipelines.augment.reference.noise import counter_hashes, normal_noise
 from sdpnet.pipelines.planning.draws import sample_keys
 
+pytestmark = pytest.mark.gpu
+
 SIGNIFICANCE = 1e-6
 MASK = (1 << 64) - 1
 

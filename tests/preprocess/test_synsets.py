@@ -138,7 +138,10 @@ def test_damaged_devkits(kit, tmp_path):
         read_synsets(tmp_path / "none.tgz")
 
 
-@pytest.mark.parametrize("content", [b"", b"x" * 1000, meta_mat()[:-100], meta_mat()[:300]])
+# The names, because the bytes hold the time: pytest-xdist's workers would collect different tests.
+@pytest.mark.parametrize(
+    "content", [b"", b"x" * 1000, meta_mat()[:-100], meta_mat()[:300]], ids=["empty", "text", "cut", "head"]
+)
 def test_damaged_meta_mat(tmp_path, content):
     (tmp_path / "meta.mat").write_bytes(content)
     with pytest.raises(UserError, match=r"meta\.mat: no meta\.mat of ILSVRC2012 \(.*\); download") as caught:

@@ -19,7 +19,6 @@ from sdpnet.pipelines.shards.layout import open_split
 from sdpnet.pipelines.terminal.remedy import install_extra
 
 DEFAULT_WHEEL = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]  # as CUDA 13 builds them
-NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
 
 @pytest.mark.parametrize(
@@ -64,7 +63,6 @@ def examine(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, An
     return json.loads(capsys.readouterr().out)
 
 
-@NO_GPU
 def test_a_backend_that_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for loaded in [m for m in sys.modules if m.startswith("ffcv.") or m == "sdpnet.pipelines.executors.ffcv"]:
         monkeypatch.delitem(sys.modules, loaded)
@@ -86,7 +84,6 @@ def test_a_backend_that_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert "torch's threads" in out and "pipeline ffcv" in out and out.count("not measured") >= 6
 
 
-@NO_GPU
 @pytest.mark.slow
 def test_with_shards_and_the_step(
     shard_set: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -108,7 +105,6 @@ def test_with_shards_and_the_step(
     assert f"expect about {expected:,.0f} images/s" in facts["verdict"][0] and len(facts["verdict"]) == 2
 
 
-@NO_GPU
 def test_a_pipeline_that_ends_does_not_end_the_doctor(
     tar_set: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

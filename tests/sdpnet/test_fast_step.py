@@ -20,6 +20,8 @@ from sdpnet.reporting.step_profile import StepProfile
 from sdpnet.train import take_step
 from sdpnet.training.setup import prepare
 
+pytestmark = pytest.mark.gpu
+
 STEPS = 50
 RECIPE = [  # no dropout, which draws differently when compiled
     *("data.pipeline=synthetic", "data.batch_size_per_gpu=8", "train.epochs=20", "augment.fused=off"),

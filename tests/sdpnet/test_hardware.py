@@ -11,6 +11,8 @@ from sdpnet.config.load import load_config
 from sdpnet.execution.hardware import Card, StepChoices, choose_step, look_at
 from sdpnet.pipelines.errors import UserError
 
+pytestmark = pytest.mark.gpu
+
 V100 = Card("Tesla V100-SXM2-16GB", (7, 0), has_bf16=False, has_triton=True, has_compiler=True)
 T4 = Card("Tesla T4", (7, 5), has_bf16=False, has_triton=True, has_compiler=True)
 A100 = Card("NVIDIA A100-SXM4-80GB", (8, 0), has_bf16=True, has_triton=True, has_compiler=True)

@@ -24,6 +24,8 @@ from sdpnet.execution.hardware import StepChoices, choose_step
 from sdpnet.optim.optimizer import make_optimizer
 from sdpnet.pipelines.augment import DeviceStage
 
+pytestmark = pytest.mark.gpu
+
 SETTINGS = ["ema.decay=0.9", "optim.warmup_epochs=0.5", "augment.fused=off"]
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from sdpnet.benchmarks.step_race import _noise
+from sdpnet.benchmarks.rates import noise
 from sdpnet.config.load import load_config
 from sdpnet.distributed.processes import Processes
 from sdpnet.execution.micro_batch import _BESIDE, Fit, choose_micro_batch, out_of_memory, parts, probe, training_pass
@@ -17,6 +17,8 @@ from sdpnet.optim.loss import soft_cross_entropy
 from sdpnet.pipelines.augment import DeviceStage
 from sdpnet.pipelines.errors import UserError
 from sdpnet.pipelines.options import ShardOptions
+
+pytestmark = pytest.mark.gpu
 
 ON_CPU = Processes(ShardOptions(0, 1), torch.device("cpu"))
 
@@ -102,7 +104,7 @@ def test_on_a_gpu_that_memory_is_enough(fused: str) -> None:
     config = load_config("sdpnet_xl", ["data.batch_size_per_gpu=64", f"augment.fused={fused}"])
     device = torch.device("cuda")
     stage = DeviceStage(config.augment, 10, torch.float16, train=True)
-    ready = (stage(batch) for batch in _noise(config, 10, device))
+    ready = (stage(batch) for batch in noise(config, 10, device))
     before = [next(ready) for _ in range(2)]  # the one in use, and the next
     torch.cuda.synchronize(device)
     held = torch.cuda.memory_allocated(device)

@@ -26,11 +26,14 @@ def test_sincos_is_timms(grid: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_rotation_is_timms_in_patches_and_none_in_leading_tokens(grid: tuple[int, int]) -> None:
-    sin, cos = build_rotary_pos_embed(list(grid), dim=24, temperature=100.0, in_pixels=False, rotate_half=True)
+    sin, cos = build_rotary_pos_embed(list(grid), dim=24, temperature=100.0, in_pixels=False)
     x = torch.randn(2, 3, 5 + grid[0] * grid[1], 24)
     ours = rotate(x, rotary_embedding(grid, 5, 24, CPU, torch.float32))
     assert torch.equal(ours[:, :, :5], x[:, :, :5])
-    assert torch.allclose(ours[:, :, 5:], apply_rot_embed(x[:, :, 5:], sin, cos, half=True), atol=1e-5)
+    # Ours turns channels i and i + 12 together, timm's 2i and 2i + 1: the form that all its versions have.
+    theirs = apply_rot_embed(x[:, :, 5:].unflatten(-1, (2, 12)).transpose(-1, -2).flatten(-2), sin, cos)
+    theirs = theirs.unflatten(-1, (12, 2)).transpose(-1, -2).flatten(-2)
+    assert torch.allclose(ours[:, :, 5:], theirs, atol=1e-5)
 
 
 def test_scores_depend_on_the_distance_alone() -> None:

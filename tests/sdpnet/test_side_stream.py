@@ -7,6 +7,8 @@ import torch
 
 from sdpnet.execution.side_stream import SideStream
 
+pytestmark = pytest.mark.gpu
+
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 _SLEEP = 50_000_000  # cycles: 25 ms and more
 
