@@ -9,8 +9,7 @@ from pathlib import Path
 
 from sdpnet.config.options import Config
 from sdpnet.distributed.processes import Processes, Wish
-from sdpnet.pipelines.errors import run_command
-from sdpnet.pipelines.terminal.command_line import CommandParser
+from sdpnet.pipelines.terminal.command_line import run_alone
 from sdpnet.training.continued_run import begin_or_continue, finished_before, how_to_continue, next_commands
 from sdpnet.training.launch import add_arguments, config_from, launched
 from sdpnet.training.run import take_step
@@ -93,12 +92,9 @@ def run(arguments: argparse.Namespace) -> int:
         )
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, program: str = "train") -> int:
     """The command line; returns the exit status."""
-    parser = CommandParser(prog="train", description=__doc__)
-    add_arguments(parser)
-    arguments = parser.parse_args(argv)
-    return run_command(lambda: run(arguments))
+    return run_alone(program, __doc__, add_arguments, run, argv)
 
 
 if __name__ == "__main__":

@@ -67,6 +67,8 @@ def load_config(name: str, settings: Iterable[str] = ()) -> Config:
             target[last] = parse_yaml(text)
         except ValueError:
             raise UserError(f"--set {setting[:200]}: the value is not valid YAML") from None
+    for line in rename_keys(values):  # of whole sections, as in --set data={...}
+        say_once(f"--set: {line}")
     return _build(Config, values, "")
 
 

@@ -75,6 +75,9 @@ def test_keys_of_earlier_versions(tmp_path: Path, capsys: pytest.CaptureFixture[
         f"{path}: data.hw_decoder_load is now data.dali.hw_decoder_load",
         "--set data.read_ahead_batches=0: data.read_ahead_batches is now data.native.read_ahead_batches",
     ]
+    config = load_config("debug", ["data={read_ahead_batches: 3, image_size: 32}"])
+    assert config.data.native.read_ahead_batches == 3
+    assert capsys.readouterr().err == "--set: data.read_ahead_batches is now data.native.read_ahead_batches\n"
     say_once("once for all processes", {"RANK": "1"})
     assert capsys.readouterr().err == ""
     path.write_text("data: {read_ahead_batches: 9, native: {read_ahead_batches: 8}}\n")

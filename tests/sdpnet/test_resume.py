@@ -88,6 +88,6 @@ def test_checkpoints_that_are_older_than_the_orders_name() -> None:
 def test_processes_at_different_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     alone = Processes(ShardOptions(), torch.device("cpu"))
     require_same_step(7, Path("run"), alone)
-    monkeypatch.setattr("sdpnet.checkpoints.resume.most", lambda step, processes: 8)
+    monkeypatch.setattr("sdpnet.checkpoints.resume.max_over_processes", lambda step, processes: 8)
     with pytest.raises(UserError, match="run: not the same checkpoints for all processes"):
         require_same_step(7, Path("run"), alone)
