@@ -52,7 +52,13 @@ _ORDER, _CROP, _FLIP, _ERASE, _MIX, _WINDOW, _OPERATIONS, _NOISE = range(8)
 
 @dataclass(frozen=True)
 class CropOptions:
-    """Random resized crop (Szegedy et al., 2015; torchvision's RandomResizedCrop): area share and aspect range."""
+    """Random resized crop (Szegedy et al., 2015; torchvision's RandomResizedCrop), for training only.
+
+    Attributes:
+        scale: The least and the greatest share of the image's area that a crop covers.
+        ratio: The least and the greatest ratio of a crop's width to its height.
+        flip_probability: The probability that a crop is mirrored left-right.
+    """
 
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -63,8 +69,12 @@ class CropOptions:
 class EraseOptions:
     """Random erasing (Zhong et al., 2017; torchvision's RandomErasing), after normalisation.
 
-    `mode` is what a box is filled with: "constant" is 0, the mean colour; "colour" one normally distributed colour a
-    box; "pixel" normal noise (timm's "const", "rand" and "pixel").
+    Attributes:
+        probability: The probability that a box of an image is erased; 0 is off.
+        scale: The least and the greatest share of the image's area that a box covers.
+        ratio: The least and the greatest ratio of a box's width to its height.
+        mode: What a box is filled with. `constant`: 0, which is the mean colour. `colour`: one normally distributed
+            colour for each box. `pixel`: normal noise. (timm's "const", "rand" and "pixel".)
     """
 
     probability: float = 0.0
@@ -75,10 +85,13 @@ class EraseOptions:
 
 @dataclass(frozen=True)
 class MixOptions:
-    """MixUp (Zhang et al., 2017) and CutMix (Yun et al., 2019); an alpha of 0 turns one off.
+    """MixUp (Zhang et al., 2017) and CutMix (Yun et al., 2019), of pairs of images within a batch.
 
-    A sample is mixed with `probability`; where both are on, by CutMix with `switch_probability` (timm's `Mixup`, mode
-    "elem").
+    Attributes:
+        mixup_alpha: The parameter of the Beta distribution of MixUp's weights; 0 turns MixUp off.
+        cutmix_alpha: The parameter of the Beta distribution of CutMix's areas; 0 turns CutMix off.
+        probability: The probability that an image is mixed (timm's `Mixup`, mode "elem").
+        switch_probability: Where both are on, the probability that a mixed image is mixed by CutMix.
     """
 
     mixup_alpha: float = 0.0

@@ -1,4 +1,5 @@
-"""The `sdpnet` command: train, evaluate, predict, report, export, sheet, doctor; programs of the other packages."""
+"""The `sdpnet` command: train, evaluate, predict, report, export, sheet, config, doctor; programs of the other
+packages."""
 
 from __future__ import annotations
 
@@ -20,6 +21,7 @@ COMMANDS: Final = {
     "report": ("sdpnet.commands.report", "draw the curves of one or more runs, and compare them"),
     "export": ("sdpnet.commands.export", "write a finished model as ONNX or as an exported PyTorch program"),
     "sheet": ("sdpnet.commands.sheet", "draw a training batch as the model gets it"),
+    "config": ("sdpnet.commands.config", "list the config keys, or what differs between two configs"),
     "doctor": ("sdpnet.commands.doctor", "what is installed, and what limits training on this machine"),
 }
 # name -> (module with a `main`, what it does): commands of the other packages, which also run by themselves

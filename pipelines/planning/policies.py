@@ -71,19 +71,19 @@ def in_words(operation: int, magnitude: float) -> str:
 
 @dataclass(frozen=True)
 class RandAugmentOptions:
-    """Section `augment.randaugment`: operations drawn for each sample anew.
+    """Operations on images such as shears, rotations and changes of colour, drawn for each image anew.
 
-    Policies:
-        none: no operations.
-        randaugment: Cubuk et al., 2020, as torchvision's `RandAugment`: `num_ops` of its 14 operations, `magnitude` a
-            whole number from 0 to 30.
-        increasing: timm's `rand-m9-mstd0.5-inc1`: `num_ops` of 15 operations that all grow with the magnitude (0 to 10,
-            normally distributed with `magnitude_std`), each applied with probability 0.5.
-        three: 3-Augment (Touvron et al., 2022, "DeiT III"): greyscale, solarize or blur, then a colour jitter of 0.3;
-            it has no settings.
-
-    `interpolation` is that of shears, shifts and rotations, `fill` the RGB levels of what they leave uncovered.
-    `magnitude_std` counts for "increasing" alone.
+    Attributes:
+        policy: `none`: no operations. `randaugment`: torchvision's RandAugment (Cubuk et al., 2020) with its 14
+            operations. `increasing`: timm's `rand-m9-mstd0.5-inc1` with 15 operations that all grow with the magnitude,
+            each applied with probability 0.5. `three`: 3-Augment (Touvron et al., 2022, "DeiT III"): greyscale,
+            solarize or blur, then a colour jitter of 0.3; it has no settings.
+        num_ops: Operations drawn for each image.
+        magnitude: How strong the operations are: a whole number from 0 to 30 for `randaugment`, any number from 0 to 10
+            for `increasing`.
+        magnitude_std: For `increasing` only: the standard deviation of the magnitude, which is normally distributed.
+        interpolation: How shears, shifts and rotations compute pixels between the given ones.
+        fill: The RGB levels of what shears, shifts and rotations leave uncovered.
     """
 
     policy: Literal["none", "randaugment", "increasing", "three"] = "none"

@@ -24,9 +24,13 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Section `model`: a name from `sdpnet.model.sdpnet.MODELS` and, where set, its fields overridden.
+    """Section `model`: a model by name, and the parts of its shape that differ from that name's.
 
-    `num_classes` left out is the shard set's number of classes.
+    Attributes:
+        name: The model to start from, one of `sdpnet.model.sdpnet.MODELS`.
+        num_classes: The number of classes; null takes the shard set's.
+
+    The other keys are those of `sdpnet.model.sdpnet.ModelOptions`; null keeps the named model's own value.
     """
 
     name: str = "sdpnet_tiny"
@@ -59,17 +63,26 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimOptions:
-    """Section `optim`: AdamW, or Muon for the matrices and AdamW for the rest, and the schedule.
+    """Section `optim`: the optimizer, the learning rate and its schedule.
 
-    `lr` is the peak learning rate at a global batch of `lr_reference_batch`; it scales with the batch (0: it does not).
-    A layer's rate is `layer_decay` times that of the layer above it (1: all have the same; see
-    `sdpnet.optim.optimizer`).
-
-    Linear warm-up over `warmup_epochs`, then `schedule`:
-        restarts: cosine annealing with warm restarts (Loshchilov & Hutter, 2016): cycles of `restart_epochs`, each
-            `restart_factor` times as long as the one before; `restart_epochs` 0 is one cycle to the end.
-        cosine: one cycle to the end, whatever the restarts' keys say.
-        constant: the peak to the end.
+    Attributes:
+        name: `adamw`, or `muon`: Muon for the blocks' matrices and AdamW for everything else.
+        lr: The peak learning rate at a global batch of `lr_reference_batch` images.
+        lr_reference_batch: The global batch for which `lr` is meant. The rate in use is `lr` times the global batch
+            divided by this number; 0 uses `lr` as it is.
+        min_lr: The learning rate at the end of a cosine cycle.
+        weight_decay: Weight decay of matrices and filters; norms, biases and tokens have none.
+        betas: Adam's decay rates of the first and second moment.
+        eps: Adam's term that keeps the denominator from being zero.
+        clip_grad_norm: The largest norm of all gradients together; longer ones are scaled down to it. 0 is off.
+        layer_decay: The learning rate of a layer as a factor of the rate of the layer above it (BEiT); 1 gives all
+            layers the same rate.
+        schedule: What follows the warm-up. `restarts`: cosine annealing with warm restarts (Loshchilov & Hutter, 2016).
+            `cosine`: one cosine cycle to the end; the keys of the restarts have no effect. `constant`: the peak rate to
+            the end.
+        warmup_epochs: Epochs in which the rate rises linearly to its peak; at most `train.epochs`.
+        restart_epochs: Epochs of the first cycle of `restarts`; 0 is a single cycle to the end.
+        restart_factor: How many times as long as the cycle before it each further cycle is.
     """
 
     name: Literal["adamw", "muon"] = "adamw"
@@ -102,8 +115,15 @@ class OptimOptions:
 
 @dataclass(frozen=True)
 class ResolutionOptions:
-    """Section `resolution`: training images grow from `start_size` (0: no growing) to `data.image_size`, linearly from
-    `begin_epoch` to `end_epoch`, in steps of `multiple` pixels."""
+    """Section `resolution`: training on images that grow from `start_size` to `data.image_size`.
+
+    Attributes:
+        start_size: Pixels a side of the training images at the beginning, a multiple of `multiple` and of the model's
+            patch size; 0 trains at `data.image_size` from the start.
+        begin_epoch: The epoch from which on the images grow, linearly; before it they have `start_size`.
+        end_epoch: The epoch from which on they have `data.image_size`; at most `train.epochs`.
+        multiple: The sizes in between are rounded to a multiple of so many pixels, itself a multiple of the patch size.
+    """
 
     start_size: int = 0
     begin_epoch: int = 0
@@ -124,9 +144,11 @@ class ResolutionOptions:
 
 @dataclass(frozen=True)
 class EmaOptions:
-    """Section `ema`: the weights' exponential moving average; `decay` 0 is none.
+    """Section `ema`: the exponential moving average of the weights, which is evaluated and published beside them.
 
-    With `warmup` the decay of the first updates is lower, so that the average forgets the weights' random start.
+    Attributes:
+        decay: The share of the average that each step keeps, such as 0.9999; 0 keeps no average.
+        warmup: Whether the decay of the first steps is lower, so that the average forgets the weights' random start.
     """
 
     decay: float = 0.0
@@ -138,10 +160,12 @@ class EmaOptions:
 
 @dataclass(frozen=True)
 class LossOptions:
-    """Section `loss`: cross entropy (`ce`), or a binary cross entropy for each class (`bce`).
+    """Section `loss`: what is minimised. Label smoothing is `augment.label_smoothing`.
 
-    For `bce` alone: targets above `target_threshold` become 1 and the others 0, and `sum_classes` takes the sum over
-    the classes in place of the mean. Label smoothing is `augment.label_smoothing`.
+    Attributes:
+        kind: `ce`: cross entropy over the classes. `bce`: a binary cross entropy for each class.
+        target_threshold: For `bce` only: targets above it become 1 and the others 0. Null keeps soft targets.
+        sum_classes: For `bce` only: take the sum over the classes instead of their mean.
     """
 
     kind: Literal["ce", "bce"] = "ce"
@@ -160,27 +184,42 @@ class LossOptions:
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Section `train`: the loop. Intervals are in steps for logs and checkpoints, in epochs for evaluations.
+    """Section `train`: the training loop, its checkpoints, and how a step is computed.
 
-    `start_from`: another run, or a model.safetensors or checkpoint of it, whose weights a new run begins with (see
-    `sdpnet.training.finetune`). `other_classes` is what follows when the shard set's classes, by name and order, are
-    not those that a resumed run or `start_from` was trained on: `refuse` is an error; `keep` keeps the head, so that
-    class 3 stays class 3 whatever its name; `new_head` (for `start_from`) starts the head's last layer anew, as is done
-    in any case where the number of classes differs.
-
-    `sync_batch_norm`: batch norm sees the samples of all processes. `checkpoint_activations` keeps only the blocks'
-    inputs for the backward pass and computes the rest again. `compile` compiles the blocks with torch.compile (auto: on
-    GPUs of compute capability 8.0 and more). `memory_format`: `probe` tries both at the start. `depthwise`: whose
-    convolutions; `auto` times torch's and Triton's once on a GPU, and is torch elsewhere (see
-    `sdpnet.execution.depthwise_choice`). `keep_checkpoints` are kept, and with `keep_best` the one of the best top-1
-    (the average's where there is one); `async_checkpoints` writes them beside the training.
-
-    `micro_batch`: the images of one forward and backward pass: null is the whole batch, `auto` what fits into the GPU
-    (see `sdpnet.execution.micro_batch`). `on_nonfinite` is what a step with a loss or gradient that is not finite leads
-    to, and `max_nonfinite` how many of them within 1,000 steps are not yet the end (see `sdpnet.optim.nonfinite`).
-
-    `timeout_seconds`: how long a process waits for the others before it takes them for lost and ends. It must be longer
-    than writing a checkpoint takes, for which the others may have to wait.
+    Attributes:
+        epochs: Passes over the training split.
+        start_from: The weights that a new run begins with: another run, a checkpoint of it or a `model.safetensors`
+            (see `sdpnet.training.finetune`). Empty starts from random weights.
+        other_classes: What happens when the shard set's classes, by name and order, are not those that a resumed run or
+            `start_from` was trained on. `refuse` is an error. `keep` keeps the head, so that class 3 stays class 3
+            whatever its name. `new_head` (for `start_from` only) starts the head's last layer anew, which also happens
+            whenever the number of classes differs.
+        accumulate: Batches whose gradients are added up before the optimizer takes a step.
+        micro_batch: Images of one forward and backward pass; a batch is split into passes of at most this size. Null
+            takes the whole batch, and `auto` what fits into the GPU's memory.
+        on_nonfinite: What follows a step whose loss or gradient is not finite. The model never takes such a step.
+            `stop` ends the run, `skip` goes on with the next batch, and `rollback` loads the newest checkpoint and
+            goes on with the next batch.
+        max_nonfinite: The number of bad steps within 1,000 that `skip` and `rollback` tolerate; one more ends the run.
+        sync_batch_norm: Whether batch norm computes its statistics over the images of all processes.
+        checkpoint_activations: Keep only the blocks' inputs for the backward pass and compute the rest again: less
+            memory, more time.
+        compile: Whether torch.compile compiles the blocks; `auto` does on GPUs of compute capability 8.0 and more.
+        memory_format: The layout of images and convolutions; `probe` times both at the start and takes the faster one.
+        depthwise: Whose depthwise convolution the conv blocks use. `auto` times PyTorch's and our Triton kernel once on
+            a GPU and takes the faster one; elsewhere it is PyTorch's.
+        device: Where to train; `auto` is the GPU where there is one.
+        amp: The arithmetic of mixed precision. `auto` is bf16 on GPUs that compute it, fp16 with a gradient scaler on
+            older ones, and fp32 on the CPU.
+        log_interval: Steps between two log lines.
+        eval_interval: Epochs between two evaluations. The last epoch is always evaluated.
+        checkpoint_interval: Steps between two checkpoints, besides the one at the end of each epoch; 0 writes only
+            those.
+        keep_checkpoints: The number of newest checkpoints that are kept.
+        keep_best: Whether the checkpoint with the best top-1 is kept as well (the average's top-1 where `ema` is on).
+        async_checkpoints: Whether a thread writes the checkpoints while training goes on.
+        timeout_seconds: Seconds after which a process that waits for the others ends with an error. It must be longer
+            than writing a checkpoint takes, because the other processes may have to wait for that.
     """
 
     epochs: int = 10
@@ -223,12 +262,14 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class LogOptions:
-    """Section `log`: what a run writes beside `metrics.jsonl`.
+    """Section `log`: what a run writes in addition to `metrics.jsonl`.
 
-    `tensorboard` writes events to RUN/tensorboard; `wandb` is the name of a Weights & Biases project (empty: off), and
-    WANDB_MODE=offline keeps it on this machine. `profile` (first, count) writes a trace of `count` steps, from the
-    `first` on, to RUN/trace.json; (0, 0) is off. Steps count from 1 at the start of the process, and the one before
-    `first` warms the profiler up.
+    Attributes:
+        tensorboard: Whether to write TensorBoard events to RUN/tensorboard.
+        wandb: The name of a Weights & Biases project; empty is off. With WANDB_MODE=offline in the environment, the
+            figures stay on this machine.
+        profile: The first step and the number of steps of which a trace is written to RUN/trace.json; [0, 0] is off.
+            Steps count from 1 at the start of the process; the step before the first one warms the profiler up.
     """
 
     tensorboard: bool = False
@@ -243,7 +284,11 @@ class LogOptions:
 
 @dataclass(frozen=True)
 class Config:
-    """One training run, resolved. `seed` decides the weights' start and every draw of the plan."""
+    """One training run, resolved: its sections, and the seed.
+
+    Attributes:
+        seed: Decides the weights' random start and every draw of the plan.
+    """
 
     seed: int = 0
     model: ModelConfig = field(default_factory=ModelConfig)

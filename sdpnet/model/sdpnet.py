@@ -44,12 +44,26 @@ _LARGEST_SCALE: Final = 1e6
 class ModelOptions:
     """The shape of an SdP-Net; together with the weights it is all that is needed to rebuild one.
 
-    `position`: how the encoder knows where a patch is. `learned` is a parameter for `grid_size` x `grid_size` patches,
-    resampled for other grids; `sincos` is fixed; both are added to the patch tokens. `rope` turns the queries and keys
-    of the patch tokens. Class and register tokens have no position. `layer_scale` is what the transformer blocks' two
-    residual branches are multiplied by at the start (0: no LayerScale). `drop_path` is the rate of stochastic depth in
-    the last block; it rises linearly from 0 over conv and transformer blocks together. `final_norm` is a LayerNorm
-    before the head.
+    Attributes:
+        num_classes: The number of classes.
+        conv_blocks: ConvMixer-like blocks before the transformer blocks.
+        transformer_blocks: Pre-norm transformer encoder blocks.
+        dim: Channels of the conv blocks and width of the tokens; a multiple of `heads`.
+        heads: Attention heads of a transformer block.
+        mlp_ratio: Hidden width of a transformer block's feed-forward part, as a multiple of `dim`.
+        patch_size: Pixels a side of a patch; images must be a multiple of it.
+        kernel_size: Side of the conv blocks' depthwise kernel; an odd number.
+        head_hidden: Width of the head's hidden tanh layer.
+        registers: Register tokens beside the class token.
+        dropout: Dropout rate in the feed-forward part of the transformer blocks.
+        position: How the encoder knows where a patch is. `learned`: a parameter for `grid_size` x `grid_size` patches,
+            resampled for other grids. `sincos`: fixed sines and cosines. Both are added to the patch tokens. `rope`
+            turns the queries and keys of the patch tokens. Class and register tokens have no position.
+        grid_size: Patches a side for which a learned position embedding is made.
+        layer_scale: What the two residual branches of a transformer block are multiplied by at the start of training;
+            0 is no LayerScale.
+        drop_path: The rate of stochastic depth in the last block. It rises linearly from 0 over all blocks.
+        final_norm: Whether there is a LayerNorm before the head.
     """
 
     num_classes: int = 1000
