@@ -177,7 +177,9 @@ class Plan:
             samples inside windows of `window_blocks` blocks: reads stay local), or "sequential".
         crop: random resized crops and flips; None means evaluation: resize the shorter side, then centre crop, as one
             box of `centre_fraction` of the shorter side.
-        randaugment, erase, mix: device-stage draws; off by default.
+        randaugment: draws of operations for the device stage; none by default.
+        erase: draws of boxes that it erases; none by default.
+        mix: draws of MixUp and CutMix; none by default.
 
     Training plans ("random", "blocks") drop the incomplete last batch. Sequential plans keep every sample: the last
     batch is padded with its final sample and `valid` False.

@@ -17,6 +17,7 @@ run_tests() { # [--full] [pytest's arguments]
     check 'ruff check' ruff check
     check 'ruff format' ruff format --check
     check mypy mypy
+    check documents build_documents
     check pytest pytest -q -n 2 --dist loadfile "$@"
     if [ -z "$selected" ] && nvidia-smi -L >/dev/null 2>&1; then # the run above sees no GPU
         check 'pytest of the GPU' pytest -q -m gpu
@@ -26,6 +27,14 @@ run_tests() { # [--full] [pytest's arguments]
         exit 1
     fi
     [ -n "$selected" ] || python -m pip freeze --exclude-editable >"$passed"
+}
+
+build_documents() { # into .venv/site; a warning is a failure. Nothing is fetched from a network
+    NO_MKDOCS_2_WARNING=1 mkdocs build --strict --site-dir "$venv/site"
+}
+
+serve_documents() { # [mkdocs serve's arguments]
+    NO_MKDOCS_2_WARNING=1 mkdocs serve "$@"
 }
 
 check() { # NAME COMMAND...: its output is shown and kept
@@ -43,6 +52,9 @@ explain_failure() {
     printf '\nNot passed: %s. All output is in %s\n' "$failed" "$test_log"
     case $failed in
     *'ruff format'*) echo '  ruff format: files are not laid out as the style has it; ruff format mends them' ;;
+    esac
+    case $failed in
+    *documents*) echo '  documents: the lines with WARNING name the page or docstring; ./dev docs shows the pages as you write' ;;
     esac
     case $failed in
     *pytest*)
@@ -64,7 +76,7 @@ write_lock() {
     }
     # uv keeps what is in the file that it writes, wherever it fits, and adds what other Pythons need.
     cp "$passed" "$lock.new"
-    "$uv" pip compile -q --universal --python-version 3.10 --extra test --extra ffcv --extra dali \
+    "$uv" pip compile -q --universal --python-version 3.10 --extra test --extra docs --extra ffcv --extra dali \
         --no-header --no-annotate --no-emit-index-url --no-emit-find-links -o "$lock.new" pyproject.toml
     python tests/support/locked_versions.py --write "$lock.new" "$lock"
     rm -f "$lock.new"

@@ -95,7 +95,7 @@ pip_install() {
 
 uv=
 
-# uv takes a quarter of pip's time (68 s against 262 s for '.[test]', cold, on two busy cores), but it reads neither
+# uv takes a quarter of pip's time (68 s against 262 s for '.[test]' alone, cold, on two busy cores), but it reads neither
 # pip's configuration nor its environment variables: where these say anything about where packages come from, or which,
 # pip does the work.
 choose_installer() { # sets uv

@@ -4,7 +4,7 @@
 
 cost_of_torch='3100 5800'
 cost_of_torch_elsewhere='300 1100' # from SDPNET_TORCH_INDEX: PyTorch's build for CPUs
-cost_of_tools='260 750'
+cost_of_tools='290 880'
 cost_of_ffcv='160 400'
 cost_of_ffcv_system='160 700' # g++, OpenCV's and libjpeg-turbo's development files, by apt
 cost_of_dali='300 650'
@@ -35,7 +35,7 @@ announce() { # what will be installed, what for and how large; dies where it can
         else
             part $cost_of_torch 'torch, torchvision, CUDA libraries: training. Less: SDPNET_TORCH_INDEX'
         fi
-        part $cost_of_tools 'test tools, ONNX, Ray, TensorBoard, timm: ./dev test, export'
+        part $cost_of_tools 'test tools, ONNX, Ray, TensorBoard, timm, MkDocs: ./dev test, export, ./dev docs'
         if [ -z "${SDPNET_SKIP_BACKENDS:-}" ]; then
             if pkg-config --exists opencv4 2>/dev/null; then
                 part $cost_of_ffcv 'FFCV with numba and OpenCV: --pipeline ffcv'
@@ -113,7 +113,7 @@ lane_packages() { # what pip installs into .venv, one after the other
             step 'torch from SDPNET_TORCH_INDEX' pip_install -c "$constraints" --index-url "$SDPNET_TORCH_INDEX" \
                 'torch>=2.10,<2.16' 'torchvision>=0.25,<0.30' || return 0
         fi
-        step 'sdpnet, torch, test tools' pip_install -c "$constraints" -e '.[test]' || return 0
+        step 'sdpnet, torch, test tools' pip_install -c "$constraints" -e '.[test,docs]' || return 0
     fi
     if wanted "$dali"; then step 'DALI' install_dali || true; fi
     while [ ! -e "$steps/system-is-ready" ] && kill -0 "$system_lane" 2>/dev/null; do sleep 1; done

@@ -95,13 +95,13 @@ def checkout(tmp_path: Path) -> Checkout:
 def test_it_says_what_it_takes_and_is_not_repeated(checkout: Checkout) -> None:
     status, out, err = checkout.run("setup")
     assert status == 0, out + err
-    assert "3.1 GB    5.8 GB   torch" in out and "0.3 GB    0.8 GB   test tools" in out
-    assert "about 3.4 GB to download and 6.5 GB on the disk" in out and "100.0 GB are free" in out
+    assert "3.1 GB    5.8 GB   torch" in out and "0.3 GB    0.9 GB   test tools" in out
+    assert "about 3.4 GB to download and 6.7 GB on the disk" in out and "100.0 GB are free" in out
     assert "FFCV with numba" not in out, "it is left out"
     assert out.index("to download") < out.index("virtual environment") < out.index("sdpnet, torch, test tools")
     assert "SDPNET_TORCH_INDEX=URL" in out and "set-up complete" in out
     calls = checkout.pip_calls()
-    assert any("-e .[test]" in call for call in calls)
+    assert any("-e .[test,docs]" in call for call in calls)
     status, out, _ = checkout.run("setup")
     assert status == 0 and out.startswith("set-up: already done") and checkout.pip_calls() == calls
 
@@ -117,11 +117,11 @@ def test_parts_and_light_ways(checkout: Checkout) -> None:
     assert "0.3 GB    1.1 GB   torch and torchvision from SDPNET_TORCH_INDEX" in out
 
 
-@pytest.mark.parametrize(("free", "fits", "cache"), [(9_800, False, ""), (10_000, True, "1"), (13_400, True, "")])
+@pytest.mark.parametrize(("free", "fits", "cache"), [(9_800, False, ""), (10_100, True, "1"), (13_500, True, "")])
 def test_a_disk_too_small_is_said_before_anything_is_fetched(
     free: int, fits: bool, cache: str, checkout: Checkout
 ) -> None:
-    """6,550 MB are to lie there in the end, 3,360 MB beside them meanwhile, and as much in pip's cache if it can."""
+    """6,680 MB are to lie there in the end, 3,390 MB beside them meanwhile, and as much in pip's cache if it can."""
     checkout.free(free)
     checkout.does.write_text("case $* in *test*) exit 1 ;; esac\n")
     status, out, err = checkout.run("setup")
@@ -132,14 +132,14 @@ def test_a_disk_too_small_is_said_before_anything_is_fetched(
         assert ("pip's cache is not used" in out) is (cache == "1")
     else:
         assert calls == [] and len(err.splitlines()) == 2
-        assert err.startswith("dev: the disk is too small: 9.9 GB are needed while it installs, 9.8 GB are free")
+        assert err.startswith("dev: the disk is too small: 10.1 GB are needed while it installs, 9.8 GB are free")
 
 
 def test_a_disk_that_cannot_take_it_at_all(checkout: Checkout) -> None:
     checkout.free(6_000)
     status, _, err = checkout.run("setup")
     assert (
-        status == 1 and err.startswith("dev: the disk is too small: 6.5 GB are needed") and checkout.pip_calls() == []
+        status == 1 and err.startswith("dev: the disk is too small: 6.7 GB are needed") and checkout.pip_calls() == []
     )
 
 
@@ -166,7 +166,7 @@ def test_uv_where_it_sees_what_pip_sees(
     checkout.stand_in("uv", UV.format(calls=checkout.calls, status=int(not works)))
     checkout.free(9_000)  # enough for uv, which keeps no downloads
     status, out, err = checkout.run("setup")
-    calls = [call for call in checkout.pip_calls() if "-e .[test]" in call]
+    calls = [call for call in checkout.pip_calls() if "-e .[test,docs]" in call]
     assert [call.startswith("uv pip install --python ") for call in calls] == [True] * by_uv + [False] * (
         by_pip and by_uv
     )
@@ -174,13 +174,13 @@ def test_uv_where_it_sees_what_pip_sees(
         assert status == 0 and "installing with uv 9.9.9\n" in out, err
     else:
         assert "installing with pip: its configuration says more than uv reads (cert extra-index-url)" in out
-        assert "secret" not in out and status == 1 and "the disk is too small: 9.9 GB" in err
+        assert "secret" not in out and status == 1 and "the disk is too small: 10.1 GB" in err
 
 
 def test_torch_from_another_index(checkout: Checkout) -> None:
     assert checkout.run("setup", SDPNET_TORCH_INDEX="file:///index")[0] == 0
     torch, rest = [call for call in checkout.pip_calls() if "--upgrade pip" not in call][:2]
-    assert "--index-url file:///index torch>=" in torch and "-e .[test]" in rest and "--index-url" not in rest
+    assert "--index-url file:///index torch>=" in torch and "-e .[test,docs]" in rest and "--index-url" not in rest
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,8 @@ def test_a_failure_of_the_tests_is_explained(checkout: Checkout) -> None:
     assert checkout.run("setup")[0] == 0
     commands = checkout.root / ".venv" / "bin"
     summary = "FAILED tests/test_a.py::test_b[1 x-y] - AssertionError: no - never\n1 failed, 3 passed"
-    for name, text in {"ruff": "", "mypy": "echo found 1 error; exit 1", "pytest": f"echo '{summary}'; exit 1"}.items():
+    results = {"ruff": "", "mypy": "echo found 1 error; exit 1", "mkdocs": "", "pytest": f"echo '{summary}'; exit 1"}
+    for name, text in results.items():
         (commands / name).write_text(f"#!/bin/sh\n{text}\n")
         (commands / name).chmod(0o755)
     (checkout.root / "requirements.lock").write_text("packaging==0.1\n")
@@ -303,7 +304,7 @@ def test_a_failure_of_the_tests_is_explained(checkout: Checkout) -> None:
 
 def test_versions_that_passed_are_kept_for_the_lock(checkout: Checkout) -> None:
     assert checkout.run("setup")[0] == 0
-    for name in ("ruff", "mypy", "pytest"):
+    for name in ("ruff", "mypy", "mkdocs", "pytest"):
         (checkout.root / ".venv" / "bin" / name).write_text("#!/bin/sh\n")
         (checkout.root / ".venv" / "bin" / name).chmod(0o755)
     passed = checkout.root / ".venv" / "tests-passed"
@@ -315,3 +316,19 @@ def test_versions_that_passed_are_kept_for_the_lock(checkout: Checkout) -> None:
 def test_mistakes(arguments: list[str], checkout: Checkout) -> None:
     status, out, err = checkout.run(*arguments)
     assert status == 2 and out == "" and err.startswith("dev: ") and err.count("\n") == 1
+
+
+def test_documents_are_built_strictly_and_served(checkout: Checkout) -> None:
+    assert checkout.run("setup")[0] == 0
+    commands, calls = checkout.root / ".venv" / "bin", checkout.root / "mkdocs-calls"
+    for name in ("ruff", "mypy", "pytest"):
+        (commands / name).write_text("#!/bin/sh\n")
+    (commands / "mkdocs").write_text(f'#!/bin/sh\necho "$*" >>"{calls}"\necho WARNING: no such page; exit 1\n')
+    for name in ("ruff", "mypy", "pytest", "mkdocs"):
+        (commands / name).chmod(0o755)
+    status, out, _ = checkout.run("test")
+    assert status == 1 and "Not passed: documents." in out and "WARNING: no such page" in out and "./dev docs" in out
+    checkout.run("docs", "--dev-addr", "127.0.0.1:9000")
+    build, serve = calls.read_text().splitlines()
+    assert build == f"build --strict --site-dir {checkout.root}/.venv/site"
+    assert serve == "serve --dev-addr 127.0.0.1:9000"

@@ -27,7 +27,7 @@ class ModelConfig:
     """Section `model`: a model by name, and the parts of its shape that differ from that name's.
 
     Attributes:
-        name: The model to start from, one of `sdpnet.model.sdpnet.MODELS`.
+        name: The model whose shape is the starting point.
         num_classes: The number of classes; null takes the shard set's.
 
     The other keys are those of `sdpnet.model.sdpnet.ModelOptions`; null keeps the named model's own value.
