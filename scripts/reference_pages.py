@@ -110,14 +110,19 @@ def _docstring(text: str) -> list[str]:
     lines: list[str] = []
     for paragraph in text.strip().split("\n\n"):
         body = paragraph.strip("\n")
-        if not lines:  # the usage follows from the parser
-            body = re.sub(r"^(Command: |(Command )?`sdpnet [a-z]+`: )", "", body)
-            body = re.sub(r":\s(`[^`]*`\.?|python .*)$", ".", body)
+        if not lines:
+            body = _without_usage(body)
         if re.search(r"\S {2,}\S|^ {4}", body, re.MULTILINE):
             lines += ["```text", *(line.removeprefix("    ") for line in body.split("\n")), "```", ""]
         else:
             lines += [body[:1].upper() + body[1:], ""]
     return lines
+
+
+def _without_usage(text: str) -> str:
+    """The first paragraph of a module's docstring without the command line in it: the usage comes from the parser."""
+    text = re.sub(r"^(Command: |(Command )?`sdpnet [a-z]+`: )", "", text)
+    return re.sub(r":\s(`[^`]*`\.?|python .*)$", ".", text)
 
 
 def command_index() -> str:
@@ -172,7 +177,7 @@ def recipes_page() -> str:
     lines = ["# Recipes", "", "The configs in `configs/`, by the name that `--config` takes.", ""]
     for path in sorted(CONFIG_DIRECTORY.rglob("*.yaml"), key=lambda path: (len(path.parts), path.name)):
         text, name = path.read_text(encoding="utf-8"), str(path.relative_to(CONFIG_DIRECTORY).with_suffix(""))
-        comment, body = re.fullmatch(r"((?:#.*\n)+)(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
+        comment, body = re.fullmatch(r"((?:#[^\n]*\n)+)(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
         said = [line.removeprefix("#").removeprefix(" ") for line in comment.splitlines()]
         prose = [line for line in said if not line.startswith("  ")]
         lines += [f"## {name}", "", " ".join(prose), "", "```yaml", body.strip(), "```", ""]
@@ -209,8 +214,8 @@ def _modules(package: str) -> list[Path]:
 def _first(path: Path) -> str:
     """The first sentence of a module's docstring."""
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    paragraph = " ".join(text.split("\n\n")[0].split()).removeprefix("Command: ")
-    return paragraph.replace("|", "\\|")
+    sentence = _without_usage(" ".join(text.split("\n\n")[0].split()))
+    return (sentence[:1].upper() + sentence[1:]).replace("|", "\\|")
 
 
 def generated_pages() -> dict[str, str]:
