@@ -36,7 +36,7 @@ from sdpnet.pipelines.contract import Batch, Source  # noqa: E402
 from sdpnet.pipelines.errors import ShardError, UserError  # noqa: E402
 from sdpnet.pipelines.plan import Plan  # noqa: E402
 from sdpnet.pipelines.shards.beton import MODE_JPEG, BetonReader  # noqa: E402
-from sdpnet.pipelines.shards.layout import Manifest  # noqa: E402
+from sdpnet.pipelines.shards.manifest import Manifest  # noqa: E402
 
 torch.set_num_threads(_TORCH_THREADS)  # importing FFCV sets torch's threads to 1
 

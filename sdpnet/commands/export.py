@@ -116,7 +116,7 @@ def _difference(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     return (found - expected).abs().max() / expected.abs().max().clamp(min=1)
 
 
-def _save_torch(model: SdPNet, example: torch.Tensor, dynamic: tuple | None, path: Path) -> None:
+def _save_torch(model: SdPNet, example: torch.Tensor, dynamic: tuple[object, ...] | None, path: Path) -> None:
     content = BytesIO()  # a full disk under torch's writer ends the process: its destructor throws
     torch.export.save(torch.export.export(model, (example,), dynamic_shapes=dynamic), content)
     path.write_bytes(content.getvalue())  # a view that an error leaves behind crashes Python before 3.12.3 (gh-111049)
@@ -135,7 +135,7 @@ def _require_onnx() -> None:
             raise UserError(f"export to onnx needs {name} ({error}): {install_extra('export')}") from None
 
 
-def _save_onnx(model: SdPNet, example: torch.Tensor, dynamic: tuple | None, path: Path) -> None:
+def _save_onnx(model: SdPNet, example: torch.Tensor, dynamic: tuple[object, ...] | None, path: Path) -> None:
     program = torch.onnx.export(
         model,
         (example,),
