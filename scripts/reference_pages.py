@@ -48,10 +48,10 @@ class _Parser(Exception):
 
 
 def parser_of(command: str, module: str) -> argparse.ArgumentParser:
-    """The argparse parser that a command uses."""
+    """The argparse parser that a command uses: the one that its `main` makes, or what `add_arguments` makes of one."""
     implementation = importlib.import_module(module)
-    if hasattr(implementation, "add_arguments"):
-        parser: argparse.ArgumentParser = CommandParser(prog=command)
+    parser: argparse.ArgumentParser = CommandParser(prog=command)
+    if not hasattr(implementation, "main"):
         implementation.add_arguments(parser)
         return parser
 
