@@ -1,1 +1,1 @@
-"""The commands besides `train`: evaluate, predict, export, report, sheet, doctor."""
+"""The commands besides `train`: evaluate, predict, export, report, sheet, config, doctor."""

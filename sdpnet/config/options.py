@@ -144,7 +144,8 @@ class ResolutionOptions:
 
 @dataclass(frozen=True)
 class EmaOptions:
-    """Section `ema`: the exponential moving average of the weights, which is evaluated and published beside them.
+    """Section `ema`: the exponential moving average of the weights, which is evaluated beside them and is what a
+    finished run publishes.
 
     Attributes:
         decay: The share of the average that each step keeps, such as 0.9999; 0 keeps no average.
