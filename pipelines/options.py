@@ -26,6 +26,11 @@ _PREFETCH: Final = (3, 8)  # data.prefetch_batches = auto
 class ShardOptions:
     """Which part of every batch belongs to this process, and how many processes share this machine's cores.
 
+    Attributes:
+        rank: This process's number among all, from 0.
+        world_size: The number of processes.
+        local_world_size: The number of processes on this machine.
+
     Raises `ValueError` for a rank outside of the world.
     """
 
@@ -42,8 +47,9 @@ class ShardOptions:
 class NativeOptions:
     """Section `data.native`: knobs of the `native` executor.
 
-    `read_ahead_batches` (0: off) is the number of batches, before the one that is decoded next, for which the system is
-    already asked to read the files.
+    Attributes:
+        read_ahead_batches: The number of batches, before the one that is decoded next, for which the system is already
+            asked to read the files; 0 is off.
     """
 
     read_ahead_batches: int = 4
@@ -57,9 +63,9 @@ class NativeOptions:
 class DaliOptions:
     """Section `data.dali`: knobs of the `dali` executor.
 
-    `hw_decoder_load` is the largest share of a batch, from 0 to 1, that a GPU's JPEG unit decodes while CUDA decodes
-    the rest. It has an effect only on GPUs with such a unit. DALI's documentation recommends to find the best value by
-    trying.
+    Attributes:
+        hw_decoder_load: The largest share of a batch that a GPU's JPEG unit decodes while CUDA decodes the rest. It has
+            an effect only on GPUs with such a unit. DALI's documentation recommends to find the best value by trying.
     """
 
     hw_decoder_load: float = 0.65
@@ -70,18 +76,27 @@ class DaliOptions:
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Section `data` of a config: where the shards are and how they are read.
+    """Section `data` of a config: where the shards are, and how they are read and decoded.
 
-    `path` is a shard set. `batch_size_per_gpu` counts one micro-batch of one process. `num_workers` 0 means this
-    machine's cores, divided among its processes. `centre_fraction` is the share of the shorter side that evaluation
-    keeps (224 / 256 by custom).
-
-    `on_error` says what an image that cannot be decoded does: "raise" ends the run; "mask" replaces it by a black image
-    that contributes neither loss nor score, though batch norms see it. It is a promise about the batches, not a knob of
-    one executor: an executor that cannot mask (all but `native`, today) refuses "mask" with an error.
-
-    `prefetch_batches` is the number of batches that every executor decodes ahead of the one that is asked for. "auto"
-    is 3; `native` then raises it up to 8 where the training waits for batches although the decoder has been idle.
+    Attributes:
+        path: The shard set: a directory with a manifest.json, made by `preprocess/`.
+        pipeline: The executor that decodes. `auto` is native; where that is not built, dali on a GPU, else ffcv, else
+            torchvision. Any other choice is used or refused, never replaced.
+        train_split: The split to train on.
+        val_split: The split to evaluate on.
+        image_size: Pixels a side of the square images that the model gets; a multiple of the model's patch size.
+        batch_size_per_gpu: Images in one batch of one process; an even number where images are mixed.
+        num_workers: Threads or worker processes that decode for one process; 0 is this machine's cores divided among
+            its processes.
+        prefetch_batches: The number of batches that every executor decodes ahead of the one that is asked for. `auto`
+            is 3; native then raises it up to 8 where the training waits for batches although the decoder has been idle.
+        on_error: What an image that cannot be decoded leads to. `raise` ends the run. `mask` replaces it by a black
+            image that counts neither for the loss nor for the score; batch norm still sees it. Every executor but
+            native refuses `mask` with an error.
+        order: The order of an epoch. `random` is a permutation of all samples. `blocks` shuffles blocks of neighbours,
+            and samples within windows of them, so that reads from a disk stay local.
+        centre_fraction: The share of the shorter side that the central crop of an evaluation keeps; 0.875 is the usual
+            224 / 256.
     """
 
     path: str = ""
@@ -133,11 +148,15 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class AugmentOptions:
-    """Section `augment` of a config: the device stage. `mean` and `std` are of RGB in [0, 1], ImageNet's by default.
+    """Section `augment` of a config: what is done to the decoded images on the device, and to their labels.
 
-    `fused` says whether Triton kernels compute the pixels: "auto" uses them on GPUs of compute capability 7.5 and more
-    if Triton can be imported; "verify" does the same and compares the first batch with the reference's; "off" never
-    uses them.
+    Attributes:
+        mean: The mean of red, green and blue that is subtracted, of levels in [0, 1]; by default ImageNet's.
+        std: The standard deviation that they are divided by.
+        label_smoothing: The share of each target that is spread evenly over all classes.
+        fused: Whether Triton kernels compute the pixels. `auto` uses them on GPUs of compute capability 7.5 and more
+            where Triton can be imported. `verify` does the same and compares the first batch with the PyTorch
+            reference. `off` never uses them.
     """
 
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)

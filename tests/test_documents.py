@@ -146,7 +146,6 @@ def blocks(page: str) -> list[str]:
 
 
 def test_the_loop_of_the_how_to_runs(shard_set: Path) -> None:
-    pytest.importorskip("sdpnet.pipelines.loader", reason="the page is about the loader that comes next")
     train, evaluate, from_recipe, *_ = blocks("how-to/own-loop.md")
     for old, new in (("SHARDS", str(shard_set)), ("image_size=224", "image_size=32"), ("=128)", "=4)"), ("90", "1")):
         assert old in train
@@ -164,7 +163,6 @@ def test_the_loop_of_the_how_to_runs(shard_set: Path) -> None:
 
 def test_the_pipeline_of_the_how_to_keeps_the_contract(shard_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its samples and labels are the reference's, its pixels are near."""
-    pytest.importorskip("sdpnet.pipelines.loader", reason="the page is about the loader that comes next")
     from sdpnet.pipelines.loader import make_loader
     from sdpnet.pipelines.options import AugmentOptions, DataOptions, ShardOptions
 
