@@ -13,7 +13,6 @@ import posixpath
 import re
 from pathlib import Path
 from typing import Any, Final
-from unittest import mock
 
 from sdpnet import cli
 from sdpnet.config.keys import sections
@@ -43,27 +42,10 @@ def page_of(command: str) -> str:
     return f"{COMMANDS}/{name.replace(' ', '_')}.md"
 
 
-class _Parser(Exception):
-    """Carries a parser out of the `main` that made it."""
-
-
 def parser_of(command: str, module: str) -> argparse.ArgumentParser:
-    """The argparse parser that a command uses: the one that its `main` makes, or what `add_arguments` makes of one."""
-    implementation = importlib.import_module(module)
-    parser: argparse.ArgumentParser = CommandParser(prog=command)
-    if not hasattr(implementation, "main"):
-        implementation.add_arguments(parser)
-        return parser
-
-    def leave(self: CommandParser, *_: Any) -> None:
-        raise _Parser(self)
-
-    with mock.patch.object(CommandParser, "parse_args", leave):
-        try:
-            implementation.main([])
-        except _Parser as found:
-            parser = found.args[0]
-    parser.prog = command
+    """The argparse parser that a command uses."""
+    parser = CommandParser(prog=command)
+    importlib.import_module(module).add_arguments(parser)
     return parser
 
 
@@ -146,7 +128,7 @@ def config_page() -> str:
     lines = ["# Config keys", ""]
     lines += [
         "A config is a YAML file of sections and keys; see [Recipes](recipes.md) for the ones that come along. Any key",
-        "can also be set on the command line: `--set optim.lr=1e-3`. A mistyped key is an error that names the nearest",
+        "can also be set on the command line: `optim.lr=1e-3`. A mistyped key is an error that names the nearest",
         "one. `sdpnet config` prints this page in a terminal, and `sdpnet config --diff A B` what differs between two",
         "configs. A file may begin with `extends: NAME`: it then has the keys of that config, except for its own.",
         "",

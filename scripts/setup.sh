@@ -4,7 +4,7 @@
 
 cost_of_torch='3100 5800'
 cost_of_torch_elsewhere='300 1100' # from SDPNET_TORCH_INDEX: PyTorch's build for CPUs
-cost_of_tools='290 880'
+cost_of_tools='310 930'
 cost_of_ffcv='160 400'
 cost_of_ffcv_system='160 700' # g++, OpenCV's and libjpeg-turbo's development files, by apt
 cost_of_dali='300 650'
