@@ -51,7 +51,13 @@ def alien(tmp_path: Path) -> Path:
 def test_the_wheel_has_one_name(site: Path) -> None:
     names = {path.name for path in site.iterdir()}
     assert "sdpnet" in names and all(name == "sdpnet" or name.endswith(".dist-info") for name in names)
-    for module in ("pipelines/plan.py", "preprocess/build_ffcv.py", "configs/modern/sdpnet_xl.yaml", "train.py"):
+    for module in (
+        "pipelines/plan.py",
+        "preprocess/build_ffcv.py",
+        "configs/modern/sdpnet_xl.yaml",
+        "train.py",
+        "py.typed",
+    ):
         assert (site / "sdpnet" / module).is_file()
     packed = {path.relative_to(site / "sdpnet") for path in (site / "sdpnet").rglob("*.py")}
     ours = {path.relative_to(ROOT / "sdpnet") for path in (ROOT / "sdpnet").rglob("*.py") if not path.is_symlink()}
