@@ -32,7 +32,7 @@ from sdpnet.pipelines.benchmarks.race import Entry, Race, run_race
 from sdpnet.pipelines.benchmarks.worker import Job
 from sdpnet.pipelines.errors import UserError, nearest, printable, require
 from sdpnet.pipelines.executors.registry import PIPELINES
-from sdpnet.pipelines.files.publish import publish_bytes
+from sdpnet.pipelines.files.atomic_write import publish_bytes
 from sdpnet.pipelines.machine import commit, cpu_name, driver, installed_versions, usable_cores
 from sdpnet.pipelines.plan import Order, Plan
 from sdpnet.pipelines.shards.layout import ShardReader, open_split

@@ -3,26 +3,21 @@
     Plan.batch(epoch, index) -> BatchPlan(sample_ids, valid, crop_boxes, flips, ops, magnitudes, erase_*, mix_*)
 
 Each value is a function of (seed, epoch, sample id, purpose) alone, so it does not depend on the number of workers, on
-the pipeline that executes it or on the number of ranks, and any batch of any epoch can be had without its predecessors.
+the pipeline that executes it or on the number of ranks, and any batch can be computed without the ones before it.
 """
 
 from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, fields, replace
-from typing import Final, Literal
+from typing import Literal
 
 import numpy as np
 
-from sdpnet.pipelines.planning.draws import (
-    BOX_DRAWS,
-    Permutation,
-    beta_quantile,
-    derive_seed,
-    first_fitting_boxes,
-    sample_keys,
-    uniforms,
-)
+from sdpnet.pipelines.planning.crop_boxes import CropOptions, centre_crops, random_resized_crops
+from sdpnet.pipelines.planning.draws import Permutation, derive_seed, sample_keys, uniforms
+from sdpnet.pipelines.planning.erasing import ERASE_MODES, EraseOptions, draw_erase_boxes
+from sdpnet.pipelines.planning.mixing import MIX_CUTMIX, MIX_MIXUP, MIX_NONE, MixOptions, draw_mixes
 from sdpnet.pipelines.planning.policies import RandAugmentOptions, draw_operations
 
 __all__ = [
@@ -40,68 +35,8 @@ __all__ = [
 
 Order = Literal["random", "blocks", "sequential"]
 
-MIX_NONE: Final = 0
-MIX_MIXUP: Final = 1
-MIX_CUTMIX: Final = 2
-
-ERASE_MODES: Final = ("constant", "colour", "pixel")
-
 # Purposes: part of every key, so never renumber.
 _ORDER, _CROP, _FLIP, _ERASE, _MIX, _WINDOW, _OPERATIONS, _NOISE = range(8)
-
-
-@dataclass(frozen=True)
-class CropOptions:
-    """Random resized crop (Szegedy et al., 2015; torchvision's RandomResizedCrop), for training only.
-
-    Attributes:
-        scale: The least and the greatest share of the image's area that a crop covers.
-        ratio: The least and the greatest ratio of a crop's width to its height.
-        flip_probability: The probability that a crop is mirrored left-right.
-    """
-
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip_probability: float = 0.5
-
-
-@dataclass(frozen=True)
-class EraseOptions:
-    """Random erasing (Zhong et al., 2017; torchvision's RandomErasing), after normalisation.
-
-    Attributes:
-        probability: The probability that a box of an image is erased; 0 is off.
-        scale: The least and the greatest share of the image's area that a box covers.
-        ratio: The least and the greatest ratio of a box's width to its height.
-        mode: What a box is filled with. `constant`: 0, which is the mean colour. `colour`: one normally distributed
-            colour for each box. `pixel`: normal noise. (timm's "const", "rand" and "pixel".)
-    """
-
-    probability: float = 0.0
-    scale: tuple[float, float] = (0.02, 1 / 3)
-    ratio: tuple[float, float] = (0.3, 3.3)
-    mode: Literal["constant", "colour", "pixel"] = "constant"
-
-
-@dataclass(frozen=True)
-class MixOptions:
-    """MixUp (Zhang et al., 2017) and CutMix (Yun et al., 2019), of pairs of images within a batch.
-
-    Attributes:
-        mixup_alpha: The parameter of the Beta distribution of MixUp's weights; 0 turns MixUp off.
-        cutmix_alpha: The parameter of the Beta distribution of CutMix's areas; 0 turns CutMix off.
-        probability: The probability that an image is mixed (timm's `Mixup`, mode "elem").
-        switch_probability: Where both are on, the probability that a mixed image is mixed by CutMix.
-    """
-
-    mixup_alpha: float = 0.0
-    cutmix_alpha: float = 0.0
-    probability: float = 1.0
-    switch_probability: float = 0.5
-
-    @property
-    def enabled(self) -> bool:
-        return self.probability > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
 
 
 @dataclass(frozen=True)
@@ -288,11 +223,12 @@ class Plan:
             "mix_boxes": empty,
         }
         if self.erase.probability > 0:
-            draws["erase_boxes"] = self._erase_boxes(epoch, ids)
+            key = derive_seed(self.seed, epoch, _ERASE)
+            draws["erase_boxes"] = draw_erase_boxes(self.erase, key, ids, self.image_size)
             if self.erase.mode != "constant":
                 draws["erase_keys"] = sample_keys(derive_seed(self.seed, epoch, _NOISE), ids)
         if self.mix.enabled:
-            draws |= self._mixes(epoch, ids)
+            draws |= draw_mixes(self.mix, derive_seed(self.seed, epoch, _MIX), ids, self.image_size)
         return BatchPlan(
             sample_ids=ids, valid=valid, crop_boxes=boxes, flips=flips, ops=ops, magnitudes=magnitudes, **draws
         )
@@ -301,65 +237,7 @@ class Plan:
         """(crop boxes int32 (B, 4), flips bool (B,)) of any samples."""
         sizes = self.sizes[sample_ids].astype(np.int64)
         if self.crop is None:
-            side = np.maximum(1, np.rint(sizes.min(axis=1) * self.centre_fraction).astype(np.int64))
-            boxes = np.stack([(sizes[:, 0] - side) // 2, (sizes[:, 1] - side) // 2, side, side], axis=1)
-            return boxes.astype(np.int32), np.zeros(len(sizes), bool)
-        boxes = _random_resized_crop(sizes, derive_seed(self.seed, epoch, _CROP), sample_ids, self.crop)
+            return centre_crops(sizes, self.centre_fraction), np.zeros(len(sizes), bool)
+        boxes = random_resized_crops(sizes, derive_seed(self.seed, epoch, _CROP), sample_ids, self.crop)
         flips = uniforms(derive_seed(self.seed, epoch, _FLIP), sample_ids, 1)[:, 0] < self.crop.flip_probability
         return boxes, flips
-
-    def _erase_boxes(self, epoch: int, ids: np.ndarray) -> np.ndarray:
-        key = derive_seed(self.seed, epoch, _ERASE)
-        boxes = np.zeros((len(ids), 4), np.int32)
-        erased = np.flatnonzero(uniforms(key, ids, 1, first=BOX_DRAWS)[:, 0] < self.erase.probability)
-        sizes = np.full((len(erased), 2), self.image_size, np.int64)
-        inverse = (
-            1 / self.erase.ratio[1],
-            1 / self.erase.ratio[0],
-        )  # torchvision: height / width here, width / height there
-        found, _ = first_fitting_boxes(sizes, key, ids[erased], self.erase.scale, inverse, proper=True)
-        boxes[erased] = found
-        return boxes
-
-    def _mixes(self, epoch: int, ids: np.ndarray) -> dict[str, np.ndarray]:
-        """Neighbours (2k, 2k + 1) of the global batch are each other's partners, so an even batch per rank keeps pairs
-        together at any world size; in a random order a neighbour is a random sample."""
-        mix, size = self.mix, self.image_size
-        u = uniforms(derive_seed(self.seed, epoch, _MIX), ids, 5)
-        partners = np.arange(len(ids)) ^ 1
-        partners[partners >= len(ids)] = len(ids) - 1
-        cut_share = 0.0 if mix.cutmix_alpha <= 0 else 1.0 if mix.mixup_alpha <= 0 else mix.switch_probability
-        kinds = np.where(u[:, 1] < cut_share, MIX_CUTMIX, MIX_MIXUP).astype(np.uint8)
-        kinds[(u[:, 0] >= mix.probability) | (partners == np.arange(len(ids)))] = MIX_NONE
-        lambdas = np.ones(len(ids))
-        boxes = np.zeros((len(ids), 4), np.int64)
-        up, cut = kinds == MIX_MIXUP, kinds == MIX_CUTMIX
-        if up.any():
-            lambdas[up] = beta_quantile(u[up, 2], mix.mixup_alpha)
-        if cut.any():
-            # Yun et al., appendix A: a box with the image's aspect ratio, its centre uniform, clipped at the borders.
-            half = np.sqrt(1 - beta_quantile(u[cut, 2], mix.cutmix_alpha)) * size
-            half = half.astype(np.int64) // 2
-            centre = (u[cut, 3:5] * size).astype(np.int64)
-            low = np.clip(centre - half[:, None], 0, size)
-            extent = np.clip(centre + half[:, None], 0, size) - low
-            boxes[cut] = np.concatenate([low, extent], axis=1)
-            lambdas[cut] = 1 - extent.prod(axis=1) / size**2
-        return {
-            "mix_kinds": kinds,
-            "mix_partners": partners,
-            "mix_lambdas": lambdas.astype(np.float32),
-            "mix_boxes": boxes.astype(np.int32),
-        }
-
-
-def _random_resized_crop(sizes: np.ndarray, key: int, ids: np.ndarray, crop: CropOptions) -> np.ndarray:
-    """torchvision's RandomResizedCrop for all samples at once; after 10 misses the largest central box in `ratio`."""
-    boxes, found = first_fitting_boxes(sizes, key, ids, crop.scale, crop.ratio, proper=False)
-    missed = np.flatnonzero(~found)
-    if len(missed):
-        height, width = sizes[missed, 0], sizes[missed, 1]
-        box_h = np.clip(np.rint(width / crop.ratio[0]).astype(np.int64), 1, height)
-        box_w = np.clip(np.rint(height * crop.ratio[1]).astype(np.int64), 1, width)
-        boxes[missed] = np.stack([(height - box_h) // 2, (width - box_w) // 2, box_h, box_w], axis=1)
-    return boxes.astype(np.int32)

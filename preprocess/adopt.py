@@ -25,7 +25,7 @@ import numpy as np
 from zlib_ng import zlib_ng
 
 from sdpnet.pipelines.errors import ShardError, UserError, printable
-from sdpnet.pipelines.files.publish import holds, publish_bytes
+from sdpnet.pipelines.files.atomic_write import holds, publish_bytes
 from sdpnet.pipelines.machine import core_share
 from sdpnet.pipelines.shards.beton import CRC32_DTYPE, MODE_JPEG, BetonReader
 from sdpnet.pipelines.shards.layout import sha256_of

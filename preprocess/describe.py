@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sdpnet.pipelines.errors import printable, require
-from sdpnet.pipelines.files.publish import publish_bytes
+from sdpnet.pipelines.files.atomic_write import publish_bytes
 from sdpnet.pipelines.terminal.command_line import run_alone
 from sdpnet.pipelines.terminal.next_step import next_line, training
 from sdpnet.preprocess.inspection.contact_sheet import CROP, IMAGE_SIZE, RECIPE, contact_sheet

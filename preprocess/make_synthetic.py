@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from sdpnet.pipelines.errors import UserError, printable
-from sdpnet.pipelines.files.publish import partial_path, publish
+from sdpnet.pipelines.files.atomic_write import partial_path, publish
 from sdpnet.pipelines.terminal.command_line import run_alone
 from sdpnet.pipelines.terminal.next_step import fresh, next_line, script
 

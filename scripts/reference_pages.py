@@ -1,7 +1,7 @@
 """The pages of the documents that are made from the code: commands, config keys, recipes. A hook of MkDocs.
 
-Commands come from their argparse parsers, config keys from `sdpnet.config.keys`, recipes from the files in configs/.
-Links of a page to files of the repository outside of docs/ (`../records/X.json`) lead to copies in the site.
+Commands come from their argparse parsers, config keys from `sdpnet.config.key_reference`, recipes from the files in
+configs/. Links of a page to files of the repository outside of docs/ (`../records/X.json`) lead to copies in the site.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sdpnet import cli
-from sdpnet.config.keys import sections
+from sdpnet.config.key_reference import sections
 from sdpnet.config.load import CONFIG_DIRECTORY
 from sdpnet.pipelines.terminal.command_line import CommandParser
 

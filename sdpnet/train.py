@@ -12,7 +12,7 @@ from sdpnet.distributed.processes import Processes, Wish
 from sdpnet.pipelines.terminal.command_line import run_alone
 from sdpnet.training.continued_run import begin_or_continue, finished_before, how_to_continue, next_commands
 from sdpnet.training.launch import add_arguments, config_from, launched
-from sdpnet.training.run import take_step
+from sdpnet.training.run_state import take_step
 from sdpnet.training.scoring import score_run
 from sdpnet.training.session import open_session
 

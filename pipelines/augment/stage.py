@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from sdpnet.pipelines.augment.fused import launch as fused
-from sdpnet.pipelines.augment.reference.boxes import erase, erase_with
+from sdpnet.pipelines.augment.reference.box_masks import erase, erase_with
 from sdpnet.pipelines.augment.reference.mix import mix, mix_targets, soft_targets
 from sdpnet.pipelines.augment.reference.noise import normal_noise
 from sdpnet.pipelines.augment.reference.operations import apply_operations, pieces

@@ -42,7 +42,7 @@ from sdpnet.pipelines.benchmarks.augment_contestants import (
 )
 from sdpnet.pipelines.benchmarks.augment_gpu import on_gpu
 from sdpnet.pipelines.errors import UserError, require
-from sdpnet.pipelines.files.publish import publish_bytes
+from sdpnet.pipelines.files.atomic_write import publish_bytes
 from sdpnet.pipelines.machine import commit, cpu_name, driver, installed_versions, usable_cores
 from sdpnet.pipelines.planning.policies import Operation
 from sdpnet.pipelines.terminal.command_line import run_alone

@@ -1,4 +1,4 @@
-"""Counter-based random draws: uniforms, permutations, Beta quantiles and boxes, each a function of a key and counters.
+"""Counter-based random draws: uniforms, permutations and Beta quantiles, each a function of a key and counters.
 
 - Uniforms are the SplitMix64 sequence of a key (Steele, Lea & Flood, "Fast splittable pseudorandom number generators",
   2014), read at `sample id * 64 + draw`.
@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 
-__all__ = ["BOX_DRAWS", "Permutation", "beta_quantile", "derive_seed", "first_fitting_boxes", "sample_keys", "uniforms"]
+__all__ = ["Permutation", "beta_quantile", "derive_seed", "sample_keys", "uniforms"]
 
 _GAMMA: Final = 0x9E3779B97F4A7C15
 _MASK: Final = (1 << 64) - 1
@@ -25,8 +25,6 @@ _SHIFTS, _FIRST, _SECOND = (
     np.uint64(0x94D049BB133111EB),
 )
 _DRAWS_PER_SAMPLE: Final = 64
-_TRIES: Final = 10  # of a random box, as in torchvision
-BOX_DRAWS: Final = 4 * _TRIES  # uniforms that `first_fitting_boxes` may use
 
 
 def derive_seed(seed: int, *parts: int) -> int:
@@ -135,44 +133,3 @@ def _beta_table(alpha: float) -> tuple[np.ndarray, np.ndarray]:
     ends, centres = (1 - s ** (1 / alpha)) ** (alpha - 1), (1 - middle ** (1 / alpha)) ** (alpha - 1)
     pieces = (ends[:-1] + 4 * centres + ends[1:]) * np.diff(s) / 6  # Simpson's rule
     return np.concatenate([[0.0], np.cumsum(pieces)]), s
-
-
-def first_fitting_boxes(
-    sizes: np.ndarray,
-    key: int,
-    ids: np.ndarray,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-    *,
-    proper: bool,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The first of 10 tries whose box fits: boxes int64 (B, 4), zero where none does, and that as bool (B,).
-
-    Area uniform in `scale`, log(width / height) uniform in log(`ratio`), position uniform: torchvision's
-    `RandomResizedCrop.get_params` and `RandomErasing.get_params`; the latter's boxes are smaller than the image on both
-    sides (`proper`).
-    """
-    boxes = np.zeros((len(ids), 4), np.int64)
-    pending = np.arange(len(ids))
-    log_low, log_high = np.log(ratio)
-    for start, stop in ((0, 1), (1, _TRIES)):  # most fit at once; for the others all further tries together
-        count = stop - start
-        u = uniforms(key, ids[pending], 4 * count, first=4 * start).reshape(-1, count, 4)
-        height, width = sizes[pending, :1], sizes[pending, 1:]
-        area = height * width * (scale[0] + u[..., 0] * (scale[1] - scale[0]))
-        aspect = np.exp(log_low + u[..., 1] * (log_high - log_low))
-        box_h = np.rint(np.sqrt(area / aspect)).astype(np.int64)
-        box_w = np.rint(np.sqrt(area * aspect)).astype(np.int64)
-        fits = (box_h > 0) & (box_w > 0) & (box_h <= height - proper) & (box_w <= width - proper)
-        fitting = fits.any(axis=1)
-        some = np.flatnonzero(fitting)
-        first = fits[some].argmax(axis=1)
-        box_h, box_w, u = box_h[some, first], box_w[some, first], u[some, first]
-        found = pending[some]
-        boxes[found, 0] = u[:, 2] * (sizes[found, 0] - box_h + 1)
-        boxes[found, 1] = u[:, 3] * (sizes[found, 1] - box_w + 1)
-        boxes[found, 2], boxes[found, 3] = box_h, box_w
-        pending = pending[~fitting]
-        if not len(pending):
-            break
-    return boxes, boxes[:, 2] > 0

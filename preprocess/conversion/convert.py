@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 
 from sdpnet.pipelines.errors import UserError
-from sdpnet.pipelines.files.publish import publish, publish_bytes, sync_directory
+from sdpnet.pipelines.files.atomic_write import publish, publish_bytes, sync_directory
 from sdpnet.pipelines.shards.layout import sha256_of
 from sdpnet.pipelines.shards.manifest import (
     FORMATS,

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from sdpnet.pipelines.files.publish import write_all
+from sdpnet.pipelines.files.atomic_write import write_all
 from sdpnet.pipelines.shards.manifest import Split, parse_split
 from sdpnet.preprocess.conversion.writers.records import not_ours, open_plain
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from sdpnet.pipelines.errors import UserError
-from sdpnet.pipelines.files.publish import exclusive, sync_directory
+from sdpnet.pipelines.files.atomic_write import exclusive, sync_directory
 from sdpnet.pipelines.shards.manifest import MANIFEST_NAME, QUARANTINE_NAME
 from sdpnet.preprocess.conversion.journal import JOURNAL_NAME, Begun, Journal, read_journal
 

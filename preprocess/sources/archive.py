@@ -16,7 +16,7 @@ from typing import Final
 
 from sdpnet.pipelines.errors import UserError
 from sdpnet.pipelines.images.kinds import HEAD_BYTES
-from sdpnet.preprocess.sources.files.kinds import (
+from sdpnet.preprocess.sources.files.file_kinds import (
     LABEL_BESIDE,
     Skipped,
     has_image_suffix,

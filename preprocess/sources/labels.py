@@ -25,7 +25,7 @@ from typing import Final
 import numpy as np
 
 from sdpnet.pipelines.errors import UserError, nearest
-from sdpnet.preprocess.sources.files.kinds import IMAGE_SUFFIXES, has_image_suffix
+from sdpnet.preprocess.sources.files.file_kinds import IMAGE_SUFFIXES, has_image_suffix
 from sdpnet.preprocess.sources.synsets import is_devkit, read_devkit, read_synsets, read_text
 
 __all__ = ["read_labels"]

@@ -21,7 +21,7 @@ import numpy as np
 
 from sdpnet.pipelines.errors import UserError
 from sdpnet.pipelines.shards.origin import LeftOut
-from sdpnet.preprocess.sources.files.kinds import Skipped, Tally
+from sdpnet.preprocess.sources.files.file_kinds import Skipped, Tally
 from sdpnet.preprocess.sources.files.location import Location
 
 __all__ = ["Entry", "Gathered", "SplitScan", "gather", "num_folders_above"]

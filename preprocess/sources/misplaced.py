@@ -7,8 +7,8 @@ from pathlib import Path
 
 from sdpnet.pipelines.errors import UserError
 from sdpnet.preprocess.sources.archive import archive_entries
-from sdpnet.preprocess.sources.files.kinds import LABEL_BESIDE, Skipped
-from sdpnet.preprocess.sources.folders import has_images
+from sdpnet.preprocess.sources.class_folders import has_images
+from sdpnet.preprocess.sources.files.file_kinds import LABEL_BESIDE, Skipped
 from sdpnet.preprocess.sources.listing import Gathered
 from sdpnet.preprocess.sources.splits import is_name_of_split, seeming_splits
 

@@ -6,7 +6,7 @@ SOURCE/val/image.jpg                with the labels in a file beside it
 
 Images may lie in folders below their class folder. SOURCE, and what is named for a split in its place, may be a tar
 archive too (`sdpnet.preprocess.sources.archive`). Every other file is counted by its kind
-(`sdpnet.preprocess.sources.files.kinds`).
+(`sdpnet.preprocess.sources.files.file_kinds`).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from sdpnet.pipelines.errors import UserError
 from sdpnet.pipelines.shards.manifest import UNFINISHED_NAME
 from sdpnet.pipelines.shards.origin import Origin
 from sdpnet.preprocess.sources.archive import archive_entries
-from sdpnet.preprocess.sources.files.kinds import BESIDE_CLASSES, Skipped, Tally
+from sdpnet.preprocess.sources.class_folders import Exclusions, count_files, folder_entries, holds_only, list_folder
+from sdpnet.preprocess.sources.files.file_kinds import BESIDE_CLASSES, Skipped, Tally
 from sdpnet.preprocess.sources.files.location import Location
-from sdpnet.preprocess.sources.folders import Exclusions, count_files, folder_entries, holds_only, list_folder
 from sdpnet.preprocess.sources.labels import read_labels
 from sdpnet.preprocess.sources.listing import Gathered, SplitScan, gather
 from sdpnet.preprocess.sources.misplaced import (

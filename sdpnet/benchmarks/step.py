@@ -27,7 +27,7 @@ from sdpnet.execution.hardware import choose_step, look_at
 from sdpnet.model.sdpnet import MODELS
 from sdpnet.pipelines.errors import UserError, nearest, printable, require
 from sdpnet.pipelines.executors.registry import PIPELINES
-from sdpnet.pipelines.files.publish import publish_bytes
+from sdpnet.pipelines.files.atomic_write import publish_bytes
 from sdpnet.pipelines.shards.layout import open_split
 from sdpnet.pipelines.terminal.command_line import run_alone
 from sdpnet.pipelines.terminal.next_step import next_line, sdpnet

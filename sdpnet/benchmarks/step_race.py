@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 import torch
 from torch import nn
 
-from sdpnet.benchmarks.rates import augment_rate, copy_rate, matmul_rate, noise
+from sdpnet.benchmarks.throughput import augment_rate, copy_rate, matmul_rate, noise
 from sdpnet.config.load import CONFIG_DIRECTORY, load_config
 from sdpnet.config.options import Config
 from sdpnet.distributed.processes import Processes

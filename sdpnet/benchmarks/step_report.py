@@ -17,7 +17,7 @@ from sdpnet.benchmarks.step_race import CONV_BLOCKS, SYNTHETIC, Entry, Race
 from sdpnet.execution.hardware import Card, StepChoices
 from sdpnet.model.flops import TRAINING_FLOPS_PER_MAC
 from sdpnet.pipelines.errors import UserError, printable
-from sdpnet.pipelines.files.publish import publish_bytes
+from sdpnet.pipelines.files.atomic_write import publish_bytes
 from sdpnet.pipelines.machine import commit, cpu_name, driver, installed_versions, usable_cores
 from sdpnet.training.step import PARTS
 

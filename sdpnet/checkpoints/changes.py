@@ -8,7 +8,7 @@ from typing import Any
 
 from sdpnet.checkpoints.class_names import first_difference
 from sdpnet.config.load import PATH_KEYS, flat_values
-from sdpnet.config.renamed import current_key
+from sdpnet.config.renamed_keys import current_key
 from sdpnet.pipelines.errors import UserError
 
 __all__ = ["changed_images", "changed_keys", "require_same_classes"]

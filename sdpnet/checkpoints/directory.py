@@ -20,7 +20,7 @@ from typing import Any, Final
 from sdpnet.checkpoints.file import Refusal, plain_state, refusals, write_checkpoint
 from sdpnet.checkpoints.host_copy import HostCopy
 from sdpnet.pipelines.errors import printable
-from sdpnet.pipelines.files.publish import publish_bytes
+from sdpnet.pipelines.files.atomic_write import publish_bytes
 from sdpnet.pipelines.files.small import read_small
 
 __all__ = ["BEST_NAME", "Checkpoints", "latest_checkpoint", "list_checkpoints"]

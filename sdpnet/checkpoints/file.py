@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sdpnet.checkpoints.sections import VERSION, missing
 from sdpnet.pipelines.errors import UserError
-from sdpnet.pipelines.files.publish import errors_name, partial_path, publish, write_all
+from sdpnet.pipelines.files.atomic_write import errors_name, partial_path, publish, write_all
 from sdpnet.pipelines.files.regular import open_regular_file
 
 __all__ = ["VERSION", "Refusal", "load_checkpoint", "plain_state", "refusals", "write_atomically", "write_checkpoint"]

@@ -25,7 +25,7 @@ from sdpnet.checkpoints.resume import load_newest, require_same_order, require_s
 from sdpnet.model.sdpnet import SdPNet
 from sdpnet.optim.muon import MuonAdamW
 from sdpnet.pipelines.errors import UserError, printable
-from sdpnet.pipelines.files.publish import holds, publish_bytes
+from sdpnet.pipelines.files.atomic_write import holds, publish_bytes
 from sdpnet.pipelines.files.small import read_small
 
 __all__ = [

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-from sdpnet.config.keys import Section, as_yaml, sections
+from sdpnet.config.key_reference import Section, as_yaml, sections
 from sdpnet.config.load import flat_values, load_config
 from sdpnet.pipelines.errors import UserError, nearest
 from sdpnet.reporting.output import say

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sdpnet import __version__
-from sdpnet.benchmarks.rates import copy_rate, decode_round, reading_rates, step_rate
+from sdpnet.benchmarks.throughput import copy_rate, decode_round, reading_rates, step_rate
 from sdpnet.config.load import load_config
 from sdpnet.config.options import Config
 from sdpnet.execution.hardware import choose_step, look_at

@@ -21,7 +21,7 @@ from sdpnet.model.sdpnet import SdPNet
 from sdpnet.pipelines.augment import DeviceStage
 from sdpnet.pipelines.errors import UserError, printable, require
 from sdpnet.pipelines.executors.registry import PIPELINES
-from sdpnet.pipelines.files.publish import require_place
+from sdpnet.pipelines.files.atomic_write import require_place
 from sdpnet.pipelines.images.preprocessing import Preprocessing
 from sdpnet.pipelines.loader import make_loader
 from sdpnet.pipelines.options import AugmentOptions, DataOptions

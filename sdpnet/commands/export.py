@@ -21,7 +21,7 @@ import torch
 from sdpnet.checkpoints.model import ModelCard, load_model, write_atomically
 from sdpnet.model.sdpnet import SdPNet
 from sdpnet.pipelines.errors import UserError, require
-from sdpnet.pipelines.files.publish import require_place
+from sdpnet.pipelines.files.atomic_write import require_place
 from sdpnet.pipelines.terminal.next_step import next_line
 from sdpnet.pipelines.terminal.remedy import install_extra
 from sdpnet.reporting.finished_run import load_command

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from sdpnet.distributed.run_directory import LOCK_NAME
 from sdpnet.pipelines.errors import printable, require
-from sdpnet.pipelines.files.publish import publish_bytes
+from sdpnet.pipelines.files.atomic_write import publish_bytes
 from sdpnet.pipelines.shards.manifest import MANIFEST_NAME
 from sdpnet.pipelines.terminal.next_step import next_line, sdpnet
 from sdpnet.reporting.finished_run import export_command

@@ -23,7 +23,7 @@ from sdpnet.config.setting import add_settings, text_setting
 from sdpnet.pipelines.augment import DeviceStage
 from sdpnet.pipelines.errors import require
 from sdpnet.pipelines.executors.registry import PIPELINES
-from sdpnet.pipelines.files.publish import publish_bytes
+from sdpnet.pipelines.files.atomic_write import publish_bytes
 from sdpnet.pipelines.loader import make_loader
 from sdpnet.pipelines.options import ShardOptions
 from sdpnet.pipelines.plan import MIX_CUTMIX, MIX_NONE, BatchPlan

@@ -7,8 +7,8 @@
 
 The sections and their keys are those of `sdpnet.config.options.Config`, with `sdpnet.pipelines.options`'s for data and
 augmentation. A file may start from another one with `extends: NAME`. Keys of earlier versions are understood
-(`sdpnet.config.renamed`), so that a run which was begun with them can be continued. What follows from other values (the
-scaled learning rate, the number of steps) is computed where it is needed and stored nowhere.
+(`sdpnet.config.renamed_keys`), so that a run which was begun with them can be continued. What follows from other values
+(the scaled learning rate, the number of steps) is computed where it is needed and stored nowhere.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import yaml
 
 import sdpnet
 from sdpnet.config.options import Config
-from sdpnet.config.renamed import current_key, rename_keys, say_once
+from sdpnet.config.renamed_keys import current_key, rename_keys, say_once
 from sdpnet.config.yaml_text import parse_yaml, read_yaml
 from sdpnet.pipelines.errors import UserError, nearest, require
 

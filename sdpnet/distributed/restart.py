@@ -10,7 +10,7 @@ import socket
 from pathlib import Path
 from typing import Final
 
-from sdpnet.pipelines.files.publish import publish_bytes
+from sdpnet.pipelines.files.atomic_write import publish_bytes
 from sdpnet.pipelines.files.small import read_small
 
 __all__ = ["LAUNCH_NAME", "begun_by_this_launch", "note_launch"]

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Final
 
-from sdpnet.pipelines.files.publish import exclusive, partial_path
+from sdpnet.pipelines.files.atomic_write import exclusive, partial_path
 
 __all__ = ["LOCK_NAME", "RunDirectory", "no_run_in", "run_directory"]
 

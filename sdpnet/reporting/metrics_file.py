@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sdpnet.pipelines.errors import UserError
-from sdpnet.pipelines.files.publish import publish_bytes, write_all
+from sdpnet.pipelines.files.atomic_write import publish_bytes, write_all
 from sdpnet.pipelines.files.regular import NotRegularError, open_regular_file
 
 __all__ = ["LAST_STEP", "MetricsFile", "is_evaluation", "metrics_line", "metrics_lines"]

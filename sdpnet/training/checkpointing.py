@@ -11,7 +11,7 @@ from sdpnet.distributed.processes import wait_for_all
 from sdpnet.optim.nonfinite import NonFinite, Verdict
 from sdpnet.pipelines.errors import ShardError
 from sdpnet.reporting.reporter import Reporter
-from sdpnet.training.run import Run
+from sdpnet.training.run_state import Run
 
 __all__ = ["Checkpointing"]
 

@@ -19,7 +19,7 @@ from sdpnet.checkpoints.model import (
 from sdpnet.config.options import Config
 from sdpnet.distributed.processes import Processes
 from sdpnet.pipelines.errors import UserError, printable
-from sdpnet.training.run import Run
+from sdpnet.training.run_state import Run
 from sdpnet.training.setup import prepare
 
 __all__ = ["begin_or_continue", "finished_before", "how_to_continue", "next_commands", "resume_command"]

@@ -17,7 +17,7 @@ from sdpnet.distributed.processes import Processes, sum_over_processes
 from sdpnet.pipelines.augment import DeviceStage
 from sdpnet.pipelines.contract import Loader
 from sdpnet.pipelines.errors import UserError
-from sdpnet.pipelines.files.publish import publish_bytes
+from sdpnet.pipelines.files.atomic_write import publish_bytes
 from sdpnet.pipelines.terminal.readable_names import readable_names
 from sdpnet.reporting.csv_cells import csv_cell
 

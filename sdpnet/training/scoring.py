@@ -8,7 +8,7 @@ from pathlib import Path
 from sdpnet.distributed.processes import count_over_processes, same_weights
 from sdpnet.reporting.reporter import Reporter
 from sdpnet.training.evaluate import evaluate, write_per_class
-from sdpnet.training.run import Run
+from sdpnet.training.run_state import Run
 
 __all__ = ["score_run"]
 

@@ -27,7 +27,7 @@ from sdpnet.reporting.reporter import Clock, GpuGauge, Reporter
 from sdpnet.reporting.step_profile import StepProfile
 from sdpnet.reporting.trackers import open_trackers
 from sdpnet.training.checkpointing import Checkpointing
-from sdpnet.training.run import Run
+from sdpnet.training.run_state import Run
 from sdpnet.training.setup import introduction
 
 __all__ = ["Session", "open_session"]

@@ -16,7 +16,7 @@ from sdpnet.pipelines.errors import UserError
 from sdpnet.pipelines.executors.registry import choose_pipeline
 from sdpnet.pipelines.loader import make_loader
 from sdpnet.training.finetune import start_from
-from sdpnet.training.run import Run
+from sdpnet.training.run_state import Run
 from sdpnet.training.step import make_training_step
 
 __all__ = ["introduction", "prepare"]

@@ -44,8 +44,8 @@ MAIN = {
     "after a checkpoint was begun": ("sdpnet.checkpoints.directory:Checkpoints.save", True),
     "between a checkpoint and the best": ("sdpnet.checkpoints.directory:write_checkpoint", True),
     "between the best and what is removed": ("sdpnet.checkpoints.directory:Checkpoints._remove_old", False),
-    "before the model": ("sdpnet.training.run:save_model", False),
-    "after the model": ("sdpnet.training.run:save_model", True),
+    "before the model": ("sdpnet.training.run_state:save_model", False),
+    "after the model": ("sdpnet.training.run_state:save_model", True),
 }
 
 

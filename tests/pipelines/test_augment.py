@@ -10,7 +10,7 @@ from timm.data.mixup import mixup_target
 from torchvision.transforms.v2 import functional as TF
 
 from sdpnet.pipelines.augment import DeviceStage
-from sdpnet.pipelines.augment.reference.boxes import box_mask, erase
+from sdpnet.pipelines.augment.reference.box_masks import box_mask, erase
 from sdpnet.pipelines.augment.reference.mix import mix, mix_targets, soft_targets
 from sdpnet.pipelines.augment.reference.operations import apply_operations
 from sdpnet.pipelines.contract import Batch

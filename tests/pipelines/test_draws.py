@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from sdpnet.pipelines.planning.draws import Permutation, beta_quantile, derive_seed, first_fitting_boxes, uniforms
+from sdpnet.pipelines.planning.crop_boxes import first_fitting_boxes
+from sdpnet.pipelines.planning.draws import Permutation, beta_quantile, derive_seed, uniforms
 
 MASK = (1 << 64) - 1
 SIGNIFICANCE = 1e-6  # chance of a false alarm in each statistical test; the draws are fixed, so none is flaky

@@ -17,7 +17,7 @@ import pytest
 from conversion import convert_folder
 
 from sdpnet.pipelines.errors import UserError
-from sdpnet.pipelines.files.publish import exclusive
+from sdpnet.pipelines.files.atomic_write import exclusive
 from sdpnet.pipelines.shards.layout import open_split
 from sdpnet.pipelines.shards.manifest import read_manifest
 from sdpnet.pipelines.shards.origin import Origin

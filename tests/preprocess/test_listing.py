@@ -9,7 +9,7 @@ import pytest
 
 from sdpnet.pipelines.errors import UserError
 from sdpnet.pipelines.shards.origin import LeftOut
-from sdpnet.preprocess.sources.files.kinds import Skipped
+from sdpnet.preprocess.sources.files.file_kinds import Skipped
 from sdpnet.preprocess.sources.files.location import Location
 from sdpnet.preprocess.sources.listing import Entry, Gathered, gather
 

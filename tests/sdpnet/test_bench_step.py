@@ -13,15 +13,15 @@ import torch
 from command_output import one_line
 from pipeline_batches import installed
 
-import sdpnet.benchmarks.rates
 import sdpnet.benchmarks.step_race
+import sdpnet.benchmarks.throughput
 import sdpnet.training.setup
 from sdpnet import cli, train
 from sdpnet.benchmarks import step as bench_step
-from sdpnet.benchmarks.rates import noise, step_rate
 from sdpnet.benchmarks.step import MODELS_BY_DEFAULT
 from sdpnet.benchmarks.step_race import CONV_BLOCKS, PartClock, _Contestant, recipe_of, run_race
 from sdpnet.benchmarks.step_report import Page
+from sdpnet.benchmarks.throughput import noise, step_rate
 from sdpnet.config.load import load_config
 from sdpnet.execution.hardware import Card, choose_step
 from sdpnet.model.flops import conv_block_macs, forward_macs
@@ -182,7 +182,7 @@ def test_it_times_the_step_that_training_takes(
         called.append(self)
         return take(self, *arguments, **options)
 
-    for module in (sdpnet.training.setup, sdpnet.benchmarks.step_race, sdpnet.benchmarks.rates):
+    for module in (sdpnet.training.setup, sdpnet.benchmarks.step_race, sdpnet.benchmarks.throughput):
         monkeypatch.setattr(module, "make_training_step", make)
     monkeypatch.setattr(TrainingStep, "__call__", noting)
     recipe = ["model.dropout=0.3", "model.drop_path=0.1", "model.layer_scale=0.1", "optim.clip_grad_norm=1"]

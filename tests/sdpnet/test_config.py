@@ -13,7 +13,7 @@ import pytest
 import sdpnet.config.load
 from sdpnet.config.load import CONFIG_DIRECTORY, absolute_paths, dump_config, load_config
 from sdpnet.config.options import Config
-from sdpnet.config.renamed import say_once
+from sdpnet.config.renamed_keys import say_once
 from sdpnet.pipelines.errors import UserError
 
 NAMES = sorted(str(p.relative_to(CONFIG_DIRECTORY).with_suffix("")) for p in CONFIG_DIRECTORY.rglob("*.yaml"))

@@ -9,7 +9,7 @@ import pytest
 from command_output import one_line
 
 from sdpnet import cli
-from sdpnet.config.keys import sections
+from sdpnet.config.key_reference import sections
 from sdpnet.config.load import dump_config, flat_values, load_config
 
 

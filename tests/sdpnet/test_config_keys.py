@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import pytest
 
-from sdpnet.config.keys import Key, as_yaml, sections
+from sdpnet.config.key_reference import Key, as_yaml, sections
 from sdpnet.config.load import flat_values, load_config
 from sdpnet.config.options import Config
 

@@ -12,7 +12,7 @@ import torch
 from command_output import one_line
 
 from sdpnet import cli
-from sdpnet.benchmarks import rates
+from sdpnet.benchmarks import throughput as rates
 from sdpnet.commands import doctor
 from sdpnet.commands.doctor import build_supports, verdict
 from sdpnet.pipelines.shards.layout import open_split

@@ -18,7 +18,7 @@ from trainings import arguments, metrics, same_run
 
 import sdpnet.checkpoints.model
 import sdpnet.train
-import sdpnet.training.run
+import sdpnet.training.run_state
 import sdpnet.training.scoring
 from sdpnet.checkpoints import directory as checkpoint_directory
 from sdpnet.checkpoints.model import load_checkpoint
@@ -107,7 +107,7 @@ def test_a_longer_run_that_was_killed_before_its_model(
     command = arguments(shard_set, tmp_path, *SETTINGS)
     assert main([*command, "--set", "train.epochs=1"]) == 0
     with monkeypatch.context() as patched:
-        killed_at(sdpnet.training.run, "save_model", 1, after=False)(patched)
+        killed_at(sdpnet.training.run_state, "save_model", 1, after=False)(patched)
         with pytest.raises(Killed):
             main([*command, "--resume"])
     assert main([*command, "--resume"]) == 0

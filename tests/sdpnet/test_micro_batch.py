@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from sdpnet.benchmarks.rates import noise
+from sdpnet.benchmarks.throughput import noise
 from sdpnet.config.load import load_config
 from sdpnet.distributed.processes import Processes
 from sdpnet.execution.micro_batch import _BESIDE, Fit, choose_micro_batch, out_of_memory, parts, probe, training_pass

@@ -26,7 +26,7 @@ from sdpnet.optim.nonfinite import Verdict
 from sdpnet.pipelines.terminal.remedy import install_extra
 from sdpnet.train import main
 from sdpnet.training.evaluate import Scores, evaluate
-from sdpnet.training.run import Run
+from sdpnet.training.run_state import Run
 
 NAN, INF = math.nan, math.inf
 QUICK = [("loss", NAN, "fp32"), ("gradient", INF, "fp32"), ("images", NAN, "fp32"), ("images", INF, "bf16")]

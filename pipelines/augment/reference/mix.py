@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sdpnet.pipelines.augment.reference.boxes import outside_boxes
+from sdpnet.pipelines.augment.reference.box_masks import outside_boxes
 from sdpnet.pipelines.plan import MIX_CUTMIX, MIX_MIXUP
 
 __all__ = ["mix", "mix_targets", "soft_targets"]

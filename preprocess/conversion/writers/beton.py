@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from sdpnet.pipelines.errors import UserError
-from sdpnet.pipelines.files.publish import open_new, write_all
+from sdpnet.pipelines.files.atomic_write import open_new, write_all
 from sdpnet.pipelines.shards.beton import (
     ALLOCATION_DTYPE,
     BETON_VERSION,

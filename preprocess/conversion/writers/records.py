@@ -18,7 +18,7 @@ from typing import BinaryIO, Final
 import numpy as np
 
 from sdpnet.pipelines.errors import UserError
-from sdpnet.pipelines.files.publish import write_all
+from sdpnet.pipelines.files.atomic_write import write_all
 from sdpnet.pipelines.files.regular import NotRegularError, open_regular_file
 
 __all__ = ["RECORD_DTYPE", "Records", "not_ours", "open_plain", "require_bytes"]

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from sdpnet.pipelines.files.publish import write_all
+from sdpnet.pipelines.files.atomic_write import write_all
 from sdpnet.pipelines.shards.manifest import ShardFile
 from sdpnet.preprocess.conversion.writers.records import Records, require_bytes
 

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from sdpnet.pipelines.errors import UserError
-from sdpnet.pipelines.files.publish import open_new, write_all
+from sdpnet.pipelines.files.atomic_write import open_new, write_all
 from sdpnet.pipelines.shards.layout import sha256_of
 from sdpnet.pipelines.shards.manifest import ShardFile
 from sdpnet.pipelines.shards.tar import BLOCK, END_BYTES, SAMPLE_DTYPE, sample_bytes

@@ -16,13 +16,13 @@ from faults import contents
 
 from sdpnet.checkpoints.file import write_atomically
 from sdpnet.pipelines.errors import UserError
-from sdpnet.pipelines.files.publish import exclusive, publish_bytes, write_all
+from sdpnet.pipelines.files.atomic_write import exclusive, publish_bytes, write_all
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLD = """
 import sys
 from pathlib import Path
-from sdpnet.pipelines.files.publish import exclusive
+from sdpnet.pipelines.files.atomic_write import exclusive
 with exclusive(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -54,7 +54,7 @@ def test_a_second_process_is_refused_and_a_stale_lock_is_none(tmp_path):
 
 def test_a_lock_does_not_live_on_in_a_forked_child(tmp_path):
     """A decoding worker outlives the process that is killed by some seconds; the next run must not wait for it."""
-    fork = "import os, sys\nfrom pathlib import Path\nfrom sdpnet.pipelines.files.publish import exclusive\n"
+    fork = "import os, sys\nfrom pathlib import Path\nfrom sdpnet.pipelines.files.atomic_write import exclusive\n"
     fork += (
         "with exclusive(Path(sys.argv[1])):\n    os.fork() or print(os.getpid(), flush=True)\n    sys.stdin.read()\n"
     )
@@ -104,7 +104,7 @@ RACE = """
 import errno, fcntl, os, random, signal, sys
 from pathlib import Path
 from sdpnet.pipelines.errors import UserError
-from sdpnet.pipelines.files.publish import exclusive
+from sdpnet.pipelines.files.atomic_write import exclusive
 def refuse(*_):
     raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 fcntl.flock = refuse

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from sdpnet.pipelines.errors import ShardError, UserError
 from sdpnet.pipelines.images.kinds import HEAD_BYTES
 from sdpnet.pipelines.shards.manifest import MANIFEST_NAME, QUARANTINE_NAME, read_manifest
-from sdpnet.preprocess.sources.files.kinds import (
+from sdpnet.preprocess.sources.files.file_kinds import (
     BESIDE_CLASSES,
     READ_FOR_LABELS,
     SHARD_SETS,

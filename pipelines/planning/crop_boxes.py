@@ -1,0 +1,100 @@
+"""Decides the crop box of each image: a random resized crop for training, the middle for evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from sdpnet.pipelines.planning.draws import uniforms
+
+__all__ = ["BOX_DRAWS", "CropOptions", "centre_crops", "first_fitting_boxes", "random_resized_crops"]
+
+_TRIES: Final = 10  # torchvision's
+BOX_DRAWS: Final = 4 * _TRIES  # the number of draws that `first_fitting_boxes` may take of a sample
+
+
+@dataclass(frozen=True)
+class CropOptions:
+    """Random resized crop (Szegedy et al., 2015; torchvision's RandomResizedCrop), for training only.
+
+    Attributes:
+        scale: The least and the greatest share of the image's area that a crop covers.
+        ratio: The least and the greatest ratio of a crop's width to its height.
+        flip_probability: The probability that a crop is mirrored left-right.
+    """
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip_probability: float = 0.5
+
+
+def random_resized_crops(sizes: np.ndarray, key: int, ids: np.ndarray, crop: CropOptions) -> np.ndarray:
+    """The boxes of torchvision's RandomResizedCrop, for all samples at once.
+
+    Where none of 10 tries fits, the box is the largest central one within `crop.ratio`.
+
+    Args:
+        sizes: int64 (B, 2): height and width of the images in pixels.
+        key: of `derive_seed`.
+        ids: int64 (B,): the samples.
+
+    Returns:
+        int32 (B, 4): top, left, height, width in pixels.
+    """
+    boxes, found = first_fitting_boxes(sizes, key, ids, crop.scale, crop.ratio, proper=False)
+    missed = np.flatnonzero(~found)
+    if len(missed):
+        height, width = sizes[missed, 0], sizes[missed, 1]
+        box_h = np.clip(np.rint(width / crop.ratio[0]).astype(np.int64), 1, height)
+        box_w = np.clip(np.rint(height * crop.ratio[1]).astype(np.int64), 1, width)
+        boxes[missed] = np.stack([(height - box_h) // 2, (width - box_w) // 2, box_h, box_w], axis=1)
+    return boxes.astype(np.int32)
+
+
+def centre_crops(sizes: np.ndarray, fraction: float) -> np.ndarray:
+    """The central square with this share of the shorter side: int32 (B, 4), of images int64 (B, 2)."""
+    side = np.maximum(1, np.rint(sizes.min(axis=1) * fraction).astype(np.int64))
+    return np.stack([(sizes[:, 0] - side) // 2, (sizes[:, 1] - side) // 2, side, side], axis=1).astype(np.int32)
+
+
+def first_fitting_boxes(
+    sizes: np.ndarray,
+    key: int,
+    ids: np.ndarray,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    *,
+    proper: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first of 10 tries whose box fits: boxes int64 (B, 4), zero where none does, and that as bool (B,).
+
+    Area uniform in `scale`, log(width / height) uniform in log(`ratio`), position uniform: torchvision's
+    `RandomResizedCrop.get_params` and `RandomErasing.get_params`; the latter's boxes are smaller than the image on both
+    sides (`proper`).
+    """
+    boxes = np.zeros((len(ids), 4), np.int64)
+    pending = np.arange(len(ids))
+    log_low, log_high = np.log(ratio)
+    for start, stop in ((0, 1), (1, _TRIES)):  # most fit at once; for the others all further tries together
+        count = stop - start
+        u = uniforms(key, ids[pending], 4 * count, first=4 * start).reshape(-1, count, 4)
+        height, width = sizes[pending, :1], sizes[pending, 1:]
+        area = height * width * (scale[0] + u[..., 0] * (scale[1] - scale[0]))
+        aspect = np.exp(log_low + u[..., 1] * (log_high - log_low))
+        box_h = np.rint(np.sqrt(area / aspect)).astype(np.int64)
+        box_w = np.rint(np.sqrt(area * aspect)).astype(np.int64)
+        fits = (box_h > 0) & (box_w > 0) & (box_h <= height - proper) & (box_w <= width - proper)
+        fitting = fits.any(axis=1)
+        some = np.flatnonzero(fitting)
+        first = fits[some].argmax(axis=1)
+        box_h, box_w, u = box_h[some, first], box_w[some, first], u[some, first]
+        found = pending[some]
+        boxes[found, 0] = u[:, 2] * (sizes[found, 0] - box_h + 1)
+        boxes[found, 1] = u[:, 3] * (sizes[found, 1] - box_w + 1)
+        boxes[found, 2], boxes[found, 3] = box_h, box_w
+        pending = pending[~fitting]
+        if not len(pending):
+            break
+    return boxes, boxes[:, 2] > 0

@@ -1,0 +1,47 @@
+"""Decides which boxes of an image are erased (Zhong et al., 2017; torchvision's RandomErasing)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+
+from sdpnet.pipelines.planning.crop_boxes import BOX_DRAWS, first_fitting_boxes
+from sdpnet.pipelines.planning.draws import uniforms
+
+__all__ = ["ERASE_MODES", "EraseOptions", "draw_erase_boxes"]
+
+ERASE_MODES: Final = ("constant", "colour", "pixel")
+
+
+@dataclass(frozen=True)
+class EraseOptions:
+    """Random erasing (Zhong et al., 2017; torchvision's RandomErasing), after normalisation.
+
+    Attributes:
+        probability: The probability that a box of an image is erased; 0 is off.
+        scale: The least and the greatest share of the image's area that a box covers.
+        ratio: The least and the greatest ratio of a box's width to its height.
+        mode: What a box is filled with. `constant`: 0, which is the mean colour. `colour`: one normally distributed
+            colour for each box. `pixel`: normal noise. (timm's "const", "rand" and "pixel".)
+    """
+
+    probability: float = 0.0
+    scale: tuple[float, float] = (0.02, 1 / 3)
+    ratio: tuple[float, float] = (0.3, 3.3)
+    mode: Literal["constant", "colour", "pixel"] = "constant"
+
+
+def draw_erase_boxes(erase: EraseOptions, key: int, ids: np.ndarray, image_size: int) -> np.ndarray:
+    """The erased box of each sample, or zeros: int32 (B, 4): top, left, height, width in pixels of the final image."""
+    boxes = np.zeros((len(ids), 4), np.int32)
+    erased = np.flatnonzero(uniforms(key, ids, 1, first=BOX_DRAWS)[:, 0] < erase.probability)
+    sizes = np.full((len(erased), 2), image_size, np.int64)
+    inverse = (
+        1 / erase.ratio[1],
+        1 / erase.ratio[0],
+    )  # torchvision takes height / width here
+    found, _ = first_fitting_boxes(sizes, key, ids[erased], erase.scale, inverse, proper=True)
+    boxes[erased] = found
+    return boxes

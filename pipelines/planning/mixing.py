@@ -1,0 +1,71 @@
+"""Decides which images are mixed, and how: MixUp (Zhang et al., 2017) and CutMix (Yun et al., 2019)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from sdpnet.pipelines.planning.draws import beta_quantile, uniforms
+
+__all__ = ["MIX_CUTMIX", "MIX_MIXUP", "MIX_NONE", "MixOptions", "draw_mixes"]
+
+MIX_NONE: Final = 0
+MIX_MIXUP: Final = 1
+MIX_CUTMIX: Final = 2
+
+
+@dataclass(frozen=True)
+class MixOptions:
+    """MixUp (Zhang et al., 2017) and CutMix (Yun et al., 2019), of pairs of images within a batch.
+
+    Attributes:
+        mixup_alpha: The parameter of the Beta distribution of MixUp's weights; 0 turns MixUp off.
+        cutmix_alpha: The parameter of the Beta distribution of CutMix's areas; 0 turns CutMix off.
+        probability: The probability that an image is mixed (timm's `Mixup`, mode "elem").
+        switch_probability: Where both are on, the probability that a mixed image is mixed by CutMix.
+    """
+
+    mixup_alpha: float = 0.0
+    cutmix_alpha: float = 0.0
+    probability: float = 1.0
+    switch_probability: float = 0.5
+
+    @property
+    def enabled(self) -> bool:
+        return self.probability > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
+
+
+def draw_mixes(mix: MixOptions, key: int, ids: np.ndarray, image_size: int) -> dict[str, np.ndarray]:
+    """The `mix_*` arrays of a `BatchPlan`, for all samples of a global batch.
+
+    Neighbours (2k, 2k + 1) of the global batch are each other's partners, so an even batch per rank keeps pairs
+    together at any world size; in a random order a neighbour is a random sample.
+    """
+    u = uniforms(key, ids, 5)
+    partners = np.arange(len(ids)) ^ 1
+    partners[partners >= len(ids)] = len(ids) - 1
+    cut_share = 0.0 if mix.cutmix_alpha <= 0 else 1.0 if mix.mixup_alpha <= 0 else mix.switch_probability
+    kinds = np.where(u[:, 1] < cut_share, MIX_CUTMIX, MIX_MIXUP).astype(np.uint8)
+    kinds[(u[:, 0] >= mix.probability) | (partners == np.arange(len(ids)))] = MIX_NONE
+    lambdas = np.ones(len(ids))
+    boxes = np.zeros((len(ids), 4), np.int64)
+    up, cut = kinds == MIX_MIXUP, kinds == MIX_CUTMIX
+    if up.any():
+        lambdas[up] = beta_quantile(u[up, 2], mix.mixup_alpha)
+    if cut.any():
+        # Yun et al., appendix A: a box with the image's aspect ratio, its centre uniform, clipped at the borders.
+        half = np.sqrt(1 - beta_quantile(u[cut, 2], mix.cutmix_alpha)) * image_size
+        half = half.astype(np.int64) // 2
+        centre = (u[cut, 3:5] * image_size).astype(np.int64)
+        low = np.clip(centre - half[:, None], 0, image_size)
+        extent = np.clip(centre + half[:, None], 0, image_size) - low
+        boxes[cut] = np.concatenate([low, extent], axis=1)
+        lambdas[cut] = 1 - extent.prod(axis=1) / image_size**2
+    return {
+        "mix_kinds": kinds,
+        "mix_partners": partners,
+        "mix_lambdas": lambdas.astype(np.float32),
+        "mix_boxes": boxes.astype(np.int32),
+    }
