@@ -230,3 +230,9 @@ def test_all_is_explicit_and_true(module: str) -> None:
         return
     assert sorted(set(names)) == sorted(names)
     assert all(hasattr(loaded, name) for name in names)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_test_module_imports_another(path: Path) -> None:
+    """Tests share what lies in tests/support/ and conftest.py."""
+    assert not {name for name in imported(path, ast.parse(path.read_text())) if name.startswith("test_")}
