@@ -2,4 +2,17 @@
 
 from sdpnet.pipelines.startup import end_on_interrupt as _end_on_interrupt
 
+__all__ = [
+    "bench",
+    "contract",
+    "errors",
+    "lasting_output",
+    "loader",
+    "machine",
+    "options",
+    "plan",
+    "startup",
+    "triton_support",
+]
+
 _end_on_interrupt()

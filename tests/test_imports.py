@@ -225,11 +225,18 @@ def test_all_is_explicit_and_true(module: str) -> None:
     names = getattr(loaded, "__all__", None)
     if module == "sdpnet.model.timm_models":
         names = sorted(set(names))  # timm appends the name of each model that it registers, listed or not
-    if names is None:
-        assert loaded.__file__ is not None and loaded.__file__.endswith("__init__.py")
-        return
+    assert names is not None
     assert sorted(set(names)) == sorted(names)
-    assert all(hasattr(loaded, name) for name in names)
+    assert all(hasattr(loaded, name) or f"{module}.{name}" in PATHS for name in names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_rooms_are_entered_by_their_face(path: Path) -> None:
+    """What a room imports of another one is in that room's `__all__`."""
+    for name in imported(path) & set(PATHS):
+        room, _, module = name.rpartition(".")
+        if PATHS[name].name != "__init__.py" and room != "sdpnet" and PATHS[name].parent != path.parent:
+            assert module in importlib.import_module(room).__all__, name
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))

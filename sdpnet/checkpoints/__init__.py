@@ -3,4 +3,4 @@
 from sdpnet.checkpoints.model import load_model, save_model
 from sdpnet.checkpoints.model_card import ModelCard
 
-__all__ = ["ModelCard", "load_model", "save_model"]
+__all__ = ["ModelCard", "changes", "class_names", "file", "load_model", "model", "model_card", "save_model"]

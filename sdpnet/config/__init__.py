@@ -3,4 +3,15 @@
 from sdpnet.config.load import dump_config, load_config
 from sdpnet.config.options import Config
 
-__all__ = ["Config", "dump_config", "load_config"]
+__all__ = [
+    "Config",
+    "dump_config",
+    "key_reference",
+    "load",
+    "load_config",
+    "options",
+    "renamed_keys",
+    "resolution",
+    "setting",
+    "yaml_text",
+]
