@@ -1,8 +1,10 @@
-// Decodes a box of a baseline JPEG: only the MCU rows and columns that it touches, to libjpeg's pixels.
+// Decodes a box of a baseline JPEG. Only the MCU rows and columns that the box touches are decoded; the pixels are
+// those of libjpeg-turbo.
 //
-// For the JPEGs that preprocess/ writes, and most others: 8 bits, one interleaved scan, grey or YCbCr with chroma
-// halved or not in either direction. Where restart markers stand at known MCUs it jumps to them. Everything else, and
-// whatever is not perfectly regular where it is read, is left to libjpeg (`decode_baseline` returns false).
+// The decoder handles the JPEGs that preprocess/ writes, and most others: 8 bits, one interleaved scan, grey or YCbCr
+// with chroma at full or half size in either direction. If the file has restart markers, decoding starts at the last
+// marker before the box. `decode_baseline` returns false for all other files, and for files with an irregularity in the
+// part that is read; libjpeg-turbo then decodes the file or reports what is wrong with it.
 
 #pragma once
 
@@ -19,7 +21,7 @@
 
 namespace crop {
 
-struct BaselineScratch {  // one per thread
+struct BaselineScratch {  // one for each thread
   bool avx2 = simd::avx2();
   Tables tables;
   Memory unstuffed, coefficients, flags, planes, upsampled, pixels;
@@ -31,8 +33,8 @@ struct Box {
   uint32_t top, left, height, width;
 };
 
-// A row of samples at `y` (clamped to the image), whose neighbours beyond the image's sides repeat the outer samples.
-// Returns the sample at column `x`.
+// Returns a pointer to the sample at row `y` (clamped to the image) and column `x`. If the row touches a side of the
+// image, its outermost sample is repeated one place beyond that side, because upsampling reads one neighbour.
 inline uint8_t *row_at(const Component &component, int64_t y, uint32_t x) {
   const int64_t last = component.height - 1;
   const uint32_t inside = static_cast<uint32_t>(y < 0 ? 0 : y > last ? last : y);
@@ -45,13 +47,14 @@ inline uint8_t *row_at(const Component &component, int64_t y, uint32_t x) {
   return row + x - 8 * component.first_column;
 }
 
-// Chroma at the resolution of luma: `n` samples of it, two for each column from `x` on where it is halved.
+// Upsamples `n` samples of a chroma row, from column `x` on, to the resolution of luma. If chroma is halved
+// horizontally, each sample becomes two.
 ALWAYS_INLINE void upsample(const Component &chroma, bool halved_x, bool halved_y, uint32_t y, uint32_t x, size_t n,
                             uint16_t *sums, uint8_t *output) {
   const bool upper = y % 2 == 0;
   const int64_t near = halved_y ? y / 2 : y, far = upper ? near - 1 : near + 1;
   const uint8_t *row = row_at(chroma, near, x) - 1;
-  // libjpeg repeats the samples of images of one or two.
+  // libjpeg does not interpolate rows of one or two chroma samples; it repeats the samples.
   const bool fancy = chroma.width > 2;
   if (halved_x && halved_y) {
     if (!fancy) return colour::repeat_samples(row, output, n);
@@ -93,16 +96,16 @@ ALWAYS_INLINE void convert(const Frame &frame, const Box &box, uint16_t *sums, u
   }
 }
 
-// ---- the whole
+// ---- the box
 
-constexpr size_t MARGIN = 64;  // bytes that may be read or written beside a row
+constexpr size_t MARGIN = 64;  // number of bytes that may be read or written beside a row
 
-// Which blocks the box needs, with one more sample of chroma on each side where it is halved.
+// Sets the range of blocks that the box needs. Interpolation of halved chroma needs one more sample on each side.
 inline void choose_blocks(const Frame &frame, const Box &box, Component &component, bool is_chroma) {
   const Component &luma = frame.components[0];
   const auto choose = [&](uint32_t start, uint32_t length, bool halved, uint32_t size, uint32_t &first,
                           uint32_t &end_block) {
-    uint32_t low = start, high = start + length - 1;  // the outer samples
+    uint32_t low = start, high = start + length - 1;  // the first and the last sample
     if (is_chroma && halved) {
       low = start == 0 ? 0 : (start - 1) / 2;
       high = (start + length) / 2;
@@ -174,7 +177,8 @@ __attribute__((noinline)) inline bool decode_box_plain(Frame &frame, BaselineScr
   return decode_box<false>(frame, scratch, box, pixels);
 }
 
-// The pixels of a task's box, which stay in `scratch` until its next use. False where libjpeg has to look.
+// Decodes the box of a task. `pixels` points into `scratch` and is valid until the next use of `scratch`. Returns false
+// if the file must be decoded by libjpeg-turbo.
 inline bool decode_baseline(const Task &task, BaselineScratch &scratch, Pixels &pixels) {
   Frame frame;
   if (!read_header(task.data, task.size, frame, scratch.tables)) return false;

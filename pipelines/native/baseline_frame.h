@@ -1,4 +1,4 @@
-// What the header of a baseline JPEG says, as far as our decoder takes such files.
+// Parses the header of a baseline JPEG. The functions return false for every file that our decoder does not handle.
 
 #pragma once
 
@@ -12,16 +12,15 @@
 namespace crop {
 
 struct Component {
-  uint32_t across, down;    // blocks in an MCU
-  uint32_t height, width;   // samples in the image
-  uint8_t quantizers, dc, ac;  // numbers of its tables
-  int prediction;
-  // The blocks that are wanted, in the image's grid of them; and where their samples go.
-  uint32_t first_column, end_column, first_row, end_row;
-  uint8_t *samples;  // of the first wanted block; rows `stride` apart
-  size_t stride;
-  int16_t *coefficients;  // of one MCU row's wanted blocks: (down, end_column - first_column, 64)
-  uint8_t *only_dc;       // of each of those blocks: whether it has no AC coefficients
+  uint32_t across, down;       // the number of blocks in an MCU, horizontally and vertically
+  uint32_t height, width;      // the component's size in samples
+  uint8_t quantizers, dc, ac;  // the numbers of its tables
+  int prediction;              // the DC coefficient of the previous block
+  uint32_t first_column, end_column, first_row, end_row;  // the requested blocks, in the component's grid of blocks
+  uint8_t *samples;                                       // output; points to the first requested block
+  size_t stride;                                          // bytes between two rows of `samples`
+  int16_t *coefficients;  // (down, end_column - first_column, 64): the requested blocks of one MCU row
+  uint8_t *only_dc;       // (down, end_column - first_column): 1 for a block without AC coefficients
 
   uint32_t columns() const { return end_column - first_column; }
 };
@@ -33,7 +32,8 @@ struct Frame {
   const uint8_t *scan = nullptr, *end = nullptr;
 };
 
-struct Tables {  // of the last files: those of the next are often the same
+// The tables of the previous files are kept, because the next file often has the same ones.
+struct Tables {
   uint16_t quantizers[4][huffman::BLOCK];  // natural order
   huffman::Spec dc_specs[2], ac_specs[2];
   huffman::DcTable dc[2];
@@ -54,7 +54,7 @@ struct Segment {
 inline bool read_quantizers(Segment segment, Tables &tables, uint32_t &defined) {
   while (segment.left() >= 65) {
     const uint32_t id = segment.byte();
-    if (id > 3) return false;  // also 16-bit ones
+    if (id > 3) return false;  // the upper four bits are set for tables of 16 bits
     for (size_t k = 0; k < huffman::BLOCK; ++k)
       tables.quantizers[id][huffman::NATURAL[k]] = static_cast<uint16_t>(segment.byte());
     defined |= 1u << id;
@@ -94,7 +94,7 @@ inline bool read_frame(Segment segment, Frame &frame, uint32_t *ids) {
     component.quantizers = static_cast<uint8_t>(table);
     component.across = sampling >> 4;
     component.down = sampling & 15;
-    if (component.across - 1 > 3 || component.down - 1 > 3) return false;  // libjpeg refuses them, of grey images too
+    if (component.across - 1 > 3 || component.down - 1 > 3) return false;  // libjpeg rejects them, also in grey images
   }
   Component &luma = frame.components[0];
   if (frame.num_components == 1) luma.across = luma.down = 1;  // a scan of one component is not interleaved
@@ -123,7 +123,7 @@ inline bool read_scan(Segment segment, Frame &frame, const uint32_t *ids) {
   return segment.byte() == 0 && segment.byte() == 63 && segment.byte() == 0;
 }
 
-// Up to the scan's first byte.
+// Reads all segments up to the first byte of the scan.
 inline bool read_header(const uint8_t *data, size_t size, Frame &frame, Tables &tables) {
   Segment file{data, data + size};
   if (file.left() < 4 || file.word() != 0xFFD8) return false;
@@ -150,7 +150,7 @@ inline bool read_header(const uint8_t *data, size_t size, Frame &frame, Tables &
     } else if (marker == 0xFFE0) {
       jfif |= segment.left() >= 14 && !std::memcmp(segment.next, "JFIF", 5);
     } else if (marker == 0xFFEE || ((marker & 0xFFF0) != 0xFFE0 && marker != 0xFFFE)) {
-      return false;  // Adobe's colours, or what has no place in a baseline file
+      return false;  // an Adobe segment may announce other colours; other markers do not occur in a baseline file
     }
   }
   if (frame.num_components == 3 && !jfif && (ids[0] != 1 || ids[1] != 2 || ids[2] != 3)) return false;

@@ -1,4 +1,4 @@
-// The ceilings' C interface: pipelines/benchmarks/ceilings.py loads it.
+// The C interface of ceilings.h, loaded by pipelines/benchmarks/ceilings.py.
 
 #include "ceilings.h"
 

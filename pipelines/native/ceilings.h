@@ -1,4 +1,5 @@
-// The single steps of decoding a crop, each alone on many images: what a decoder built of them cannot exceed.
+// Runs the steps of decoding a crop separately, each on many images. Their speeds are upper bounds for a decoder that
+// consists of these steps.
 
 #pragma once
 
@@ -25,7 +26,7 @@ struct Errors {
   std::jmp_buf jump;
 };
 
-// Runs `work(decompressor)` on each image after its header was read: the number of images without an error.
+// Reads the header of each image, runs `work(decompressor)` on it, and returns the number of images without an error.
 template <typename Work>
 size_t for_each(const Encoded &images, Work work) {
   Errors errors{};
@@ -34,7 +35,7 @@ size_t for_each(const Encoded &images, Work work) {
   errors.base.error_exit = [](j_common_ptr info) { std::longjmp(reinterpret_cast<Errors *>(info->err)->jump, 1); };
   errors.base.output_message = [](j_common_ptr) {};
   volatile size_t index = 0, done = 0;
-  if (setjmp(errors.jump)) {  // of the creation, or of one image
+  if (setjmp(errors.jump)) {  // jpeg_create_decompress or the decoding of one image failed
     if (in.mem == nullptr) return 0;
     jpeg_abort_decompress(&in);
     index = index + 1;
@@ -53,7 +54,7 @@ size_t for_each(const Encoded &images, Work work) {
   return done;
 }
 
-// Whole frames to RGB, with libjpeg-turbo's default (exact) IDCT and upsampling.
+// Decodes whole frames to RGB, with libjpeg-turbo's default (accurate) IDCT and upsampling.
 inline size_t decode(const Encoded &images) {
   std::vector<uint8_t> pixels;
   return for_each(images, [&pixels](jpeg_decompress_struct &in) {
@@ -68,12 +69,13 @@ inline size_t decode(const Encoded &images) {
   });
 }
 
-// The Huffman decoder alone: the coefficients of whole frames.
+// Decodes whole frames to coefficients: libjpeg-turbo's Huffman decoder alone.
 inline size_t huffman(const Encoded &images) {
   return for_each(images, [](jpeg_decompress_struct &in) { jpeg_read_coefficients(&in); });
 }
 
-// Boxes of decoded images to squares. sizes: (count, 2), boxes: (count, 4), as `crop::Task` has them.
+// Resizes boxes of decoded images to squares. sizes: (count, 2): height, width. boxes: (count, 4): top, left, height,
+// width.
 inline size_t resize(const uint64_t *pixels, const uint32_t *sizes, const uint32_t *boxes, size_t count,
                      uint32_t side) {
   std::vector<uint8_t> output(size_t{3} * side * side);

@@ -1,4 +1,5 @@
-// libjpeg's "fancy" upsampling of chroma and its conversion of YCbCr to RGB, to the bit, row by row.
+// Upsamples chroma and converts YCbCr to RGB, row by row. The results are bit-identical to libjpeg's "fancy" upsampling
+// and colour conversion, because crops from this decoder and from libjpeg-turbo must be the same.
 
 #pragma once
 
@@ -10,7 +11,7 @@
 
 namespace colour {
 
-// sums (n + 2): a row of chroma between two rows, from one sample before the first on: 3 * near + far
+// Interpolates a row between two rows of chroma: sums (n + 2) = 3 * near + far, starting one sample before the first.
 ALWAYS_INLINE void mix_rows(const uint8_t *near, const uint8_t *far, uint16_t *sums, size_t n) {
   for (size_t i = 0; i < n + 2; ++i) sums[i] = static_cast<uint16_t>(3 * near[i] + far[i]);
 }
@@ -20,7 +21,8 @@ ALWAYS_INLINE void put_two(uint8_t *output, uint32_t first, uint32_t second) {
   std::memcpy(output, &both, sizeof both);
 }
 
-// Two samples of each: 3/4 of it and 1/4 of its neighbour. Both take n + 2 samples, the first before the row.
+// The three functions below write two output samples for each input sample. Their input has n + 2 samples and starts
+// one sample before the row. The first two interpolate, with weights 3/4 for the sample and 1/4 for its neighbour.
 ALWAYS_INLINE void widen_sums(const uint16_t *sums, uint8_t *output, size_t n) {
   for (size_t i = 0; i < n; ++i) {
     const uint16_t here = static_cast<uint16_t>(3 * sums[i + 1]);
@@ -40,7 +42,7 @@ ALWAYS_INLINE void widen_samples(const uint8_t *row, uint8_t *output, size_t n) 
 ALWAYS_INLINE void repeat_samples(const uint8_t *row, uint8_t *output, size_t n) {
   for (size_t i = 0; i < n; ++i) put_two(output + 2 * i, row[i + 1], row[i + 1]);
 }
-// upper: of the two rows that lie in the near one's place
+// Interpolates a row between two rows of chroma. `upper` says which of the two output rows of `near` is computed.
 ALWAYS_INLINE void mix_samples(const uint8_t *near, const uint8_t *far, bool upper, uint8_t *output, size_t n) {
   const uint32_t bias = upper ? 1 : 2;
   for (size_t i = 0; i < n; ++i) output[i] = static_cast<uint8_t>((3u * near[i + 1] + far[i + 1] + bias) >> 2);
@@ -48,7 +50,7 @@ ALWAYS_INLINE void mix_samples(const uint8_t *near, const uint8_t *far, bool upp
 
 inline uint8_t clamp(int32_t value) { return static_cast<uint8_t>(value < 0 ? 0 : value > 255 ? 255 : value); }
 
-// rgb (n, 3)
+// rgb: uint8 (n, 3)
 ALWAYS_INLINE void to_rgb(const uint8_t *y, const uint8_t *cb, const uint8_t *cr, uint8_t *rgb, size_t n) {
   for (size_t i = 0; i < n; ++i, rgb += 3) {
     const int32_t u = cb[i] - 128, v = cr[i] - 128;
@@ -63,7 +65,7 @@ inline void grey_to_rgb(const uint8_t *y, uint8_t *rgb, size_t n) {
 }
 
 #if defined(__x86_64__)
-// 16 bits each, 16 pixels: what chroma adds to luma.
+// The values that chroma adds to luma, for 16 pixels, in 16 bits each.
 struct Added {
   __m256i r, g, b;
 };
@@ -83,9 +85,10 @@ AVX2 Added added_avx2(__m256i cb, __m256i cr) {
   return Added{_mm256_add_epi16(v, r), _mm256_sub_epi16(g, v), _mm256_add_epi16(u2, b)};
 }
 
-// Which byte of a channel goes to each byte of the three 16 that 16 interleaved pixels take; negative for none.
+// Shuffle indices that interleave three channels of 16 pixels into three parts of 16 bytes. An index is negative where
+// the byte belongs to another channel.
 struct Interleaving {
-  alignas(16) int8_t from[3][3][16] = {};  // part, channel
+  alignas(16) int8_t from[3][3][16] = {};  // (part, channel, byte)
 
   constexpr Interleaving() {
     for (int part = 0; part < 3; ++part)
@@ -103,7 +106,7 @@ AVX2 __m256i spread(__m256i channel, int part, int which) {
   return _mm256_shuffle_epi8(channel, _mm256_broadcastsi128_si256(from));
 }
 
-// May write up to 31 pixels too many, and read as many.
+// May read and write up to 31 pixels beyond the last.
 __attribute__((target("avx2"))) inline void to_rgb_avx2(const uint8_t *y, const uint8_t *cb, const uint8_t *cr,
                                                         uint8_t *rgb, size_t n) {
   const __m256i zero = _mm256_setzero_si256();

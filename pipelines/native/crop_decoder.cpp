@@ -1,9 +1,10 @@
-// The crop decoder's interface: batches of stored images -> crops, resized, in threads that it owns.
+// The C interface of the crop decoder. It decodes batches of stored images to resized crops, in threads that it owns.
 //
 //   decoder_create -> decoder_submit -> decoder_wait ... -> decoder_release -> decoder_destroy
 //
-// Every function may be called from any thread and never prints. After fork() a child must not use its parent's decoder:
-// there its threads do not exist. decoder_destroy and decoder_release then do nothing, the others refuse.
+// Every function may be called from any thread and never prints. After fork() a child must not use its parent's
+// decoder, because the decoder's threads do not exist in the child. In the child, decoder_destroy and decoder_release
+// do nothing, and the other functions return OTHER_PROCESS.
 
 #include <unistd.h>
 
@@ -27,20 +28,20 @@ namespace {
 
 enum Answer : int { DONE = 0, NOT_YET = 1, BAD_SAMPLE = 2, SHORT_OF_MEMORY = 3, OTHER_PROCESS = 4 };
 
-// One batch. What the pointers lead to is read by decoder_submit only, but for the images and the three outputs, which
-// must stay until the job is released.
+// One batch of samples. decoder_submit copies the inputs, except for the stored images themselves. The images and the
+// three outputs must stay valid until the job is released.
 struct Batch {
   uint64_t count;
-  const uint64_t *addresses;  // (count,): where each stored image lies
-  const int64_t *sizes;       // (count,): its bytes
-  const int32_t *image_sizes;  // (count, 2): height, width
+  const uint64_t *addresses;   // (count,): the address of each stored image
+  const int64_t *sizes;        // (count,): its size in bytes
+  const int32_t *image_sizes;  // (count, 2): height, width in pixels
   const int32_t *boxes;        // (count, 4): top, left, height, width in source pixels
   const uint8_t *raw;          // (count,): 1 for pixels, 0 for a JPEG file
-  const uint8_t *flips;        // (count,)
+  const uint8_t *flips;        // (count,): 1 to mirror the crop left-right
   uint32_t out_height, out_width;
-  uint8_t *output;          // (count, out_height, out_width, 3): zero where the status is not OK
+  uint8_t *output;          // (count, out_height, out_width, 3): zero if the status is not OK
   int32_t *statuses;        // (count,): crop::Status
-  crop::Message *messages;  // (count,): written where the status is not OK
+  crop::Message *messages;  // (count,): written if the status is not OK
 };
 
 struct Decoder {
@@ -48,9 +49,9 @@ struct Decoder {
       : owner(getpid()), workspaces(new crop::Workspace[threads]), decoding(threads, "crop-decoder") {}
 
   const pid_t owner;
-  const std::unique_ptr<crop::Workspace[]> workspaces;  // one a thread
+  const std::unique_ptr<crop::Workspace[]> workspaces;  // one for each thread
   crop::ThreadPool decoding;
-  std::unique_ptr<crop::ThreadPool> reading;  // one thread, once read-ahead is asked for
+  std::unique_ptr<crop::ThreadPool> reading;  // one thread, started by the first decoder_read_ahead
 };
 
 class DecodeJob : public crop::ThreadPool::Job {
@@ -80,12 +81,12 @@ class DecodeJob : public crop::ThreadPool::Job {
   const std::vector<crop::Task> tasks_;
 };
 
-// False when the sample's box is not inside its image.
+// Returns false if the sample's box is not inside its image.
 bool make_task(const Batch &batch, size_t item, crop::Task &task) {
   const int32_t *size = batch.image_sizes + 2 * item, *box = batch.boxes + 4 * item;
   for (int side = 0; side < 2; ++side) {
     const int32_t start = box[side], length = box[2 + side];
-    if (start < 0 || length < 1 || start > size[side] - length) return false;  // all are 0 or more: no overflow
+    if (start < 0 || length < 1 || start > size[side] - length) return false;  // no operand is negative: no overflow
   }
   if (batch.sizes[item] < 1) return false;
   const auto number = [](int32_t value) { return static_cast<uint32_t>(value); };
@@ -106,10 +107,10 @@ bool make_task(const Batch &batch, size_t item, crop::Task &task) {
 
 extern "C" {
 
-// Changes with any function or struct here: the caller refuses a library of another number.
+// The number must change with every change of a function or struct below. Python refuses a library with another number.
 int decoder_interface(void) { return 2; }
 
-// Null when the system has no memory or threads left.
+// Returns null if the system has no memory or no threads left.
 void *decoder_create(uint32_t threads) {
   try {
     return new Decoder(threads);
@@ -119,14 +120,15 @@ void *decoder_create(uint32_t threads) {
   return nullptr;
 }
 
-// Cancels all jobs, waits for the samples under way, ends the threads and deletes all, jobs too.
+// Cancels all jobs, waits for the samples that are being decoded, ends the threads, and deletes the jobs and the
+// decoder.
 void decoder_destroy(void *handle) {
   Decoder *decoder = static_cast<Decoder *>(handle);
   if (decoder->owner == getpid()) delete decoder;
 }
 
-// *job becomes what decoder_wait and decoder_release take; after BAD_SAMPLE, *bad the first sample whose box is not inside
-// its image.
+// Queues a batch. With DONE, *job is the handle for decoder_wait and decoder_release. With BAD_SAMPLE, *bad is the
+// index of the first sample whose box is not inside its image.
 int decoder_submit(void *handle, const Batch *batch, void **job, uint64_t *bad) {
   Decoder &decoder = *static_cast<Decoder *>(handle);
   if (decoder.owner != getpid()) return OTHER_PROCESS;
@@ -147,21 +149,22 @@ int decoder_submit(void *handle, const Batch *batch, void **job, uint64_t *bad) 
   }
 }
 
-// DONE, or NOT_YET after timeout_ms.
+// Waits until the job is done, for at most timeout_ms. Returns DONE or NOT_YET.
 int decoder_wait(void *handle, void *job, uint32_t timeout_ms) {
   Decoder &decoder = *static_cast<Decoder *>(handle);
   if (decoder.owner != getpid()) return OTHER_PROCESS;
   return decoder.decoding.wait(static_cast<DecodeJob *>(job), std::chrono::milliseconds(timeout_ms)) ? DONE : NOT_YET;
 }
 
-// Cancels what has not begun, waits for the samples under way and deletes the job: *job becomes null.
+// Cancels the samples that have not begun, waits for those that are being decoded, deletes the job and sets *job to
+// null.
 void decoder_release(void *handle, void **job) {
   Decoder &decoder = *static_cast<Decoder *>(handle);
   if (decoder.owner == getpid()) decoder.decoding.release(static_cast<DecodeJob *>(*job));
   *job = nullptr;
 }
 
-// Asks the system to read these parts of mapped files; another thread does the asking.
+// Asks the system to read these parts of mapped files. A separate thread makes the system calls.
 int decoder_read_ahead(void *handle, uint64_t count, const uint64_t *addresses, const int64_t *sizes) {
   Decoder &decoder = *static_cast<Decoder *>(handle);
   if (decoder.owner != getpid()) return OTHER_PROCESS;
@@ -183,7 +186,8 @@ int decoder_read_ahead(void *handle, uint64_t count, const uint64_t *addresses, 
   return SHORT_OF_MEMORY;
 }
 
-// Decodes a whole JPEG file in the calling thread: a crop::Status. output: uint8 (height, width, 3), written only with OK.
+// Decodes a whole JPEG file in the calling thread. Returns a crop::Status. output: uint8 (height, width, 3), written
+// only if the status is OK.
 int decoder_decode(const uint8_t *data, uint64_t size, uint32_t height, uint32_t width, uint8_t *output,
                    crop::Message *message) {
   try {
@@ -196,16 +200,17 @@ int decoder_decode(const uint8_t *data, uint64_t size, uint32_t height, uint32_t
   }
 }
 
-// Reads of a mapped file that the system cannot answer, because it was cut or its disk has failed, then give zeros instead
-// of ending the process. Returns a number for the functions below, or -1 when there are too many.
+// Guards a mapped file: if the system cannot read a page, because the file was truncated or its disk has failed, the
+// page reads as zeros and the process does not end with SIGBUS. Returns a number for the functions below, or -1 if too
+// many mappings are guarded.
 int mapping_guard(uint64_t address, uint64_t size) {
   return crop::guard_mapping(static_cast<uintptr_t>(address), static_cast<size_t>(size));
 }
 
-// In a process that has got another handler of the signal since.
+// Installs the handler of SIGBUS again, if another handler has replaced it.
 void mapping_guard_again(void) { crop::handle_bus_errors(); }
 
-// Whether that has happened.
+// Returns 1 if a page of this mapping could not be read, 0 otherwise.
 int mapping_is_damaged(int number) { return crop::mapping_is_damaged(number); }
 
 void mapping_release(int number) { crop::release_mapping(number); }

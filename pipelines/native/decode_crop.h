@@ -1,4 +1,4 @@
-// One stored image -> its crop, resized: the work of one thread for one sample.
+// Decodes one stored image to its resized crop: the work of one thread for one sample.
 
 #pragma once
 
@@ -12,17 +12,18 @@
 
 namespace crop {
 
-struct Workspace {  // one per thread, reused for every image
+struct Workspace {  // one for each thread, reused for every image
   BaselineScratch baseline;
   LibjpegScratch libjpeg;
   ResizeScratch resize;
 };
 
-// From here on libjpeg-turbo, which can decode at a fraction of the size, is faster than our decoder, which cannot: 224
-// pixels out of 3,000 take 15 % less time with it, out of 1,500 they take 22 % more.
+// From this reduction on, libjpeg-turbo decodes the box, because it can decode at a fraction of the size and our
+// decoder cannot. A crop of 224 pixels from 3,000 takes 15 % less time with libjpeg-turbo, one from 1,500 takes 22 %
+// more.
 constexpr uint32_t MIN_REDUCTION = 4;
 
-// output: uint8 (out_height, out_width, 3), written only when the status is OK.
+// Decodes and resizes the box of a task. output: uint8 (out_height, out_width, 3), written only if the status is OK.
 inline Status decode_crop(Workspace &workspace, const Task &task, uint8_t *output, uint32_t out_height,
                           uint32_t out_width, Message &message) {
   message.text[0] = 0;

@@ -1,4 +1,5 @@
-// The inverse DCT of libjpeg's JDCT_ISLOW (Loeffler, Ligtenberg and Moschytz, 1989), to the bit.
+// The inverse DCT of libjpeg's JDCT_ISLOW (Loeffler, Ligtenberg and Moschytz, 1989). The results are bit-identical to
+// libjpeg's, because a crop must not depend on which of the two decoders made it.
 
 #pragma once
 
@@ -10,16 +11,17 @@
 
 namespace idct {
 
-// Constants times 2^13.
+// The constants of the algorithm, multiplied by 2^13.
 constexpr int F_0_298 = 2446, F_0_390 = 3196, F_0_541 = 4433, F_0_765 = 6270, F_0_899 = 7373, F_1_175 = 9633,
               F_1_501 = 12299, F_1_847 = 15137, F_1_961 = 16069, F_2_053 = 16819, F_2_562 = 20995, F_3_072 = 25172;
 
 inline uint8_t clamp(int32_t value) { return static_cast<uint8_t>(value < 0 ? 0 : value > 255 ? 255 : value); }
 
-// in: every `stride`th of 8 values
+// Transforms 8 values, `stride` apart, and calls out(i, value) for each result.
 //
-// Sums wrap around as the vector instructions' do: of two inputs at 16 bits, of all at 32. That happens with coefficients
-// that no encoder makes, of which libjpeg's paths make different pixels; ours make the same.
+// Sums wrap around as they do in the vector instructions: sums of two inputs at 16 bits, all others at 32 bits. They
+// overflow only with coefficients that no encoder makes. For those, libjpeg's SIMD and C code give different pixels,
+// but our two versions must give the same ones.
 template <int SHIFT, typename Out>
 inline void one_dimension(const int16_t *in, size_t stride, Out out) {
   const auto at = [&](size_t i) { return static_cast<uint32_t>(int32_t{in[i * stride]}); };
@@ -45,7 +47,10 @@ inline int16_t saturate(int32_t value) {
   return static_cast<int16_t>(value < -32768 ? -32768 : value > 32767 ? 32767 : value);
 }
 
-// coefficients and quantizers (8, 8); pixels: rows `stride` apart
+// Transforms a block. coefficients and quantizers: (8, 8). pixels: 8 rows, `stride` bytes apart.
+//
+// The first pass keeps two fractional bits (a shift by 11 instead of 13), as libjpeg's does; the second removes them,
+// and the factor of 8 of a two-dimensional DCT, with a shift by 18.
 inline void block_plain(const int16_t *coefficients, const uint16_t *quantizers, uint8_t *pixels, size_t stride) {
   int16_t columns[64], products[64];
   for (int i = 0; i < 64; ++i) products[i] = static_cast<int16_t>(coefficients[i] * quantizers[i]);
@@ -57,6 +62,7 @@ inline void block_plain(const int16_t *coefficients, const uint16_t *quantizers,
     });
 }
 
+// The value of all pixels of a block without AC coefficients.
 inline uint8_t only_dc(int16_t coefficient, uint16_t quantizer) {
   return clamp(((static_cast<int16_t>(coefficient * quantizer) + 4) >> 3) + 128);
 }
@@ -66,12 +72,13 @@ inline void fill(uint8_t *pixels, size_t stride, uint8_t value) {
 }
 
 #if defined(__x86_64__)
-// Each 128-bit half of a register belongs to a block of its own.
+// The AVX2 code transforms two blocks at once: each 128-bit half of a register belongs to one of them. The unpack and
+// pack instructions of AVX2 work within the halves.
 AVX2 __m256i pair(int a, int b) {
   return _mm256_set1_epi32(static_cast<int>(static_cast<uint32_t>(a & 0xFFFF) | static_cast<uint32_t>(b) << 16));
 }
 
-// The left or the right half of the eight columns, as 32-bit sums.
+// Transforms the left or the right half of the eight columns with 32-bit sums.
 template <int SHIFT>
 AVX2 void half_of_columns_avx2(const __m256i in26, const __m256i in04, const __m256i in34, const __m256i in71,
                                const __m256i in53, __m256i *to) {
@@ -130,7 +137,7 @@ AVX2 void transpose_avx2(__m256i *v) {
   }
 }
 
-// Two blocks, to two places.
+// Transforms two blocks and writes each to its own place.
 __attribute__((target("avx2"))) inline void two_blocks_avx2(const int16_t *first, const int16_t *second,
                                                             const uint16_t *quantizers, uint8_t *to_first,
                                                             uint8_t *to_second, size_t stride) {

@@ -1,5 +1,5 @@
-// libjpeg-turbo without its exits: every error ends in a status and a message, nothing is printed, and what is no image
-// for training is refused.
+// Error handling for libjpeg-turbo, which by default prints messages and ends the process. Here every error becomes a
+// status and a message, nothing is printed, and JPEGs that are not suitable for training are refused.
 
 #pragma once
 
@@ -28,7 +28,7 @@ namespace libjpeg {
 
 using crop::Status;
 
-constexpr uint64_t MAX_PIXELS = 178'956'970;  // Pillow's limit
+constexpr uint64_t MAX_PIXELS = 178'956'970;  // Pillow's limit for decompression bombs
 #define MAX_SCANS 500
 
 struct Errors {
@@ -72,7 +72,8 @@ inline Status status_of(j_common_ptr info) {
   fail(errors, status_of(info));
 }
 
-// A warning means lost image data unless it is one of these.
+// libjpeg reports most damage as a warning and fills in the lost data. Warnings are therefore errors here, except for
+// those that do not concern image data.
 inline void on_message(j_common_ptr info, int level) {
   if (level >= 0) return;
   switch (info->err->msg_code) {
@@ -93,7 +94,8 @@ inline void count_scans(j_common_ptr info) {
   fail_with(*reinterpret_cast<Errors *>(info->err), crop::TOO_LARGE, "more than " TEXT(MAX_SCANS) " scans");
 }
 
-// For `err` of libjpeg's objects.
+// Initialises `errors`. The result is the value for `err` of libjpeg's objects. `message` must have JMSG_LENGTH_MAX
+// bytes.
 inline jpeg_error_mgr *prepare(Errors &errors, char *message) {
   jpeg_std_error(&errors.base);
   errors.base.error_exit = on_error;
@@ -104,7 +106,8 @@ inline jpeg_error_mgr *prepare(Errors &errors, char *message) {
   return &errors.base;
 }
 
-// Calls libjpeg. `work` may be left by longjmp: neither it nor what it calls may hold anything that has a destructor.
+// Runs `work`, which may call libjpeg. An error leaves `work` by longjmp, which skips destructors: neither `work` nor
+// the functions that it calls may own an object with a destructor.
 template <typename Work>
 Status run(Errors &errors, Work work) {
   static_assert(std::is_trivially_destructible_v<Work>);
@@ -130,7 +133,7 @@ inline const char *colours_not_handled(const jpeg_decompress_struct &in) {
   }
 }
 
-// Up to the first scan: the size and the colours are known and not refused.
+// Reads the file up to its first scan, and checks the size and the colours.
 inline void read_header(jpeg_decompress_struct &in, Errors &errors, const uint8_t *data, size_t size) {
   jpeg_create_decompress(&in);
   in.progress = &errors.progress;
@@ -145,7 +148,8 @@ inline void read_header(jpeg_decompress_struct &in, Errors &errors, const uint8_
   if (const char *reason = colours_not_handled(in)) fail_with(errors, crop::UNSUPPORTED, reason);
 }
 
-// When all scans have been read. libjpeg leaves the component of a missing scan grey, without a warning.
+// Must be called after all scans have been read. If the scan of a component is missing, libjpeg makes the component
+// grey without a warning.
 inline void check_scans(const jpeg_decompress_struct &in, Errors &errors) {
   for (int i = 0; i < in.num_components; ++i)
     if (in.comp_info[i].quant_table == nullptr) fail_with(errors, crop::DAMAGED, "a scan is missing");

@@ -1,7 +1,7 @@
-// Decodes a region of any JPEG that libjpeg-turbo reads.
+// Decodes a region of any JPEG that libjpeg-turbo can read.
 //
-// Without a reduction the pixels are those of libjpeg-turbo's decode of the whole frame, with its accurate integer DCT
-// and fancy upsampling. What follows the region in a sequential file is not read: damage there goes unseen.
+// Without a reduction, the pixels are those of the whole frame decoded by libjpeg-turbo with its accurate integer DCT
+// and fancy upsampling. In a sequential file, data after the region is not read, so damage there is not noticed.
 
 #pragma once
 
@@ -16,13 +16,14 @@
 
 namespace crop {
 
-struct LibjpegScratch {  // one per thread
+struct LibjpegScratch {  // one for each thread
   Memory rows;
 };
 
-// 1, 2, 4 or 8: how much smaller the image is decoded, such that the box is still at least twice as large as the
-// output. At two to three times, the output differs from that of the unreduced box by 0.5 (1/2), 0.7 (1/4) and 0.9
-// (1/8) of 255 levels on average (500 ImageNet images); at 1.5 to 2 times by 1.0, at 1 to 1.25 times by 1.8.
+// Returns 1, 2, 4 or 8: the image is decoded at this fraction of its size (DCT scaling). It is chosen such that the
+// reduced box is still at least twice as large as the output. If it is two to three times as large, the output differs
+// from that of the unreduced box by 0.5 (1/2), 0.7 (1/4) and 0.9 (1/8) of 255 levels on average (500 ImageNet images);
+// at 1.5 to 2 times by 1.0, and at 1 to 1.25 times by 1.8.
 inline uint32_t reduction_of(const Task &task, uint32_t out_height, uint32_t out_width) {
   uint32_t reduction = DCTSIZE;
   while (reduction > 1 && (task.height / (2 * reduction) < out_height || task.width / (2 * reduction) < out_width))
@@ -30,7 +31,8 @@ inline uint32_t reduction_of(const Task &task, uint32_t out_height, uint32_t out
   return reduction;
 }
 
-// libjpeg smooths over the block borders of a progressive image whose last scans are missing.
+// Whether libjpeg will smooth the block borders, as it does for a progressive image whose last scans are missing. Then
+// the pixels of a block depend on its neighbours.
 inline bool is_smoothed(const jpeg_decompress_struct &in) {
   if (!in.progressive_mode) return false;
   for (int i = 0; i < in.num_components; ++i)
@@ -39,8 +41,8 @@ inline bool is_smoothed(const jpeg_decompress_struct &in) {
   return false;
 }
 
-// Before libjpeg-turbo 3.0, jpeg_crop_scanline takes the width of a component wrongly that the inverse DCT reduces less
-// than the others, and whose size still differs then: with sampling factors like 4x2.
+// Before libjpeg-turbo 3.0, jpeg_crop_scanline computes a wrong width for a component that the inverse DCT reduces less
+// than the others if its size still differs from theirs afterwards, which happens with sampling factors like 4x2.
 inline bool columns_can_be_cropped(const jpeg_decompress_struct &in, uint32_t reduction) {
   if (reduction == 1) return true;
   for (int i = 0; i < in.num_components; ++i) {
@@ -53,13 +55,14 @@ inline bool columns_can_be_cropped(const jpeg_decompress_struct &in, uint32_t re
 
 inline uint32_t divided_up(uint32_t value, uint32_t divisor) { return value / divisor + (value % divisor != 0); }
 
-// The pixels of a task's box, which stay in `scratch` until its next use. Where the box is at least four times as large
-// as the output, the image is decoded at 1/2, 1/4 or 1/8 of its size.
+// Decodes the box of a task. `pixels` points into `scratch` and is valid until the next use of `scratch`. If the box is
+// at least four times as large as the output, the image is decoded at 1/2, 1/4 or 1/8 of its size.
 inline Status decode_region(const Task &task, uint32_t out_height, uint32_t out_width, LibjpegScratch &scratch,
                             Pixels &pixels, Message &message) {
   static_assert(sizeof message.text >= JMSG_LENGTH_MAX);
   libjpeg::Errors errors;
-  // Made anew for each image, in 0.3 us: a used one would lend its tables to a file that lacks them.
+  // A new decompressor is made for each image, which takes 0.3 us. One that was used before would apply its tables to a
+  // file that has none.
   jpeg_decompress_struct in{};
   in.err = libjpeg::prepare(errors, message.text);
   const Status status = libjpeg::run(errors, [&] {
@@ -84,18 +87,20 @@ inline Status decode_region(const Task &task, uint32_t out_height, uint32_t out_
       const uint32_t mcu_height = block * static_cast<uint32_t>(in.max_v_samp_factor);
       const uint32_t mcu_width = block * static_cast<uint32_t>(in.max_h_samp_factor);
       if (columns_can_be_cropped(in, reduction)) {
-        // Fancy upsampling makes other pixels of the first and the last column of what is decoded.
+        // Fancy upsampling has no neighbour at the first and the last decoded column, so their pixels differ from those
+        // of the whole frame. At least one column more is decoded on each side.
         const uint32_t context = left > 0;
         const uint64_t end = (static_cast<uint64_t>(right) / mcu_width + 1) * mcu_width;
         first_column = (left - context) / mcu_width * mcu_width;
         const auto last = static_cast<JDIMENSION>(end < in.output_width ? end : in.output_width);
-        // A component of which one column is left would no longer be upsampled fancily.
+        // jpeg_crop_scanline switches to plain upsampling if only one column of a component is left. Then the crop
+        // begins one MCU earlier.
         if (first_column > 0 && last - first_column < 2 * static_cast<uint32_t>(in.max_h_samp_factor))
           first_column -= mcu_width;
         JDIMENSION width = last - first_column;
         jpeg_crop_scanline(&in, &first_column, &width);
       }
-      // Other rows than an MCU row's first are skipped wrongly before libjpeg-turbo 3.1.
+      // Before libjpeg-turbo 3.1, skipping to a row that is not the first of an MCU row gives wrong pixels.
       first_row = top / mcu_height * mcu_height;
       jpeg_skip_scanlines(&in, first_row);
     }

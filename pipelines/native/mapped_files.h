@@ -1,4 +1,10 @@
-// Mapped files that are cut while they are read: zeros in place of what is gone, and a mark, instead of SIGBUS.
+// Guards mapped files against SIGBUS.
+//
+// Reading a page of a mapped file raises SIGBUS if the file was truncated after it was mapped, or if its disk has
+// failed. The default action would end the whole training for one bad file, and decoder threads read the mappings
+// directly, so no return value can report the error. The handler maps zeros over the unreadable part, marks the mapping
+// as damaged and returns; the read is then repeated and succeeds. Python asks `mapping_is_damaged` and reports the
+// file.
 
 #pragma once
 
@@ -13,22 +19,23 @@
 
 namespace crop {
 
-// What the handler reads: fixed and without locks, because a signal may come anywhere.
+// The state that the handler reads. It has a fixed size and no locks, because a signal may interrupt any code, also
+// code that holds a lock or is inside malloc.
 struct MappedFiles {
   static constexpr int LIMIT = 4096;
-  static constexpr uintptr_t FREE = 0, TAKEN = 1;  // of `begin`: no mapping begins at these addresses
+  static constexpr uintptr_t FREE = 0, TAKEN = 1;  // values of `begin`; no mapping begins at these addresses
 
   std::atomic<uintptr_t> begin[LIMIT];
   std::atomic<uintptr_t> end[LIMIT];
   std::atomic<bool> damaged[LIMIT];
   std::atomic<bool> passed_on;
-  struct sigaction before;
+  struct sigaction previous;
   uintptr_t page;
 };
 
 inline MappedFiles mapped_files;
 
-// From the page of this address to the end of the file that is mapped there: zeros. False where none is.
+// Maps zeros from the page of this address to the end of the mapping. Returns false if no guarded file is mapped there.
 inline bool put_zeros(uintptr_t address) {
   for (int number = 0; number < MappedFiles::LIMIT; ++number) {
     const uintptr_t begin = mapped_files.begin[number].load(std::memory_order_acquire);
@@ -46,25 +53,26 @@ inline void on_bus_error(int number, siginfo_t *info, void *) {
   const int error = errno;
   if (info->si_code > 0 && put_zeros(reinterpret_cast<uintptr_t>(info->si_addr))) {
     errno = error;
-    return;  // the read is tried again
+    return;  // the processor repeats the read
   }
-  // Not ours: whoever was asked before gets it when it comes again, at most once, so that two cannot pass it to and fro.
+  // The address is not ours. The previous handler gets the signal when it is raised again. This happens at most once,
+  // because two handlers that restore each other would pass the signal back and forth without end.
   if (mapped_files.passed_on.exchange(true)) {
     signal(number, SIG_DFL);
   } else {
-    sigaction(number, &mapped_files.before, nullptr);
+    sigaction(number, &mapped_files.previous, nullptr);
   }
-  if (info->si_code <= 0) raise(number);  // sent by a process: it does not come again by itself
+  if (info->si_code <= 0) raise(number);  // sent by a process, so it is not raised again by itself
   errno = error;
 }
 
-// Makes the handler above the process's, where another one has been put in its place since. False where the system refuses.
+// Installs the handler above, unless it is installed. Returns false if the system refuses.
 inline bool handle_bus_errors() {
   struct sigaction now;
   if (sigaction(SIGBUS, nullptr, &now) != 0) return false;
   if ((now.sa_flags & SA_SIGINFO) != 0 && now.sa_sigaction == on_bus_error) return true;
   mapped_files.page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  mapped_files.before = now;
+  mapped_files.previous = now;
   struct sigaction ours {};
   ours.sa_sigaction = on_bus_error;
   ours.sa_flags = SA_SIGINFO | SA_ONSTACK;
@@ -72,7 +80,8 @@ inline bool handle_bus_errors() {
   return sigaction(SIGBUS, &ours, nullptr) == 0;
 }
 
-// Returns the number of the mapping, or -1 where there are too many or the system refuses.
+// Guards a mapping and returns its number, or -1 if there are too many or the system refuses. `begin` is stored last,
+// with release order: the handler ignores an entry until its other fields are set.
 inline int guard_mapping(uintptr_t address, size_t size) {
   if (!handle_bus_errors()) return -1;
   const uintptr_t page = mapped_files.page, end = (address + size + page - 1) / page * page;

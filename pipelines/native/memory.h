@@ -1,4 +1,4 @@
-// Working memory that a thread keeps from image to image.
+// Working memory that a thread keeps from one image to the next.
 
 #pragma once
 
@@ -8,7 +8,7 @@
 
 namespace crop {
 
-struct Memory {  // grows, and forgets what was in it
+struct Memory {  // growing discards the contents
   uint8_t *data = nullptr;
   size_t capacity = 0;
 

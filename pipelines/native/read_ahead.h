@@ -1,4 +1,4 @@
-// Asks the system to bring parts of mapped files into memory before they are needed.
+// Asks the system to read parts of mapped files into memory before they are needed.
 
 #pragma once
 
@@ -18,20 +18,21 @@ struct Range {  // of addresses
   uintptr_t begin, end;
 };
 
-// Item k asks for the k-th piece. Reading across a gap costs a slow disk no more than the seek over it.
+// Each item of the job asks for one piece. Ranges with a small gap between them are joined, because reading across the
+// gap costs a slow disk no more than a seek over it.
 class ReadAheadJob : public ThreadPool::Job {
  public:
   static constexpr uintptr_t LARGEST_GAP = 512 * 1024;
-  static constexpr uintptr_t PIECE = 128 * 1024;  // what one call reads at most: a disk's read_ahead_kb
+  static constexpr uintptr_t PIECE = 128 * 1024;  // one madvise reads no more than the disk's read_ahead_kb
 
   explicit ReadAheadJob(std::vector<Range> pieces) : Job(pieces.size()), pieces_(std::move(pieces)) {}
 
   void run(size_t item, size_t) noexcept override {
     const Range &piece = pieces_[item];
-    madvise(reinterpret_cast<void *>(piece.begin), piece.end - piece.begin, MADV_WILLNEED);  // a hint: may fail
+    madvise(reinterpret_cast<void *>(piece.begin), piece.end - piece.begin, MADV_WILLNEED);  // only a hint: may fail
   }
 
-  // The ranges in order of address, whole pages, near ones joined, long ones cut.
+  // Returns the ranges in order of address, starting at whole pages, with near ones joined and long ones split.
   static std::vector<Range> pieces(std::vector<Range> ranges) {
     const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
     std::sort(ranges.begin(), ranges.end(), [](const Range &a, const Range &b) { return a.begin < b.begin; });

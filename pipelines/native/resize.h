@@ -1,5 +1,8 @@
-// Antialiased bilinear resize of a box, as Pillow and torchvision do it (a triangle filter as wide as the reduction):
-// rows first, in 16 bits with 7 of them fractional, then columns. The same bytes with and without AVX2.
+// Antialiased bilinear resize of a box, as in Pillow and torchvision: a triangle filter as wide as the reduction.
+//
+// Rows are weighted first, then columns. The arithmetic is fixed-point: integer sums do not depend on their order, so
+// that the plain and the AVX2 code give the same bytes. Sums of rows have 16 bits, 7 of them fractional (255 levels
+// then take 15 bits), and the vector instructions handle 16 of them at once. Sums of columns have 32 bits.
 
 #pragma once
 
@@ -14,25 +17,28 @@
 
 namespace crop {
 
-struct ResizeScratch {  // one per thread
+struct ResizeScratch {  // one for each thread
   bool avx2 = simd::avx2();
   Memory row_taps, row_weights, column_taps, column_weights, spread_weights, sums, last_row;
 };
 
-constexpr int FRACTION_BITS = 7;  // of a weighted sum of rows
-constexpr int ROW_BITS = 15, COLUMN_BITS = 14;
-constexpr uint32_t STRIP = 32;  // elements that are weighted at a time
-// Each of so few products may be rounded by itself: the sum is off by 1/16 of a level at most, and within 16 bits.
+constexpr int FRACTION_BITS = 7;                // fractional bits of a weighted sum of rows
+constexpr int ROW_BITS = 15, COLUMN_BITS = 14;  // fractional bits of the weights
+constexpr uint32_t STRIP = 32;                  // the number of elements that are weighted at a time
+// Up to this number of rows, each product is rounded to 16 bits on its own, which is what the fast instruction
+// (pmulhrsw) does. The sum is then off by at most 1/16 of a level. With more rows the roundings add up to more than 16
+// bits hold: over 254 white rows, white became black. Then the products are summed in 32 bits and rounded once.
 constexpr uint32_t FEW_ROWS = 16;
 
-// How `length` inputs make outputs: output i is the sum of `count` of them from first[i] on, each times its weight.
+// The weights of a resize in one direction. Output i is the weighted sum of `count` inputs, starting at first[i].
 struct Taps {
-  uint32_t *first;
-  int16_t *weights;  // (outputs, count): those that an output does not need are 0
-  uint32_t count;    // even
+  uint32_t *first;   // (outputs,)
+  int16_t *weights;  // (outputs, count): 0 for inputs that an output does not need
+  uint32_t count;    // even, because the column pass multiplies two inputs at a time
 };
 
-// The weights of an output add up to 2^bits (but 1.0 in 15 bits is 32767). `mirror`: outputs in reverse.
+// Computes the weights. The weights of an output add up to 2^bits, except that 1.0 in 15 bits is 32767; the rounding
+// error goes to the largest weight. If `mirror`, the outputs are in reverse order. Returns false if memory is short.
 inline bool make_taps(Memory &firsts, Memory &weights, double start, double box, uint32_t length, uint32_t outputs,
                       int bits, bool mirror, Taps &taps) {
   const double scale = box / outputs, reach = scale > 1 ? scale : 1, inverse = 1 / reach;
@@ -45,7 +51,7 @@ inline bool make_taps(Memory &firsts, Memory &weights, double start, double box,
   for (uint32_t i = 0; i < outputs; ++i) {
     const double centre = start + (i + 0.5) * scale, low = centre - reach + 0.5;
     const uint32_t first = low < 0 ? 0 : static_cast<uint32_t>(low);
-    uint32_t end = static_cast<uint32_t>(centre + reach + 0.5);  // behind the last
+    uint32_t end = static_cast<uint32_t>(centre + reach + 0.5);  // one beyond the last input
     end = end > length ? length : end;
     const uint32_t n = end - first < taps.count ? end - first : taps.count;
     const uint32_t at = mirror ? outputs - 1 - i : i;
@@ -63,14 +69,15 @@ inline bool make_taps(Memory &firsts, Memory &weights, double start, double box,
       if (to[k] > to[largest]) largest = k;
     }
     for (uint32_t k = n; k < taps.count; ++k) to[k] = 0;
-    const int32_t corrected = to[largest] + rest;  // the rounding
+    const int32_t corrected = to[largest] + rest;
     to[largest] = static_cast<int16_t>(corrected > 32767 ? 32767 : corrected);
     taps.first[at] = first;
   }
   return true;
 }
 
-// How many weights an output needs: never an input behind the last.
+// The number of weights that an output needs. Inputs beyond the last row of the image are never needed, and thus not
+// read.
 inline uint32_t used(const Taps &taps, uint32_t output) {
   const int16_t *weights = taps.weights + size_t{output} * taps.count;
   uint32_t count = taps.count;
@@ -78,7 +85,7 @@ inline uint32_t used(const Taps &taps, uint32_t output) {
   return count;
 }
 
-// sums (n): rows from `rows` on, `stride` apart, each times its weight
+// sums (n): the weighted sum of `count` rows, which are `stride` bytes apart.
 ALWAYS_INLINE void weigh_rows(const uint8_t *rows, size_t stride, const int16_t *weights, uint32_t count, int16_t *sums,
                               size_t n) {
   constexpr int EXCESS = ROW_BITS - FRACTION_BITS;
@@ -92,7 +99,7 @@ ALWAYS_INLINE void weigh_rows(const uint8_t *rows, size_t stride, const int16_t 
   }
 }
 
-// output: uint8 (width, 3)
+// Weights the columns of a row of sums. output: uint8 (width, 3).
 ALWAYS_INLINE void weigh_columns(const int16_t *sums, const Taps &taps, uint8_t *output, uint32_t width) {
   constexpr int SHIFT = FRACTION_BITS + COLUMN_BITS;
   for (uint32_t x = 0; x < width; ++x)
@@ -100,7 +107,7 @@ ALWAYS_INLINE void weigh_columns(const int16_t *sums, const Taps &taps, uint8_t 
       int32_t sum = 1 << (SHIFT - 1);
       for (uint32_t k = 0; k < taps.count; ++k)
         sum += sums[3 * (size_t{taps.first[x]} + k) + c] * taps.weights[size_t{x} * taps.count + k];
-      output[3 * size_t{x} + c] = static_cast<uint8_t>(sum >> SHIFT);  // 255 * 2^7 * 2^14 is the largest
+      output[3 * size_t{x} + c] = static_cast<uint8_t>(sum >> SHIFT);  // the sum is at most 255 * 2^7 * 2^14 + 2^20
     }
 }
 
@@ -120,14 +127,16 @@ AVX2 void weigh_strip_avx2(const uint8_t *rows, size_t stride, const int16_t *we
   _mm256_storeu_si256(reinterpret_cast<__m256i *>(sums + 16), high);
 }
 
-// n >= STRIP
+// n must be at least STRIP: the last strip overlaps the one before it.
 AVX2 void weigh_rows_avx2(const uint8_t *rows, size_t stride, const int16_t *weights, uint32_t count, int16_t *sums,
                           size_t n) {
   for (size_t i = 0; i + STRIP <= n; i += STRIP) weigh_strip_avx2(rows + i, stride, weights, count, sums + i);
   if (n % STRIP != 0) weigh_strip_avx2(rows + n - STRIP, stride, weights, count, sums + n - STRIP);
 }
 
-// The weights of two outputs for two taps, each pair for each channel: to (outputs / 2, count / 2).
+// Lays out the column weights as the inner loop multiplies them: to (outputs / 2, count / 2) has the weights of two
+// outputs for two inputs, repeated for each channel. Doing this once per image instead of in the inner loop takes the
+// whole resize of an image from 195 to between 70 and 85 microseconds.
 AVX2 void spread_weights_avx2(const Taps &taps, uint32_t outputs, __m256i *to) {
   for (uint32_t x = 0; x + 1 < outputs; x += 2)
     for (uint32_t k = 0; k < taps.count; k += 2) {
@@ -138,7 +147,7 @@ AVX2 void spread_weights_avx2(const Taps &taps, uint32_t outputs, __m256i *to) {
     }
 }
 
-// Two outputs: red, green and blue of each in 32 bits.
+// Returns two outputs: red, green and blue of each, in 32 bits.
 AVX2 __m256i two_columns_avx2(const int16_t *sums, const uint32_t *firsts, const __m256i *weights, uint32_t pairs,
                               __m256i by_channel) {
   const int16_t *first = sums + 3 * size_t{firsts[0]}, *second = sums + 3 * size_t{firsts[1]};
@@ -152,7 +161,7 @@ AVX2 __m256i two_columns_avx2(const int16_t *sums, const uint32_t *firsts, const
   return _mm256_srai_epi32(sum, FRACTION_BITS + COLUMN_BITS);
 }
 
-// `width`: a multiple of 4. Writes 4 bytes too many.
+// `width` must be a multiple of 4. Writes 4 bytes beyond the end of the output.
 AVX2 void weigh_columns_avx2(const int16_t *sums, const uint32_t *firsts, const __m256i *weights, uint32_t pairs,
                              uint8_t *output, uint32_t width) {
   const __m256i by_channel = _mm256_broadcastsi128_si256(
@@ -168,6 +177,8 @@ AVX2 void weigh_columns_avx2(const int16_t *sums, const uint32_t *firsts, const 
   }
 }
 
+// weigh_columns_avx2 writes beyond the end of a row. Within the image, the next row overwrites these bytes; the last
+// row is made in `last_row` and copied, because the bytes after the image belong to another sample.
 __attribute__((target("avx2"), noinline)) inline void resize_avx2(const Pixels &source, const Taps &rows,
                                                                   const Taps &columns, int16_t *sums, __m256i *spread,
                                                                   uint8_t *last_row, uint8_t *output, uint32_t height,
@@ -201,7 +212,8 @@ __attribute__((target("avx2"), noinline)) inline void resize_avx2(const Pixels &
 }
 #endif
 
-// output: uint8 (height, width, 3). False when memory is short.
+// Resizes the box of `source`. output: uint8 (height, width, 3). If `flip`, the output is mirrored left-right. Returns
+// false if memory is short.
 inline bool resize(const Pixels &source, uint8_t *output, uint32_t height, uint32_t width, bool flip,
                    ResizeScratch &scratch) {
   Taps rows, columns;

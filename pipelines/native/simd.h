@@ -1,4 +1,4 @@
-// Which instructions the processor has, found out at run time.
+// Detects at run time which instructions the processor has.
 
 #pragma once
 

@@ -1,4 +1,4 @@
-// What the crop decoder is asked for, and how it answers.
+// The input and output types of the crop decoder.
 
 #pragma once
 
@@ -13,17 +13,18 @@ struct Message {  // empty, or part of a sentence
   char text[200];
 };
 
-// One stored image and the box of it that is wanted: inside the image and not empty, the caller has made sure.
+// One stored image and the requested box of it. The caller must make sure that the box is inside the image and not
+// empty.
 struct Task {
   const uint8_t *data;
   size_t size;
-  uint32_t image_height, image_width;  // as the shard says: a JPEG of another size is damaged
+  uint32_t image_height, image_width;  // from the shard's index; a JPEG of another size is damaged
   uint32_t top, left, height, width;
   bool raw;   // `data` is RGB, uint8 (image_height, image_width, 3), not a JPEG file
   bool flip;  // mirror left-right after the resize
 };
 
-// Decoded pixels and the box of them that is to be resized, which is inside them. Fractions come from DCT scaling.
+// Decoded pixels, and the box inside them that is resized. The box may have fractional coordinates after DCT scaling.
 struct Pixels {
   const uint8_t *rgb;  // uint8 (height, width, 3), rows `stride` bytes apart
   size_t stride;

@@ -1,4 +1,4 @@
-// A fixed set of threads that work through queued jobs item by item, the oldest job first.
+// A fixed set of threads that run the items of queued jobs, the oldest job first.
 
 #pragma once
 
@@ -18,7 +18,11 @@
 
 namespace crop {
 
-// Threads without items left in one job go on with the next at once, while others still finish the first.
+// A thread that finds no items left in one job continues with the next job at once, while other threads still finish
+// the first: at the end of a batch no thread waits for the slowest image.
+//
+// Items are handed out by an atomic counter, without the lock. All other state is protected by the mutex. A thread
+// takes the mutex after its last item, so that its results are visible to the thread that waits for the job.
 class ThreadPool {
  public:
   class Job {
@@ -31,18 +35,20 @@ class ThreadPool {
     friend class ThreadPool;
     const size_t count_;
     std::atomic<size_t> next_{0};
-    size_t inside_ = 0;  // threads that are in it
-    bool queued_ = true;
-    bool released_ = false;
+    size_t inside_ = 0;      // the number of threads that work on the job
+    bool queued_ = true;     // whether there may be items that no thread has taken
+    bool released_ = false;  // whether the last thread to leave the job deletes it
   };
 
-  // `name`: of each thread, at most 15 characters. Throws std::system_error when the system has no more threads.
+  // Starts the threads. `name` is the name of each thread and has at most 15 characters. Throws std::system_error if
+  // the system has no more threads.
   ThreadPool(size_t threads, const char *name) {
-    // The process's signals go to its other threads; what a thread's own fault raises must stay deliverable.
-    sigset_t blocked, before;
+    // The threads block all signals, so that signals to the process are delivered to its other threads. Signals that
+    // are raised by a fault of the thread itself must stay deliverable: SIGBUS has a handler (mapped_files.h).
+    sigset_t blocked, previous;
     sigfillset(&blocked);
     for (const int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT}) sigdelset(&blocked, fault);
-    pthread_sigmask(SIG_BLOCK, &blocked, &before);
+    pthread_sigmask(SIG_BLOCK, &blocked, &previous);
     try {
       threads_.reserve(threads);
       for (size_t thread = 0; thread < threads; ++thread) {
@@ -50,20 +56,21 @@ class ThreadPool {
         pthread_setname_np(threads_.back().native_handle(), name);
       }
     } catch (...) {
-      pthread_sigmask(SIG_SETMASK, &before, nullptr);
+      pthread_sigmask(SIG_SETMASK, &previous, nullptr);
       stop();
       throw;
     }
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    pthread_sigmask(SIG_SETMASK, &previous, nullptr);
   }
 
-  // Cancels all jobs and waits for the items under way.
+  // Cancels all jobs and waits for the items that are running.
   ~ThreadPool() { stop(); }
 
   ThreadPool(const ThreadPool &) = delete;
   ThreadPool &operator=(const ThreadPool &) = delete;
 
-  // Throws std::bad_alloc, and then keeps nothing.
+  // Queues a job. If it throws std::bad_alloc, the pool is unchanged: the memory for `jobs_` is reserved before the
+  // queue gets a pointer to the job.
   void submit(std::unique_ptr<Job> job) {
     const std::lock_guard<std::mutex> lock(mutex_);
     jobs_.reserve(jobs_.size() + 1);
@@ -72,17 +79,17 @@ class ThreadPool {
     wake_.notify_all();
   }
 
-  // Whether all items of the job are done, after waiting for that no longer than this.
+  // Waits until all items of the job are done, for at most `timeout`. Returns whether they are.
   bool wait(const Job *job, std::chrono::milliseconds timeout) {
     std::unique_lock<std::mutex> lock(mutex_);
-    return left_.wait_for(lock, timeout, [job] { return !job->queued_ && job->inside_ == 0; });
+    return job_left_.wait_for(lock, timeout, [job] { return !job->queued_ && job->inside_ == 0; });
   }
 
-  // Cancels the job, waits for its items under way and deletes it.
+  // Cancels the job, waits for its items that are running, and deletes it.
   void release(Job *job) {
     std::unique_lock<std::mutex> lock(mutex_);
     unqueue(job);
-    left_.wait(lock, [job] { return job->inside_ == 0; });
+    job_left_.wait(lock, [job] { return job->inside_ == 0; });
     erase(job);
   }
 
@@ -110,7 +117,7 @@ class ThreadPool {
       if (job->released_) {
         erase(job);
       } else {
-        left_.notify_all();
+        job_left_.notify_all();
       }
     }
   }
@@ -137,9 +144,9 @@ class ThreadPool {
   }
 
   std::mutex mutex_;
-  std::condition_variable wake_;  // there is a job, or the end
-  std::condition_variable left_;  // the last thread has left a job
-  std::deque<Job *> queue_;       // those with items that no thread has taken
+  std::condition_variable wake_;      // notified when there is a job, or when the pool stops
+  std::condition_variable job_left_;  // notified when the last thread has left a job
+  std::deque<Job *> queue_;           // the jobs that may have items which no thread has taken
   std::vector<std::unique_ptr<Job>> jobs_;
   bool stopping_ = false;
   std::vector<std::thread> threads_;

@@ -1,4 +1,6 @@
-// Area averaging of RGB rows: pipelines/images/area.py to the bit, whatever the processor (compile with -ffp-contract=off).
+// Area averaging of RGB rows. The results are bit-identical to pipelines/images/area.py on every processor, so that the
+// bytes of a shard do not depend on the machine. This needs -ffp-contract=off, because a fused multiplication and
+// addition rounds once where the two operations round twice.
 
 #pragma once
 
@@ -9,7 +11,8 @@
 
 namespace area {
 
-struct Tap {  // output i is the sum of `count` inputs from `first` on, each times its weight
+// Output i is the weighted sum of `count` inputs, starting at `first`. `weights` is the index of its first weight.
+struct Tap {
   uint32_t first, count, weights;
 };
 
@@ -18,12 +21,13 @@ struct Taps {
   const float *weights = nullptr;
 };
 
-// Neighbouring outputs share at most one input.
+// The number of bytes that make_taps needs. Neighbouring outputs share at most one input, which bounds the weights.
 inline size_t taps_bytes(uint32_t length, uint32_t size) {
   return size * (sizeof(Tap) + sizeof(float)) + length * sizeof(float);
 }
 
-// How `length` inputs make `size` outputs, size <= length. `memory`: taps_bytes, aligned for floats.
+// Computes the weights that average `length` inputs to `size` outputs, size <= length. `memory` must have taps_bytes
+// bytes and be aligned for floats.
 inline Taps make_taps(uint8_t *memory, uint32_t length, uint32_t size) {
   Tap *taps = reinterpret_cast<Tap *>(memory);
   float *weights = reinterpret_cast<float *>(memory + size * sizeof(Tap));
@@ -43,7 +47,7 @@ inline Taps make_taps(uint8_t *memory, uint32_t length, uint32_t size) {
 
 #define ALWAYS_INLINE inline __attribute__((always_inline))
 
-// sums (n) = row (n) * weight for the first row of an output row, += for the others
+// Sets sums (n) to row (n) * weight if the row is the first of an output row, and adds to them otherwise.
 ALWAYS_INLINE void weigh_row(float *sums, const uint8_t *row, size_t n, float weight, bool first) {
   if (first) {
     for (size_t i = 0; i < n; ++i) sums[i] = row[i] * weight;
@@ -52,7 +56,8 @@ ALWAYS_INLINE void weigh_row(float *sums, const uint8_t *row, size_t n, float we
   }
 }
 
-// sums: RGB, with one more float behind the last; output: `width` RGB pixels
+// Averages a row of sums to `width` RGB pixels. One more float must follow the last sum, because pixels of three floats
+// are loaded as four.
 ALWAYS_INLINE void average_columns(uint8_t *output, const float *sums, Taps columns, uint32_t width) {
   typedef float Four __attribute__((vector_size(16)));
   for (uint32_t x = 0; x < width; ++x) {

@@ -1,4 +1,4 @@
-// Writes what stands before the scan of a baseline JPEG, in libjpeg's order.
+// Writes the segments before the scan of a baseline JPEG, in libjpeg's order.
 
 #pragma once
 
@@ -13,7 +13,7 @@
 
 namespace baseline {
 
-struct HuffmanTables {  // by number; nullptr: not used
+struct HuffmanTables {  // indexed by the number of the table; nullptr if the table is not used
   const huffman::Spec *dc[2] = {}, *ac[2] = {};
 };
 
@@ -43,8 +43,9 @@ struct Header {
 
 constexpr size_t MAX_HEADER_BYTES = 2048;
 
-// JFIF, quantization tables, frame, Huffman tables, restart interval, scan. Returns the end of what was written, or
-// nullptr where the parameters in `out` are no baseline JPEG's. `dc` and `ac`: the tables' numbers of each component.
+// Writes the segments JFIF, quantization tables, frame, Huffman tables, restart interval and scan. `dc` and `ac` are
+// the numbers of each component's tables. Returns the end of the bytes that were written, or nullptr if a baseline JPEG
+// cannot have the parameters in `out`.
 inline uint8_t *write_header(uint8_t *to, const jpeg_compress_struct &out, const HuffmanTables &tables, const int *dc,
                              const int *ac, uint32_t restart_interval) {
   static const uint8_t JFIF[] = {0xFF, 0xD8, 0xFF, 0xE0, 0, 16, 'J', 'F', 'I', 'F', 0, 1, 1, 0, 0, 1, 0, 1, 0, 0};
@@ -93,7 +94,7 @@ inline uint8_t *write_header(uint8_t *to, const jpeg_compress_struct &out, const
     header.byte(out.comp_info[i].component_id);
     header.byte(dc[i] << 4 | ac[i]);
   }
-  header.word(63);  // all coefficients: 0 to 63
+  header.word(63);  // the scan has the coefficients 0 to 63
   header.byte(0);
   return header.next;
 }

@@ -1,7 +1,7 @@
-// The scan of a clean baseline JPEG, MCU by MCU.
+// Reads the scan of a regular baseline JPEG, MCU by MCU.
 //
-// Whatever is not perfectly regular (damage, restart markers out of order, bytes before a marker, several scans) is
-// left to libjpeg, whose verdict counts.
+// The functions return false for every irregularity: damage, restart markers out of order, extra bytes before a marker,
+// several scans. The file is then left to libjpeg-turbo, which decodes it or reports the damage.
 
 #pragma once
 
@@ -17,25 +17,25 @@
 
 namespace baseline {
 
-struct SourceTables {  // kept by each thread: those of the image before are often the same
+struct SourceTables {  // kept by each thread, because the next image often has the same tables
   huffman::DcTable dc[2];
   huffman::AcTable ac[2];
 };
 
 struct Component {
-  uint32_t across, down;  // blocks in an MCU
-  int dc, ac;             // numbers of its tables
-  int prediction;
+  uint32_t across, down;  // the number of blocks in an MCU, horizontally and vertically
+  int dc, ac;             // the numbers of its tables
+  int prediction;         // the DC coefficient of the previous block
 };
 
 struct Source {
   int num_components = 0;
   Component components[3];
-  uint32_t mcus = 0, rows = 0;  // MCUs in a row, and rows of them
+  uint32_t mcus = 0, rows = 0;  // the number of MCUs in a row, and the number of rows
   huffman::Reader reader;
-  uint8_t *unstuffed = nullptr;  // the interval's bytes
+  uint8_t *unstuffed = nullptr;  // the bytes of the current interval
 
-  // `in` has been read up to its first scan. Buffers have `data` and `grow`.
+  // Starts to read the scan. `in` must have been read up to its first scan. A Buffer has `data` and `grow`.
   template <typename Buffer>
   bool open(const jpeg_decompress_struct &in, Buffer &memory, SourceTables &tables) {
     if (in.progressive_mode || in.comps_in_scan != in.num_components) return false;
@@ -65,12 +65,12 @@ struct Source {
     return open_interval();
   }
 
-  // Of the interval that has just been opened.
+  // The number of MCUs in the interval that has just been opened.
   uint32_t mcus_in_interval(uint64_t mcus_left) const {
     return interval_ != 0 && interval_ < mcus_left ? interval_ : static_cast<uint32_t>(mcus_left);
   }
 
-  // Whether an interval ends before the next MCU; call `next_interval` then.
+  // Must be called before each MCU. Returns whether an interval ends there; then `next_interval` must be called.
   ALWAYS_INLINE bool interval_ends() { return interval_ != 0 && left_-- == 0; }
 
   bool next_interval() {
@@ -81,15 +81,15 @@ struct Source {
     return open_interval();
   }
 
-  // Behind the last MCU.
+  // Whether the scan ends here, as it must after the last MCU.
   bool ends() const { return at_marker(0xD9); }
 
  private:
-  const uint8_t *next_ = nullptr, *end_ = nullptr;  // `next_`: the marker behind the interval
+  const uint8_t *next_ = nullptr, *end_ = nullptr;  // `next_` points to the marker behind the interval
   uint32_t interval_ = 0, left_ = 0;
   int marker_ = 0;
 
-  // Between two markers there must be whole bytes of codes and nothing else.
+  // Whether the codes fill all bytes up to this marker: fewer than 8 bits may be unused.
   bool at_marker(int marker) const { return reader.left() >= 0 && reader.left() < 8 && next_[1] == marker; }
 
   bool open_interval() {

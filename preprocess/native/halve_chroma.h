@@ -1,7 +1,11 @@
-// Averages a plane's samples two by two, from its DCT coefficients to those of the halved plane.
+// Averages the samples of a chroma plane two by two. Input and output are DCT coefficients.
 //
-// Interior blocks never become samples: of the sums of neighbours, the DCT is known from that of the samples. Blocks at
-// the right and bottom edges do, because libjpeg repeats the outer samples there.
+// Averaging and the DCT are linear, so the coefficients of a halved block are a linear function of those of the four
+// blocks that it replaces. This saves the inverse and the forward DCT, and the rounding to 8 bits between them. Of 443
+// ImageNet originals within 500 pixels, 367 are 4:4:4 and need this step when they are re-encoded as 4:2:0.
+//
+// Blocks at the right and the bottom edge are transformed to samples, because libjpeg repeats the outermost samples of
+// the image there, which is not a linear function of whole blocks.
 
 #pragma once
 
@@ -19,9 +23,9 @@ constexpr int SIDE = 8;
 typedef float Row __attribute__((vector_size(32)));
 
 struct Matrices {
-  float fold[SIDE];         // of frequency k, when two blocks become one: x[k] * fold[k] - x[8 - k] * fold[8 - k]
-  float odd[4][4];          // the odd frequencies of the merged block from what is folded
-  float dct[SIDE][SIDE];    // frequency, sample
+  float fold[SIDE];       // averages pairs of samples of a block: x[k] * fold[k] - x[8 - k] * fold[8 - k]
+  float odd[4][4];        // the odd frequencies of the merged block, from the folded frequencies
+  float dct[SIDE][SIDE];  // (frequency, sample)
 };
 
 inline const Matrices &matrices() {
@@ -29,7 +33,7 @@ inline const Matrices &matrices() {
     Matrices m{};
     const double pi = std::acos(-1.0);
     for (int k = 0; k < SIDE; ++k) {
-      // half: both the 4-point DCT's norm and that of the even frequencies of 8 points
+      // The factor 0.5 is the norm of the 4-point DCT and that of the even frequencies of the 8-point DCT.
       m.fold[k] = static_cast<float>(0.5 * (k == 0 ? 1.0 : std::cos(k * pi / 16)));
       for (int j = 0; j < SIDE; ++j)
         m.dct[k][j] = static_cast<float>((k == 0 ? std::sqrt(0.125) : 0.5) * std::cos((2 * j + 1) * k * pi / 16));
@@ -46,12 +50,13 @@ inline const Matrices &matrices() {
   return made;
 }
 
-// What a component's coefficients are multiplied with before and after; natural order, frequencies down x across.
+// The factors of a component's coefficients before and after the step, in natural order (vertical frequency, horizontal
+// frequency).
 struct Scales {
-  float fold[huffman::BLOCK];       // the quantizer, and Matrices::fold of both frequencies
+  float fold[huffman::BLOCK];  // the quantizer, multiplied by Matrices::fold of both frequencies
   float quantizer[huffman::BLOCK];
-  float target[huffman::BLOCK];     // 1 / quantizer of the halved plane, transposed
-  int16_t limits[huffman::BLOCK];   // a coefficient beyond is no image's
+  float target[huffman::BLOCK];    // 1 / quantizer of the halved plane, transposed
+  int16_t limits[huffman::BLOCK];  // the largest magnitude of a coefficient that comes from an image
 
   void make(const uint16_t *source, const uint16_t *halved, int max_value) {  // natural order
     const Matrices &m = matrices();
@@ -66,7 +71,7 @@ struct Scales {
   }
 };
 
-// Whether all coefficients of `count` blocks are within their limits.
+// Returns whether all coefficients of `count` blocks are within their limits.
 inline bool within_plain(const int16_t *blocks, size_t count, const Scales &scales) {
   bool all = true;
   for (size_t i = 0; i < count * huffman::BLOCK; ++i) {
@@ -89,7 +94,8 @@ __attribute__((target("avx2"))) inline bool within_avx2(const int16_t *blocks, s
 }
 #endif
 
-// (first: 4 frequencies, second: 4 frequencies, each folded by what `fold` gave) -> the 8 frequencies of both together
+// Merges two blocks to one of half their total length, in one direction. The inputs are 8 frequencies each, already
+// multiplied by Scales::fold; the output is the 8 frequencies of the averaged samples of both blocks.
 ALWAYS_INLINE void merge(const Row *first, const Row *second, Row *merged, const float (*odd)[4]) {
   Row difference[4];
   for (int k = 0; k < 4; ++k) {
@@ -148,7 +154,7 @@ AVX2 void transpose_avx2(const Row *in, Row *out) {
 }
 #endif
 
-// Two by two blocks to one, its coefficients divided by their quantizers but not rounded: transposed.
+// Merges two by two blocks to one. The output is transposed, and divided by the quantizers but not rounded.
 inline void four_blocks_plain(const int16_t *const (&blocks)[4], const Scales &scales, float *output) {
   const float(*odd)[4] = matrices().odd;
   Row upper[SIDE], lower[SIDE], merged[SIDE], turned[2][SIDE];
@@ -178,8 +184,8 @@ __attribute__((target("avx2"))) inline void four_blocks_avx2(const int16_t *cons
 }
 #endif
 
-// The same where samples are to be repeated: of the 16 x 16, only `height` x `width` are the image's. nullptr: a block
-// that does not exist.
+// The same for blocks at the edge of the image: of the 16 x 16 samples, only `height` x `width` belong to the image. A
+// block that does not exist is nullptr.
 inline void at_edge(const int16_t *const (&blocks)[4], const Scales &scales, uint32_t height, uint32_t width,
                     float *output) {
   const auto &dct = matrices().dct;
@@ -201,7 +207,7 @@ inline void at_edge(const int16_t *const (&blocks)[4], const Scales &scales, uin
   }
   for (uint32_t y = 0; y < 2 * SIDE; ++y)
     for (uint32_t x = width; x < 2 * SIDE; ++x) samples[y][x] = samples[y][width - 1];
-  const uint32_t last = (height - 1) / 2;  // row of averages
+  const uint32_t last = (height - 1) / 2;  // the last row of averages that contains samples of the image
   for (uint32_t y = 0; y < SIDE; ++y) {
     const uint32_t upper = 2 * (y < last ? y : last), lower = upper + 1 < height ? upper + 1 : upper;
     for (uint32_t x = 0; x < SIDE; ++x)

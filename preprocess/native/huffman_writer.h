@@ -14,11 +14,14 @@
 
 namespace huffman {
 
-// 8-bit samples give no larger coefficients, and standard tables have no codes for more.
+// 8-bit samples give no larger coefficients, and the standard Huffman tables have no codes for larger ones.
 constexpr int MAX_DC = 1023, MIN_DC = -1024, MAX_AC = 1023;
 
-struct Encoder {  // of one table; a symbol's low four bits are the size of the value that follows it
-  uint32_t entries[256];  // code, with zeros in the value's place << 5 | bits of both; 0: no code
+// The codes of one table, indexed by symbol. The low four bits of a symbol are the size of the value that follows it.
+struct Encoder {
+  // The code, followed by as many zeros as the value has bits, << 5 | the number of bits of both; 0 if there is no
+  // code. Adding the value to the entry completes it, so that code and value are written at once.
+  uint32_t entries[256];
 
   void build(const Spec &spec) {
     std::memset(entries, 0, sizeof entries);
@@ -30,7 +33,7 @@ struct Encoder {  // of one table; a symbol's low four bits are the size of the 
       }
   }
 
-  // The code of a run and a value, and the value: bits << 5 | how many.
+  // Returns the code of a run and a value, with the value: bits << 5 | the number of bits.
   ALWAYS_INLINE uint32_t with_value(uint32_t run, int value) const {
     const uint32_t magnitude = static_cast<uint32_t>(value < 0 ? -value : value);
     const uint32_t size = 31 - static_cast<uint32_t>(__builtin_clz(magnitude << 1 | 1));
@@ -39,10 +42,11 @@ struct Encoder {  // of one table; a symbol's low four bits are the size of the 
   }
 };
 
+// An Encoder for AC coefficients, with a table of complete entries for small values.
 struct AcEncoder {
   static constexpr int SMALL = 32;
   Encoder all;
-  uint32_t small[16][2 * SMALL];  // run, value + SMALL: code and value << 5 | bits of both
+  uint32_t small[16][2 * SMALL];  // (run, value + SMALL): code and value << 5 | the number of bits of both
   bool built = false;
 
   void build(const Spec &spec) {
@@ -61,7 +65,8 @@ inline Spec spec_of(const JHUFF_TBL *table) {
   return spec;
 }
 
-// Copies bytes and stuffs a zero behind each 0xFF: at most twice as many. Returns the end of the copy.
+// Copies bytes and inserts a zero after each 0xFF. `copy` must have room for twice as many bytes. Returns the end of
+// the copy.
 inline uint8_t *stuff(uint8_t *copy, const uint8_t *next, const uint8_t *end) {
   for (;;) {
     const uint8_t *found = static_cast<const uint8_t *>(std::memchr(next, 0xFF, static_cast<size_t>(end - next)));
@@ -75,15 +80,17 @@ inline uint8_t *stuff(uint8_t *copy, const uint8_t *next, const uint8_t *end) {
   }
 }
 
-constexpr size_t MAX_BLOCK_BYTES = 224;  // 64 codes of at most 16 bits with 11 bits more, and 8 bytes written ahead
+constexpr size_t MAX_BLOCK_BYTES = 224;  // 64 codes of at most 16 bits with 11 bits of value, and 8 bytes written ahead
 
-// Writes bits into bytes that are not yet stuffed, behind which 8 more may be overwritten.
+// Writes bits to memory. Each `put` stores 8 bytes and then advances by the complete ones, so that it needs no branch;
+// 8 bytes after the last complete one may be overwritten. Zeros after 0xFF are inserted later, for many bytes at once,
+// by `stuff`.
 struct Writer {
   uint8_t *next = nullptr;
-  uint64_t bits = 0;  // the last `count` are not yet in a byte
-  int count = 0;      // below 8
+  uint64_t bits = 0;  // the last `count` bits do not fill a byte yet
+  int count = 0;      // less than 8
 
-  ALWAYS_INLINE void put(uint64_t value, int length) {  // 1 to 56 bits
+  ALWAYS_INLINE void put(uint64_t value, int length) {  // 1 <= length <= 56
     bits = bits << length | value;
     count += length;
     const uint64_t bytes = __builtin_bswap64(bits << (64 - count));
@@ -93,7 +100,8 @@ struct Writer {
   }
   ALWAYS_INLINE void put(uint32_t entry) { put(entry >> 5, static_cast<int>(entry & 31)); }
 
-  // The coefficients of a block, in zigzag order; bit k of `mask` says whether k is not zero.
+  // Writes the coefficients of a block, in zigzag order. Bit k of `mask` is set if coefficient k is not zero, so that
+  // zeros are skipped without looking at each of them.
   ALWAYS_INLINE void put_block(const Encoder &dc, const AcEncoder &ac, const int16_t *block, uint64_t mask,
                                int &prediction) {
     put(dc.with_value(0, block[0] - prediction));
@@ -112,17 +120,17 @@ struct Writer {
     while (mask != 0) put(next());
     if (last != BLOCK - 1) put(ac.all.entries[0]);
   }
-  // A block that is flat, and like the one before it.
+  // Writes a block without AC coefficients whose DC coefficient equals that of the block before it.
   ALWAYS_INLINE void put_flat_block(const Encoder &dc, const AcEncoder &ac) {
     put(dc.entries[0]);
     put(ac.all.entries[0]);
   }
-  // Of the bytes from `source` on, the bits from `from` up to `to`. 16 bytes more can be read.
+  // Copies the bits from `from` up to `to` of the bytes at `source`, which must be followed by 16 readable bytes.
   ALWAYS_INLINE void copy(const uint8_t *source, size_t from, size_t to) {
     const uint8_t *at = source + (from >> 3);
     const int shift = static_cast<int>(from & 7);
     size_t left = to - from;
-    for (; left >= 64; left -= 64, at += 8, next += 8) {  // `count` stays
+    for (; left >= 64; left -= 64, at += 8, next += 8) {  // whole words do not change `count`
       const uint64_t word = load(at) << shift | uint64_t{at[8]} >> (8 - shift);
       const uint64_t bytes = __builtin_bswap64(bits << 1 << (63 - count) | word >> count);
       std::memcpy(next, &bytes, 8);
@@ -140,7 +148,7 @@ struct Writer {
     std::memcpy(&bytes, from, 8);
     return __builtin_bswap64(bytes);
   }
-  void end_of_interval() {  // fills the last byte with ones
+  void end_of_interval() {  // the last byte of an interval is filled up with ones
     if (count != 0) put((1u << (8 - count)) - 1, 8 - count);
   }
 };

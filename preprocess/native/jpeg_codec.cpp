@@ -1,19 +1,19 @@
-// Re-encodes JPEGs, encodes pixels as JPEGs, and rewrites JPEGs losslessly, over libjpeg-turbo's classic interface.
+// Re-encodes JPEGs, encodes pixels as JPEGs, and rewrites JPEGs losslessly, with libjpeg-turbo.
 //
-//   codec_reencode   coefficients -> coefficients of the new quantizers, where a clean baseline JPEG keeps its size;
-//                    else decode -> RGB -> area averaging -> compress, row by row: no whole frame is ever in memory
-//   codec_encode             RGB -> area averaging -> compress
+//   codec_reencode   a regular baseline JPEG that keeps its size: coefficients -> coefficients of the new quantizers;
+//                    any other JPEG: decode -> RGB -> area averaging -> compress, row by row, never with a whole frame
+//                    in memory
+//   codec_encode     RGB -> area averaging -> compress
 //   codec_keep       coefficients -> the same coefficients, with restart markers and without metadata
 //
 // Every function may be called from any thread, returns a Status, and never prints. CodecResult.data belongs to the
-// calling thread and holds until its next call.
+// calling thread and is valid until its next call.
 
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 
 #include "area_average.h"
-#include "crc32.h"
 #include "libjpeg_session.h"
 #include "requantize.h"
 #include "rewrite_baseline.h"
@@ -45,7 +45,7 @@ void set_parameters(jpeg_compress_struct &out, uint32_t height, uint32_t width, 
   out.restart_in_rows = options.restart_rows;
 }
 
-// Takes rows of RGB from top to bottom, reduces them and compresses them.
+// Takes rows of RGB from top to bottom, reduces them if necessary and compresses them.
 struct Sink {
   Codec &codec;
   uint32_t in_width, width, height;
@@ -104,7 +104,7 @@ struct Sink {
 
 constexpr uint32_t ROWS_AT_A_TIME = 16;
 
-// Which samplings TurboJPEG's interface knows, FFCV's decoder: 4:4:4, 4:2:2, 4:2:0, 4:4:0 and 4:1:1.
+// Whether the sampling is 4:4:4, 4:2:2, 4:2:0, 4:4:0 or 4:1:1: FFCV's decoder, TurboJPEG's interface, has no other.
 bool sampling_is_common(const jpeg_decompress_struct &in) {
   if (in.num_components == 1) return true;
   for (int i = 1; i < 3; ++i)
@@ -113,8 +113,9 @@ bool sampling_is_common(const jpeg_decompress_struct &in) {
   return (h <= 2 && v <= 2) || (h == 4 && v == 1);
 }
 
-// Standard Huffman tables, where rewrite_baseline does not keep the original's: optimised ones save 4.7 % of the bytes on
-// 443 ImageNet originals, but need two passes, which takes libjpeg 1.9 times as long.
+// Sets the parameters of codec_keep. The Huffman tables are the standard ones, except that rewrite_baseline keeps those
+// of the original. Optimised tables would save 4.7 % of the bytes on 443 ImageNet originals, but they need two passes,
+// which takes libjpeg 1.9 times as long.
 void keep_parameters(Codec &codec, int restart_rows) {
   jpeg_compress_struct &out = codec.out;
   jpeg_copy_critical_parameters(&codec.in, &out);
@@ -126,13 +127,15 @@ void keep_parameters(Codec &codec, int restart_rows) {
   out.restart_in_rows = restart_rows;
 }
 
-// libjpeg-turbo writes garbage, without an error, for coefficients that a baseline JPEG cannot hold.
+// Refuses images that a baseline JPEG cannot hold. libjpeg-turbo's SIMD encoder does not check the coefficients and
+// writes garbage for them without an error.
 void check_coefficients(Codec &codec, jvirt_barray_ptr *coefficients) {
   jpeg_decompress_struct &in = codec.in;
   for (int i = 0; i < in.num_components; ++i) {
     const jpeg_component_info &component = in.comp_info[i];
     for (int k = 0; k < DCTSIZE2; ++k)
-      if (in.progressive_mode && in.coef_bits[i][k] != 0)  // a decoder would smooth what is left, but only there
+      // A decoder smooths the blocks of a progressive image with missing scans, but not those of a baseline image.
+      if (in.progressive_mode && in.coef_bits[i][k] != 0)
         codec.refuse(UNSUPPORTED, "progressive with scans missing");
     for (int k = 0; k < DCTSIZE2; ++k)
       if (component.quant_table->quantval[k] > 255) codec.refuse(UNSUPPORTED, "16-bit quantization table");
@@ -153,12 +156,8 @@ void check_coefficients(Codec &codec, jvirt_barray_ptr *coefficients) {
 
 extern "C" {
 
+// The number must change with every change of a function or struct. Python refuses a library with another number.
 int codec_interface() { return 4; }
-
-// Whether codec_crc32 may be called.
-int codec_has_crc32() { return crc32::available(); }
-
-uint32_t codec_crc32(const uint8_t *data, size_t size) { return crc32::of(data, size); }
 
 const char *codec_turbo_version() { return TEXT(LIBJPEG_TURBO_VERSION); }
 
@@ -231,7 +230,7 @@ int codec_keep(const uint8_t *data, size_t size, int max_side, int restart_rows,
     jvirt_barray_ptr *coefficients = jpeg_read_coefficients(&in);
     libjpeg::check_scans(in, codec.errors);
     check_coefficients(codec, coefficients);
-    keep_parameters(codec, restart_rows);  // quantization tables may have come later
+    keep_parameters(codec, restart_rows);  // again, because later scans may have defined quantization tables
     jpeg_write_coefficients(&out, coefficients);
     jpeg_finish_compress(&out);
   });

@@ -1,4 +1,5 @@
-// What one call of the codec holds: both halves of libjpeg with one way out, and the thread's memory.
+// The state of one call of the codec: libjpeg's decompressor and compressor with a common error handler, and the memory
+// of the thread.
 
 #pragma once
 
@@ -36,7 +37,7 @@ struct Buffer {
   Buffer &operator=(const Buffer &) = delete;
   ~Buffer() { std::free(data); }
 
-  // Keeps what is in it. No exceptions: longjmp may pass through the caller.
+  // Grows the buffer and keeps its contents. It throws no exception, because longjmp may leave the callers.
   bool grow(size_t wanted) {
     if (wanted <= capacity) return true;
     void *grown = std::realloc(data, wanted);
@@ -47,14 +48,15 @@ struct Buffer {
   }
 };
 
-// Kept by each thread: fresh memory for every image costs page faults.
+// Kept by each thread, because fresh memory for every image costs page faults.
 struct Scratch {
   Buffer output, rows, sums, averaged, row_taps, column_taps, unstuffed, planes, block_starts;
   rewrite::State rewrite;
   requantize::State requantize;
   baseline::NotStuffed not_stuffed;
 };
-// Never inlined: inner loops would look the thread's memory up again and again, 5 % of codec_keep's time.
+// Never inlined: otherwise inner loops look up the thread's memory again and again, which takes 5 % of codec_keep's
+// time.
 __attribute__((noinline)) Scratch &scratch_of_thread() {
   thread_local Scratch scratch;
   return scratch;
@@ -80,7 +82,8 @@ void start_output(j_compress_ptr out) {
   out->dest->free_in_buffer = buffer.capacity;
 }
 
-boolean grow_output(j_compress_ptr out) {  // called when the whole buffer is full, whatever next_output_byte says
+// libjpeg calls this when the whole buffer is full, even if next_output_byte does not point to its end.
+boolean grow_output(j_compress_ptr out) {
   Buffer &buffer = scratch_of_thread().output;
   const size_t used = buffer.capacity;
   if (!buffer.grow(2 * used)) out_of_memory(reinterpret_cast<j_common_ptr>(out));
@@ -93,7 +96,7 @@ void end_output(j_compress_ptr out) {
   reinterpret_cast<Destination *>(out->dest)->size = scratch_of_thread().output.capacity - out->dest->free_in_buffer;
 }
 
-// ---- both halves of libjpeg
+// ---- libjpeg's decompressor and compressor
 
 struct Codec {
   Scratch &scratch = scratch_of_thread();
@@ -103,7 +106,7 @@ struct Codec {
   jpeg_decompress_struct in{};
   jpeg_compress_struct out{};
 
-  explicit Codec(CodecResult *all) : result(*all) {
+  explicit Codec(CodecResult *output) : result(*output) {
     result = CodecResult{};
     in.err = out.err = libjpeg::prepare(errors, result.message);
     destination.base.init_destination = start_output;
@@ -111,7 +114,7 @@ struct Codec {
     destination.base.term_destination = end_output;
   }
   ~Codec() {
-    jpeg_destroy_compress(&out);  // both do nothing for what was never created
+    jpeg_destroy_compress(&out);  // both calls do nothing for an object that was never created
     jpeg_destroy_decompress(&in);
   }
   Codec(const Codec &) = delete;

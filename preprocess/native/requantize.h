@@ -1,8 +1,14 @@
-// Re-encodes a clean baseline JPEG without decoding it to pixels: each DCT coefficient is divided by its new quantizer.
+// Re-encodes a regular baseline JPEG without decoding it to pixels: each DCT coefficient is rounded to a multiple of
+// its new quantizer.
 //
-// That is what decoding and encoding do, but for the rounding and clamping of the pixels in between. Where chroma of
-// full size (4:4:4) is to be halved (4:2:0), that happens to its coefficients as well, see halve_chroma.h. Every other
-// change of the sampling, and whatever is not perfectly regular, is left to libjpeg (`requantize` then returns 0).
+// Decoding and encoding do the same, except that they also round and clamp the pixels in between. If chroma of full
+// size (4:4:4) is to be halved (4:2:0), its coefficients are averaged as well, see halve_chroma.h. For every other
+// change of the sampling, and for irregular files, `requantize` returns 0, and the file is left to libjpeg-turbo.
+//
+// This takes 1.1 ms of codec time an image instead of 2.0 (443 ImageNet originals within 500 pixels). Their mean PSNR
+// against the pixels of the originals is 0.24 dB above that of decoding and saving with Pillow, with 0.55 % fewer
+// bytes. The worst image is 0.57 dB below (50.5 instead of 51.1 dB): where an old quantizer is half of the new one,
+// values in the middle are rounded to even numbers, mostly to zero.
 
 #pragma once
 
@@ -24,12 +30,13 @@
 
 namespace requantize {
 
-// Of 8-bit samples no coefficient is larger, its own rounding included.
+// 8-bit samples give no larger coefficients, including the rounding by their quantizers. Files with larger ones are
+// left to libjpeg-turbo.
 constexpr int MAX_VALUE = 1024 + 128;
 
-struct Quantizer {  // of one component, zigzag order
-  float factors[huffman::BLOCK];  // old quantizer / new one
-  int16_t limits[huffman::BLOCK];  // a coefficient beyond is no image's
+struct Quantizer {                 // for one component, in zigzag order
+  float factors[huffman::BLOCK];   // old quantizer / new quantizer
+  int16_t limits[huffman::BLOCK];  // the largest magnitude of a coefficient that comes from an image
 
   void make(const uint16_t *source, const uint16_t *target) {  // natural order
     for (int k = 0; k < huffman::BLOCK; ++k) {
@@ -41,16 +48,16 @@ struct Quantizer {  // of one component, zigzag order
 };
 
 struct Block {
-  int16_t values[huffman::BLOCK];  // zigzag order
-  uint64_t mask;                   // bit k: whether coefficient k is not zero
+  int16_t values[huffman::BLOCK];  // in zigzag order
+  uint64_t mask;                   // bit k is set if coefficient k is not zero
 };
 
 inline int16_t rounded(float value, int k) {
-  const int nearest = static_cast<int>(std::nearbyintf(value)), least = k == 0 ? huffman::MIN_DC : -huffman::MAX_AC;
-  return static_cast<int16_t>(nearest < least ? least : nearest > huffman::MAX_AC ? huffman::MAX_AC : nearest);
+  const int nearest = static_cast<int>(std::nearbyintf(value)), lowest = k == 0 ? huffman::MIN_DC : -huffman::MAX_AC;
+  return static_cast<int16_t>(nearest < lowest ? lowest : nearest > huffman::MAX_AC ? huffman::MAX_AC : nearest);
 }
 
-// False where a coefficient is beyond its limit.
+// Requantizes a block. Returns false if a coefficient is beyond its limit.
 inline bool divide_plain(Block &block, const Quantizer &quantizer) {
   const int16_t *values = block.values;
   bool fits = true;
@@ -64,12 +71,13 @@ inline bool divide_plain(Block &block, const Quantizer &quantizer) {
 }
 
 #if defined(__x86_64__)
-AVX2 __m256i least_avx2(int k) {
+// The lower bounds of 16 coefficients, starting at coefficient `k`.
+AVX2 __m256i lowest_avx2(int k) {
   const __m256i ac = _mm256_set1_epi16(-huffman::MAX_AC);
   return k == 0 ? _mm256_insert_epi16(ac, huffman::MIN_DC, 0) : ac;
 }
 
-// Of 32 values, from `k` on.
+// Returns a mask of the 32 values in `low` and `high` that are not zero.
 AVX2 uint64_t mask_avx2(__m256i low, __m256i high) {
   const __m256i zero = _mm256_setzero_si256();
   const __m256i zeros = _mm256_packs_epi16(_mm256_cmpeq_epi16(low, zero), _mm256_cmpeq_epi16(high, zero));
@@ -88,8 +96,8 @@ __attribute__((target("avx2"))) inline bool divide_avx2(Block &block, const Quan
     const __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(low, _mm256_loadu_ps(quantizer.factors + k)));
     const __m256i b = _mm256_cvtps_epi32(_mm256_mul_ps(high, _mm256_loadu_ps(quantizer.factors + k + 8)));
     const __m256i packed = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xD8);
-    const __m256i most = _mm256_set1_epi16(huffman::MAX_AC);
-    kept[k / 16] = _mm256_max_epi16(_mm256_min_epi16(packed, most), least_avx2(k));
+    const __m256i highest = _mm256_set1_epi16(huffman::MAX_AC);
+    kept[k / 16] = _mm256_max_epi16(_mm256_min_epi16(packed, highest), lowest_avx2(k));
     _mm256_storeu_si256(reinterpret_cast<__m256i *>(block.values + k), kept[k / 16]);
   }
   block.mask = mask_avx2(kept[0], kept[1]) | mask_avx2(kept[2], kept[3]) << 32;
@@ -110,7 +118,7 @@ __attribute__((target("avx2"))) inline void set_mask_avx2(Block &block) {
 }
 #endif
 
-// Of a transposed block, divided already; the mask is set later.
+// Rounds a transposed block that is already divided by its quantizers. The mask is set later.
 inline void round_plain(const float *transposed, Block &block) {
   for (int k = 0; k < huffman::BLOCK; ++k) {
     const int natural = huffman::NATURAL[k];
@@ -125,7 +133,7 @@ __attribute__((target("avx2"))) inline void round_avx2(const float *transposed, 
     const __m256i a = _mm256_cvtps_epi32(_mm256_loadu_ps(transposed + k));
     const __m256i b = _mm256_cvtps_epi32(_mm256_loadu_ps(transposed + k + 8));
     const __m256i packed = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xD8);
-    const __m256i kept = _mm256_max_epi16(_mm256_min_epi16(packed, _mm256_set1_epi16(huffman::MAX_AC)), least_avx2(k));
+    const __m256i kept = _mm256_max_epi16(_mm256_min_epi16(packed, _mm256_set1_epi16(huffman::MAX_AC)), lowest_avx2(k));
     _mm256_storeu_si256(reinterpret_cast<__m256i *>(values + k), kept);
   }
 #pragma GCC unroll 64
@@ -138,29 +146,30 @@ __attribute__((target("avx2"))) inline void round_avx2(const float *transposed, 
 
 struct Plane {
   bool halved;
-  uint32_t columns, rows;  // of blocks with samples of the image, in the source
-  uint32_t out_columns;    // in the target
+  uint32_t columns, rows;  // the number of blocks with samples of the image, in the source
+  uint32_t out_columns;    // the number of columns of blocks in the target
   Quantizer quantizer;
   halve::Scales scales;
-  Block *blocks;      // of one MCU row of the target: (down, out_columns)
-  int16_t *to_halve;  // (2, columns, 64), natural order
+  Block *blocks;      // (down, out_columns): one MCU row of the target
+  int16_t *to_halve;  // (2, columns, 64), in natural order
 };
 
 struct State {  // kept by each thread
   Plane planes[3];
   baseline::SourceTables tables;
-  huffman::Spec dc_specs[2], ac_specs[2];  // of the target: luma, chroma
+  huffman::Spec dc_specs[2], ac_specs[2];  // the target's tables for luma and chroma
   huffman::Encoder dc[2];
   huffman::AcEncoder ac[2];
 };
 
-ALWAYS_INLINE void clear(int16_t *block) {  // not memset, which GCC makes a slow string instruction of
+// GCC compiles a memset of 128 bytes to the slow instruction `rep stos`. This is faster.
+ALWAYS_INLINE void clear(int16_t *block) {
   typedef int16_t Eight __attribute__((vector_size(16), aligned(2), may_alias));
   for (int i = 0; i < 8; ++i) reinterpret_cast<Eight *>(block)[i] = Eight{};
 }
 
-// One block of the source, as it is, into the `row_of_band`th row of what is being collected. Without samples of the
-// image in it, it is only passed over.
+// Reads one block of the source into row `row_of_band` of the band of blocks that is being collected. A block without
+// samples of the image is read and discarded.
 ALWAYS_INLINE bool read_block(huffman::Reader &reader, baseline::Component &from, const baseline::SourceTables &tables,
                               const Plane &plane, uint32_t row, uint32_t column, uint32_t row_of_band) {
   int16_t unused[huffman::BLOCK];
@@ -185,11 +194,11 @@ ALWAYS_INLINE bool read_block(huffman::Reader &reader, baseline::Component &from
 
 struct Target {
   uint32_t height, width;
-  uint32_t across, down;    // luma blocks in an MCU
-  uint32_t mcus, mcu_rows;
+  uint32_t across, down;    // the number of luma blocks in an MCU, horizontally and vertically
+  uint32_t mcus, mcu_rows;  // the number of MCUs in a row, and the number of rows
 };
 
-// All of the source's MCU rows that make MCU row `band` of the target.
+// Reads all MCU rows of the source that belong to MCU row `band` of the target.
 ALWAYS_INLINE bool read_band(baseline::Source &source, const State &state, const Target &target, uint32_t band) {
   const uint32_t down = source.components[0].down, across = source.components[0].across, count = target.down / down;
   for (uint32_t i = 0; i < count; ++i) {
@@ -197,7 +206,7 @@ ALWAYS_INLINE bool read_band(baseline::Source &source, const State &state, const
     if (row >= source.rows) break;
     for (uint32_t mcu = 0; mcu < source.mcus; ++mcu) {
       if (source.interval_ends() && !source.next_interval()) return false;
-      huffman::Reader reader = source.reader;  // a copy stays in registers
+      huffman::Reader reader = source.reader;  // a local copy stays in registers
       for (uint32_t v = 0; v < down; ++v)
         for (uint32_t h = 0; h < across; ++h)
           if (!read_block(reader, source.components[0], state.tables, state.planes[0], row * down + v,
@@ -212,7 +221,7 @@ ALWAYS_INLINE bool read_band(baseline::Source &source, const State &state, const
   return true;
 }
 
-// Two rows of blocks to one.
+// Merges two rows of blocks to one. Returns false if a coefficient is beyond its limit.
 template <bool HAS_AVX2>
 ALWAYS_INLINE bool halve_band(const Plane &plane, const Target &target, uint32_t band) {
   const uint32_t rows = plane.rows - 2 * band < 2 ? 1 : 2, height = target.height - 16 * band;
@@ -252,7 +261,8 @@ ALWAYS_INLINE bool halve_band(const Plane &plane, const Target &target, uint32_t
   return true;
 }
 
-// Long after the blocks were read: a processor that loads many values at once waits for each that was just stored.
+// Requantizes a band of blocks. This is a pass of its own, long after the blocks were read: the reader stores single
+// values, and a processor that loads many values at once must wait for each of them that was stored just before.
 template <bool HAS_AVX2>
 ALWAYS_INLINE bool divide_band(const Plane &plane, uint32_t num_rows) {
   bool fits = true;
@@ -293,7 +303,7 @@ ALWAYS_INLINE bool transcode(baseline::Source &source, State &state, const Targe
           if (row < luma.rows && column < luma.columns) {
             const Block &block = luma.blocks[size_t{v} * luma.out_columns + column];
             writer.put_block(state.dc[0], state.ac[0], block.values, block.mask, predictions[0]);
-          } else {  // as libjpeg fills what an image leaves of its last MCUs
+          } else {  // libjpeg fills incomplete MCUs at the edges with such blocks
             writer.put_flat_block(state.dc[0], state.ac[0]);
           }
         }
@@ -320,7 +330,8 @@ __attribute__((target("avx2,bmi,bmi2,lzcnt"))) bool transcode_avx2(baseline::Sou
 }
 #endif
 
-// The planes, and memory for one MCU row of them. False where this is not for us.
+// Prepares the planes and the memory for one MCU row of them. Returns false if memory is short or a quantization table
+// is missing or has values that a baseline JPEG cannot have.
 template <typename Buffer>
 bool make_planes(const jpeg_decompress_struct &in, const jpeg_compress_struct &out, const baseline::Source &source,
                  const Target &target, Buffer &memory, State &state) {
@@ -356,8 +367,9 @@ bool make_planes(const jpeg_decompress_struct &in, const jpeg_compress_struct &o
   return true;
 }
 
-// `in` has been read up to its first scan; `out` has its parameters: YCbCr, libjpeg's standard Huffman tables. Returns
-// the number of bytes written into `output`, or 0. Buffers have `data` and `grow`.
+// Re-encodes a JPEG into `output`. `in` must have been read up to its first scan; `out` must have its parameters: YCbCr
+// and libjpeg's standard Huffman tables. Returns the number of bytes written, or 0 if the file must be left to
+// libjpeg-turbo. A Buffer has `data` and `grow`.
 template <typename Buffer>
 __attribute__((noinline)) size_t requantize(const jpeg_decompress_struct &in, const jpeg_compress_struct &out,
                                             Buffer &output, Buffer &unstuffed, Buffer &planes, State &state,

@@ -1,4 +1,4 @@
-// The scan of a baseline JPEG on its way out: bits, stuffed zeros, restart markers.
+// Writes the scan of a baseline JPEG: bits, stuffed zeros and restart markers.
 
 #pragma once
 
@@ -13,25 +13,26 @@
 
 namespace baseline {
 
-constexpr size_t MAX_MCU_BYTES = 10 * huffman::MAX_BLOCK_BYTES;  // no MCU has more blocks
-constexpr size_t MAX_COPY = MAX_MCU_BYTES;                       // bytes between two calls of make_room
+constexpr size_t MAX_MCU_BYTES = 10 * huffman::MAX_BLOCK_BYTES;  // an MCU has at most 10 blocks
+constexpr size_t MAX_COPY = MAX_MCU_BYTES;                       // the bytes that may be copied after one make_room
 
 struct NotStuffed {  // kept by each thread
   uint8_t bytes[(1 << 15) + 2 * MAX_MCU_BYTES];
 };
 
-// Buffers have `data` and `grow`.
+// Bits are collected in a small buffer, without stuffed zeros. When it is nearly full, `stuff` moves its bytes to the
+// output with one search for 0xFF, instead of a test of each byte as it is written. A Buffer has `data` and `grow`.
 template <typename Buffer>
 struct ScanOutput {
   Buffer &output;
   NotStuffed &memory;
-  size_t size = 0;  // of what is in `output`
+  size_t size = 0;  // the number of bytes in `output`
   huffman::Writer writer;
   uint32_t interval = 0;
 
   ScanOutput(Buffer &to, NotStuffed &not_stuffed) : output(to), memory(not_stuffed) {}
 
-  // The header, and how many MCUs are between restart markers.
+  // Writes the header and sets the restart interval.
   bool begin(const jpeg_compress_struct &out, const HuffmanTables &tables, const int *dc, const int *ac,
              uint32_t mcus_in_row) {
     const uint64_t wanted = static_cast<uint64_t>(out.restart_in_rows) * mcus_in_row;
@@ -44,7 +45,7 @@ struct ScanOutput {
     return true;
   }
 
-  // Whether an interval ends before the next MCU; call `restart` then.
+  // Must be called before each MCU. Returns whether an interval ends there; then `restart` must be called.
   ALWAYS_INLINE bool interval_ends() { return interval != 0 && left_-- == 0; }
 
   bool restart() {
@@ -54,7 +55,7 @@ struct ScanOutput {
     return close(marker);
   }
 
-  // Ends an interval: writes all bits, and the marker.
+  // Ends an interval: writes all bits and the marker.
   bool close(int marker) {
     writer.end_of_interval();
     if (!store()) return false;
@@ -63,12 +64,12 @@ struct ScanOutput {
     return true;
   }
 
-  // Before each MCU: makes room for it.
+  // Makes room for one MCU. Must be called before each one.
   ALWAYS_INLINE bool make_room() {
     return memory.bytes + sizeof memory.bytes - writer.next >= static_cast<ptrdiff_t>(2 * MAX_MCU_BYTES) || store();
   }
 
-  bool store() {  // all whole bytes
+  bool store() {  // moves all complete bytes to `output`
     const size_t length = static_cast<size_t>(writer.next - memory.bytes);
     if (!output.grow(size + 2 * length + 2)) return false;
     size = static_cast<size_t>(huffman::stuff(output.data + size, memory.bytes, writer.next) - output.data);
