@@ -1,4 +1,4 @@
-"""preprocess: an image folder in, checked shards out; offline, once."""
+"""preprocess: converts a folder of images into checked shards, once and offline."""
 
 from sdpnet.pipelines.startup import end_on_interrupt as _end_on_interrupt
 

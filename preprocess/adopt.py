@@ -1,10 +1,11 @@
-"""Command: makes a shard set of `.beton` files that FFCV's own writer has made, as they are.
+"""Command: makes a shard set of `.beton` files that were written by FFCV, without changing them.
 
     python preprocess/adopt.py --train SHARDS/train.beton --val SHARDS/val.beton
 
     SHARDS/{train,val}.beton  ->  SHARDS/{train,val}.crc32, SHARDS/manifest.json
 
-The files must lie in one folder, end in .beton and have FFCV's usual fields: image (RGBImageField), label (IntField).
+The files must lie in one folder, have names that end in .beton, and have FFCV's usual fields: image (RGBImageField)
+and label (IntField).
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import Final
 
-if not __package__:  # run as a file: import from the checkout, and nothing by its bare name from this folder
+if not __package__:  # run as a file: import sdpnet from the checkout, and no module of this folder by its bare name
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent)] + [entry for entry in sys.path if Path(entry).resolve() != here]
-    from sdpnet import preprocess  # noqa: F401 - from here on, Ctrl-C ends with one line
+    from sdpnet import preprocess  # noqa: F401 - from here on, Ctrl-C ends the command with one line
 
 import numpy as np
 from zlib_ng import zlib_ng
@@ -38,22 +39,22 @@ from sdpnet.preprocess.verify import verify
 
 __all__ = ["add_arguments", "adopt", "main", "run"]
 
-MAX_CLASSES: Final = 1_000_000  # that are made up where nobody has named them
-MAX_CLASSES_BYTES: Final = 1 << 26  # of a file of class names
+MAX_CLASSES: Final = 1_000_000  # the number of classes that get names automatically
+MAX_CLASSES_BYTES: Final = 1 << 26  # the size of a file of class names
 
 
 def adopt(paths: dict[str, Path], classes: tuple[str, ...] | None = None, *, decode: bool = False) -> Manifest:
-    """Writes the checksums and the manifest of a shard set of foreign `.beton` files, beside them.
+    """Makes a shard set of `.beton` files of another program: writes their checksums and the manifest beside them.
 
     Args:
         paths: the file of each split, by the split's name.
-        classes: `classes[label]`; by default the labels themselves, up to the largest.
+        classes: `classes[label]`; by default the labels themselves, from 0 to the largest.
         decode: decode every image first, as training does.
 
     Raises:
-        UserError: the files lie in several folders, where there may be a manifest already, are not two or do not end in
-            `.beton`, a file that would be written is there, or a label has no class. Then nothing is left behind.
-        ShardError: a file is not a valid `.beton` file, or holds an image that cannot be decoded.
+        UserError: the files lie in several folders, are the same file, or do not end in `.beton`; the folder has a
+            manifest or another file that would be written; or a label has no class. No file is left behind.
+        ShardError: a file is not a valid `.beton` file, or has an image that cannot be decoded.
     """
     folder = _folder_of(paths)
     readers = {split: BetonReader(path) for split, path in paths.items()}
@@ -62,13 +63,13 @@ def adopt(paths: dict[str, Path], classes: tuple[str, ...] | None = None, *, dec
         for reader in readers.values():
             _require_decodable(reader)
     tables = {split: _checksums(split, reader) for split, reader in readers.items()}
-    made: list[Path] = []
+    created: list[Path] = []
     try:
         splits = {}
         for split, reader in readers.items():
             table = folder / f"{reader.path.stem}.crc32"
             if not table.exists():
-                made.append(table)
+                created.append(table)
             elif not holds(table, tables[split]):
                 raise UserError(f"{table}: exists already, and is not of {reader.path.name}; move it elsewhere")
             publish_bytes(table, tables[split])
@@ -82,12 +83,12 @@ def adopt(paths: dict[str, Path], classes: tuple[str, ...] | None = None, *, dec
         source = ", ".join(path.name for path in paths.values())
         encode = {"encoder": "another program"}
         manifest = Manifest(source, classes, encode, splits, "another program, adopted by sdpnet")
-        made.append(folder / MANIFEST_NAME)
+        created.append(folder / MANIFEST_NAME)
         publish_bytes(folder / MANIFEST_NAME, manifest.to_json().encode())
         for problem in verify(folder, quick=True):
             raise UserError(f"{folder}: cannot become a shard set: {problem}")
     except BaseException:
-        for path in made:
+        for path in created:
             path.unlink(missing_ok=True)
         raise
     return manifest
@@ -102,7 +103,7 @@ def _require_decodable(reader: BetonReader) -> None:
 
 
 def _folder_of(paths: dict[str, Path]) -> Path:
-    """The folder that all files lie in; links to files lie where the links do."""
+    """The folder of all files. The folder of a link is the one that contains the link."""
     folders = {path.parent.resolve() for path in paths.values()}
     if len(folders) != 1:
         raise UserError(f"{', '.join(map(str, paths.values()))}: must lie in one folder, which becomes the shard set")
@@ -121,7 +122,7 @@ def _folder_of(paths: dict[str, Path]) -> Path:
 
 
 def _classes(readers: list[BetonReader], classes: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The names of all classes; they are the labels where nobody has named them."""
+    """The names of all classes: `classes`, or the labels if it is None."""
     if not any(reader.num_samples for reader in readers):
         raise UserError(f"{readers[0].path}: has no samples, so there is nothing to adopt")
     if classes is None:
@@ -141,7 +142,7 @@ def _classes(readers: list[BetonReader], classes: tuple[str, ...] | None) -> tup
 
 
 def _checksums(split: str, reader: BetonReader) -> bytes:
-    """The CRC-32 of each image, as they lie in a file."""
+    """The contents of the file with the CRC-32 of each image."""
     checksums = np.zeros(reader.num_samples, CRC32_DTYPE)
     with Meter(split, 0, reader.num_samples) as meter:
         for sample in range(reader.num_samples):
@@ -151,7 +152,7 @@ def _checksums(split: str, reader: BetonReader) -> bytes:
 
 
 def _describe(reader: BetonReader, table: Path) -> Split:
-    """The split of one file; `table` holds its images' checksums."""
+    """The manifest's description of a split of one file. `table` is the file with the checksums of its images."""
     sidecars = {table.name: sha256_of(table)}
     size = reader.path.stat().st_size
     file = ShardFile(reader.path.name, reader.num_samples, size, sha256_of(reader.path), sidecars)
@@ -160,7 +161,7 @@ def _describe(reader: BetonReader, table: Path) -> Split:
 
 
 def _read_classes(path: Path) -> tuple[str, ...]:
-    """The names of the classes in a text file, one a line. Raises `UserError` for any other file."""
+    """Reads class names from a text file with one name in each line. Raises `UserError` for any other file."""
     if not path.exists() or path.is_dir():
         raise UserError(f"--classes {path}: {'is a directory' if path.is_dir() else 'is not there'}; name a text file")
     if not path.is_file() or path.stat().st_size > MAX_CLASSES_BYTES:

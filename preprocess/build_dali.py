@@ -4,8 +4,8 @@
 
     IMAGENET/{train,val}/CLASS/*.jpg  ->  SHARDS/{train,val}-000000.tar, .idx, .samples, ..., SHARDS/manifest.json
 
-The tars are read by this project's pipelines, by DALI's `fn.readers.webdataset` and by the `webdataset` library. All
-else is as with `build_ffcv.py`.
+The tars can be read by this project's pipelines, by DALI's `fn.readers.webdataset` and by the `webdataset` library.
+Everything else is the same as in `build_ffcv.py`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import sys
 from functools import partial
 from pathlib import Path
 
-if not __package__:  # run as a file: import from the checkout, and nothing by its bare name from this folder
+if not __package__:  # run as a file: import sdpnet from the checkout, and no module of this folder by its bare name
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent)] + [entry for entry in sys.path if Path(entry).resolve() != here]
-    from sdpnet import preprocess  # noqa: F401 - from here on, Ctrl-C ends with one line
+    from sdpnet import preprocess  # noqa: F401 - from here on, Ctrl-C ends the command with one line
 
 from sdpnet.pipelines.errors import UserError
 from sdpnet.pipelines.terminal.command_line import run_alone
@@ -30,7 +30,7 @@ __all__ = ["add_arguments", "main", "run"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     command.add_arguments(parser)
-    shard = "MiB that a tar may have (default: %(default)s)"
+    shard = "largest size of a tar in MiB (default: %(default)s)"
     parser.add_argument("--shard-mib", metavar="N", type=int, default=SHARD_BYTES >> 20, help=shard)
 
 

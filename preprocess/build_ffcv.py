@@ -4,10 +4,9 @@
 
     IMAGENET/{train,val}/CLASS/*.jpg  ->  SHARDS/{train,val}.beton, SHARDS/manifest.json
 
-Every image is found in SHARDS, or the command ends with the name of the one that cannot be converted. With `--on-bad
-skip` it goes on, and SHARDS/quarantine.jsonl lists each such file with its reason. All other files of IMAGENET are
-counted by kind in the summary and the manifest. A run that ended early, however it did, is continued by the same
-command.
+Every image is converted, or the command ends with the name of the one that cannot be. With `--on-bad skip` it
+continues, and SHARDS/quarantine.jsonl lists each of these files with the reason. All other files of IMAGENET are
+counted by kind in the summary and the manifest. The same command continues a run that was interrupted in any way.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ import argparse
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a file: import from the checkout, and nothing by its bare name from this folder
+if not __package__:  # run as a file: import sdpnet from the checkout, and no module of this folder by its bare name
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent)] + [entry for entry in sys.path if Path(entry).resolve() != here]
-    from sdpnet import preprocess  # noqa: F401 - from here on, Ctrl-C ends with one line
+    from sdpnet import preprocess  # noqa: F401 - from here on, Ctrl-C ends the command with one line
 
 from sdpnet.pipelines.terminal.command_line import run_alone
 from sdpnet.preprocess.conversion.command import add_arguments, build

@@ -1,7 +1,8 @@
 """Command: shows what is in a shard set, in the terminal and as one HTML page: python preprocess/describe.py SHARDS
 
-Counts by class, image sizes, bytes, what was left out, and a contact sheet: images beside what training makes of them.
-Reads the tables of the shards, and only the images that the contact sheet shows.
+It shows the counts by class, image sizes, bytes, files that were not converted, and a contact sheet: images as stored
+beside the same images as training sees them. The command reads the tables of the shards, and only the images of the
+contact sheet.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ import sys
 from pathlib import Path
 from typing import Final
 
-if not __package__:  # run as a file: import from the checkout, and nothing by its bare name from this folder
+if not __package__:  # run as a file: import sdpnet from the checkout, and no module of this folder by its bare name
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent)] + [entry for entry in sys.path if Path(entry).resolve() != here]
-    from sdpnet import preprocess  # noqa: F401 - from here on, Ctrl-C ends with one line
+    from sdpnet import preprocess  # noqa: F401 - from here on, Ctrl-C ends the command with one line
 
 from rich.console import Console
 from rich.table import Table
@@ -36,7 +37,7 @@ REASONS_PRINTED: Final = 5
 
 
 def _reading(found: Survey, seed: int) -> list[tuple[str, str, str]]:
-    """What an epoch of training reads: (name, value, remark) each; nothing without training images."""
+    """What an epoch of training reads, as (name, value, remark) each; empty if there are no training images."""
     if found.train is None or not found.train.split.num_samples:
         return []
     num_bytes = int(found.train.nbytes.sum())
@@ -48,52 +49,52 @@ def _reading(found: Survey, seed: int) -> list[tuple[str, str, str]]:
 
 
 def _print(directory: Path, found: Survey, reading: list[tuple[str, str, str]], html: Path) -> None:
-    """The summary on stdout: a table of the splits, the classes at both ends, what was left out."""
+    """Prints the summary: a table of the splits, the largest and smallest classes, and files that are not converted."""
     console = Console(highlight=False, emoji=False, soft_wrap=True)
 
-    def shown(value: str) -> str:
+    def displayable(value: str) -> str:
         return printable(value).encode(console.encoding, "replace").decode(console.encoding)
 
-    def say(line: str) -> None:
-        console.print(shown(line), markup=False)
+    def print_line(line: str) -> None:
+        console.print(displayable(line), markup=False)
 
     manifest = found.manifest
     images, classes = counted(found.num_samples, "image", "images"), counted(manifest.num_classes, "class", "classes")
-    say(f"{manifest.source}: {images}, {classes}, {found.file_bytes:,} bytes")
-    say(f"stored as: {how_stored(manifest.encode)}")
-    say(f"written by: {written_by(manifest.created_by)}")
+    print_line(f"{manifest.source}: {images}, {classes}, {found.file_bytes:,} bytes")
+    print_line(f"stored as: {how_stored(manifest.encode)}")
+    print_line(f"written by: {written_by(manifest.created_by)}")
     if manifest.origin is not None:
-        say(", ".join(f"{split.name} {manifest.origin.place(split.name)}" for split in found.splits))
+        print_line(", ".join(f"{split.name} {manifest.origin.place(split.name)}" for split in found.splits))
     for name, value, remark in reading:
-        say(f"{name}: {value} ({remark})")
+        print_line(f"{name}: {value} ({remark})")
     table = Table("", box=None, pad_edge=False)
     for split in found.splits:
-        table.add_column(Text(shown(split.name)))
+        table.add_column(Text(displayable(split.name)))
     for label, cells in split_rows(found):
         table.add_row(label, *cells)
     console.print(table)
     for line in class_counts(found):
-        say(line)
-    say(left_out(found))
+        print_line(line)
+    print_line(left_out(found))
     for group in found.quarantine[:REASONS_PRINTED]:
-        say(f"  {group.count:,}: {group.reason}")
+        print_line(f"  {group.count:,}: {group.reason}")
     if rest := found.quarantine[REASONS_PRINTED:]:
-        say(f"  {sum(group.count for group in rest):,}: {counted(len(rest), 'more reason', 'more reasons')}")
+        print_line(f"  {sum(group.count for group in rest):,}: {counted(len(rest), 'more reason', 'more reasons')}")
     for line in left_out_kinds(found):
-        say(f"  {line}")
-    say(f"{html}: {html.stat().st_size:,} bytes")
+        print_line(f"  {line}")
+    print_line(f"{html}: {html.stat().st_size:,} bytes")
     if words := training(directory):
-        say(next_line(*words))
+        print_line(next_line(*words))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = f"The contact sheet is augmented as by the seed recipe (configs/sdpnet_xl.yaml): {RECIPE}."
+    parser.epilog = f"The contact sheet is augmented with the seed recipe (configs/sdpnet_xl.yaml): {RECIPE}."
     add = parser.add_argument
     add("shards", type=Path, metavar="SHARDS", help="directory with a manifest.json")
     add("--html", metavar="FILE", type=Path, help="the page (default: SHARDS/report.html)")
-    images = "on the contact sheet, at most; 0 leaves it out (default: %(default)s)"
+    images = "largest number of images on the contact sheet; 0 omits it (default: %(default)s)"
     add("--images", metavar="N", type=int, default=24, help=images)
-    add("--seed", metavar="N", type=int, default=0, help="of the contact sheet (default: %(default)s)")
+    add("--seed", metavar="N", type=int, default=0, help="seed of the contact sheet (default: %(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,11 +1,11 @@
-"""Command: makes a small image folder to try everything on: shapes and textures that a network can learn.
+"""Command: makes a small folder of images of shapes and textures that a network can learn, for trying everything out.
 
     python preprocess/make_synthetic.py --out IMAGES
 
     IMAGES/{train,val}/{disc,stripes,ring,...}/00000.jpg
 
-The class is the form alone: colours, gradients, place, size, rotation and noise are drawn alike for every one.
-The forms survive flips and random resized crops.
+Only the form determines the class: colours, gradients, position, size, rotation and noise have the same distribution
+in all classes. The forms can still be recognised after flips and random resized crops.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-if not __package__:  # run as a file: import from the checkout, and nothing by its bare name from this folder
+if not __package__:  # run as a file: import sdpnet from the checkout, and no module of this folder by its bare name
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent)] + [entry for entry in sys.path if Path(entry).resolve() != here]
-    from sdpnet import preprocess  # noqa: F401 - from here on, Ctrl-C ends with one line
+    from sdpnet import preprocess  # noqa: F401 - from here on, Ctrl-C ends the command with one line
 
 import numpy as np
 from PIL import Image
@@ -32,8 +32,8 @@ from sdpnet.pipelines.terminal.next_step import fresh, next_line, script
 
 __all__ = ["FORMS", "add_arguments", "main", "make_synthetic", "run"]
 
-# A form gives a value for each point (x, y), in units of its size: positive inside, negative outside, and
-# about the distance to the outline. Shapes have radius 1; textures fill the plane with period 1.
+# A form maps each point (x, y), in units of its size, to approximately the distance to the outline: positive inside,
+# negative outside. Shapes have radius 1; textures fill the plane with period 1.
 Form = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -44,7 +44,7 @@ def _polygon(x: np.ndarray, y: np.ndarray, corners: int) -> np.ndarray:
 
 
 def _wave(t: np.ndarray) -> np.ndarray:
-    """A triangle wave of period 1, -0.25 to 0.25."""
+    """A triangle wave of period 1, from -0.25 to 0.25."""
     return np.abs(np.mod(t, 1) - 0.5) - 0.25
 
 
@@ -78,19 +78,19 @@ def make_synthetic(
     min_side: int = 48,
     max_side: int = 160,
 ) -> None:
-    """Makes an image folder of `num_classes` forms; the same arguments give the same bytes.
+    """Makes an image folder of `num_classes` forms. The same arguments give the same bytes.
 
-    Every image is a function of (seed, split, class, number) alone. The folder appears when it is complete.
+    Every image is a function of only (seed, split, class, number). The folder appears when it is complete.
 
     Args:
-        out: the folder to make; it must not exist, or be empty.
-        seed: any number from 0.
-        num_classes: 2 to 16; the first ones of `FORMS`.
-        train_per_class, val_per_class: images; a val split of 0 is left out.
-        min_side, max_side: pixels; each image's sides are drawn between them, its aspect ratio up to 1.6.
+        out: the folder to make; it must not exist or must be empty.
+        seed: 0 to 2^64 - 1.
+        num_classes: 2 to 16; the classes are the first ones of `FORMS`.
+        train_per_class, val_per_class: the number of images of each class; with 0 there is no val split.
+        min_side, max_side: the range of the sides of an image in pixels. Aspect ratios are at most 1.6.
 
     Raises:
-        UserError: for a value out of range, or when `out` holds something already.
+        UserError: a value is out of range, or `out` is not empty.
     """
     out = Path(out)
     for name, value, low, high in (
@@ -107,7 +107,7 @@ def make_synthetic(
         raise UserError(f"{out}: exists already; remove it, or choose another --out")
     partial = partial_path(out.absolute())
     try:
-        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+        shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
         for split, (split_name, count) in enumerate((("train", train_per_class), ("val", val_per_class))):
             for label, name in enumerate(list(FORMS)[:num_classes]):
                 folder = partial / split_name / name
@@ -125,12 +125,12 @@ def make_synthetic(
 
 
 def _draw(rng: np.random.Generator, name: str, min_side: int, max_side: int) -> np.ndarray:
-    """One image of a form: uint8 (height, width, 3)."""
+    """Draws an image of a form: uint8 (height, width, 3)."""
     side = rng.integers(min_side, max_side + 1)
     other = int(np.clip(side * np.exp(rng.uniform(-0.47, 0.47)), min_side, max_side))
     height, width = (side, other) if rng.random() < 0.5 else (other, side)
     shorter = min(height, width)
-    # Where the form lies, how large it is and how it is turned.
+    # The size, position and rotation of the form.
     texture = name in TEXTURES
     unit = shorter * (rng.uniform(0.2, 0.36) if texture else rng.uniform(0.26, 0.44))
     middle = rng.uniform(0.38, 0.62, 2)
@@ -140,7 +140,7 @@ def _draw(rng: np.random.Generator, name: str, min_side: int, max_side: int) -> 
     cos, sin = np.float32(np.cos(angle) / unit), np.float32(np.sin(angle) / unit)
     inside = FORMS[name](right * cos + down * sin, down * cos - right * sin)
     inside = np.clip(inside * np.float32(unit) + 0.5, 0, 1)[..., None]
-    # Two colours, clearly different in lightness, each with a gradient; either may be the lighter one.
+    # Two colours of clearly different lightness, each with a gradient. Either may be the lighter one.
     colours = np.stack([rng.uniform(0, 125, 3), rng.uniform(130, 255, 3)]).astype(np.float32)
     back, front = colours if rng.random() < 0.5 else colours[::-1]
     slope = rng.uniform(-30, 30, (2, 3)).astype(np.float32)

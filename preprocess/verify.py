@@ -1,8 +1,9 @@
-"""Command: checks a shard set from end to end and names what is damaged: python preprocess/verify.py SHARDS [--decode]
+"""Command: checks a whole shard set and names what is damaged: python preprocess/verify.py SHARDS [--decode]
 
-Structure and labels of every file, and the number of images that were left out; then each SHA-256 against the
-manifest's; where that of images differs, the CRC-32 of each sample says which have changed. `--decode` also decodes
-every image. `--quick` stops after the structure. Exit status 0 when nothing is wrong, 1 when something is.
+It checks the structure and the labels of every file and the list of bad images, and compares each SHA-256 with that in
+the manifest. If the SHA-256 of a file of images differs, the CRC-32 of each sample shows which ones have changed.
+`--decode` also decodes every image. `--quick` checks only the structure. The exit status is 0 if there is no problem
+and 1 otherwise.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-if not __package__:  # run as a file: import from the checkout, and nothing by its bare name from this folder
+if not __package__:  # run as a file: import sdpnet from the checkout, and no module of this folder by its bare name
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent)] + [entry for entry in sys.path if Path(entry).resolve() != here]
-    from sdpnet import preprocess  # noqa: F401 - from here on, Ctrl-C ends with one line
+    from sdpnet import preprocess  # noqa: F401 - from here on, Ctrl-C ends the command with one line
 
 import numpy as np
 from zlib_ng import zlib_ng
@@ -37,15 +38,21 @@ from sdpnet.preprocess.inspection.undecodable import undecodable
 
 __all__ = ["Problem", "add_arguments", "main", "run", "verify"]
 
-# What lies beside a file of images: the checksums of the images, the index for DALI.
+# The files beside a file of images: checksums of the images (.crc32, .samples) and the index for DALI (.idx).
 SIDECARS: Final = {".beton": (".crc32",), ".tar": (".idx", ".samples")}
 CHANGED: Final = "has changed (SHA-256)"
-_INDEX_LINE: Final = 256  # bytes of a sample's line in DALI's index, at most
+_INDEX_LINE: Final = 256  # the largest size of a line in DALI's index, in bytes
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that is not as it was written. `sample` counts through the split; None: it is no single image."""
+    """A difference between a shard set and what was written.
+
+    Attributes:
+        file: the name of the file.
+        sample: the number of the sample in its split; None if the problem does not concern a single image.
+        what: a description: the predicate of a sentence about the file or the sample.
+    """
 
     file: str
     sample: int | None
@@ -59,13 +66,13 @@ class Problem:
 def verify(
     directory: str | os.PathLike[str], *, quick: bool = False, decode: bool = False, num_workers: int = 1
 ) -> Iterator[Problem]:
-    """Yields every problem of a shard set as it is found; nothing when all is well.
+    """Yields every problem of a shard set as it is found.
 
     Args:
         directory: the shard set.
-        quick: only the structure: manifest, headers, tables and labels, no image is read.
-        decode: decode every image too (which finds what was damaged before it was written).
-        num_workers: threads that decode.
+        quick: check only the structure, that is the manifest, headers, tables and labels, without reading an image.
+        decode: also decode every image, which finds images that were damaged before they were written.
+        num_workers: the number of threads that decode.
 
     Raises:
         ShardError: there is no manifest, or it cannot be read.
@@ -89,7 +96,7 @@ def verify(
 
 
 def _notes(directory: Path, manifest: Manifest) -> Iterator[str]:
-    """What lies in a shard set's folder without being part of the set, and may surprise: no problem of the set."""
+    """Yields notes on files in the folder that look like shards but are not part of the set. They are not problems."""
     known = {name for split in manifest.splits.values() for file in split.files for name in (file.name, *file.sidecars)}
     suffixes = {suffix for group in SIDECARS.items() for suffix in (group[0], *group[1])}
     for name in sorted(os.listdir(directory)):
@@ -116,7 +123,10 @@ def _quarantine(directory: Path, manifest: Manifest) -> Iterator[Problem]:
 
 
 def _open(directory: Path, manifest: Manifest, file: ShardFile) -> tuple[ShardReader | None, list[Problem]]:
-    """Checks the structure of a file and of those beside it: (its reader, unless it cannot be read; problems)."""
+    """Checks the structure of a file and of the files beside it.
+
+    Returns its reader (None if the file cannot be read) and the problems.
+    """
     beside = _sidecars(file)
     try:
         reader = open_file(directory, manifest, file)
@@ -138,7 +148,7 @@ def _open(directory: Path, manifest: Manifest, file: ShardFile) -> tuple[ShardRe
 
 
 def _sizes(suffix: str, num_samples: int) -> range:
-    """How many bytes the file with this suffix beside so many samples may have."""
+    """The possible sizes in bytes of the file with this suffix beside a file with `num_samples` samples."""
     if suffix == ".idx":
         return range(_INDEX_LINE * (num_samples + 1))
     size = num_samples * (CRC32_DTYPE if suffix == ".crc32" else SAMPLE_DTYPE).itemsize
@@ -146,7 +156,7 @@ def _sizes(suffix: str, num_samples: int) -> range:
 
 
 def _size_problem(path: Path, sizes: range, why: str) -> str:
-    """What is wrong with a file's type or size, or nothing: looked at before anything is read."""
+    """Describes what is wrong with the type or the size of a file, without reading it; "" if nothing is."""
     try:
         size = size_of(path)
     except ShardError as error:
@@ -166,7 +176,11 @@ def _sidecars(file: ShardFile) -> list[str]:
 def _contents(
     directory: Path, file: ShardFile, first: int, reader: ShardReader | None, damaged: set[str]
 ) -> Iterator[Problem]:
-    """Compares SHA-256s, except of what is known to be `damaged`, and, where that of the images differs, CRC-32s."""
+    """Compares the checksums of a file and of the files beside it, except those known to be `damaged`.
+
+    The SHA-256 comes first, because it also covers the headers and tables. If that of the images differs, the CRC-32 of
+    each sample shows which images have changed. `first` is the number of the file's first sample in its split.
+    """
     for name, sha256 in file.sidecars.items():
         if name not in damaged and (what := _difference(directory / name, sha256)):
             damaged.add(name)
@@ -203,7 +217,7 @@ def _checksums(table: Path, num_samples: int) -> np.ndarray:
 
 
 def _difference(path: Path, sha256: str, hashed_from: int = 0) -> str:
-    """What is wrong with a file's contents, or nothing."""
+    """Describes what is wrong with the contents of a file; "" if nothing is."""
     try:
         return "" if sha256_of(path, hashed_from) == sha256 else CHANGED
     except ShardError as error:
@@ -213,7 +227,7 @@ def _difference(path: Path, sha256: str, hashed_from: int = 0) -> str:
 
 
 def _changed(reader: ShardReader) -> str:
-    """What happened to a file while it was read, or nothing."""
+    """Describes what happened to a file while it was read; "" if nothing did."""
     try:
         reader.check(np.arange(reader.num_samples))
     except ShardError as error:
@@ -237,13 +251,13 @@ def _at_least_one(text: str) -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shards", type=Path, metavar="SHARDS", help="directory with a manifest.json")
     depth = parser.add_mutually_exclusive_group()
-    depth.add_argument("--quick", action="store_true", help="only the structure: no image is read")
-    depth.add_argument("--decode", action="store_true", help="decode every image too")
-    parser.add_argument("--workers", type=_at_least_one, default=core_share(), help="threads that decode")
+    depth.add_argument("--quick", action="store_true", help="check only the structure, without reading an image")
+    depth.add_argument("--decode", action="store_true", help="also decode every image")
+    parser.add_argument("--workers", type=_at_least_one, default=core_share(), help="number of threads that decode")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints each problem to stderr, and a summary; returns 1 where there are problems."""
+    """Prints each problem to stderr, and a summary. Returns 1 if there are problems, else 0."""
     found = 0
     options = {"quick": arguments.quick, "decode": arguments.decode}
     for problem in verify(arguments.shards, **options, num_workers=arguments.workers):

@@ -1,3 +1,3 @@
-"""The engine of a conversion: what it is, its journal, its parts, and how it is continued."""
+"""The engine of a conversion: its journal, its parts, and how an interrupted run is continued."""
 
 __all__ = ["command", "progress"]

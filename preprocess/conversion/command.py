@@ -1,4 +1,4 @@
-"""What both build commands share: flags, the space that is needed, one part or all, the closing summary."""
+"""The code that both build commands share: flags, estimate of the disk space, parts, and the final summary."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sdpnet.preprocess.conversion.convert import Image, ImageSource, MakeWriter,
 from sdpnet.preprocess.conversion.identity import Conversion
 from sdpnet.preprocess.conversion.parts import Part, convert_part, merge
 from sdpnet.preprocess.conversion.ray_parts import run_on_ray
-from sdpnet.preprocess.conversion.summary import notes, say, summary
+from sdpnet.preprocess.conversion.summary import notes, print_line, summary
 from sdpnet.preprocess.conversion.unfinished import refuse_existing
 from sdpnet.preprocess.encoding import jpeg
 from sdpnet.preprocess.encoding.encode import EXIF_CHOICES, REENCODE_CHOICES, SUBSAMPLINGS, EncodeSettings, codec
@@ -36,12 +36,12 @@ __all__ = ["add_arguments", "build", "encoded_images", "plan_conversion"]
 
 _PATH_FLAGS: Final = ("source", "train", "val", "val_labels", "synsets")
 _SOURCE_FLAGS: Final = (*_PATH_FLAGS, "val_share", "val_seed")
-_NUM_ESTIMATED: Final = 48
-_CERTAINLY_ENOUGH: Final = 10  # times the originals: shards of them are hardly ever larger
+_NUM_ESTIMATED: Final = 48  # the number of images that are encoded for the estimate of the disk space
+_AMPLE_FACTOR: Final = 10  # no estimate is made if the disk has room for this many times the originals
 
 
 def plan_conversion(found: Scan, source: str, settings: EncodeSettings) -> Conversion:
-    """The conversion of all splits of a scan; `source` is the manifest's name for where the images came from."""
+    """Returns the conversion of all splits of a scan. `source` is the name of the source in the manifest."""
     origin = found.origin
     return Conversion(
         source=source,
@@ -56,12 +56,12 @@ def plan_conversion(found: Scan, source: str, settings: EncodeSettings) -> Conve
 
 
 def encoded_images(found: Scan, workers: Workers, part: Part | None = None) -> ImageSource:
-    """The images of a scan, or of one part of it, as they are stored."""
+    """Returns the source of the encoded images of a scan, or of one part of it."""
     part = part or Part(1, 1)
 
     def images(name: str, first: int) -> Generator[Image, None, None]:
         split = found.splits[name]
-        start, end = part.stretch(split.num_images)
+        start, end = part.image_range(split.num_images)
         with closing(workers.encode(split.locate, start + first, end)) as results:
             for index, result in enumerate(results, start + first):
                 yield Image(int(split.labels[index]), result, partial(_names, split, index))
@@ -77,44 +77,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of both build commands."""
     defaults = EncodeSettings()
     add = parser.add_argument
-    add("--out", metavar="DIR", required=True, help="where the shard set goes")
+    add("--out", metavar="DIR", required=True, help="folder of the shard set")
     add_source_arguments(parser)
     side = "reduce the longer side to this many pixels; 0 keeps every size (default: %(default)s)"
     add("--max-side", metavar="N", type=int, default=defaults.max_side, help=side)
-    quality = "of the JPEGs, 1 to 100 (default: %(default)s)"
+    quality = "quality of the JPEGs, 1 to 100 (default: %(default)s)"
     add("--quality", metavar="N", type=int, default=defaults.quality, help=quality)
-    subsampling = "chroma of the JPEGs; 4:4:4 keeps small images sharp (default: %(default)s)"
+    subsampling = "chroma subsampling of the JPEGs; 4:4:4 keeps small images sharp (default: %(default)s)"
     add("--subsampling", choices=SUBSAMPLINGS, default=defaults.subsampling, help=subsampling)
     reencode = (
-        "always decode and encode; auto: keep the JPEGs that are within --max-side without loss; never: an image that "
-        "cannot be kept is bad (default: %(default)s)"
+        "always: encode every image anew; auto: keep JPEGs that are within --max-side without loss; never: an image "
+        "that cannot be kept is bad (default: %(default)s)"
     )
     add("--reencode", choices=REENCODE_CHOICES, default=defaults.reencode, help=reencode)
-    exif = "EXIF orientation; ImageNet training ignores it by custom (default: %(default)s)"
+    exif = "EXIF orientation; training on ImageNet usually ignores it (default: %(default)s)"
     add("--exif", choices=EXIF_CHOICES, default=defaults.exif, help=exif)
-    pixels = "a larger image is bad; limits a worker's memory: up to 16 bytes a pixel, by format (default: %(default)s)"
+    pixels = (
+        "an image with more pixels is bad; this limits the memory of a worker, which takes up to 16 bytes a pixel "
+        "(default: %(default)s)"
+    )
     add("--max-pixels", metavar="N", type=int, default=defaults.max_pixels, help=pixels)
-    file_mb = "a larger file of the source is bad, and not read; in MB (default: %(default)s)"
+    file_mb = "a larger file, in MB, is bad and is not read (default: %(default)s)"
     add("--max-file-mb", metavar="N", type=int, default=defaults.max_file_mb, help=file_mb)
-    on_bad = "an image that cannot be converted ends the conversion, or is left out and listed (default: %(default)s)"
+    on_bad = "an image that cannot be converted ends the conversion, or is skipped and listed (default: %(default)s)"
     add("--on-bad", choices=["fail", "skip"], default="fail", help=on_bad)
-    add("--workers", metavar="N", type=int, help="processes that encode (default: one for each CPU core)")
-    hang = "an image whose decoder takes more processor time, not counting 1 s a MB, is bad (default: %(default)s)"
+    add("--workers", metavar="N", type=int, help="number of processes that encode (default: one for each CPU core)")
+    hang = "an image that takes more processor time than this and 1 s for each MB is bad (default: %(default)s)"
     add("--hang-seconds", metavar="S", type=float, default=HANG_SECONDS, help=hang)
     many = parser.add_mutually_exclusive_group()
     add = many.add_argument
-    add("--part", metavar="I/N", help="convert only part I of N; parts may run at once, on machines that share --out")
-    add("--merge", action="store_true", help="make the shard set of the parts that are in --out")
+    part = "convert only part I of N; the parts may run at the same time, on machines that share --out"
+    add("--part", metavar="I/N", help=part)
+    add("--merge", action="store_true", help="make the shard set from the parts in --out")
     add("--ray", metavar="N", type=int, help="convert N parts on a Ray cluster that shares all paths, then merge them")
 
 
 def build(arguments: argparse.Namespace, make_writer: MakeWriter, output: dict[str, Any]) -> int:
-    """Does what the flags say, prints the summary and returns the exit status, 0.
+    """Runs the conversion given by the flags, prints the summary and returns the exit status, 0.
 
-    `make_writer` and `output` are `convert`'s.
+    `make_writer` and `output` are arguments of `convert`.
     """
     out = Path(arguments.out)
-    began = time.monotonic()
+    start_time = time.monotonic()
     if arguments.merge:
         given = [flag for flag in _SOURCE_FLAGS if getattr(arguments, flag) is not None]
         if given:
@@ -123,7 +127,7 @@ def build(arguments: argparse.Namespace, make_writer: MakeWriter, output: dict[s
     elif arguments.ray is not None:
         if arguments.ray < 1:
             raise UserError(f"--ray {arguments.ray}: must be at least 1")
-        for flag in (*_PATH_FLAGS, "out"):  # a task has another working directory
+        for flag in (*_PATH_FLAGS, "out"):  # Ray's tasks have another working directory
             if getattr(arguments, flag) is not None:
                 setattr(arguments, flag, os.path.abspath(getattr(arguments, flag)))
         parts = [Part(number, arguments.ray) for number in range(1, arguments.ray + 1)]
@@ -132,14 +136,14 @@ def build(arguments: argparse.Namespace, make_writer: MakeWriter, output: dict[s
     elif arguments.part is not None:
         part = Part.parse(arguments.part)
         count = build_part(arguments, part)
-        say(f"{printable(out)}: part {part.number}/{part.count} is finished, {count:,} images")
-        say(next_line(*_merge_command(output, out), when=f"when all {part.count} parts are finished"))
+        print_line(f"{printable(out)}: part {part.number}/{part.count} is finished, {count:,} images")
+        print_line(next_line(*_merge_command(output, out), when=f"when all {part.count} parts are finished"))
         return 0
     else:
         with _prepared(arguments, None) as (conversion, images):
             manifest = convert(conversion, images, make_writer, output, out, arguments.on_bad)
-    say(summary(manifest, out, time.monotonic() - began))
-    say(next_line(*(training(out) or script("describe", out))))
+    print_line(summary(manifest, out, time.monotonic() - start_time))
+    print_line(next_line(*(training(out) or script("describe", out))))
     return 0
 
 
@@ -148,14 +152,14 @@ def _merge_command(output: dict[str, Any], out: Path) -> tuple[str | Path, ...]:
 
 
 def build_part(arguments: argparse.Namespace, part: Part) -> int:
-    """Converts one part of what the flags say; returns its number of images."""
+    """Converts one part of the conversion given by the flags. Returns its number of images."""
     with _prepared(arguments, part) as (conversion, images):
         return convert_part(conversion, images, part, arguments.out, arguments.on_bad)
 
 
 @contextmanager
 def _prepared(arguments: argparse.Namespace, part: Part | None) -> Iterator[tuple[Conversion, ImageSource]]:
-    """What is to be converted, checked and listed, and its images."""
+    """Checks the flags, lists the images and yields the conversion and its images."""
     out = Path(arguments.out)
     fresh = not (out / UNFINISHED_NAME).exists()
     if fresh:
@@ -174,10 +178,10 @@ def _prepared(arguments: argparse.Namespace, part: Part | None) -> Iterator[tupl
     )
     if settings.reencode != "always" and not jpeg.available():
         raise UserError(f"--reencode {settings.reencode}: the native JPEG codec is not built: {rebuild()}")
-    with Workers(settings, num_workers, arguments.hang_seconds) as workers:  # which start while we look for images
+    with Workers(settings, num_workers, arguments.hang_seconds) as workers:  # they start while the images are listed
         found = scan_arguments(arguments)
         for line in notes(found, arguments.source):
-            say(line)
+            print_line(line)
         if fresh:
             require_space(found, workers, out, twice=part is not None)
         source = Path(arguments.source if arguments.source is not None else arguments.train).absolute().name
@@ -193,15 +197,17 @@ def _workers(arguments: argparse.Namespace) -> int:
 
 
 def require_space(found: Scan, workers: Workers, out: Path, *, twice: bool) -> None:
-    """Raises `UserError` when the disk has certainly too little room for the shards.
+    """Raises `UserError` if the disk is certainly too small for the shards.
 
-    Certainly: less than the estimate without three times its standard error. The estimate encodes a few images, spread
-    evenly; it is left out where the disk could take the originals several times over.
+    It is certainly too small if it has less room than the estimate minus three times its standard error. For the
+    estimate, a few evenly spaced images are encoded. No estimate is made if the disk has room for the originals
+    several times over.
 
     Args:
-        found, workers: of the conversion.
-        out: where it goes.
-        twice: for the parts and for what is merged from them.
+        found: the images.
+        workers: the workers of the conversion.
+        out: the folder of the shard set.
+        twice: whether there will be room needed for both the parts and the merged shards.
     """
     total = sum(split.num_images for split in found.splits.values())
     factor = total * (2 if twice else 1)
@@ -214,7 +220,7 @@ def require_space(found: Scan, workers: Workers, out: Path, *, twice: bool) -> N
         for index in range(count)
     ]
     originals = [_size(location) for location in sample]
-    if _CERTAINLY_ENOUGH * max(statistics.fmean(originals), 1 << 10) * factor < free:
+    if _AMPLE_FACTOR * max(statistics.fmean(originals), 1 << 10) * factor < free:
         return
     with closing(workers.encode(sample.__getitem__, 0, len(sample))) as results:
         sizes = [len(result.data) for result in results if isinstance(result, Encoded)]
@@ -233,5 +239,5 @@ def _size(location: Location) -> int:
         return location.size
     try:
         return os.path.getsize(location.path)
-    except OSError:  # the conversion will say what is the matter with it
+    except OSError:  # the conversion will report the reason
         return 0

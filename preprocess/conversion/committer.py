@@ -1,4 +1,9 @@
-"""Commits a conversion: brings what is written so far to the disk, then says so in the journal."""
+"""Commits a conversion: flushes what is written so far to the disk, then appends a line to the journal.
+
+The order is what makes a conversion restartable after a kill or a power failure: first the data, then the records, then
+the journal, each with an fsync. A line in the journal thus never claims more than the disk holds. Data and records
+beyond the last line may be incomplete; the next run cuts them off and converts those images again.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +21,16 @@ COMMIT_SECONDS: Final = 1.0
 
 
 class Committer:
-    """Commits every second or so, in a thread beside the conversion.
+    """Commits about once a second, in a thread of its own, so that the conversion does not wait for the disk.
 
     Attributes:
         bad: the bad images since the last commit.
 
     Args:
-        split: the split's name.
-        sync: waits until all that the writer was given is on the disk; called from the thread.
-        records: the split's records.
-        journal: the conversion's journal.
+        split: the name of the split.
+        sync: waits until everything that the writer was given is on the disk. It is called from the thread.
+        records: the records of the split.
+        journal: the journal of the conversion.
     """
 
     def __init__(self, split: str, sync: Callable[[], None], records: Records, journal: Journal) -> None:
@@ -43,12 +48,12 @@ class Committer:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         try:
             if error is not None and not isinstance(error, OSError):
-                self.commit()  # a bad image, Ctrl-C: the next run goes on from here
+                self.commit()  # after a bad image or Ctrl-C, the next run continues from here
         finally:
             self._thread.shutdown()
 
     def tick(self) -> None:
-        """Starts a commit when it is time, unless one is under way."""
+        """Starts a commit if it is time and no other commit is running."""
         if time.monotonic() - self._time < COMMIT_SECONDS:
             return
         if self._running is not None and not self._running.done():
@@ -63,7 +68,8 @@ class Committer:
             self._wait()
 
     def _start(self) -> None:
-        # Ctrl-C may come between any two lines: an image may then be listed twice here, and is known by its index.
+        # Ctrl-C may come between any two of these lines. A bad image may then be written twice; readers of the journal
+        # identify it by its index.
         self._wait()
         count, crc32 = self.records.done
         bad = tuple(image for image in self.bad if image.index < count)

@@ -1,8 +1,8 @@
-"""The engine of a conversion: images in order -> a writer, so that a run which was killed goes on where it was.
+"""The engine of a conversion: writes images in order, so that a run that was killed can be continued.
 
-images (encoded, or read back from parts) -> writer (.beton, tars, or one part) -> OUT/.unfinished
-                                    every second: data and records to disk, then a line of the journal
-all files of the set under their final names, the manifest last; OUT/.unfinished goes
+images (encoded, or read from parts)  ->  writer (.beton, tars, or one part)  ->  OUT/.unfinished
+every second: data and records are flushed to the disk, then a line is appended to the journal
+at the end: all files get their final names, the manifest last; then OUT/.unfinished is removed
 """
 
 from __future__ import annotations
@@ -55,20 +55,26 @@ OnBad = Literal["fail", "skip"]
 
 
 class Image(NamedTuple):
-    """One image of the source: its label, what became of it, and, when called, its names: below the source, and what an
-    error calls it."""
+    """One image of the source.
+
+    Attributes:
+        label: its label.
+        result: the encoded image, or the reason why it is bad.
+        names: returns its name below the source and its name in messages. It is a function because only the names of
+            bad images are needed.
+    """
 
     label: int
     result: Encoded | Bad
     names: Callable[[], tuple[str, str]]
 
 
-# Yields the images of a split from the given one on.
+# Called with the name of a split and an index; yields the images of the split from this index on.
 ImageSource = Callable[[str, int], Generator[Image, None, None]]
 
 
 class Writer(Protocol):
-    """What a conversion writes into; see `sdpnet.preprocess.conversion.writers.beton.BetonWriter`."""
+    """Writes the images of a split; see `sdpnet.preprocess.conversion.writers.beton.BetonWriter`."""
 
     format: str
 
@@ -80,7 +86,7 @@ class Writer(Protocol):
     def finish(self, records: Records) -> tuple[ShardFile, ...]: ...
 
 
-# Makes the writer of a split: (directory, split, num_images).
+# Makes the writer of a split. The arguments are directory, split and num_images.
 MakeWriter = Callable[[Path, str, int], Writer]
 
 
@@ -92,25 +98,25 @@ def convert(
     out: str | os.PathLike[str],
     on_bad: OnBad = "fail",
 ) -> Manifest:
-    """Writes a whole shard set, or what an earlier, interrupted call left to do of it. Progress goes to stderr.
+    """Writes a whole shard set, or continues an earlier call that was interrupted. Progress is printed to stderr.
 
-    All files get their final names together, at the very end, and the manifest comes last. Their bytes depend on
-    `conversion`, `output` and the images alone.
+    All files get their final names together at the very end, the manifest last. Their bytes depend only on
+    `conversion`, `output` and the images.
 
     Args:
         conversion: what is converted.
-        images: gives the images of a split, from any one on.
+        images: the source of the encoded images.
         make_writer: makes the writer of a split.
-        output: describes the writer, for telling one unfinished conversion from another; JSON. It has the key "parts"
-            where the images are read from the parts in OUT/.unfinished.
-        out: the shard set's folder; made when it is not there.
-        on_bad: what an image that cannot be converted does: "fail" ends the conversion, "skip" leaves it out and
-            lists it in `quarantine.jsonl`, a JSON object a line: split, file, reason.
+        output: a description of the writer, as JSON, by which unfinished conversions are distinguished. It has the key
+            "parts" if the images are read from the parts in OUT/.unfinished.
+        out: the folder of the shard set. It is made if it does not exist.
+        on_bad: how to treat an image that cannot be converted. "fail" ends the conversion; "skip" skips the image and
+            lists it in `quarantine.jsonl`, which has a JSON object with split, file and reason in each line.
 
     Raises:
-        UserError: when `out` holds another shard set, finished or not, or another process writes there; for the first
-            bad image ("fail"); for a split of bad images only; when the disk refuses. What was done until then stays
-            in OUT/.unfinished, and the same call goes on from there.
+        UserError: `out` has another shard set, finished or not; another process writes there; an image is bad
+            ("fail"); all images of a split are bad; or the disk cannot be written. The finished work stays in
+            OUT/.unfinished, and the same call continues it.
     """
     out = Path(out)
     with writing(out / UNFINISHED_NAME) as work:
@@ -139,7 +145,7 @@ def run_splits(
     journal: Journal,
     on_bad: OnBad,
 ) -> dict[str, Split]:
-    """Converts what the journal does not say is done, split after split."""
+    """Converts the splits that are not finished according to the journal, one after the other."""
     splits = {}
     for name, count in num_images.items():
         done = finished_split(journal.entries, name)
@@ -159,6 +165,12 @@ def _run_split(
     journal: Journal,
     on_bad: OnBad,
 ) -> Split:
+    """Converts a split, or the rest of it.
+
+    The last commit in the journal gives the number of images that are certainly on the disk. Their records have the
+    sizes of the encoded images, from which the writer computes where the next image goes. Everything beyond that may
+    be incomplete and is cut off.
+    """
     done = last_commit(journal.entries, name)
     with ExitStack() as stack:
         records = stack.enter_context(closing(Records(work / f"{name}.records", done.count, done.crc32)))
@@ -205,7 +217,7 @@ def _run_split(
 
 
 def _require_published(out: Path, file: ShardFile) -> None:
-    """Raises `UserError` when a file that this run or an earlier one has published is not there, or is another one."""
+    """Raises `UserError` if a published file is missing or was changed, since an earlier run may have published it."""
     for name in (file.name, *file.sidecars):
         path = out / name
         if not path.is_file():
@@ -224,6 +236,16 @@ def _require_published(out: Path, file: ShardFile) -> None:
 
 def _publish(manifest: Manifest, journal: Journal, work: Path, out: Path) -> Manifest:
     """Gives all files their final names, the manifest last, and removes the folder of unfinished work.
+
+    A kill may come between any two steps, and the same command must then finish the work. The order makes this
+    possible:
+
+    1. The journal gets the names before the first file is renamed. A later run thereby knows that files with these
+       names in `out` are its own, and does not refuse them as the files of another shard set.
+    2. The files are renamed. A later run renames those that are still in `work`.
+    3. The list of bad images and then the manifest are written. A folder without a manifest is not a shard set, so
+       that no reader sees an incomplete one.
+    4. The contents of `work` are removed, the journal last: as long as it exists, the command can be repeated.
 
     Returns the manifest as it was written.
     """

@@ -1,4 +1,4 @@
-"""What a conversion is: all that decides a shard set, and by which one run recognises the work of another."""
+"""The identity of a conversion: everything that determines a shard set. A run recognises its unfinished work by it."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ __all__ = ["Conversion"]
 
 @dataclass(frozen=True)
 class Conversion:
-    """All that decides a shard set's bytes, but for the images' contents.
+    """Everything that determines the bytes of a shard set, except the contents of the images.
 
     Attributes:
-        source: where the images came from, for the manifest.
-        classes: in label order.
-        encode: the encoder's settings.
-        created_by: the libraries that decide the encoded bytes.
-        num_images: of each split, in the order in which splits are converted.
-        fingerprints: of each split: two listings of the same images have the same.
-        val_draw: share and seed, where val was drawn from train.
-        origin: what became which split and what was left out, for the manifest; decides no bytes of the images.
+        source: the name of the source, for the manifest.
+        classes: class names in label order.
+        encode: the settings of the encoder.
+        created_by: the libraries that determine the encoded bytes, with their versions.
+        num_images: the number of images of each split, in the order in which splits are converted.
+        fingerprints: the fingerprint of each split; it is the same for two listings of the same images.
+        val_draw: the share and the seed, if val was drawn from train.
+        origin: the folder or archive of each split and the files that are not converted, for the manifest. It does
+            not affect the bytes of the images.
     """
 
     source: str
@@ -36,21 +37,21 @@ class Conversion:
     origin: Origin | None = None
 
     def identity(self) -> dict[str, Any]:
-        """What two runs must have in common for one to continue the other; JSON."""
+        """The values that must be equal for one run to continue another, as JSON."""
         raw = {**vars(self), "classes": list(self.classes)}
         del raw["origin"]
-        if self.val_draw is None:  # as it was before there were draws
+        if self.val_draw is None:  # journals from before val could be drawn do not have the key
             del raw["val_draw"]
         return raw
 
     def begun(self, *, output: dict[str, Any] | None = None, part: str | None = None) -> Begun:
-        """The first entry of a journal: of a whole shard set's conversion into `output`, or of one `part`'s."""
+        """The first entry of the journal of a conversion of a whole shard set into `output`, or of one `part`."""
         origin = None if self.origin is None else self.origin.to_dict()
         return Begun(self.identity(), output, part, origin)
 
     @staticmethod
     def from_journal(begun: Begun) -> Conversion:
-        """What `begun` was made of."""
+        """The conversion from which `begun` was made."""
         raw, origin = begun.conversion, begun.origin
         return Conversion(
             **{**raw, "classes": tuple(raw["classes"])}, origin=None if origin is None else Origin.from_dict(origin)

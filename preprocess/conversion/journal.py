@@ -1,9 +1,11 @@
-"""What survives a kill: which images are on disk for good, said in an append-only journal.
+"""The append-only journal of a conversion, which says how many images are safely on the disk.
 
-    NAME.records     one `RECORD_DTYPE` record an image, in the order of the source
-    journal.jsonl    a line for each `Entry`: what is converted, then what is done of it
+    NAME.records     one `RECORD_DTYPE` record for each image, in the order of the source
+    journal.jsonl    one line for each `Entry`: first what is converted, then what is done
 
-A line is its CRC-32 in hex and a JSON object. What was cut off or damaged, and all after it, is dropped on opening.
+A line is a CRC-32 in hex and a JSON object. A kill or a power failure may leave the last line incomplete or damaged,
+which the checksum shows: the first line with a wrong checksum and all lines after it are dropped when the journal is
+opened. Earlier lines are never changed, so that what was recorded as done stays recorded.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ __all__ = [
 ]
 
 JOURNAL_NAME: Final = "journal.jsonl"
-_MAX_LINE: Final = 1 << 27  # bytes; the names of a million classes take a tenth of that
+_MAX_LINE: Final = 1 << 27  # bytes; the names of a million classes take a tenth of this
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,10 @@ class Begun:
 
     Attributes:
         conversion: `Conversion.identity()`.
-        output: describes the writer, where a whole shard set is made.
-        part: the folder's name, where one part of it is made.
-        origin: `Conversion.notes()`'s, of the run that began; another run need not have the same.
+        output: a description of the writer, if a whole shard set is made.
+        part: the name of the folder, if a part is made.
+        origin: the conversion's `Origin` as a dictionary. It is that of the run that began; a run that continues it may
+            have another one.
     """
 
     conversion: dict[str, Any]
@@ -58,7 +61,7 @@ class Begun:
 
     @property
     def num_parts(self) -> int:
-        """How many parts the shard set is merged from; 0 for a conversion without parts."""
+        """The number of parts from which the shard set is merged; 0 for a conversion without parts."""
         return 0 if self.output is None else int(self.output.get("parts", 0))
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,7 +70,13 @@ class Begun:
 
 @dataclass(frozen=True)
 class BadImage:
-    """An image that is left out: its number in the split (or in the part's stretch of it), its name, and why."""
+    """An image that is skipped.
+
+    Attributes:
+        index: its number in the split, or in the part's range of the split.
+        file: its name below the source.
+        reason: why it cannot be converted.
+    """
 
     index: int
     file: str
@@ -76,9 +85,13 @@ class BadImage:
 
 @dataclass(frozen=True)
 class Commit:
-    """Of a split, `count` images have reached the disk, and their records, whose bytes have this CRC-32.
+    """The first `count` images of a split and their records are on the disk.
 
-    `bad` are the bad ones among those since the commit before. A kill may have one of them listed twice.
+    Attributes:
+        split: the name of the split.
+        count: the number of images, including bad ones.
+        crc32: the CRC-32 of the bytes of their records.
+        bad: the bad images since the previous commit. After an interrupt, one may be listed twice.
     """
 
     split: str
@@ -92,7 +105,7 @@ class Commit:
 
 @dataclass(frozen=True)
 class Finished:
-    """All of a split is written, and `result` is what the manifest says of it."""
+    """A split is completely written. `result` is its entry in the manifest."""
 
     split: str
     result: Split
@@ -103,7 +116,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Published:
-    """All splits are written, and the files with these names get their final place from here on."""
+    """All splits are written, and the files with these names may have been renamed to their final places."""
 
     names: tuple[str, ...]
 
@@ -115,7 +128,10 @@ Entry = Begun | Commit | Finished | Published
 
 
 def _parse(raw: dict[str, Any]) -> Entry:
-    """What an entry's `to_dict` gave. Raises KeyError, TypeError, ValueError or AttributeError for anything else."""
+    """The inverse of `to_dict` of an entry.
+
+    Raises KeyError, TypeError, ValueError or AttributeError if `raw` is not such a dictionary.
+    """
     if "published" in raw:
         return Published(tuple(raw["published"]))
     if "finished" in raw:
@@ -127,32 +143,33 @@ def _parse(raw: dict[str, Any]) -> Entry:
 
 
 def last_commit(entries: Iterable[Entry], split: str) -> Commit:
-    """How far a split is; nothing of it is done where there is no commit."""
+    """The last commit of a split; one with a count of 0 if there is none."""
     commits = [entry for entry in entries if isinstance(entry, Commit) and entry.split == split]
     return commits[-1] if commits else Commit(split, 0, 0)
 
 
 def finished_split(entries: Iterable[Entry], split: str) -> Split | None:
-    """What the manifest says of a split that is finished."""
+    """The manifest's entry for a split; None if the split is not finished."""
     results = (entry.result for entry in entries if isinstance(entry, Finished) and entry.split == split)
     return next(results, None)
 
 
 def is_published(entries: Iterable[Entry]) -> bool:
-    """Whether files may have got their final place already."""
+    """Whether files may have been renamed to their final places."""
     return any(isinstance(entry, Published) for entry in entries)
 
 
 def quarantined(entries: Iterable[Entry], split: str) -> dict[int, BadImage]:
-    """The bad images of a split by their number, in the order of the journal."""
+    """The bad images of a split by their index, in the order of the journal."""
     commits = (entry for entry in entries if isinstance(entry, Commit) and entry.split == split)
     return {image.index: image for commit in commits for image in commit.bad}
 
 
 def read_journal(path: Path) -> tuple[list[Entry], int]:
-    """The entries of a journal and the bytes that they take; nothing when there is no such file.
+    """Reads the entries of a journal and their size in bytes; ([], 0) if there is no such file.
 
-    Raises `UserError` for what no conversion has written.
+    Raises:
+        UserError: the file was not written by a conversion.
     """
     entries: list[Entry] = []
     end = 0
@@ -173,7 +190,7 @@ def read_journal(path: Path) -> tuple[list[Entry], int]:
 
 
 class Journal:
-    """An append-only list of entries; `append` returns when its entry is on the disk."""
+    """An append-only list of entries. `append` returns when the entry is on the disk."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,10 +1,12 @@
-"""Conversion on several machines: each converts a part, then the parts are merged into what one machine would make.
+"""Conversion on several machines: each converts a part, then the parts are merged to a shard set.
 
-    OUT/.unfinished/part-3-of-8/   SPLIT.spool    the part's encoded images, one after the other
+    OUT/.unfinished/part-3-of-8/   SPLIT.spool    the encoded images of the part, one after the other
                                    SPLIT.records  their sizes, labels and checksums
-                                   journal.jsonl  what is done, as in any conversion
+                                   journal.jsonl  the journal, as in any conversion
 
-A part is a stretch of each split. It does not depend on the format that is merged into.
+A part is a contiguous range of each split. The parts one after the other are the images in the order of a single
+conversion, so that a merge gives the same bytes as one machine would. A part does not depend on the format of the
+shards: it has only the encoded images, because the position of an image in a shard depends on all images before it.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ __all__ = ["Part", "convert_part", "merge"]
 
 @dataclass(frozen=True)
 class Part:
-    """Part `number` of `count`, numbered from 1. Raises `UserError` for a number out of range."""
+    """Part `number` of `count`, counted from 1. Raises `UserError` if the number is out of range."""
 
     number: int
     count: int
@@ -56,7 +58,7 @@ class Part:
 
     @staticmethod
     def parse(text: str) -> Part:
-        """From "3/8"."""
+        """Parses a text such as "3/8"."""
         if not re.fullmatch(r"\d+/\d+", text):
             raise UserError(f"part {text!r}: must be a number and a count, such as 3/8")
         number, count = map(int, text.split("/"))
@@ -66,30 +68,30 @@ class Part:
     def folder(self) -> str:
         return f"part-{self.number}-of-{self.count}"
 
-    def stretch(self, num_images: int) -> tuple[int, int]:
-        """The first image of the part, and the first one after it."""
+    def image_range(self, num_images: int) -> tuple[int, int]:
+        """The index of the first image of the part in a split, and that of the first image after it."""
         return num_images * (self.number - 1) // self.count, num_images * self.number // self.count
 
 
 def convert_part(
     conversion: Conversion, images: ImageSource, part: Part, out: str | os.PathLike[str], on_bad: OnBad = "fail"
 ) -> int:
-    """Converts one part, or what an earlier, interrupted call left to do of it; returns its number of images.
+    """Converts one part, or continues an earlier call that was interrupted. Returns its number of images.
 
     Args:
-        conversion: what all parts together convert.
-        images: gives the images of this part's stretch of a split, from any one on.
-        part: which part this is.
-        out: the shard set's folder, the same for all parts.
+        conversion: the conversion of all parts together.
+        images: the source of the encoded images of this part; indices count from the part's first image.
+        part: the part to convert.
+        out: the folder of the shard set, the same for all parts.
         on_bad: see `convert`.
 
     Raises:
-        UserError: as `convert` does, and when parts of another conversion or of another count lie in `out`.
+        UserError: as in `convert`, and if `out` has parts of another conversion or of another count.
     """
     out = Path(out)
     unfinished = out / UNFINISHED_NAME
-    stretches = {name: part.stretch(count) for name, count in conversion.num_images.items()}
-    num_images = {name: end - start for name, (start, end) in stretches.items()}
+    ranges = {name: part.image_range(count) for name, count in conversion.num_images.items()}
+    num_images = {name: end - start for name, (start, end) in ranges.items()}
     with writing(unfinished / part.folder) as work:
         entries, _ = read_journal(unfinished / JOURNAL_NAME)
         if is_published(entries):
@@ -109,30 +111,31 @@ def convert_part(
 
 
 def merge(make_writer: MakeWriter, output: dict[str, Any], out: str | os.PathLike[str]) -> Manifest:
-    """Makes the shard set of which all parts lie in `out`, to the byte what a conversion without parts makes.
+    """Merges all parts in `out` to a shard set. The bytes are the same as those of a conversion without parts.
 
     Args:
         make_writer, output, out: see `convert`.
 
     Raises:
-        UserError: as `convert` does; naming the parts that are missing, unfinished, of another conversion, or damaged.
+        UserError: as in `convert`, and if parts are missing, unfinished, damaged, or of another conversion. The message
+            names them.
     """
     out = Path(out)
     unfinished = out / UNFINISHED_NAME
     entries, _ = read_journal(unfinished / JOURNAL_NAME)
     if entries and not _begun(entries, unfinished).num_parts:
         raise UserError(f"{unfinished}: an unfinished conversion without parts lies here; go on with that")
-    if is_published(entries):  # the parts may be gone already
+    if is_published(entries):  # an interrupted merge may have removed the parts; the journal is enough to finish it
         merging = _begun(entries, unfinished)
         output = {**output, "parts": merging.num_parts}
         return convert(Conversion.from_journal(merging), _nothing, make_writer, output, out, "skip")
     parts = _parts(unfinished)
     if not parts:
-        with writing(unfinished):  # which takes away the lock that a merge left which was killed at its very end
+        with writing(unfinished):  # removes the lock file of a merge that was killed at its very end
             refuse_existing(out)
         raise UserError(f"{unfinished}: no parts are here to merge; convert them with --part 1/N to N/N first")
     count = parts[0].count
-    first: Begun | None = None  # of the first part's journal
+    first: Begun | None = None  # the first entry of the first part's journal
     for part in parts:
         folder = unfinished / part.folder
         entries, _ = read_journal(folder / JOURNAL_NAME)
@@ -158,7 +161,7 @@ def merge(make_writer: MakeWriter, output: dict[str, Any], out: str | os.PathLik
 
     def images(split: str, first: int) -> Generator[Image, None, None]:
         for part in parts:
-            start, end = part.stretch(conversion.num_images[split])
+            start, end = part.image_range(conversion.num_images[split])
             if end > first:
                 yield from _read_part(unfinished / part.folder, split, max(first - start, 0))
 
@@ -166,7 +169,7 @@ def merge(make_writer: MakeWriter, output: dict[str, Any], out: str | os.PathLik
 
 
 def _begun(entries: list[Entry], folder: Path) -> Begun:
-    """The first entry of a journal in this folder that has any."""
+    """The first entry of a journal. `folder` is the folder of the journal, for the message."""
     if not isinstance(entries[0], Begun):
         raise UserError(f"{folder / JOURNAL_NAME}: is no file of a conversion; remove {folder} to start over")
     return entries[0]
@@ -186,7 +189,7 @@ def _parts(unfinished: Path) -> list[Part]:
 
 
 def _read_part(folder: Path, split: str, first: int) -> Iterator[Image]:
-    """The images of a finished part from image `first` of its stretch on, each checked against its checksum."""
+    """Yields the images of a finished part, from index `first` of its range on. Each is compared with its CRC-32."""
     entries, _ = read_journal(folder / JOURNAL_NAME)
     bad, done = quarantined(entries, split), last_commit(entries, split)
     offset = index = 0

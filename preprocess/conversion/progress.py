@@ -1,4 +1,4 @@
-"""How far a conversion is, on stderr: a bar on a terminal, else a line every ten seconds."""
+"""Shows the progress of a conversion on stderr: a bar on a terminal, otherwise a line every ten seconds."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ __all__ = ["Meter"]
 
 
 class Meter:
-    """The progress of one split: images done of all, images/s of this run, bad ones, time left.
+    """The progress of one split: finished images, images/s of this run, bad images, and remaining time.
 
     Args:
-        name: of the split.
-        done: images that an earlier run has done.
-        total: images of the split.
+        name: the name of the split.
+        done: the number of images that an earlier run has converted.
+        total: the number of images of the split.
     """
 
     def __init__(self, name: str, done: int, total: int) -> None:
         name = printable(name)
         self._name, self._earlier, self._done, self._total = name, done, done, total
-        self._began = self._shown = time.monotonic()
+        self._start_time = self._last_shown = time.monotonic()
         self._bar: Progress | None = None
         if sys.stderr.isatty():
             self._bar = _bar()
@@ -44,19 +44,20 @@ class Meter:
             self._bar.stop()
 
     def advance(self, num_bad: int) -> None:
-        """One more image is done; `num_bad` of all were bad."""
+        """Counts one more finished image. `num_bad` is the number of bad images so far."""
         self._done += 1
         now = time.monotonic()
-        if now - self._shown < (10 if self._bar is None else 0.1) and self._done < self._total:
+        if now - self._last_shown < (10 if self._bar is None else 0.1) and self._done < self._total:
             return
-        self._shown = now
+        self._last_shown = now
         bad = f", {num_bad:,} bad" if num_bad else ""
-        rate = (self._done - self._earlier) / max(now - self._began, 1e-9)
+        rate = (self._done - self._earlier) / max(now - self._start_time, 1e-9)
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done, note=f"{rate:,.0f} images/s{bad}")
         else:
-            left = _duration((self._total - self._done) / rate)
-            line = f"{self._name}: {self._done:,} of {self._total:,} images, {rate:,.0f} images/s{bad}, {left} left"
+            remaining = _duration((self._total - self._done) / rate)
+            counts = f"{self._done:,} of {self._total:,} images, {rate:,.0f} images/s{bad}"
+            line = f"{self._name}: {counts}, {remaining} left"
             print(line, file=sys.stderr, flush=True)
 
     def note(self, text: str) -> None:
@@ -68,7 +69,8 @@ class Meter:
 
 
 def _bar() -> Progress:
-    from rich.console import Console  # takes a tenth of the start of a build command
+    # Imported here, because it takes a tenth of the start-up of a build command and is needed on a terminal only.
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     note = TextColumn("{task.fields[note]}", markup=False)
@@ -83,7 +85,7 @@ def _bar() -> Progress:
 
 
 def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, seconds = divmod(round(seconds), 60)
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

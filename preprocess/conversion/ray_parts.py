@@ -1,4 +1,4 @@
-"""Runs the parts of a conversion on a Ray cluster, through Ray itself (https://docs.ray.io)."""
+"""Runs the parts of a conversion on a Ray cluster (https://docs.ray.io)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ __all__ = ["run_on_ray"]
 
 
 def run_on_ray(tasks: Sequence[Callable[[], int]], num_cpus: int) -> None:
-    """Runs each task, which returns its number of images, as a Ray task that takes `num_cpus` cores.
+    """Runs each task as a Ray task. A task returns its number of images.
 
-    Joins the cluster that RAY_ADDRESS names, else starts Ray on this machine. A task whose machine is lost runs again
-    on another one. The first task that fails ends the others; what they have done stays for the next run.
+    Ray connects to the cluster given by RAY_ADDRESS, or is started on this machine. If a machine is lost, its task runs
+    again on another one. The first task that fails ends the others; their work stays for the next run.
+
+    Args:
+        tasks: the tasks.
+        num_cpus: the number of cores that a task takes.
 
     Raises:
         BackendMissingError: Ray is not installed.
-        UserError: of the task that failed.
+        UserError: a task failed with a `UserError`.
     """
     try:
         import ray

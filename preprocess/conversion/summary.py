@@ -1,4 +1,4 @@
-"""What a build command says of its source before the work, and of everything below it at the end."""
+"""The messages of a build command: notes on the source before the work, and a summary at the end."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ from sdpnet.pipelines.shards.origin import LeftOut
 from sdpnet.preprocess.sources.scan import Scan
 from sdpnet.preprocess.sources.splits import named_test
 
-__all__ = ["notes", "say", "summary"]
+__all__ = ["notes", "print_line", "summary"]
 
 _NO_VAL = "no val split, on which training scores the model: name its images with --val FOLDER"
 
 
-def say(text: str) -> None:
-    """Prints to stdout; what its encoding does not have is escaped."""
+def print_line(text: str) -> None:
+    """Prints to stdout. Characters that its encoding does not have are escaped."""
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def notes(found: Scan, source: str | None) -> list[str]:
-    """Before the work: which split came from where, where that is not train/ and val/ alone, and what is missing."""
+    """The notes before the work: the place of each split, the files that are not converted, and a missing val split.
+
+    The places are omitted if the source consists of only train/ and val/.
+    """
     origin = found.origin
     lines = []
     if origin.left_out or origin.val_share is not None or len(found.splits) == 1:
@@ -32,13 +35,14 @@ def notes(found: Scan, source: str | None) -> list[str]:
     lines += _left_out(origin.left_out)
     if "val" not in found.splits:
         test = None if source is None else named_test(Path(source))
-        such = "" if test is None else f" (such as --val {printable(test)})"
-        lines.append(f"{_NO_VAL}{such}, or draw some from train with --val-share 0.05")
+        example = "" if test is None else f" (such as --val {printable(test)})"
+        lines.append(f"{_NO_VAL}{example}, or draw some from train with --val-share 0.05")
     return lines
 
 
 def summary(manifest: Manifest, out: Path, seconds: float) -> str:
-    """What was done: a line for each split, what was left out by kind, and all files of the source accounted for."""
+    """The summary of a conversion: a line for each split, the files that are not converted by kind, and a balance of
+    all files of the source."""
     lines = [f"{printable(out)}: {manifest.num_classes:,} classes"]
     origin = manifest.origin
     for name, split in manifest.splits.items():

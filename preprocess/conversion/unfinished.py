@@ -1,4 +1,4 @@
-"""Where unfinished work lies: OUT/.unfinished, held by one process at a time, with a journal that says what it is."""
+"""The folder of unfinished work, OUT/.unfinished. One process at a time locks it; its journal says what it is."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SUFFIXES: Final = (".beton", ".crc32", ".tar", ".idx", ".samples")
 
 
 def refuse_existing(out: Path, splits: Iterable[str] = ()) -> None:
-    """Raises `UserError` when a folder holds a shard set, or files that one with these splits might have."""
+    """Raises `UserError` if a folder has a shard set, or files that a shard set with these splits may have."""
     if (out / MANIFEST_NAME).exists():
         raise UserError(f"{out}: already holds a shard set; remove it, or choose another --out")
     if (out / QUARANTINE_NAME).exists():
@@ -37,19 +37,19 @@ def refuse_existing(out: Path, splits: Iterable[str] = ()) -> None:
 
 @contextmanager
 def writing(work: Path) -> Iterator[Path]:
-    """Makes a folder for unfinished work, holds its lock, and turns the system's refusals into `UserError`s.
+    """Makes a folder for unfinished work, holds its lock, and turns errors of the system into `UserError`.
 
-    The folder stays while its journal says that something is done; else it goes, with the folders above it that were
-    made for it.
+    At the end, the folder stays if its journal says that something is done. Otherwise it is removed, together with the
+    folders above it that were made for it.
     """
-    made = [folder for folder in (work, *work.parents[:3]) if not folder.exists()]
+    created = [folder for folder in (work, *work.parents[:3]) if not folder.exists()]
     try:
         work.mkdir(parents=True, exist_ok=True)
         with exclusive(work / LOCK_NAME):
             try:
                 yield work
             finally:
-                if len(read_journal(work / JOURNAL_NAME)[0]) <= 1:  # the identity alone
+                if len(read_journal(work / JOURNAL_NAME)[0]) <= 1:  # only the identity
                     for entry in os.scandir(work):
                         if not entry.is_dir() and not entry.name.startswith(f"{LOCK_NAME}."):
                             os.unlink(entry)
@@ -57,18 +57,19 @@ def writing(work: Path) -> Iterator[Path]:
         advice = "; free some and repeat the command: it goes on from there" if error.errno in _FULL else ""
         raise UserError(f"{error.filename or work}: cannot be written ({error.strerror}){advice}") from None
     finally:
-        for folder in (work, *made[1:]):
-            with suppress(OSError):  # not empty, gone already, or another run begins in it
+        for folder in (work, *created[1:]):
+            with suppress(OSError):  # it is not empty, is removed already, or another run has begun in it
                 folder.rmdir()
 
 
 def open_journal(work: Path, begun: Begun) -> Journal:
-    """The journal of the conversion that is unfinished here, or a new one with `begun` as its first entry.
+    """Opens the journal of the unfinished conversion in `work`, or a new one with `begun` as its first entry.
 
-    Raises `UserError` when another conversion is unfinished here; only the origin may differ.
+    Raises:
+        UserError: the unfinished conversion is another one. Only the origin may differ.
     """
     journal = Journal(work / JOURNAL_NAME)
-    begun = Begun(**json.loads(json.dumps(begun.to_dict())))  # as it is read again
+    begun = Begun(**json.loads(json.dumps(begun.to_dict())))  # the form in which it is read from a journal
     first = journal.entries[0] if journal.entries else None
     if first is None:
         journal.append(begun)

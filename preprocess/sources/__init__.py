@@ -1,3 +1,3 @@
-"""Where images come from: class folders, archives, lists of labels."""
+"""Finds the images to convert: class folders, tar archives and lists of labels."""
 
 __all__ = ["listing", "scan", "splits"]

@@ -1,4 +1,4 @@
-"""Lists the images of a tar archive without unpacking it: where in the file each one lies.
+"""Lists the images of a tar archive and their positions in the file, without unpacking it.
 
 ILSVRC2012_img_train.tar      CLASS.tar entries, with the images of a class in each
 any tar of class folders      [FOLDER/]CLASS/[.../]image.jpg
@@ -26,7 +26,7 @@ from sdpnet.preprocess.sources.files.file_kinds import (
     kind_of_folder,
 )
 from sdpnet.preprocess.sources.listing import Entry, num_folders_above
-from sdpnet.preprocess.sources.splits import seeming_splits
+from sdpnet.preprocess.sources.splits import likely_splits
 
 __all__ = ["archive_entries"]
 
@@ -52,15 +52,16 @@ MAX_PADDING: Final = 1 << 20  # zeros after the end mark; tar's default rounds u
 
 
 def archive_entries(path: Path) -> Iterator[Entry | Skipped]:
-    """The images in an archive, in its order, and each other file. Directories are passed over.
+    """Yields the images and all other files of an archive, in its order. Directories are skipped.
 
-    An image's class folder is the first one below the folders that all images share, or the name of its class tar.
-    Reads headers only, at most 1 MiB at a time, and the first bytes of files whose names do not say what they are.
+    The class folder of an image is the first folder below the folders that all images share, or the name of its class
+    tar. Only headers are read, at most 1 MiB at a time, and the first bytes of files whose names do not show their
+    kind.
 
     Raises:
-        UserError: naming the archive and the entry, for an archive that is compressed, damaged or cut off anywhere, or
-            whose images lie in several splits or partly beside the class folders; for a class without images; and for
-            any entry that is no plain file (links, devices, sparse files) or whose name leads out of it.
+        UserError: the archive is compressed, damaged or truncated; its images lie in several splits or partly beside
+            the class folders; a class has no images; or an entry is not a regular file (but a link, a device or a
+            sparse file) or has a name that leads out of the archive. The message names the archive and the entry.
     """
     yield from _with_labels_named(_all_entries(path))
 
@@ -69,8 +70,8 @@ def _all_entries(path: Path) -> Iterator[Entry | Skipped]:
     with path.open("rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         _require_tar(path, file.read(tarfile.BLOCKSIZE))
-        first: dict[tuple[str, ...], str] = {}  # image of each folder
-        class_tars: dict[str, tuple[str, tuple[str, ...]]] = {}  # name and place of each
+        first: dict[tuple[str, ...], str] = {}  # the first image of each folder
+        class_tars: dict[str, tuple[str, tuple[str, ...]]] = {}  # class -> name and folder of its tar
         folders: set[tuple[str, ...]] = set()
         for entry in _entries(_Window(file.fileno(), 0, size), str(path)):
             parts = _parts(entry)
@@ -110,8 +111,8 @@ def _all_entries(path: Path) -> Iterator[Entry | Skipped]:
 
 
 def _with_labels_named(entries: Iterable[Entry | Skipped]) -> Iterator[Entry | Skipped]:
-    """The same; a label that lies next to an image of the same name, as in WebDataset, gets a kind of its own."""
-    pending: Skipped | None = None  # the last file, of which the next one may tell more
+    """Yields the same entries, with the kind LABEL_BESIDE for labels beside an image of the same name (WebDataset)."""
+    pending: Skipped | None = None  # the previous file; whether it is a label depends on the next one
     image_key = ""
     for entry in entries:
         if isinstance(entry, Skipped):
@@ -131,28 +132,30 @@ def _with_labels_named(entries: Iterable[Entry | Skipped]) -> Iterator[Entry | S
 
 
 def _key(name: str) -> str:
-    """A name up to the first dot of the file's, by which WebDataset tells samples apart."""
+    """The key of a sample in WebDataset: the path up to the first dot of the file name."""
     folder, slash, file = name.rpartition("/")
     return folder + slash + file.split(".", 1)[0]
 
 
 def _require_one_place(path: Path, first: dict[tuple[str, ...], str], folders: set[tuple[str, ...]]) -> None:
-    """Raises `UserError` unless all images are in class folders of one split, all of which have some, or all in none.
+    """Raises `UserError` unless all images lie in class folders of one split, or none of them in a class folder.
+
+    A class folder without images is an error, too.
 
     Args:
         path: the archive.
-        first: the first image of each folder that images lie in, in the archive's order.
+        first: the first image of each folder with images, in the archive's order.
         folders: all folders.
     """
     if not first:
         return
     num_above = num_folders_above(first)
     above = next(iter(first))[:num_above]
-    classes: dict[str, str] = {}  # the first image of each
+    classes: dict[str, str] = {}  # class -> its first image
     for folder, name in first.items():
         classes.setdefault("".join(folder[num_above : num_above + 1]), name)
     direct = {folder[num_above] for folder in first if len(folder) == num_above + 1}
-    in_several_splits = len(classes) > 1 and bool(seeming_splits(classes, classes.keys() - direct))
+    in_several_splits = len(classes) > 1 and bool(likely_splits(classes, classes.keys() - direct))
     if len(first) > 1 and (() in first or in_several_splits or len(classes) == 1):
         one, other, *_ = classes.values() if len(classes) > 1 else first.values()
         raise _not_in_one_place(path, one, other)
@@ -190,7 +193,11 @@ def _class_tar(window: _Window, class_name: str, name: str) -> Iterator[Entry | 
 
 
 class _Window:
-    """A piece of a file as tarfile wants it, with the whole file's offsets; bounded in what a header can ask for."""
+    """A part of a file, with the methods that tarfile needs. Offsets are those of the whole file.
+
+    A damaged or hostile header can announce a name of any length, and tarfile would read all of it into memory. `read`
+    therefore refuses more than MAX_HEADER bytes.
+    """
 
     def __init__(self, descriptor: int, start: int, size: int) -> None:
         self.descriptor, self.end = descriptor, start + size
@@ -212,12 +219,12 @@ class _Window:
 
 
 def _entries(window: _Window, name: str) -> Iterator[tarfile.TarInfo]:
-    """The plain files and directories of an archive, up to its end mark; every entry is checked."""
+    """Yields the regular files and directories of an archive up to its end mark. Every entry is checked."""
     stop = window.position
     try:
         archive = tarfile.TarFile(fileobj=window)  # type: ignore[arg-type]
         for entry in archive:
-            archive.members.clear()  # type: ignore[attr-defined]  # else all of them stay in memory
+            archive.members.clear()  # type: ignore[attr-defined]  # otherwise all of them stay in memory
             _require_harmless(entry, name)
             is_file = entry.type in FILE_TYPES
             end = entry.offset_data + (-(-entry.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE if is_file else 0)
@@ -240,15 +247,18 @@ def _entries(window: _Window, name: str) -> Iterator[tarfile.TarInfo]:
 
 
 def _require_end(window: _Window, stop: int, name: str) -> None:
-    """tarfile stops at anything that is no header, and says nothing; only two blocks of zeros are an end."""
+    """Raises an error unless the archive ends at `stop`, with two blocks of zeros.
+
+    tarfile stops at anything that is not a header, without an error, so that a truncated archive would look complete.
+    """
     window.seek(stop)
     mark = window.read(2 * tarfile.BLOCKSIZE)
     if any(mark[: tarfile.BLOCKSIZE]) and len(mark) >= tarfile.BLOCKSIZE:
         raise tarfile.ReadError("no header")
     if len(mark) < 2 * tarfile.BLOCKSIZE:
         raise _cut_off(name, "its end mark is missing")
-    num_left = window.end - window.position
-    if any(mark) or num_left > MAX_PADDING or any(window.read(num_left)):
+    num_remaining = window.end - window.position
+    if any(mark) or num_remaining > MAX_PADDING or any(window.read(num_remaining)):
         raise UserError(
             f"{name}: goes on after the end mark at byte {stop:,}; the download is incomplete (download it again), "
             "or several archives were joined (give them one by one)"
@@ -260,7 +270,7 @@ def _cut_off(name: str, what: str) -> UserError:
 
 
 def _require_harmless(entry: tarfile.TarInfo, name: str) -> None:
-    """Raises `UserError` for an entry that is neither a plain file nor a folder, or that leads out of the archive."""
+    """Raises `UserError` for an entry that is neither a regular file nor a folder, or that leads out of the archive."""
     if UNSAFE_NAME.search(entry.name):
         what, remedy = "not a plain relative name", "make the archive again with names of that kind"
     elif entry.issparse() or any(key.startswith("GNU.sparse") for key in entry.pax_headers):
@@ -274,17 +284,17 @@ def _require_harmless(entry: tarfile.TarInfo, name: str) -> None:
 
 
 def _parts(entry: tarfile.TarInfo) -> list[str]:
-    """The parts of an entry's name."""
+    """The parts of an entry's name, without empty parts and dots."""
     return [part for part in entry.name.split("/") if part not in ("", ".")]
 
 
 def _kind_of_folders(folders: Iterable[str]) -> str | None:
-    """The kind of all files in these folders, one in the other; None for ordinary folders."""
+    """The kind of all files in these nested folders; None for ordinary folders."""
     return next((kind for folder in folders if (kind := kind_of_folder(folder))), None)
 
 
 def _kind_of_file(descriptor: int, entry: tarfile.TarInfo) -> str | None:
-    """The kind of an entry whose name alone does not say that it is no image; None for an image."""
+    """The kind of a file, by its suffix or else by its first bytes; None for an image."""
     if has_image_suffix(entry.name):
         return None
     head = os.pread(descriptor, min(HEAD_BYTES, entry.size), entry.offset_data)
@@ -292,7 +302,7 @@ def _kind_of_file(descriptor: int, entry: tarfile.TarInfo) -> str | None:
 
 
 def _require_tar(path: Path, block: bytes) -> None:
-    """Raises `UserError` unless this first block of a file is a tar header."""
+    """Raises `UserError` unless `block`, the first block of a file, is a tar header."""
     for magic, kind in COMPRESSED.items():
         if block.startswith(magic):
             raise UserError(

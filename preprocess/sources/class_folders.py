@@ -1,6 +1,7 @@
-"""Walks folders: the images of class folders, at any depth below them, and by kind all other files.
+"""Walks a folder of class folders: lists the images, at any depth, and all other files by their kind.
 
-As torchvision's ImageFolder: symbolic links are followed, and an image's class is the first folder below the root.
+As in torchvision's ImageFolder, symbolic links are followed, and the class of an image is the first folder below the
+root.
 """
 
 from __future__ import annotations
@@ -30,18 +31,18 @@ from sdpnet.preprocess.sources.listing import Entry
 
 __all__ = ["Exclusions", "count_files", "folder_entries", "has_images", "holds_only", "list_folder"]
 
-_DETECTION: Final = ("labels", "annotations")  # folders of data sets for detection, beside their images/
-_MANIFEST_BYTES: Final = 1 << 26  # a larger manifest.json is another program's
-_PAGE_NAME: Final = "report.html"  # of `preprocess/describe.py`
+_DETECTION: Final = ("labels", "annotations")  # folders of object-detection data sets, beside images/
+_MANIFEST_BYTES: Final = 1 << 26  # a larger manifest.json belongs to another program
+_PAGE_NAME: Final = "report.html"  # written by `preprocess/describe.py`
 
 
 @dataclass(frozen=True)
 class Exclusions:
-    """What a walk does not look into, nor counts.
+    """Folders and files that a walk neither enters nor counts.
 
     Attributes:
-        folders: device and inode of each folder, such as the one that the shard set goes to.
-        above: device and inode of each folder above one of them.
+        folders: the device and inode of each folder, such as the one that the shard set is written to.
+        above: the device and inode of each parent folder of one of them.
         labels: the real paths of files that are read for the labels.
     """
 
@@ -51,26 +52,26 @@ class Exclusions:
 
     @staticmethod
     def of(folders: Iterable[Path], labels: Iterable[Path]) -> Exclusions:
-        """Exclusions of these folders, as far as they exist, and label files."""
-        there = [folder.resolve() for folder in folders if folder.is_dir()]
-        above = {_identity(str(parent)) for folder in there for parent in folder.parents}
+        """Returns the exclusions for these folders, if they exist, and label files."""
+        existing = [folder.resolve() for folder in folders if folder.is_dir()]
+        above = {_identity(str(parent)) for folder in existing for parent in folder.parents}
         return Exclusions(
-            frozenset(_identity(str(folder)) for folder in there),
+            frozenset(_identity(str(folder)) for folder in existing),
             frozenset(above),
             frozenset(os.path.realpath(path) for path in labels),
         )
 
     def has(self, folder: str) -> bool:
-        """Whether a folder is one of them."""
+        """Whether this folder is excluded."""
         return bool(self.folders) and _identity(folder) in self.folders
 
     def is_above(self, folder: str) -> bool:
-        """Whether one of them lies below a folder."""
+        """Whether an excluded folder lies below this folder."""
         return bool(self.above) and _identity(folder) in self.above
 
 
 class Listed(NamedTuple):
-    """What lies in one folder, sorted by name: folders to walk, images, and everything else by kind."""
+    """The contents of one folder, sorted by name: folders to walk, images, and all other files by kind."""
 
     folders: list[str]
     images: list[str]
@@ -78,13 +79,13 @@ class Listed(NamedTuple):
 
 
 def folder_entries(root: Path, exclusions: Exclusions) -> Iterator[Entry | Skipped]:
-    """The images in class folders and below them; where no folder has one, those in `root` itself.
+    """Yields the images in class folders and below them. If no folder has images, yields those in `root` itself.
 
-    Links to folders are followed, but to a folder that they lie in: what is below those is there already.
+    Links to folders are followed, except links to a folder that contains the link: its files are listed already.
 
     Raises:
-        UserError: for a class folder without images.
-        OSError: for a folder that cannot be read.
+        UserError: a class folder has no images.
+        OSError: a folder cannot be read.
     """
     listed = list_folder(str(root), "", exclusions)
     yield from listed.skipped
@@ -101,7 +102,7 @@ def folder_entries(root: Path, exclusions: Exclusions) -> Iterator[Entry | Skipp
         return
     yield from (Skipped(BESIDE_CLASSES, name) for name in listed.images)
     for folder in folders:
-        others: list[Skipped] = []  # while there is no image
+        others: list[Skipped] = []  # the files before the first image, for the message
         num_images = 0
         for entry in _walk(root, folder, exclusions):
             if isinstance(entry, Entry):
@@ -114,19 +115,19 @@ def folder_entries(root: Path, exclusions: Exclusions) -> Iterator[Entry | Skipp
 
 
 def has_images(folder: Path) -> bool:
-    """Whether an image lies in a folder or below it, whatever else."""
+    """Whether a folder has at least one image in it or below it."""
     return _has_images(folder.parent, folder.name, Exclusions())
 
 
 def holds_only(folder: Path, exclusions: Exclusions) -> bool:
-    """Whether a folder is one of the exclusions, or lies above one and holds no image beside it."""
+    """Whether a folder is excluded, or contains an excluded folder and no image beside it."""
     if exclusions.has(str(folder)):
         return True
     return exclusions.is_above(str(folder)) and not _has_images(folder.parent, folder.name, exclusions)
 
 
 def list_folder(path: str, below: str, exclusions: Exclusions) -> Listed:
-    """Lists the folder `path`; the names of what is skipped begin with `below`."""
+    """Lists the folder `path`. The names of skipped files begin with `below`, the folder's path below the root."""
     folders, images, skipped = [], [], []
     of_shard_set = _files_of_shard_set(path)
     with os.scandir(path) as entries:
@@ -151,7 +152,7 @@ def list_folder(path: str, below: str, exclusions: Exclusions) -> Listed:
 
 
 def count_files(path: str, below: str, kind: str, exclusions: Exclusions) -> Skipped:
-    """All files below the folder `path`, whose name below the root is `below`; symbolic links are not followed."""
+    """Counts all files below the folder `path`, whose path below the root is `below`. Links are not followed."""
     count, example = 0, ""
     for folder, folders, files in os.walk(path):
         folders[:] = sorted(name for name in folders if not exclusions.has(os.path.join(folder, name)))
@@ -162,7 +163,7 @@ def count_files(path: str, below: str, kind: str, exclusions: Exclusions) -> Ski
 
 
 def _walk(root: Path, top: str, exclusions: Exclusions) -> Iterator[Entry | Skipped]:
-    """All files of the folder `top` below `root` and of those below it, links followed."""
+    """Yields all files in and below the folder `top` of `root`. Links are followed."""
     todo = [top]
     while todo:
         below = todo.pop()
@@ -181,7 +182,7 @@ def _all_skipped(root: Path, folder: str, exclusions: Exclusions) -> Iterator[Sk
 
 
 def _kind_of_file(entry: os.DirEntry[str], exclusions: Exclusions) -> str | None:
-    """None for an image. Opens the file only where its name does not say what it is."""
+    """The kind of a file; None for an image. Opens the file only if its name does not tell its kind."""
     name = entry.name
     if kind := kind_by_name(name):
         return kind
@@ -203,13 +204,13 @@ def _kind_of_file(entry: os.DirEntry[str], exclusions: Exclusions) -> str | None
 
 
 def _files_of_shard_set(folder: str) -> frozenset[str]:
-    """The names of the files of a shard set that lies in this folder, with whatever else; most folders have none."""
+    """The names of the files of a shard set in this folder; empty if there is none. Other files may lie beside them."""
     path = os.path.join(folder, MANIFEST_NAME)
     if not os.path.isfile(path) or os.path.getsize(path) > _MANIFEST_BYTES:
         return frozenset()
     try:
         manifest = read_manifest(folder)
-    except ShardError:  # another program's manifest.json
+    except ShardError:  # a manifest.json of another program
         return frozenset()
     files = [file for split in manifest.splits.values() for file in split.files]
     beside = (MANIFEST_NAME, QUARANTINE_NAME, _PAGE_NAME)

@@ -1,14 +1,14 @@
 """Reads the labels of validation images that are not in class folders.
 
-Each line of the file says one of
+Each line of the file has one of these forms:
 
-    FILE LABEL  or  FILE,LABEL       (or FILE;LABEL) suffix and folders of FILE do not matter, nor do empty lines;
-                                     LOC_val_solution.csv is of this form;
-                                     both may have spaces inside; a first line with names of columns is passed over
-    LABEL                            of the image whose place by name is the line's number
+    FILE LABEL, FILE,LABEL or FILE;LABEL   The suffix and the folders of FILE do not matter. FILE and LABEL may contain
+                                           spaces. Empty lines and a first line with column names are skipped.
+                                           LOC_val_solution.csv has this form.
+    LABEL                                  Line i has the label of the i-th image, ordered by name.
 
-and LABEL is a class name, a place from 0 in the sorted class names (Caffe's val.txt), or an ILSVRC2012 ID from 1
-(ILSVRC2012_validation_ground_truth.txt, which the packed development kit also holds).
+LABEL is a class name, an index into the sorted class names, from 0 (Caffe's val.txt), or an ILSVRC2012 ID, from 1
+(ILSVRC2012_validation_ground_truth.txt, which is also in the packed development kit).
 """
 
 from __future__ import annotations
@@ -30,35 +30,35 @@ from sdpnet.preprocess.sources.synsets import is_devkit, read_devkit, read_synse
 
 __all__ = ["read_labels"]
 
-_MAX_SPLITS: Final = 64  # places in a line that are tried; Kaggle's boxes come after them
+_MAX_SPLITS: Final = 64  # the number of spaces of a line at which a split is tried; Kaggle's boxes come after them
 _COLUMN_NAMES: Final = """
 file files filename filepath fname image images imageid imagename imagepath imagefile img imgid imgname imgpath id name
 path uri sample photo picture
 label labels labelid labelname class classes classid classname classlabel category categoryid categoryname
 target targets groundtruth gt y synset wnid species prediction predictionstring
 """
-Row = tuple[int, str, str]  # line number, file ("" where the line's number says which), label
+Row = tuple[int, str, str]  # line number, file ("" if the line number identifies the image), label
 
 
 def read_labels(
     path: Path, root: Path, names: Sequence[str], classes: Sequence[str], synsets: Path | None = None
 ) -> np.ndarray:
-    """The images' labels, int32 (len(names),), indices into `classes`.
+    """Returns the labels of the images: int32 (len(names),), indices into `classes`.
 
-    Integers are class names where all of them are; else IDs where `synsets` is given; else places from 0, unless they
-    may be IDs: the largest is `len(classes)`, or there are no files beside them and no 0 among them.
+    If all labels are integers, they are class names if each one is the name of a class, and IDs if `synsets` is given.
+    Otherwise they are indices from 0, unless they may be IDs. That is the case if the largest is `len(classes)`, or if
+    the lines have no file names and no label is 0; then an error is raised instead of a guess.
 
     Args:
-        path: the labels, or the packed development kit.
-        root: the images' folder or archive, for messages.
-        names: the images' file names, each once.
+        path: the file of labels, or the packed development kit.
+        root: the folder or archive of the images, for messages.
+        names: the file names of the images, without duplicates.
         classes: class names in label order.
-        synsets: which class each ID is; see `sdpnet.preprocess.sources.synsets.read_synsets`.
+        synsets: the file with the class of each ID; see `sdpnet.preprocess.sources.synsets.read_synsets`.
 
     Raises:
-        UserError: naming the file and, where it is one line's fault, the line: for a file that cannot be read, an
-            unknown class, integers that could mean two things, images without a label or with two, and labels
-            without an image.
+        UserError: the file cannot be read, a class is unknown, integers are ambiguous, an image has no label or two,
+            or a label has no image. The message names the file and, if possible, the line.
     """
     ids: dict[int, str] | None = None
     if is_devkit(path):
@@ -80,7 +80,7 @@ def read_labels(
 
 
 class _Images:
-    """Finds the image that a line's FILE names: suffix and folders do not matter, unless two names differ in them."""
+    """Finds the image that FILE of a line refers to. Its suffix and folders are ignored if the rest is unique."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._by_name: dict[str, int] = {}
@@ -89,10 +89,10 @@ class _Images:
             for form in {name, unicodedata.normalize("NFC", name)}:  # macOS decomposes accents
                 self._by_name.setdefault(form, place)
             stem = os.path.splitext(unicodedata.normalize("NFC", name))[0]
-            self._by_stem[stem] = None if stem in self._by_stem else place  # None: two differ in the suffix alone
+            self._by_stem[stem] = None if stem in self._by_stem else place  # None: two names differ only in the suffix
 
     def place(self, file: str) -> int | None:
-        """Its place in `names`; None when there is no such image."""
+        """The index into `names` of the image; None if there is no such image."""
         for name in (file.rsplit("/", 1)[-1], re.split(r"[/\\]", file)[-1]):
             if name in self._by_name:
                 return self._by_name[name]
@@ -105,7 +105,11 @@ class _Images:
 
 
 def _rows(path: Path, text: str, images: _Images, num_images: int, classes: set[str]) -> list[Row]:
-    """The lines' files and labels, without a header."""
+    """The file and the label of each line, without a header.
+
+    The form is chosen for the whole file, not for each line, because single lines are ambiguous: a label may contain
+    commas and spaces. CSV is chosen if more of its file names belong to images than with a split at white space.
+    """
     numbered = {number: line.strip() for number, line in enumerate(text.rstrip().split("\n"), 1)}
     empty = [number for number, line in numbered.items() if not line]
     if len(empty) == len(numbered):
@@ -115,14 +119,15 @@ def _rows(path: Path, text: str, images: _Images, num_images: int, classes: set[
     num_classes = sum(line in classes for line in lines)
     is_one_word = len(lines[0].split()) == 1 and not set(",;").intersection(lines[0]) and images.place(lines[0]) is None
     if 2 * num_classes > len(lines) or is_one_word:
-        if empty:  # which image a label is of, its line's number says
+        if empty:  # the line number identifies the image, so an empty line cannot be skipped
             raise UserError(f"{path}: line {empty[0]} is empty; remove it, or write what is missing")
         rows = [(number, "", line) for number, line in numbered.items()]
         has_header = len(lines) == num_images + 1 and _is_header("", lines[0], classes)
         return rows[1:] if has_header else rows
     spaces = [_split(line, images, classes) for line in lines]
     fields, form = spaces, "FILE LABEL"
-    delimiter = ";" if ";" in lines[0] and "," not in lines[0] else ","  # Excel's CSV, where numbers have a comma
+    # Excel writes CSV with semicolons in languages whose numbers have a decimal comma.
+    delimiter = ";" if ";" in lines[0] and "," not in lines[0] else ","
     if any(delimiter in line for line in lines):
         commas = [_split_csv(line, delimiter) for line in lines]
         known = [sum(images.place(file) is not None for file, _ in each) for each in (commas, spaces)]
@@ -138,7 +143,7 @@ def _rows(path: Path, text: str, images: _Images, num_images: int, classes: set[
 
 
 def _is_header(file: str, label: str, classes: set[str]) -> bool:
-    """Whether a first line's fields are names of columns: at least one must be a usual one."""
+    """Whether the fields of the first line are column names: at least one must be in _COLUMN_NAMES."""
     if not label:
         return False
     if {label, label.split()[0]} & classes:
@@ -148,19 +153,20 @@ def _is_header(file: str, label: str, classes: set[str]) -> bool:
 
 
 def _split_csv(line: str, delimiter: str) -> tuple[str, str]:
-    """FILE and LABEL of a line of a CSV file; empty where it does not have these two fields."""
+    """FILE and LABEL of a line of a CSV file; both empty if the line does not have exactly these two fields."""
     try:
         file, label = next(csv.reader([line], delimiter=delimiter))
-    except (csv.Error, ValueError):  # such as a field of over 131,072 characters
+    except (csv.Error, ValueError):  # for example a field of more than 131,072 characters
         return "", ""
     return file.strip(), label.strip()
 
 
 def _split(line: str, images: _Images, classes: set[str]) -> tuple[str, str]:
-    """FILE and LABEL of a line with white space between them, which both may have inside; empty where there is none.
+    """FILE and LABEL of a line, separated by white space; both empty if there is none.
 
-    Of all places where the line can be split, the one with an image before it and a label behind; else the one behind
-    an image's suffix; else the first.
+    FILE and LABEL may contain white space themselves. Of all possible splits, the best has an image before it and a
+    label after it, and the second best has the suffix of an image before it. Otherwise the line is split at the first
+    space.
     """
     if quoted := re.fullmatch(r'"([^"]+)"\s+(.+)', line):
         return quoted[1], quoted[2].strip('"')
@@ -170,7 +176,7 @@ def _split(line: str, images: _Images, classes: set[str]) -> tuple[str, str]:
     for split in reversed(known):
         if split[1] in classes or re.fullmatch("[0-9]+", split[1]):
             return split
-    for split in reversed(known):  # a label with more behind it: boxes
+    for split in reversed(known):  # a label that is followed by boxes
         if split[1].split()[0] in classes or re.match(r"[0-9]+\s", split[1]):
             return split
     suffixed = [split for split in splits if has_image_suffix(split[0])]
@@ -178,26 +184,26 @@ def _split(line: str, images: _Images, classes: set[str]) -> tuple[str, str]:
 
 
 def _places(path: Path, root: Path, rows: list[Row], names: Sequence[str], images: _Images) -> list[int]:
-    """Which of `names` each row is about: all of them, each once."""
-    strangers = []
-    lines: dict[int, int] = {}  # of each image
+    """The index into `names` for each row. Every image must occur exactly once."""
+    unknown_files = []
+    lines: dict[int, int] = {}  # image -> line number
     for number, file, _ in rows:
         found = images.place(file)
         if found is None:
-            strangers.append((number, file))
+            unknown_files.append((number, file))
         elif found in lines:
             raise UserError(f"{path}: {file!r} is listed twice (lines {lines[found]} and {number}); remove one")
         else:
             lines[found] = number
-    if strangers:
-        number, file = strangers[0]
+    if unknown_files:
+        number, file = unknown_files[0]
         remedy = "give both the same images"
         if number == 1:
             remedy += ", or, if line 1 is a header, remove it"
         elif " " in file or any(" " in name for name in names):
             remedy += " (names with spaces are safest in a CSV file: FILE,LABEL)"
         raise UserError(
-            f"{path}: {len(strangers):,} of {len(rows):,} files are not in {root}, first {file!r} (line {number}); "
+            f"{path}: {len(unknown_files):,} of {len(rows):,} files are not in {root}, first {file!r} (line {number}); "
             f"{remedy}"
         )
     missing = sorted(name for place, name in enumerate(names) if place not in lines)
@@ -210,13 +216,14 @@ def _places(path: Path, root: Path, rows: list[Row], names: Sequence[str], image
 
 
 def _numbers(path: Path, rows: list[Row], classes: Sequence[str], ids: dict[int, str] | None) -> list[int]:
-    """The label of each row."""
+    """The label of each row, an index into `classes`."""
     known = {name: label for label, name in enumerate(classes)}
     composed = {unicodedata.normalize("NFC", name): name for name in classes}  # macOS decomposes accents
     labels = [
         label if label in known else composed.get(unicodedata.normalize("NFC", label), label) for *_, label in rows
     ]
-    texts = [label if label in known else label.split()[0] for label in labels]  # Kaggle: name and box, repeated
+    # Kaggle's labels are followed by boxes, so an unknown label is cut at its first space.
+    texts = [label if label in known else label.split()[0] for label in labels]
     if all(text in known for text in texts):
         return [known[text] for text in texts]
     not_integers = [index for index, text in enumerate(texts) if not re.fullmatch("[0-9]{1,9}", text)]

@@ -1,4 +1,4 @@
-"""A split's images in a fixed order, each readable on its own: files of a folder, or pieces of a tar archive.
+"""Lists the images of a split in a fixed order. Images are files in a folder, or parts of a tar archive.
 
 The order is that of torchvision's ImageFolder: by class, then by the folder below the class folder, then by name.
 """
@@ -29,15 +29,16 @@ __all__ = ["Entry", "Gathered", "SplitScan", "gather", "num_folders_above"]
 
 @dataclass(frozen=True, eq=False)
 class SplitScan:
-    """The images of one split, ordered by class, then by folder below it, then by file name.
+    """The images of one split, ordered by class, then by the folder below the class folder, then by file name.
+
+    An image takes 12 bytes of memory, or 28 in an archive. The names are not in memory but in an anonymous temporary
+    file.
 
     Attributes:
-        root: the split's folder or archive.
-        classes: the data set's class names; `classes[label]` is also the name of the class folder, if there are any.
+        root: the folder or archive of the split.
+        classes: the class names of the data set. `classes[label]` is also the name of the class folder, if any.
         labels: int32 (num_images,).
         left_out: the other files below `root`, by kind.
-
-    Memory: 12 bytes an image, 28 in an archive. The names lie in a temporary file that has no name itself.
     """
 
     root: Path
@@ -45,24 +46,24 @@ class SplitScan:
     labels: np.ndarray
     left_out: tuple[LeftOut, ...]
     _names: bytes | mmap.mmap = field(repr=False)  # all relative paths, one after the other
-    _ends: np.ndarray = field(repr=False)  # int64 (num_images,): where each one ends
-    _pieces: tuple[np.ndarray, np.ndarray] | None = field(repr=False)  # an archive's offsets and sizes, int64
+    _ends: np.ndarray = field(repr=False)  # int64 (num_images,): where each path ends in _names
+    _pieces: tuple[np.ndarray, np.ndarray] | None = field(repr=False)  # offsets and sizes in an archive, int64
 
     @property
     def num_images(self) -> int:
         return len(self.labels)
 
     def relative_path(self, index: int) -> str:
-        """The name of image `index` below `root`: `CLASS/.../FILE`, or `FILE` where there are no class folders.
+        """The name of image `index` below `root`: `CLASS/.../FILE`, or `FILE` if there are no class folders.
 
-        `/` separates whatever the system. Folder and archive of the same images give the same names.
+        The separator is `/` on every system. A folder and an archive of the same images give the same names.
         """
         if not 0 <= index < self.num_images:
             raise IndexError(index)
         return _name(self._names, self._ends, index)
 
     def locate(self, index: int) -> Location:
-        """Where image `index` lies."""
+        """The location of image `index`."""
         relative_path = self.relative_path(index)
         if self._pieces is None:
             path = os.path.join(self.root, relative_path)
@@ -71,9 +72,9 @@ class SplitScan:
         return Location(f"{self.root}: {relative_path}", str(self.root), int(offsets[index]), int(sizes[index]))
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the classes and of each image's name, label and, in an archive, place.
+        """SHA-256 (hex) of the classes and of the name, the label and, in an archive, the position of each image.
 
-        Equal fingerprints: the same list of images, wherever it lies. Says nothing about the images' contents.
+        Equal fingerprints mean the same list of images, in any place. They do not cover the contents of the images.
         """
         digest = hashlib.sha256(json.dumps([self.classes, self.num_images, self._pieces is not None]).encode())
         for values in (self.labels, self._ends, *(self._pieces or ())):
@@ -82,7 +83,7 @@ class SplitScan:
         return digest.hexdigest()
 
     def select(self, indices: np.ndarray, left_out: tuple[LeftOut, ...] = ()) -> SplitScan:
-        """The split of these images alone, in their order; `indices` is int64 (n,), ascending."""
+        """Returns a split with a part of the images. `indices`: int64 (n,), ascending."""
         lengths = np.empty(len(indices), np.int64)
         with tempfile.TemporaryFile() as file:
             for place, index in enumerate(indices.tolist()):
@@ -94,7 +95,7 @@ class SplitScan:
 
 
 class Entry(NamedTuple):
-    """An image that was found: the folder that it lies in ("" for the root), file name, and place in an archive."""
+    """An image: its folder ("" for the root), its file name, and its position in an archive, in bytes."""
 
     folder: str
     file: str
@@ -104,13 +105,13 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Gathered:
-    """The images of one folder or archive, in the order in which they were found; labels are still to be decided.
+    """The images of one folder or archive, in the order in which they were found, without labels.
 
     Attributes:
         root: the folder or archive.
         is_archive: whether `root` is an archive.
-        folders: the folders that images lie in, in the order of their first images; "" is the root itself.
-        groups: int32 (num_images,), index into `folders`.
+        folders: the folders with images, in the order of their first images; "" is the root itself.
+        groups: int32 (num_images,), indices into `folders`.
         left_out: the other files, by kind.
     """
 
@@ -126,36 +127,52 @@ class Gathered:
 
     @property
     def places(self) -> list[tuple[str, str]]:
-        """Of each of `folders`: the class folder, and the rest of the path below it ("" for the class folder itself).
+        """The class folder of each of `folders`, and the path below it ("" for the class folder itself).
 
-        The class folder is the first one below the root; in an archive, below the folders that all images share.
+        The class folder is the first one below the root, or, in an archive, below the folders that all images share.
         """
         parts = [tuple(folder.split("/")) if folder else () for folder in self.folders]
         above = num_folders_above(parts) if self.is_archive else 0
         return [("".join(part[above : above + 1]), "/".join(part[above + 1 :])) for part in parts]
 
     def file_names(self) -> list[str]:
-        """All file names, without folders. Raises `UserError` when one is there twice."""
+        """All file names, without folders. Raises `UserError` if a name occurs twice."""
         names = [_name(self._names, self._ends, index) for index in range(len(self.groups))]
         _refuse_twice(self.root, sorted(names))
         return names
 
     def by_folder(self, classes: Sequence[str]) -> SplitScan:
-        """The split in which each image's class is its class folder; all of these must be in `classes`."""
+        """Returns the split in which the class of an image is its class folder.
+
+        Args:
+            classes: class names in label order; they must include all class folders.
+        """
         known = {name: label for label, name in enumerate(classes)}
         labels = np.array([known[folder] for folder, _ in self.places], np.int32)[self.groups]
         below = [rest for _, rest in self.places]
         return self._in_order(classes, labels, [f"{name}/" for name in classes], below)
 
     def by_labels(self, classes: Sequence[str], labels: np.ndarray) -> SplitScan:
-        """The split of images without class folders. `labels`: int32 (num_images,), in the order of `file_names()`."""
+        """Returns the split of images without class folders.
+
+        Args:
+            classes: class names in label order.
+            labels: int32 (num_images,), in the order of `file_names()`.
+        """
         below = ["" if self.is_archive else folder for folder in self.folders]
         return self._in_order(classes, labels, [""] * len(classes), below)
 
     def _in_order(
         self, classes: Sequence[str], labels: np.ndarray, prefixes: Sequence[str], below: Sequence[str]
     ) -> SplitScan:
-        """Before a file name come the prefix of its class, and of its place in `folders` the folder in `below`."""
+        """Returns the sorted split. The relative path of an image is PREFIX[FOLDER/]NAME.
+
+        Args:
+            classes: class names in label order.
+            labels: int32 (num_images,).
+            prefixes: the prefix for each class.
+            below: the path below the class folder for each of `folders`.
+        """
         order = np.argsort(labels, kind="stable")
         lengths = np.empty(len(labels), np.int64)
         starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
@@ -179,9 +196,13 @@ class Gathered:
 
 
 def num_folders_above(folders: Iterable[Sequence[str]]) -> int:
-    """How many folders of an archive's paths lie above the class folders, from the folders that images lie in.
+    """The number of folders above the class folders of an archive.
 
-    They are those that all images share, but at least one folder is left for the class where each image has one.
+    These are the folders that all images share, without the last one if the images of some folder lie directly in it:
+    that one is the class folder.
+
+    Args:
+        folders: the parts of the path of each folder with images.
     """
     parts = list(folders)
     shared = 0
@@ -193,7 +214,7 @@ def num_folders_above(folders: Iterable[Sequence[str]]) -> int:
 
 
 def gather(root: Path, entries: Iterable[Entry | Skipped], *, is_archive: bool = False) -> Gathered:
-    """Takes down all entries of a folder or archive."""
+    """Collects all entries of a folder or archive."""
     folders: dict[str, int] = {}
     groups, ends, offsets, sizes = array("i"), array("q"), array("q"), array("q")
     tally = Tally()
@@ -222,16 +243,16 @@ def gather(root: Path, entries: Iterable[Entry | Skipped], *, is_archive: bool =
 
 
 def _refuse_twice(root: Path, names: list[str]) -> None:
-    """Raises `UserError` when two of these sorted names are the same, which an archive allows."""
+    """Raises `UserError` if two of these sorted names are the same, which is possible in an archive."""
     for name, following in pairwise(names):
         if name == following:
             raise UserError(f"{root}: {name!r} is in it twice; make the archive again with each image once")
 
 
 def _mapped(file: IO[bytes]) -> bytes | mmap.mmap:
-    """The file's contents; they stay when it is closed."""
+    """The contents of a file, mapped into memory. They stay available after the file is closed."""
     file.flush()
-    if os.fstat(file.fileno()).st_size == 0:  # which mmap refuses
+    if os.fstat(file.fileno()).st_size == 0:  # mmap refuses empty files
         return b""
     return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 

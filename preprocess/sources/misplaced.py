@@ -1,4 +1,4 @@
-"""Recognises sources whose folders or archives are laid out otherwise, and says what they are."""
+"""Recognises sources with an unexpected layout of folders or archives, and explains what they are."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ from sdpnet.preprocess.sources.archive import archive_entries
 from sdpnet.preprocess.sources.class_folders import has_images
 from sdpnet.preprocess.sources.files.file_kinds import LABEL_BESIDE, Skipped
 from sdpnet.preprocess.sources.listing import Gathered
-from sdpnet.preprocess.sources.splits import is_name_of_split, seeming_splits
+from sdpnet.preprocess.sources.splits import is_name_of_split, likely_splits
 
 __all__ = ["refuse_folder_of_webdatasets", "refuse_output_among_images", "refuse_splits", "refuse_webdataset"]
 
 
 def refuse_splits(found: Gathered, root: Path, classes: list[str], *, is_source: bool, is_given: bool = False) -> None:
-    """Raises `UserError` where the folders seem to hold class folders, not to be some themselves.
+    """Raises `UserError` if the folders seem to contain class folders instead of being class folders themselves.
 
     Args:
-        is_source: no name said that `root` has class folders.
-        is_given: a person named `root` as the train split.
+        found: the images of `root`.
+        root: the folder of the train split.
+        classes: the names of its class folders.
+        is_source: whether `root` is the source itself, so that no name says that it has class folders.
+        is_given: whether the user gave `root` as the train split.
     """
     deep = sorted(set(classes) - {name for name, below in found.places if not below})
-    splits = seeming_splits(classes, deep)
+    splits = likely_splits(classes, deep)
     if is_source and splits:
         first = next((name for name in splits if "train" in name.lower()), splits[0])
         raise UserError(
@@ -44,17 +47,17 @@ def refuse_splits(found: Gathered, root: Path, classes: list[str], *, is_source:
 
 
 def refuse_output_among_images(out: Path, roots: list[Path]) -> None:
-    """Raises `UserError` where the shard set would go to a folder of images below one of `roots`.
+    """Raises `UserError` if the shard set would be written to a folder with images below one of `roots`.
 
-    That folder is not looked into: the images would be missing in the shard set without a word.
+    The folder of the shard set is not searched, so that its images would be missing in the shard set without a message.
     """
-    there = out.resolve()
-    if out.is_dir() and any(root.resolve() in there.parents for root in roots) and has_images(out):
+    resolved = out.resolve()
+    if out.is_dir() and any(root.resolve() in resolved.parents for root in roots) and has_images(out):
         raise UserError(f"{out}: a folder of the source with images in it or below it; choose another --out")
 
 
 def refuse_webdataset(found: Gathered) -> None:
-    """Raises `UserError` for an archive of images with their labels in files of the same name beside them."""
+    """Raises `UserError` for an archive whose images have their labels in files of the same name beside them."""
     flat = len(found.folders) == 1
     for entry in found.left_out:
         num_images, is_cls = len(found.groups), entry.example.endswith(".cls")

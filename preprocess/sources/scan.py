@@ -1,11 +1,11 @@
-"""Lists an image data set: which classes there are, and which image belongs to which, in a fixed order.
+"""Lists an image data set: its classes, and the images of each class, in a fixed order.
 
 SOURCE/train/CLASS/image.jpg        or ILSVRC2012_img_train.tar, or SOURCE/CLASS/image.jpg (a train split only)
 SOURCE/val/CLASS/image.jpg          or ILSVRC2012_img_val.tar; see `sdpnet.preprocess.sources.splits` for other names
 SOURCE/val/image.jpg                with the labels in a file beside it
 
-Images may lie in folders below their class folder. SOURCE, and what is named for a split in its place, may be a tar
-archive too (`sdpnet.preprocess.sources.archive`). Every other file is counted by its kind
+Images may lie in folders below their class folder. SOURCE and each split may also be a tar archive
+(`sdpnet.preprocess.sources.archive`). All other files are counted by their kind
 (`sdpnet.preprocess.sources.files.file_kinds`).
 """
 
@@ -45,7 +45,13 @@ LABELS_NAMES: Final = ("val.txt", "LOC_val_solution.csv", GROUND_TRUTH_NAME)
 
 @dataclass(frozen=True)
 class Scan:
-    """An image data set: `classes` in label order, the splits `train` and, when there is one, `val`; their origin."""
+    """An image data set.
+
+    Attributes:
+        classes: class names in label order.
+        splits: the split `train`, and `val` if there is one.
+        origin: the names of the folders or archives, and the files that are not converted.
+    """
 
     classes: tuple[str, ...]
     splits: dict[str, SplitScan]
@@ -62,27 +68,26 @@ def scan(
     val_draw: ValDraw | None = None,
     out: str | os.PathLike[str] | None = None,
 ) -> Scan:
-    """Lists the images of folders and archives; reads no image whose name says that it is one.
+    """Lists the images of folders and archives. Files with the suffix of an image are not opened.
 
-    Classes are the class folders of train, sorted by name; images are sorted by folder and name within their class, as
-    torchvision's ImageFolder does it. So a folder and an archive of the same images give the same list. All other files
-    below the source are in the origin's `left_out`.
+    The classes are the class folders of train, sorted by name. Within a class, images are sorted by folder and name, as
+    in torchvision's ImageFolder, so that a folder and an archive of the same images give the same list. All other files
+    below the source are in `left_out` of the origin.
 
     Args:
-        source: a folder as in the module's docstring, or an archive of the train split; may be None when `train` is
+        source: a folder as in the module's docstring, or an archive of the train split. It may be None if `train` is
             given.
-        train, val: folders or archives that take the place of what `source` has.
-        val_labels: for val images without class folders; see `sdpnet.preprocess.sources.labels`. Default: what lies
-        beside them
-            under a usual name.
-        synsets: what the IDs in `val_labels` mean; see `sdpnet.preprocess.sources.synsets`.
+        train, val: folders or archives that replace those of `source`.
+        val_labels: the labels of val images without class folders; see `sdpnet.preprocess.sources.labels`. The default
+            is a file with a usual name beside the images.
+        synsets: the classes of the IDs in `val_labels`; see `sdpnet.preprocess.sources.synsets`.
         val_draw: draws the val split from the train images.
-        out: a folder that is not looked into: where the shard set goes, which may lie in the source.
+        out: the folder of the shard set. It may lie in the source and is not searched for images.
 
     Raises:
-        UserError: naming the folder or archive, for one that is missing, damaged or empty, a class without images, a
-            class that val has and train has not, val images without class folders or labels, folders of which it is
-            not clear what they are, and a val split both drawn and given.
+        UserError: a folder or archive is missing, damaged, empty or ambiguous; a class has no images; val has a class
+            that train does not have; val images have neither class folders nor labels; or a val split is both drawn
+            and given. The message names the folder or archive.
     """
     given = {name: Path(path) for name, path in (("train", train), ("val", val)) if path is not None}
     try:
@@ -97,34 +102,34 @@ def scan(
         if "val" in places and val_draw is not None:
             raise UserError(f"{places['val']}: is the val split already; leave --val-share out, or this folder")
         labels, ids = (None if path is None else Path(path) for path in (val_labels, synsets))
-        is_source = "train" not in given and source is not None and places["train"] == Path(source)  # by no name
+        is_source = "train" not in given and source is not None and places["train"] == Path(source)
         is_given = "train" in given
         root = None if source is None else Path(source)
         return _scan(root, places, labels, ids, val_draw, out, is_source=is_source, is_given=is_given)
     except OSError as error:
-        if error.filename is None:  # the temporary files of `sdpnet.preprocess.sources.listing`
+        if error.filename is None:  # from a temporary file of `sdpnet.preprocess.sources.listing`
             where = f"{gettempdir()}: cannot be written ({error.strerror})"
             raise UserError(f"{where}; set TMPDIR to a folder with room") from None
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags that say what is to be converted."""
+    """Adds the flags that say which images to convert."""
     add = parser.add_argument
     source = "holds train/CLASS/*.jpg and val/CLASS/*.jpg, or ImageNet's tars, or CLASS/*.jpg"
     add("--source", metavar="PATH", help=source)
     add("--train", metavar="PATH", help="folder or tar of the train split, instead of what SOURCE has")
     add("--val", metavar="PATH", help="folder or tar of the val split, instead of what SOURCE has (val/ or valid/)")
-    labels = "of val images without class folders: FILE LABEL lines, CSV, or ImageNet's ground truth or devkit"
+    labels = "labels of val images without class folders: FILE LABEL lines, CSV, ImageNet's ground truth or devkit"
     add("--val-labels", metavar="FILE", help=labels)
-    add("--synsets", metavar="FILE", help="meta.mat, map_clsloc.txt or the like: the classes of ImageNet's IDs")
+    add("--synsets", metavar="FILE", help="the classes of ImageNet's IDs: meta.mat, map_clsloc.txt or a similar file")
     share = "without val images: draw this share of each class's train images as the val split, such as 0.05"
     add("--val-share", metavar="SHARE", type=float, help=share)
-    add("--val-seed", metavar="N", type=int, help="of that draw (default: 0)")
+    add("--val-seed", metavar="N", type=int, help="seed of that draw (default: 0)")
 
 
 def scan_arguments(arguments: argparse.Namespace) -> Scan:
-    """Scans what the flags of `add_source_arguments` say; `arguments.out` is where the shard set goes."""
+    """Scans the images given by the flags of `add_source_arguments`. `arguments.out` is the folder of the shard set."""
     draw = None
     if arguments.val_share is not None:
         draw = ValDraw(arguments.val_share, arguments.val_seed or 0)
@@ -172,17 +177,17 @@ def _scan(
 
 
 def _other(other: Path | None, root: Path) -> list[Path]:
-    """The other split's folder, which is not part of this one, unless it is the same."""
+    """The folder of the other split, which must be excluded from this one; empty if both are the same."""
     return [] if other is None or not other.is_dir() or _same(other, root) else [other]
 
 
 def _same(path: Path, other: Path | None) -> bool:
-    """Whether two paths lead to the same folder or archive."""
+    """Whether two paths refer to the same folder or archive."""
     return other is not None and path.exists() and other.exists() and os.path.samefile(path, other)
 
 
 def _place(path: Path, source: Path | None) -> str:
-    """The name of a folder (with "/" at its end) or archive: below the source, or its own."""
+    """The path of a folder (with "/" at its end) or archive below the source; its own name if it lies elsewhere."""
     end = "/" if path.is_dir() else ""
     if source is not None and not _same(path, source) and path.absolute().is_relative_to(source.absolute()):
         return path.absolute().relative_to(source.absolute()).as_posix() + end
@@ -190,7 +195,7 @@ def _place(path: Path, source: Path | None) -> str:
 
 
 def _unused(source: Path, places: list[Path], exclusions: Exclusions) -> Iterator[Skipped]:
-    """What lies in the source beside its splits."""
+    """Yields the files of the source that are in none of its splits."""
     listed = list_folder(str(source), "", exclusions)
     archives = {path.name for path in places if path.is_file() and path.parent.absolute() == source.absolute()}
     yield from (skipped for skipped in listed.skipped if skipped.file not in archives)
@@ -202,7 +207,7 @@ def _unused(source: Path, places: list[Path], exclusions: Exclusions) -> Iterato
 
 
 def _train_split(found: Gathered, root: Path, *, is_source: bool, is_given: bool) -> SplitScan:
-    """The class folders that define the classes; see `refuse_splits`."""
+    """The train split, whose class folders define the classes."""
     refuse_webdataset(found)
     if found.folders == ("",):
         raise UserError(
@@ -216,7 +221,7 @@ def _train_split(found: Gathered, root: Path, *, is_source: bool, is_given: bool
 
 
 def _is_flat(found: Gathered, classes: tuple[str, ...]) -> bool:
-    """Whether val images are in no class folders. All of them may be in one folder, such as val/ or images/."""
+    """Whether the val images have no class folders. All of them may lie in one folder, such as val/ or images/."""
     beside = any(entry.kind == BESIDE_CLASSES for entry in found.left_out)
     return len(found.folders) == 1 and found.folders[0] not in classes and not beside
 
@@ -239,13 +244,13 @@ def _val_split(found: Gathered, classes: tuple[str, ...], labels: Path | None, s
 
 
 def _labels_beside(found: Gathered, synsets: Path | None) -> Path:
-    """The one labels file of a usual name in the folder that holds the val images' folder or archive."""
+    """The file of labels with a usual name beside the folder or archive of the val images."""
     root = found.root
     folder = root.parent
     files = [folder / name for name in LABELS_NAMES if (folder / name).is_file()]
     devkit = folder / DEVKIT_NAME
     if devkit.is_file() and (not files or (files == [folder / GROUND_TRUTH_NAME] and synsets is None)):
-        files = [devkit]  # has both the ground truth and what its IDs mean
+        files = [devkit]  # it has both the ground truth and the classes of its IDs
     if len(files) > 1:
         names = " and ".join(path.name for path in files)
         raise UserError(f"{root}: {names} beside it may have the labels; choose one with --val-labels")
@@ -261,7 +266,7 @@ def _labels_beside(found: Gathered, synsets: Path | None) -> Path:
 
 
 def _gather(root: Path, exclusions: Exclusions) -> Gathered:
-    """All images of a folder or archive; at least one."""
+    """Collects all images of a folder or archive. Raises `UserError` if there is none."""
     if not root.exists():
         raise UserError(f"{root}: no such folder or archive")
     is_archive = root.is_file()

@@ -1,7 +1,7 @@
-"""Finds out which folder or archive of a source is which split, by its name, in any case.
+"""Finds the splits of a source by the names of its folders and archives. The case of folder names does not matter.
 
 train    train, training, or ILSVRC2012_img_train.tar
-val      val, valid, validation, or ILSVRC2012_img_val.tar; never test, unless `--val` names it
+val      val, valid, validation, or ILSVRC2012_img_val.tar; test only if it is given with `--val`
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final
 from sdpnet.pipelines.errors import UserError
 from sdpnet.preprocess.sources.files.links import is_folder
 
-__all__ = ["find_splits", "is_name_of_split", "named_test", "seeming_splits"]
+__all__ = ["find_splits", "is_name_of_split", "likely_splits", "named_test"]
 
 _FOLDERS: Final = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 _ARCHIVES: Final = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
@@ -25,13 +25,13 @@ _WORDS: Final = frozenset(
 
 
 def find_splits(source: Path, given: dict[str, Path], is_output: Callable[[Path], bool]) -> dict[str, Path]:
-    """The folder or archive of each split: what is `given`, and for the others what `source` has.
+    """Returns the folder or archive of each split: that in `given`, or otherwise that found in `source`.
 
-    A source without a train split is one itself: its folders are the classes. Folders that hold the output alone
-    (`is_output`) are passed over.
+    If a source has no train split, it is the train split itself, and its folders are the classes. Folders for which
+    `is_output` is true contain only the output and are ignored.
 
     Raises:
-        UserError: for two candidates, and for val or test without train.
+        UserError: a split has two candidates, or there is val or test without train.
     """
     if not source.is_dir():
         return {"train": source} | given
@@ -56,7 +56,7 @@ def find_splits(source: Path, given: dict[str, Path], is_output: Callable[[Path]
 
 
 def named_test(source: Path) -> Path | None:
-    """The source's folder of test images, where it has class folders."""
+    """The folder of test images of the source, if it has class folders; None otherwise."""
     folders = [source / name for name in sorted(os.listdir(source))] if source.is_dir() else []
     for folder in folders:
         if (
@@ -68,14 +68,15 @@ def named_test(source: Path) -> Path | None:
     return None
 
 
-def seeming_splits(classes: Iterable[str], nested: Iterable[str]) -> list[str]:
-    """Which of the class folders seem to be splits with class folders in them, by their names.
+def likely_splits(classes: Iterable[str], nested: Iterable[str]) -> list[str]:
+    """Returns the class folders that, by their names, seem to be splits with class folders in them.
 
-    One such as `test_tube` may be a class; `test` with folders, or two such as `seg_train` and `seg_test`, are not.
+    A single folder such as `test_tube` may be a class. A folder `test` with folders in it, or two folders such as
+    `seg_train` and `seg_test`, are taken for splits.
 
     Args:
         classes: all class folders.
-        nested: those that have all their images in folders below them.
+        nested: the class folders whose images all lie in folders below them.
     """
     named = [name for name in sorted(classes) if not _WORDS.isdisjoint(re.split("[^a-z]+", name.lower()))]
     found = set(named).intersection(nested)
@@ -84,7 +85,7 @@ def seeming_splits(classes: Iterable[str], nested: Iterable[str]) -> list[str]:
 
 
 def is_name_of_split(folder: str) -> bool:
-    """Whether a folder's name is a split's and nothing more."""
+    """Whether the name of a folder is exactly that of a split."""
     return folder.lower() in _WORDS
 
 

@@ -1,6 +1,6 @@
-"""Reads ILSVRC2012's development kit: which class each ID stands for, and the validation images' IDs.
+"""Reads the development kit of ILSVRC2012: the class of each ID, and the IDs of the validation images.
 
-IDs count from 1, and are not in the order of the classes' names: ID 1 is n02119789.
+IDs start at 1 and are not in the order of the class names: ID 1 is n02119789.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ DEVKIT_NAME: Final = "ILSVRC2012_devkit_t12.tar.gz"
 GROUND_TRUTH_NAME: Final = "ILSVRC2012_validation_ground_truth.txt"
 META_NAME: Final = "meta.mat"
 GZIP_START: Final = b"\x1f\x8b"
-MAX_MEMBER: Final = 64 << 20  # bytes; the real ones have less than 1 MB
-MAX_BYTES: Final = 128 << 20  # of a file of labels or IDs; of a packed development kit, unpacked
+MAX_MEMBER: Final = 64 << 20  # bytes; the original files have less than 1 MB
+MAX_BYTES: Final = 128 << 20  # of a file of labels or IDs, and of an unpacked development kit
 
 
 def is_devkit(path: Path) -> bool:
-    """Whether the file is named like a packed development kit."""
+    """Whether the name of the file is that of a packed development kit."""
     return path.name.lower().endswith((".tar.gz", ".tgz", ".tar"))
 
 
 def read_devkit(path: Path) -> tuple[str, dict[int, str]]:
-    """The ground truth file's text, and the class name (wnid) of each ID, from a packed development kit.
+    """Reads a packed development kit: the text of its ground truth, and the class name (wnid) of each ID. Needs scipy.
 
-    Raises `UserError` when it cannot be read, is damaged, or lacks one of the two files. Needs scipy.
+    Raises:
+        UserError: the kit cannot be read, is damaged, or lacks one of the two files.
     """
     found: dict[str, bytes] = {}
     if not path.exists():
@@ -63,13 +64,15 @@ def read_devkit(path: Path) -> tuple[str, dict[int, str]]:
 
 
 def read_synsets(path: Path) -> dict[int, str]:
-    """The class name of each ID.
+    """Reads the class name of each ID.
 
-    Reads the devkit's meta.mat (needs scipy), the packed devkit, or a text file: lines that begin with `ID name`, or
-    with `name ID` (map_clsloc.txt), or with a name alone, line i being ID i.
+    The file is the devkit's meta.mat (needs scipy), the packed devkit, or a text file. The lines of a text file begin
+    with `ID name`, with `name ID` (map_clsloc.txt), or with a name only; then line i is ID i.
 
-    Raises `UserError` for anything else, an ID or name that occurs twice, and names alone in alphabetical order: that
-    is not the IDs' order, so the list is another one (such as synset_words.txt).
+    Raises:
+        UserError: the file is of another form; an ID or a name occurs twice; or the lines have only names and these are
+            in alphabetical order. That is not the order of the IDs, so it must be another list (such as
+            synset_words.txt).
     """
     if is_devkit(path):
         return read_devkit(path)[1]
@@ -93,7 +96,7 @@ def read_synsets(path: Path) -> dict[int, str]:
 
 
 def read_text(path: Path) -> str:
-    """A text file's contents, with lines that end in a line feed. Raises `UserError` when it is none."""
+    """The contents of a text file, with "\\n" as line ends. Raises `UserError` if it is not a text file in UTF-8."""
     return _decode(_read(path), str(path))
 
 
@@ -131,7 +134,10 @@ def _decode(content: bytes, name: str) -> str:
 
 
 def _other_encoding(content: bytes) -> str | None:
-    """UTF-16 or UTF-32, by their mark at the beginning or, without one, the zeros of ASCII characters."""
+    """The name of the encoding if it is UTF-16 or UTF-32, else None.
+
+    They are recognised by the byte order mark, or by the zero bytes of ASCII characters.
+    """
     if content.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
         return "UTF-32"
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):

@@ -1,7 +1,7 @@
-"""Draws a val split from the train images, where a data set has none.
+"""Draws a val split from the train images of a data set that has none.
 
-In each class, images are ordered by a hash of the seed and their name, and the first ones are drawn. So the draw
-depends neither on the order of the listing nor on other classes, and an image more or less changes it by one at most.
+In each class, the images are ordered by a hash of the seed and their name, and the first ones are drawn. The draw thus
+depends neither on the order of the listing nor on other classes, and one image more or less changes it by at most one.
 """
 
 from __future__ import annotations
@@ -22,9 +22,14 @@ __all__ = ["ValDraw", "draw_val"]
 
 @dataclass(frozen=True)
 class ValDraw:
-    """Which share of the train images becomes the val split, and the seed of the draw.
+    """The parameters of the draw.
 
-    Raises `UserError` for a share that is not above 0 and below 1, or a seed that is not of 64 bits.
+    Attributes:
+        share: the share of the train images that becomes the val split, above 0 and below 1.
+        seed: the seed of the draw, 0 to 2^64 - 1.
+
+    Raises:
+        UserError: a value is out of range.
     """
 
     share: float
@@ -38,13 +43,13 @@ class ValDraw:
 
 
 def draw_val(train: SplitScan, draw: ValDraw) -> tuple[SplitScan, SplitScan]:
-    """The images that stay in train, and those that become val: of each class the share.
+    """Returns the images that stay in train and those that become val, which are the same share of each class.
 
-    A share that is no whole number of images is rounded down or up at random, so that it is right on average. The last
-    image of a class stays in train.
+    If the share of a class is not a whole number of images, it is rounded down or up at random, so that it is correct
+    on average. At least one image of each class stays in train.
 
     Raises:
-        UserError: when no image is drawn.
+        UserError: no image is drawn.
     """
     key = draw.seed.to_bytes(8, "little")
     share = Fraction(repr(draw.share))

@@ -1,3 +1,3 @@
-"""Single files of a source: what one is, where its bytes lie, and links that lead nowhere."""
+"""Single files of a source: their kinds, their locations, and symbolic links."""
 
 __all__ = ["file_kinds", "links", "location"]

@@ -1,7 +1,7 @@
-"""Says which files of a data set are images, and of what kind all others are, so that none vanishes without a name.
+"""Decides which files of a data set are images and names the kinds of all others, so that none disappears unreported.
 
-A file with an image's usual suffix is one, whatever is in it: it is converted, or named with the reason why it cannot
-be. Of any other file the first bytes decide.
+A file with a usual suffix of images is taken for an image without looking into it: it is either converted or reported
+with the reason why it cannot be. For any other file the first bytes decide.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
 _TORCHVISION: Final = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # IMG_EXTENSIONS
 _ALSO_JPEG: Final = (".jpe", ".jfif", ".jfi", ".jif", ".pjpeg", ".pjp", ".mpo")
 _MORE: Final = (".gif", ".apng", ".dib", ".pbm", ".pnm", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".jpx")
-# Files with one of these are not opened while listing.
+# Files with one of these suffixes are not opened while the data set is listed.
 IMAGE_SUFFIXES: Final = frozenset((*_TORCHVISION, *_ALSO_JPEG, *_MORE))
 BESIDE_CLASSES: Final = "images beside the class folders, in none of them"
 READ_FOR_LABELS: Final = "files that were read for the labels"
@@ -58,13 +58,13 @@ _FILES: Final = {
     "ehthumbs.db": _WINDOWS,
     "desktop.ini": _WINDOWS,
 }
-_DOCUMENTS: Final = ("a PDF document", "a DjVu document")  # which show images, but lie among them as papers
+_DOCUMENTS: Final = ("a PDF document", "a DjVu document")  # `kind_of` counts them as images; in a data set they are not
 _SUFFIX: Final = re.compile(r"\.[A-Za-z0-9]{1,8}")
-_MAX_KINDS: Final = 40  # of one split; further ones count as other files
+_MAX_KINDS: Final = 40  # the number of kinds of a split; files of further kinds are counted together
 
 
 class Skipped(NamedTuple):
-    """Files that are no image of a class: their kind, the first one's path below the root, and how many."""
+    """Files that are not images of a class: their kind, the path of the first one below the root, and their number."""
 
     kind: str
     file: str
@@ -72,19 +72,19 @@ class Skipped(NamedTuple):
 
 
 def has_image_suffix(name: str) -> bool:
-    """Whether a file is taken for an image by its name alone."""
+    """Whether the suffix of a file is a usual one of images."""
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def kind_of_folder(name: str) -> str | None:
-    """The kind of all files below a folder of this name; None for an ordinary folder."""
+    """The kind of all files below a folder with this name; None for an ordinary folder."""
     if kind := _FOLDERS.get(name.lower()):
         return kind
     return "files in hidden folders" if name.startswith(".") else None
 
 
 def kind_by_name(name: str) -> str | None:
-    """The kind of a file whose name alone says that it is no image; None for any other."""
+    """The kind of a file whose name shows that it is not an image; None for any other file."""
     if kind := _FILES.get(name.lower()):
         return kind
     if name.startswith("._"):
@@ -93,13 +93,13 @@ def kind_by_name(name: str) -> str | None:
 
 
 def is_image(head: bytes) -> bool:
-    """Whether a file that begins with these bytes (up to `HEAD_BYTES`) is an image, of whatever format."""
+    """Whether a file that begins with these bytes is an image of any format. At most `HEAD_BYTES` bytes are used."""
     kind = kind_of(head[:HEAD_BYTES])
     return kind.is_image and kind.name not in _DOCUMENTS
 
 
 def kind_by_suffix(name: str, size: int | None = None) -> str:
-    """The kind of a file that is no image."""
+    """The kind of a file that is not an image. `size`: its size in bytes, if known."""
     if size == 0:
         return "empty files"
     suffix = os.path.splitext(name)[1]
@@ -109,7 +109,7 @@ def kind_by_suffix(name: str, size: int | None = None) -> str:
 
 
 class Tally:
-    """Counts what is left out, by kind, with the first example by name."""
+    """Counts the files that are not converted by kind, with the first example of each kind in the order of names."""
 
     def __init__(self) -> None:
         self._kinds: dict[str, tuple[int, str]] = {}
@@ -122,11 +122,11 @@ class Tally:
         self._kinds[kind] = count + skipped.number, min(example, skipped.file)
 
     def extend(self, left_out: Iterable[LeftOut], place: str) -> None:
-        """Adds what was left out below a folder (with "/" at its end) or archive."""
+        """Adds the counts of a folder (`place` with "/" at its end) or archive."""
         for entry in left_out:
             self.add(Skipped(entry.kind, place + entry.example, entry.count))
 
     def result(self) -> tuple[LeftOut, ...]:
-        """The most frequent kind first."""
+        """The counts, with the most frequent kind first."""
         ordered = sorted(self._kinds.items(), key=lambda item: (-item[1][0], item[0]))
         return tuple(LeftOut(kind, count, example) for kind, (count, example) in ordered)

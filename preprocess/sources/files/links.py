@@ -1,4 +1,4 @@
-"""Symbolic links in a walk: those that lead nowhere, and those that lead to a folder that they lie in."""
+"""Symbolic links in a walk: links to missing files, and links to a folder that contains the link."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NOWHERE: Final = "links to files that are not there"
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a folder or a link to one; a link that cannot be followed, such as one to itself, is none."""
+    """Whether it is a folder or a link to one. False for a link that cannot be followed, such as one to itself."""
     try:
         return entry.is_dir()
     except OSError:
@@ -21,7 +21,7 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def is_file(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a plain file or a link to one; a link that cannot be followed is none."""
+    """Whether it is a regular file or a link to one. False for a link that cannot be followed."""
     try:
         return entry.is_file()
     except OSError:
@@ -29,8 +29,10 @@ def is_file(entry: os.DirEntry[str]) -> bool:
 
 
 def leads_up(link: str) -> bool:
-    """Whether a link to a folder leads to one that the link lies in, by its path or in truth: what lies below it has
-    no end."""
+    """Whether a link leads to a folder that contains the link, by its path or by the real path of its folder.
+
+    A walk that follows such a link would not end.
+    """
     folder = Path(link).parent
     real = Path(os.path.realpath(folder))
     target = _identity(Path(link))

@@ -1,4 +1,4 @@
-"""Where one image's bytes lie. Imports next to nothing: each worker process starts with it."""
+"""The location of the bytes of one image. This module imports little, because each worker process imports it."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from sdpnet.pipelines.files.regular import NotRegularError, open_regular_file
 __all__ = ["MAX_FILE_MB", "Location", "MachineError"]
 
 MAX_FILE_MB: Final = 1_100  # 178,956,970 pixels of 16-bit RGB without compression, and their header
-_LARGE: Final = 1 << 26  # bytes of a file whose beginning is looked at before the rest is read
+_LARGE: Final = 1 << 26  # bytes; the beginning of a larger file is checked before the rest is read
 _HEAD_BYTES: Final = 4096
-# What says nothing of a file: the machine has no more descriptors or memory.
-_OF_MACHINE: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
+# Errors that do not concern the file: the machine has no descriptors or memory left.
+_MACHINE_ERRORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
 
 
 class MachineError(OSError):
-    """A file could not be opened or read, and may well be when the machine is less busy."""
+    """A file could not be opened or read now, but may be readable when the machine is less busy."""
 
 
 class Location(NamedTuple):
-    """Where one image's bytes lie.
+    """The location of the bytes of one image.
 
     Attributes:
-        name: what an error calls the image.
-        path: the file that holds it.
-        offset: its first byte in that file.
-        size: in bytes; None: up to the file's end.
+        name: the name of the image in messages.
+        path: the file that contains the image.
+        offset: the position of its first byte in that file.
+        size: its size in bytes; None if it ends with the file.
     """
 
     name: str
@@ -38,9 +38,13 @@ class Location(NamedTuple):
     size: int | None = None
 
     def read(self, max_bytes: int = MAX_FILE_MB * 1_000_000) -> bytes:
-        """The image file's bytes. Raises `UserError` when they cannot be read, are more than `max_bytes` or no longer
-        all there, or when the file is of another kind: a pipe has no end, and waits for whoever writes into it. Raises
-        `MachineError` when that is not the file's fault."""
+        """Reads the bytes of the image.
+
+        Raises:
+            UserError: they cannot be read, are more than `max_bytes`, or are no longer complete; or the path is not a
+                regular file. A pipe has no end, and opening it waits for a writer.
+            MachineError: the error does not concern the file.
+        """
         try:
             file = open_regular_file(self.path)
             try:
@@ -65,7 +69,7 @@ class Location(NamedTuple):
         except NotRegularError as error:
             raise UserError(f"{self.name}: {error.kind}, not a file; remove it") from None
         except OSError as error:
-            if error.errno in _OF_MACHINE:
+            if error.errno in _MACHINE_ERRORS:
                 raise MachineError(error.errno, error.strerror, self.path) from None
             raise UserError(f"{self.name}: cannot be read ({error.strerror})") from None
         if self.size is not None and len(data) < self.size:
@@ -75,7 +79,7 @@ class Location(NamedTuple):
         return data
 
     def _require_image(self, head: bytes) -> None:
-        """Raises `UserError` unless a file that begins so may be an image."""
+        """Raises `UserError` unless a file that begins with these bytes may be an image."""
         from sdpnet.pipelines.images.kinds import kind_of
 
         kind = kind_of(head)
