@@ -1,8 +1,9 @@
-"""The crop decoder (`native/crop_decoder.cpp`): every call runs without the GIL.
+"""The crop decoder (`native/crop_decoder.cpp`). Every call runs without the GIL.
 
     stored images, crop boxes, flips --(Decoder.submit)--> Job --(wait)--> uint8 (B, height, width, 3), a status each
 
-It is built when the package is installed and may be missing: ask `available()`, or have `load()` say why.
+The decoder is built when the package is installed and may be missing. `available()` tells whether it can be used;
+`load()` raises an error with the reason if it cannot.
 """
 
 from __future__ import annotations
@@ -50,29 +51,30 @@ class _Batch(ctypes.Structure):
 
 
 class Job:
-    """One batch under way. Its outputs are written until it is done or released.
+    """A submitted batch. The threads write to its output until the job is done or released.
 
     Attributes:
-        statuses: int32 (B,), of `sdpnet.pipelines.native.status.Status`.
+        statuses: int32 (B,), values of `sdpnet.pipelines.native.status.Status`.
     """
 
     def __init__(self, decoder: Decoder, output: np.ndarray) -> None:
-        self._handle = ctypes.c_void_p()  # the library itself sets and clears it: no interrupt can come in between
+        # The library sets and clears the handle itself, so that Ctrl-C cannot come between a call and an assignment.
+        self._handle = ctypes.c_void_p()
         self._decoder = decoder
-        self._output = output  # the threads write there: it must live
+        self._output = output  # a reference, because the threads write to this memory
         self.statuses = np.zeros(len(output), np.int32)
         self._messages = np.zeros(len(output), f"S{_MESSAGE_BYTES}")
 
     def wait(self, timeout_ms: int) -> bool:
-        """Whether all samples are done, after waiting for that no longer than `timeout_ms`."""
+        """Waits until all samples are done, for at most `timeout_ms` milliseconds. Returns whether they are."""
         return _answer(load().decoder_wait(self._decoder.handle, self._handle, timeout_ms)) == _DONE
 
     def message(self, sample: int) -> str:
-        """Why this sample of the batch has a status other than `Status.OK`: part of a sentence."""
+        """The reason why this sample of the batch has a status other than `Status.OK`, as part of a sentence."""
         return bytes(self._messages[sample]).decode("utf-8", "replace")
 
     def release(self) -> None:
-        """Cancels what has not begun and waits for the samples under way; nothing is written afterwards."""
+        """Cancels samples that have not begun and waits for the others. Nothing is written afterwards."""
         if self._handle and not self._decoder.closed:
             load().decoder_release(self._decoder.handle, ctypes.byref(self._handle))
 
@@ -81,7 +83,15 @@ class Job:
 
 
 class Decoder:
-    """A fixed set of threads that decode batches, the oldest first; the results do not depend on their number."""
+    """A fixed set of threads that decode batches, the oldest first. The results do not depend on their number.
+
+    Args:
+        threads: the number of threads, at least 1.
+
+    Raises:
+        MemoryError: the system has no memory or no threads left.
+        OSError: the library cannot be loaded.
+    """
 
     def __init__(self, threads: int) -> None:
         assert threads >= 1
@@ -90,7 +100,7 @@ class Decoder:
         if not handle:
             raise MemoryError(f"no memory or no threads left for {threads} decoding threads (see ulimit -u)")
         self._handle = handle
-        self._close = weakref.finalize(self, library.decoder_destroy, handle)  # also when the interpreter ends
+        self._close = weakref.finalize(self, library.decoder_destroy, handle)  # also called when the interpreter ends
 
     @property
     def closed(self) -> bool:
@@ -115,17 +125,20 @@ class Decoder:
         """Queues a batch of B samples.
 
         Args:
-            addresses: uint64 (B,): where the stored images lie in memory, which must stay until the job is released.
-            nbytes: int64 (B,): bytes of each.
-            image_sizes: int32 (B, 2): height, width in pixels. A JPEG of another size is damaged.
+            addresses: uint64 (B,): the addresses of the stored images. The memory must stay valid until the job is
+                released.
+            nbytes: int64 (B,): the sizes of the stored images in bytes.
+            image_sizes: int32 (B, 2): height, width in pixels. A JPEG of another size is treated as damaged.
             boxes: int32 (B, 4): top, left, height, width in source pixels.
-            raw: bool (B,): pixels, uint8 RGB (height, width, 3), instead of a JPEG file.
-            flips: bool (B,): mirror left-right.
-            output: uint8 (B, height, width, 3), C order: the crops, resized. Zero where a sample cannot be decoded.
+            raw: bool (B,): whether the stored image is pixels, uint8 RGB (height, width, 3), instead of a JPEG file.
+            flips: bool (B,): whether to mirror the crop left-right.
+            output: uint8 (B, height, width, 3) in C order: receives the resized crops, or zeros for samples that
+                cannot be decoded.
 
         Raises:
-            ValueError: a box is not inside its image, or an array is not as above.
-            RuntimeError: the decoder is closed, or was made by the process that this one was forked from.
+            ValueError: a box is not inside its image, or an array does not have the dtype, shape or order above.
+            RuntimeError: the decoder is closed, or belongs to the process from which this one was forked.
+            MemoryError: no memory is left.
         """
         count = len(output)
         batch = _Batch(
@@ -149,28 +162,37 @@ class Decoder:
         return job
 
     def read_ahead(self, addresses: np.ndarray, nbytes: np.ndarray) -> None:
-        """Has these parts (uint64 (N,), int64 (N,)) of mapped files read into memory, by a thread of its own."""
+        """Asks the system to read parts of mapped files into memory. A separate thread makes the system calls.
+
+        Args:
+            addresses: uint64 (N,): the addresses of the parts.
+            nbytes: int64 (N,): their sizes in bytes.
+        """
         count = len(addresses)
-        at, sizes = _address(addresses, np.uint64, (count,)), _address(nbytes, np.int64, (count,))
-        _answer(load().decoder_read_ahead(self.handle, count, at, sizes))
+        starts, sizes = _address(addresses, np.uint64, (count,)), _address(nbytes, np.int64, (count,))
+        _answer(load().decoder_read_ahead(self.handle, count, starts, sizes))
 
     def close(self) -> None:
-        """Cancels all jobs, waits for the samples under way and ends the threads."""
+        """Cancels all jobs, waits for the samples that are being decoded and ends the threads."""
         self._close()
 
 
 def available() -> bool:
-    """Whether the library was built, by this version of the package, and can be loaded."""
+    """Whether the library was built by this version of the package and can be loaded."""
     return LIBRARY.available()
 
 
 def load() -> ctypes.CDLL:
-    """The library; raises `OSError` with the reason where it cannot be used."""
+    """Returns the library. Raises `OSError` with the reason if it cannot be used."""
     return LIBRARY.load()
 
 
 def decode_whole(encoded: np.ndarray, height: int, width: int) -> tuple[int, str, np.ndarray]:
-    """Decodes a JPEG file (uint8 (n,)) in the calling thread, outside of any `Decoder`.
+    """Decodes a whole JPEG file in the calling thread, without a `Decoder`.
+
+    Args:
+        encoded: uint8 (n,): the bytes of the file.
+        height, width: the size of the image in pixels.
 
     Returns its status, the message (empty for `Status.OK`), and its pixels, uint8 (height, width, 3).
     """
@@ -182,17 +204,21 @@ def decode_whole(encoded: np.ndarray, height: int, width: int) -> tuple[int, str
 
 
 def guard_mapping(address: int, size: int) -> int | None:
-    """Has reads of this mapped file that the system cannot answer give zeros instead of ending the process.
+    """Guards a mapped file: pages that the system cannot read become zeros instead of ending the process with SIGBUS.
 
-    Returns a number for `mapping_is_damaged`, which tells whether that has happened, and for `release_mapping`, which
-    must follow before the memory is used for something else; None where there are too many already.
+    Returns a number for `mapping_is_damaged`, which tells whether this has happened, and for `release_mapping`, which
+    must be called before the memory is unmapped. Returns None if too many mappings are guarded already.
+
+    Args:
+        address: the address of the mapping.
+        size: its size in bytes.
     """
     number = load().mapping_guard(address, size)
     return None if number < 0 else number
 
 
 def guard_again() -> None:
-    """For a process in which another library has taken over the signal that `guard_mapping` handles."""
+    """Installs the handler of `guard_mapping` again, if another library has replaced it."""
     load().mapping_guard_again()
 
 

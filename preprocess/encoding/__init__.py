@@ -1,3 +1,3 @@
-"""Any image file to the JPEG, or the pixels, that a shard holds."""
+"""Converts any image file to the JPEG that a shard stores."""
 
 __all__ = ["encode", "jpeg"]

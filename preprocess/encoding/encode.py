@@ -1,12 +1,12 @@
-"""Turns any image file into the JPEG that is stored.
+"""Converts any image file to the JPEG that is stored.
 
-    re-encoded: the file's bytes -> decode -> RGB -> area averaging down to max_side -> baseline JPEG
-                a JPEG's DCT coefficients -> rounded to the new quality's quantizers, where it keeps its size
-    kept:       a JPEG's coefficients -> the same coefficients as a baseline JPEG
+    re-encoded: file -> decode -> RGB -> area averaging down to max_side -> baseline JPEG
+                or, for a JPEG that keeps its size: DCT coefficients -> rounded to the quantizers of the new quality
+    kept:       DCT coefficients of a JPEG -> the same coefficients as a baseline JPEG
 
-By default with a restart marker at each MCU row, so that a decoder can start at the first row of a crop. JPEGs go
-through the native codec (`sdpnet.preprocess.encoding.jpeg`) where it is built; Pillow, imported when first needed,
-decodes all else, and everything without it.
+By default there is a restart marker at each MCU row, so that a decoder can start at the first row of a crop. JPEGs are
+processed by the native codec (`sdpnet.preprocess.encoding.jpeg`) if it is built. All other images, and all images
+without the codec, are decoded by Pillow, which is imported when it is first needed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 JPEG_START: Final = b"\xff\xd8\xff"
-JPEG_MAX_SIDE: Final = 65_500  # libjpeg's JPEG_MAX_DIMENSION; a .beton would hold 65,535
+JPEG_MAX_SIDE: Final = 65_500  # libjpeg's JPEG_MAX_DIMENSION; a .beton file allows 65,535
 SUBSAMPLINGS: Final = ("4:4:4", "4:2:2", "4:2:0")
 REENCODE_CHOICES: Final = ("auto", "always", "never")
 EXIF_CHOICES: Final = ("ignore", "apply")
@@ -43,23 +43,25 @@ class EncodeSettings:
     """How images are stored.
 
     Attributes:
-        max_side: the longer side is reduced to this many pixels; 0 keeps every image's size. Never enlarged.
-        quality: libjpeg's, 1 to 100.
-        subsampling: of the chroma planes, "4:4:4", "4:2:2" or "4:2:0".
-        restart_rows: MCU rows between restart markers; 0 writes none.
-        reencode: "always", where a JPEG within `max_side` becomes what decoding and encoding would make of it, but
-            for the rounding of pixels in between (`sdpnet.preprocess.encoding.jpeg.reencode`); "auto" keeps the DCT
-            coefficients of a JPEG within `max_side` as they are, if it is of a kind that every reader of shards knows
-            (8 bits, greyscale or YCbCr, common chroma samplings); "never" refuses what cannot be kept. Quality and
-            subsampling do not apply to what is kept.
-        exif: "ignore" stores the pixels as the file does, whatever its EXIF orientation says. That is the custom
-            for ImageNet: torchvision's ImageFolder does so, and published accuracies are measured that way.
-            "apply" turns them upright; what has to be turned is re-encoded.
-        max_pixels: a larger image is bad. What a worker needs to decode one depends on the format: of a baseline JPEG
-            next to nothing, of a progressive one 6 bytes a pixel, of PNG 4, of others up to 16.
-        max_file_mb: a larger file is bad, and not read; in 1,000,000 bytes.
+        max_side: the longer side is reduced to this many pixels; 0 keeps the size of every image. Images are never
+            enlarged.
+        quality: libjpeg's quality, 1 to 100.
+        subsampling: the chroma subsampling, "4:4:4", "4:2:2" or "4:2:0".
+        restart_rows: the number of MCU rows between restart markers; 0 writes none.
+        reencode: "always" encodes every image anew. A JPEG within `max_side` is then re-encoded without rounding the
+            pixels in between (`sdpnet.preprocess.encoding.jpeg.reencode`). "auto" keeps the DCT coefficients of a JPEG
+            within `max_side` if every reader of shards can decode it (8 bits, greyscale or YCbCr, a common chroma
+            sampling). "never" refuses images that cannot be kept. `quality` and `subsampling` do not apply to images
+            that are kept.
+        exif: "ignore" stores the pixels as they are in the file, without regard to its EXIF orientation. This is usual
+            for ImageNet: torchvision's ImageFolder does so, and published accuracies are measured that way. "apply"
+            turns images upright; those that must be turned are re-encoded.
+        max_pixels: an image with more pixels is bad. The memory that a worker needs for decoding depends on the format:
+            almost none for a baseline JPEG, 6 bytes a pixel for a progressive one, 4 for PNG, up to 16 for others.
+        max_file_mb: a larger file, in units of 1,000,000 bytes, is bad and is not read.
 
-    Raises `UserError` for a value out of range.
+    Raises:
+        UserError: a value is out of range.
     """
 
     max_side: int = 500
@@ -90,13 +92,13 @@ class EncodeSettings:
             raise UserError(f"max_file_mb {self.max_file_mb}: must be 1 to 1000000")
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON. The limits are left out where they are the usual ones, as in shard sets of before."""
-        usual = {"max_pixels": MAX_PIXELS, "max_file_mb": MAX_FILE_MB}
-        return {key: value for key, value in vars(self).items() if usual.get(key) != value}
+        """The settings for JSON. Limits with their default values are omitted, as in older shard sets."""
+        defaults = {"max_pixels": MAX_PIXELS, "max_file_mb": MAX_FILE_MB}
+        return {key: value for key, value in vars(self).items() if defaults.get(key) != value}
 
 
 class EncodedImage(NamedTuple):
-    """A baseline JPEG file's bytes and its size in pixels; `kept` if it has its original's DCT coefficients."""
+    """A baseline JPEG file, its size in pixels, and whether it has the DCT coefficients of the original (`kept`)."""
 
     data: bytes
     height: int
@@ -107,20 +109,20 @@ class EncodedImage(NamedTuple):
 def encode_image(
     source: bytes | str | os.PathLike[str], settings: EncodeSettings, name: str | None = None
 ) -> EncodedImage:
-    """Encodes one image as it is stored.
+    """Encodes one image in the form in which it is stored.
 
-    The colours are those of `sdpnet.pipelines.images.file.decode_image`, which `sdpnet predict` uses too. Only the
+    The colours are those of `sdpnet.pipelines.images.file.decode_image`, which `sdpnet predict` uses, too. Only the
     first frame of an animation is stored, and no metadata. Equal inputs give equal bytes with the same `codec()`.
 
     Args:
-        source: the file's bytes, or its path.
-        settings: how to store it.
-        name: what an error calls the image; a path's default is the path itself.
+        source: the bytes of the file, or its path.
+        settings: how to store the image.
+        name: the name of the image in messages; the default is the path.
 
     Raises:
-        UserError: with the image's name, when it cannot be read or decoded (`decode_image` says why), is too long for
-            a JPEG, or cannot be kept where `settings.reencode` is "never"; and when that is "auto" or "never" but the
-            native codec is not built.
+        UserError: the image cannot be read or decoded, is too long for a JPEG, or cannot be kept although
+            `settings.reencode` is "never"; or `settings.reencode` is "auto" or "never" and the native codec is not
+            built. The message has the name of the image.
     """
     if isinstance(source, bytes):
         data, name = source, name or "image"
@@ -146,7 +148,7 @@ def encode_image(
 
 
 def codec() -> str:
-    """The libraries that decide the encoded bytes, with their versions."""
+    """The libraries that determine the encoded bytes, with their versions."""
     from sdpnet.preprocess.encoding import pillow
 
     return f"{jpeg.version()}, {pillow.version()}" if jpeg.available() else pillow.version()
@@ -154,7 +156,7 @@ def codec() -> str:
 
 def _encode(data: bytes, settings: EncodeSettings, name: str) -> EncodedImage:
     is_jpeg = data.startswith(JPEG_START)
-    if is_jpeg and settings.max_pixels < MAX_PIXELS:  # else the codec's own limit is the same
+    if is_jpeg and settings.max_pixels < MAX_PIXELS:  # the codec has the limit MAX_PIXELS itself
         _require_size(data, settings.max_pixels)
     upright = settings.exif == "ignore" or _is_upright(data)
     if settings.reencode != "always":
@@ -174,7 +176,7 @@ def _encode(data: bytes, settings: EncodeSettings, name: str) -> EncodedImage:
         try:
             return EncodedImage(*jpeg.reencode(data, *options))
         except jpeg.UnsupportedError:
-            pass  # Pillow knows more colours
+            pass  # Pillow supports more colour spaces
     return _encode_pixels(data, settings, name)
 
 
@@ -197,7 +199,7 @@ def _encode_pixels(data: bytes, settings: EncodeSettings, name: str) -> EncodedI
 
 
 def _require_size(data: bytes, max_pixels: int) -> None:
-    """Raises `ImageFileError` for a JPEG of more pixels."""
+    """Raises `ImageFileError` for a JPEG with more pixels."""
     from sdpnet.pipelines.images.jpeg_frame import frame_of
     from sdpnet.pipelines.images.reasons import too_large
 

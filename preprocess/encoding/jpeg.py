@@ -1,6 +1,6 @@
-"""The native JPEG codec (`native/jpeg_codec.cpp`): every call runs without the GIL.
+"""The native JPEG codec (`native/jpeg_codec.cpp`). Every call runs without the GIL.
 
-It is built when the package is installed and may be missing: ask `available()` before calling anything else.
+The codec is built when the package is installed and may be missing. Call `available()` before any other function.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ __all__ = [
     "version",
 ]
 
-INTERFACE: Final = 4  # codec_interface(); part of what decides the encoded bytes (`version`)
+INTERFACE: Final = 4  # the result of codec_interface(); part of `version`, because it determines the encoded bytes
 SAMPLING_FACTORS: Final = {"4:4:4": (1, 1), "4:2:2": (2, 1), "4:2:0": (2, 2)}
 
 
 class DamagedError(ValueError):
-    """The JPEG has lost data; the message is libjpeg's."""
+    """The JPEG is damaged. The message is that of libjpeg."""
 
 
 class UnsupportedError(ValueError):
-    """Nothing is wrong with the JPEG as far as it was read, but it is not of the kinds handled; says which kind."""
+    """The codec does not support this kind of JPEG; the message says which kind it is. No damage was found so far."""
 
 
 class TooLargeError(ValueError):
@@ -45,7 +45,7 @@ class TooLargeError(ValueError):
 
 
 class Encoded(NamedTuple):
-    """A baseline JPEG file's bytes and its size in pixels."""
+    """The bytes of a baseline JPEG file and its size in pixels."""
 
     data: bytes
     height: int
@@ -70,39 +70,45 @@ _ERRORS: Final = {
 
 
 def available() -> bool:
-    """Whether the library was built, by this version of the package, and can be loaded."""
+    """Whether the library was built by this version of the package and can be loaded."""
     return LIBRARY.available()
 
 
 def version() -> str:
-    """The codec's own version and that of the libjpeg-turbo it was built with."""
+    """The version of the codec and that of the libjpeg-turbo with which it was built."""
     return f"native codec {INTERFACE}, libjpeg-turbo {_loaded().codec_turbo_version().decode()}"
 
 
 def reencode(data: bytes, max_side: int, quality: int, subsampling: str, restart_rows: int) -> Encoded:
     """Re-encodes an 8-bit greyscale or YCbCr JPEG. The parameters are those of `EncodeSettings`.
 
-    Where it is reduced: decoded, averaged as `sdpnet.pipelines.images.area` does, and compressed. The pixels are those
-    of Pillow's decoder, and the bytes those of Pillow's encoder, where the two libjpeg-turbos agree.
+    A JPEG that must be reduced is decoded, averaged as in `sdpnet.pipelines.images.area`, and compressed. The pixels
+    are those of Pillow's decoder and the bytes those of Pillow's encoder, if both use the same libjpeg-turbo.
 
-    Where a clean baseline JPEG keeps its size, and its chroma sampling is the wanted one or 4:4:4 to become 4:2:0 or
-    greyscale: the same but for the rounding and clamping of pixels, which there are none of. Each DCT coefficient is
-    divided by its quantizer of this `quality` (libjpeg's `jpeg_set_quality`) and rounded to the nearest integer; to
-    halve chroma, the coefficients become those of the averages of 2 x 2 samples. On average no more is lost so.
+    A regular baseline JPEG that keeps its size is re-encoded without decoding it to pixels. Its chroma sampling must be
+    the requested one, or 4:4:4 if 4:2:0 is requested, or it must be greyscale. Each DCT coefficient is divided by its
+    quantizer of this `quality` (libjpeg's `jpeg_set_quality`) and rounded to the nearest integer. To halve chroma, the
+    coefficients are replaced by those of the averages of 2 x 2 samples. The result differs from decoding and
+    encoding only by the rounding and clamping of pixels, and is on average no further from the original.
 
     Raises:
         DamagedError: image data is lost or the file is truncated. Bytes after the image, extraneous bytes before
-            a marker and odd Adobe or JFIF markers are no damage.
-        UnsupportedError: other colours (CMYK, RGB, ...), 12 bits, arithmetic or lossless coding.
-        TooLargeError: a decompression bomb.
+            a marker and unusual Adobe or JFIF markers are not damage.
+        UnsupportedError: the JPEG has other colours (CMYK, RGB, ...), 12 bits, or arithmetic or lossless coding.
+        TooLargeError: the JPEG is a decompression bomb.
     """
     return _call("codec_reencode", data, len(data), max_side, quality, *SAMPLING_FACTORS[subsampling], restart_rows)
 
 
 def encode(pixels: np.ndarray, max_side: int, quality: int, subsampling: str, restart_rows: int) -> Encoded:
-    """Reduces uint8 RGB (height, width, 3) as `reencode` does, and compresses it."""
+    """Reduces pixels as in `reencode` and compresses them.
+
+    Args:
+        pixels: uint8 RGB (height, width, 3).
+        max_side, quality, subsampling, restart_rows: see `EncodeSettings`.
+    """
     height, width, channels = pixels.shape
-    import numpy as np  # which most worker processes never need
+    import numpy as np  # imported here, because most worker processes never need it
 
     if pixels.dtype != np.uint8 or channels != 3:
         raise ValueError(f"pixels are {pixels.dtype} {pixels.shape}, must be uint8 (height, width, 3)")
@@ -112,20 +118,20 @@ def encode(pixels: np.ndarray, max_side: int, quality: int, subsampling: str, re
 
 
 def keep(data: bytes, max_side: int, restart_rows: int) -> Encoded:
-    """Rewrites a JPEG with the same DCT coefficients: baseline, JFIF, no other metadata.
+    """Rewrites a JPEG with the same DCT coefficients as a baseline JFIF file without other metadata.
 
-    The Huffman tables of clean baseline JPEGs stay, with codes added for what DC differences at a restart may
-    need; those of others become the standard ones.
+    A regular baseline JPEG keeps its Huffman tables, with additional codes that DC differences after a restart marker
+    may need. All other JPEGs get the standard tables.
 
     Args:
-        data: the file's bytes.
-        max_side: 0, or what neither side may exceed.
-        restart_rows: MCU rows between restart markers; 0 writes none.
+        data: the bytes of the file.
+        max_side: the largest length of a side in pixels; 0 for no limit.
+        restart_rows: the number of MCU rows between restart markers; 0 writes none.
 
     Raises:
-        UnsupportedError: also what `reencode` handles but no baseline JPEG that TurboJPEG reads can hold
-            (other samplings than 4:4:4, 4:2:2, 4:2:0, 4:4:0, 4:1:1 and greyscale), or longer than `max_side`.
-        DamagedError, TooLargeError: as `reencode`.
+        UnsupportedError: as in `reencode`, and if the image is longer than `max_side` or cannot be stored as a baseline
+            JPEG that TurboJPEG can read (with the sampling 4:4:4, 4:2:2, 4:2:0, 4:4:0 or 4:1:1, or greyscale).
+        DamagedError, TooLargeError: as in `reencode`.
     """
     return _call("codec_keep", data, len(data), max_side, restart_rows)
 

@@ -1,4 +1,4 @@
-"""Histograms for Plotly, with bins of round widths."""
+"""Histograms for Plotly, with bins whose widths are round numbers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from sdpnet.pipelines.pages.chart import Chart, layout
 __all__ = ["Axis", "compact", "histogram", "linear_axis", "ratio_axis"]
 
 MAX_BINS: Final = 48
-BAR: Final = "#5b8dbf"  # is seen on light and on dark paper; --bar of the page's style
-TICKS_OF_RATIOS: Final = 3  # on each side of 1:1, at most, where the axis goes beyond 4:1
+BAR: Final = "#5b8dbf"  # visible on light and dark backgrounds; the same as --bar in the style of the page
+TICKS_OF_RATIOS: Final = 3  # the largest number of ticks on each side of 1:1 on axes beyond 4:1
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,10 +22,10 @@ class Axis:
     """A horizontal axis.
 
     Attributes:
-        label: what it measures.
-        edges: float64 (bins + 1,), rising, in the units of the values.
-        ticks: (value, text), rising; none leaves them to Plotly.
-        log: equal distances are equal ratios.
+        label: the quantity, with its unit.
+        edges: float64 (bins + 1,), ascending, in the unit of the values.
+        ticks: (value, text), ascending; if empty, Plotly chooses the ticks.
+        log: whether the axis is logarithmic.
     """
 
     label: str
@@ -34,12 +34,12 @@ class Axis:
     log: bool = False
 
     def position(self, value: Any) -> Any:
-        """Where values (a number or an array) are drawn: at themselves, or at their logarithms to the base 2."""
+        """The positions of values (a number or an array) on the axis: the values, or their logarithms to the base 2."""
         return np.log2(value) if self.log else value
 
 
 def compact(value: float) -> str:
-    """A number in few characters: 950, 5,000, 12.5k, 3M."""
+    """Formats a number with few characters: 950, 5,000, 12.5k, 3M."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= max(size, 10_000):
             return f"{value / size:.3g}{unit}"
@@ -47,24 +47,26 @@ def compact(value: float) -> str:
 
 
 def linear_axis(values: np.ndarray, label: str) -> Axis:
-    """Bins of a round, whole width for whole numbers, from 0 (or from the lowest value, where 0 is far) to the highest.
+    """Returns an axis for integers, with bins whose width is a round integer.
 
-    Where the highest value is over twice the 99.5th percentile, the axis ends behind that percentile.
+    It starts at 0, or at the lowest value if that is at least half of the highest, and ends at the highest value. If
+    the highest value is more than twice the 99.5th percentile, the axis ends at that percentile, because a few extreme
+    values would otherwise compress all others.
     """
     low, high = (int(values.min()), int(values.max())) if len(values) else (0, 1)
-    if len(values) and high > 2 * (common := float(np.quantile(values, 0.995))):
-        high = math.ceil(common)
+    if len(values) and high > 2 * (percentile := float(np.quantile(values, 0.995))):
+        high = math.ceil(percentile)
     if low < 0.5 * high:
         low = 0
     step = _round_step((high - low + 1) / MAX_BINS)
-    alone = low == high
-    first, last = low // step - (alone and low > 0), high // step + 1 + alone
+    single = low == high
+    first, last = low // step - (single and low > 0), high // step + 1 + single
     edges = np.arange(first, last + 1, dtype=np.float64) * step - (0.5 if step == 1 else 0)
     return Axis(label, edges)
 
 
 def ratio_axis(values: np.ndarray, label: str) -> Axis:
-    """Bins for ratios, on a logarithmic scale that is symmetric about 1:1 and reaches every value."""
+    """Returns a logarithmic axis for ratios that is symmetric about 1:1 and includes every value."""
     reach = max(0.8, float(np.abs(np.log2(values)).max()) if len(values) else 0)
     width = next(width for width in (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1) if 2 * reach / width < MAX_BINS - 1)
     half = math.ceil(reach / width)
@@ -80,12 +82,13 @@ def ratio_axis(values: np.ndarray, label: str) -> Axis:
 
 
 def histogram(values: np.ndarray, axis: Axis, label: str, title: str) -> Chart:
-    """How many values fall into each bin of the axis. Values beyond the last edge are counted in the chart's note.
+    """Returns a histogram. The number of values beyond the last edge is in the note of the chart.
 
     Args:
         values: (n,), numbers.
-        axis: its edges are the bins.
-        label: of the vertical axis: what is counted.
+        axis: the horizontal axis; its edges are those of the bins.
+        label: the label of the vertical axis, which says what is counted.
+        title: the title of the chart.
     """
     counts, edges = np.histogram(values, axis.edges)
     filled = np.flatnonzero(counts)
@@ -99,7 +102,7 @@ def histogram(values: np.ndarray, axis: Axis, label: str, title: str) -> Chart:
         "text": [f"{between}: {count}" for between, count in rows],
         "textposition": "none",
         "hovertemplate": "%{text}<extra></extra>",
-        # The outline is one pixel wide whatever the height: a bin with one image of a million must not look empty.
+        # The outline is one pixel wide at any height, so that a bin with one image of a million does not look empty.
         "marker": {"color": BAR, "line": {"color": BAR, "width": 1}},
     }
     x_axis: dict[str, Any] = {"title": {"text": axis.label}, "range": [float(places[0]), float(places[-1])]}
@@ -119,6 +122,6 @@ def histogram(values: np.ndarray, axis: Axis, label: str, title: str) -> Chart:
 
 
 def _round_step(at_least: float) -> int:
-    """The smallest of 1, 2, 5, 10, 20, 50, ... that is at least this."""
+    """The smallest number of 1, 2, 5, 10, 20, 50, ... that is at least `at_least`."""
     power = 10 ** max(0, math.floor(math.log10(max(1.0, at_least))))
     return next(step for step in (power, 2 * power, 5 * power, 10 * power) if step >= at_least)

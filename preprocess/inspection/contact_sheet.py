@@ -1,4 +1,4 @@
-"""The contact sheet: images of a split, each with what the training pipeline makes of it."""
+"""The contact sheet: images of a split, each beside the same image as training sees it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sdpnet.preprocess.inspection.survey import SplitSurvey
 
 __all__ = ["CROP", "ERASE", "IMAGE_SIZE", "MIX", "RANDAUGMENT", "RECIPE", "ContactSheet", "Tile", "contact_sheet"]
 
-# The seed recipe, as in configs/sdpnet_xl.yaml.
+# The seed recipe, with the values of configs/sdpnet_xl.yaml.
 IMAGE_SIZE: Final = 224
 CROP: Final = CropOptions()
 RANDAUGMENT: Final = RandAugmentOptions(policy="randaugment")
@@ -42,12 +42,12 @@ class Tile:
     """One image of the contact sheet.
 
     Attributes:
-        sample_id: in its split.
-        class_name: its own; where it is mixed, `change` names the other sample.
-        height, width: in pixels, as stored.
-        original: a small JPEG file of it.
-        augmented: a small JPEG file of what the pipeline makes of it; None where there is none.
-        change: what the plan decided for it.
+        sample_id: its number in the split.
+        class_name: its own class; if it is mixed with another sample, `change` names that sample.
+        height, width: the size of the stored image in pixels.
+        original: a small JPEG file of the stored image.
+        augmented: a small JPEG file of the augmented image; None if it could not be augmented.
+        change: a description of the augmentation.
     """
 
     sample_id: int
@@ -61,7 +61,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class ContactSheet:
-    """Some images of a split; `note` says how they were augmented, or why they were not."""
+    """Some images of a split. `note` says how they were augmented, or why they were not."""
 
     split: str
     tiles: tuple[Tile, ...]
@@ -71,11 +71,11 @@ class ContactSheet:
 def contact_sheet(
     directory: Path, split: SplitSurvey, classes: tuple[str, ...], num_images: int, seed: int
 ) -> ContactSheet:
-    """The first images that training with this seed would see, each with what the torchvision pipeline and the device
-    stage make of it.
+    """Makes a contact sheet of the first images that training with this seed would see.
 
-    MixUp and CutMix mix pairs, so there is an even number of images, or a single one, which is not mixed. Where PyTorch
-    or torchvision is missing, the images stay without their augmented half and `note` says why.
+    Images are augmented by the torchvision pipeline and the device stage. MixUp and CutMix mix pairs, so the number of
+    images is even, or one, which is then not mixed. Without PyTorch or torchvision, the images are not augmented, and
+    `note` gives the reason.
     """
     count = min(num_images, split.split.num_samples)
     count -= count % 2 if count > 1 else 0
@@ -99,9 +99,9 @@ def contact_sheet(
 
 
 def _augmented(directory: Path, split: str, count: int, seed: int) -> tuple[np.ndarray, BatchPlan]:
-    """The first training batch as the model gets it, but without the normalisation: uint8 (count, size, size, 3).
+    """Returns the first training batch as the model gets it, without normalisation, and its plan.
 
-    Raises `BackendMissingError` without PyTorch or torchvision.
+    The images are uint8 (count, size, size, 3). Raises `BackendMissingError` without PyTorch or torchvision.
     """
     try:
         import torch
@@ -130,7 +130,7 @@ def _augmented(directory: Path, split: str, count: int, seed: int) -> tuple[np.n
 
 
 def _change(plan: BatchPlan, i: int) -> str:
-    """What the plan decided for its sample `i`, in words."""
+    """A description of the augmentation of sample `i` of the plan."""
     height, width = plan.crop_boxes[i, 2:].tolist()
     words = [f"crop {width} × {height}"]
     if plan.flips[i]:
@@ -157,7 +157,7 @@ def _original(directory: Path, split: SplitSurvey, sample: int) -> Image.Image:
 
 
 def _jpeg(image: Image.Image) -> bytes:
-    """A JPEG file of the image, reduced to `THUMBNAIL_SIDE`."""
+    """A JPEG file of the image, reduced to at most `THUMBNAIL_SIDE` pixels a side."""
     file = BytesIO()
     image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     image.save(file, "JPEG", quality=80)

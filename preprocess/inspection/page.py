@@ -1,4 +1,4 @@
-"""The page about a shard set: one HTML file that needs nothing else."""
+"""The page about a shard set: one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sdpnet.preprocess.inspection.words import how_stored, written_by
 
 __all__ = ["page"]
 
-BARS_UP_TO: Final = 40  # classes; more make a histogram
+BARS_UP_TO: Final = 40  # the largest number of classes with a bar each; for more there is a histogram
 NAMES_LISTED: Final = 10
 REASONS_LISTED: Final = 20
 
@@ -27,12 +27,12 @@ TEMPLATE: Final = Path(__file__).with_name("page.html.j2")
 
 
 def page(survey: Survey, reading: Sequence[tuple[str, str, str]], sheet: ContactSheet | None) -> str:
-    """The whole HTML document.
+    """Returns the HTML document.
 
     Args:
-        survey: what the shard set holds.
-        reading: further key figures: (name, value, remark) each.
-        sheet: None leaves the contact sheet out.
+        survey: the survey of the shard set.
+        reading: additional key figures: (name, value, remark) each.
+        sheet: the contact sheet; None omits it.
     """
     manifest = survey.manifest
     origin = [
@@ -70,8 +70,11 @@ def page(survey: Survey, reading: Sequence[tuple[str, str, str]], sheet: Contact
 
 
 def _classes(split: SplitSurvey, names: Sequence[str]) -> dict[str, Any]:
-    """How the images of a split are spread over the classes: bars for few classes; for many a histogram, and by name
-    the classes at both ends of it. Classes without an image are named in a line of their own."""
+    """The distribution of the images of a split over the classes, for the template.
+
+    There is a bar for each class if there are few; otherwise a histogram and the names of the largest and the smallest
+    classes. Classes without images are listed separately.
+    """
     counts, empty = split.class_counts, split.empty_classes
     found: dict[str, Any] = {
         "split": split.name,
@@ -81,9 +84,9 @@ def _classes(split: SplitSurvey, names: Sequence[str]) -> dict[str, Any]:
         "more_empty": f"{len(empty) - NAMES_LISTED:,}" if len(empty) > NAMES_LISTED else "",
     }
     if len(names) <= BARS_UP_TO:
-        most = max(counts.tolist(), default=0)
+        largest = max(counts.tolist(), default=0)
         rows = [(names[label], int(counts[label])) for label in split.by_count()]
-        found["bars"] = [(name, f"{100 * count / most:.1f}" if count else "", f"{count:,}") for name, count in rows]
+        found["bars"] = [(name, f"{100 * count / largest:.1f}" if count else "", f"{count:,}") for name, count in rows]
     elif counts.min() == counts.max():
         found["each"] = f"{int(counts[0]):,}"
     else:

@@ -1,4 +1,7 @@
-"""What a shard set holds, as numbers: from its manifest, its readers' tables and its quarantine; decodes no image."""
+"""Statistics of a shard set, from its manifest, the tables of its files and its list of bad images.
+
+No image is decoded.
+"""
 
 from __future__ import annotations
 
@@ -23,19 +26,22 @@ from sdpnet.pipelines.terminal.readable_names import readable_names
 
 __all__ = ["Bad", "SplitSurvey", "Survey", "crop_share", "quarantine_limit", "read_quarantine", "survey"]
 
-CROPS_DRAWN: Final = 1 << 14  # by which the kept share is known to about 0.2 %
-FILES_LISTED: Final = 5  # of each reason
-_MOST_BYTES: Final = (1 << 20, 64 << 10, 1 << 28)  # of quarantine.jsonl: for itself, for each image, and in all
+CROPS_DRAWN: Final = 1 << 14  # so many crops give the share of kept bytes to about 0.2 %
+FILES_LISTED: Final = 5  # the number of files that are named for each reason
+_BASE_BYTES: Final = 1 << 20  # the largest size of quarantine.jsonl: this, and
+_BYTES_PER_IMAGE: Final = 64 << 10  # this for each image that it lists,
+_MAX_BYTES: Final = 1 << 28  # but not more than this
 
 
 @dataclass(frozen=True, eq=False)
 class SplitSurvey:
-    """One split.
+    """The statistics of one split.
 
     Attributes:
-        split: what the manifest says of it.
+        name: the name of the split.
+        split: its entry in the manifest.
         reader: its tables, and access to its images.
-        class_counts: int64 (num_classes,), images of each class.
+        class_counts: int64 (num_classes,), the number of images of each class.
     """
 
     name: str
@@ -45,12 +51,12 @@ class SplitSurvey:
 
     @property
     def longer(self) -> np.ndarray:
-        """Longer sides in pixels, int32 (num_samples,)."""
+        """The longer sides in pixels, int32 (num_samples,)."""
         return self.reader.sizes.max(axis=1)
 
     @property
     def shorter(self) -> np.ndarray:
-        """Shorter sides in pixels, int32 (num_samples,)."""
+        """The shorter sides in pixels, int32 (num_samples,)."""
         return self.reader.sizes.min(axis=1)
 
     @property
@@ -60,29 +66,32 @@ class SplitSurvey:
 
     @property
     def nbytes(self) -> np.ndarray:
-        """Bytes of each encoded image, int64 (num_samples,)."""
+        """The sizes of the encoded images in bytes, int64 (num_samples,)."""
         return self.reader.nbytes
 
     @property
     def file_bytes(self) -> int:
-        """Bytes of its shard files."""
+        """The total size of its shard files in bytes."""
         return sum(file.bytes for file in self.split.files)
 
     @property
     def empty_classes(self) -> list[int]:
-        """Labels without an image."""
+        """The labels without images."""
         return np.flatnonzero(self.class_counts == 0).tolist()
 
     def by_count(self) -> list[int]:
-        """Labels, the class with the most images first; equal ones in label order."""
+        """All labels, sorted by the number of images, largest first; classes of equal size are in label order."""
         return np.argsort(-self.class_counts, kind="stable").tolist()
 
 
 @dataclass
 class Bad:
-    """Images that were left out for one reason; numbers in it differ from file to file where it says N.
+    """Images that were skipped for one reason.
 
-    `files` are the first `FILES_LISTED` ones, each "SPLIT/FILE".
+    Attributes:
+        reason: the reason. Numbers that differ between the files are replaced by N.
+        count: the number of images.
+        files: the first `FILES_LISTED` of them, each as "SPLIT/FILE".
     """
 
     reason: str
@@ -92,7 +101,13 @@ class Bad:
 
 @dataclass(frozen=True, eq=False)
 class Survey:
-    """A whole shard set. `splits` has train first; `quarantine` the most frequent reason."""
+    """The statistics of a shard set.
+
+    Attributes:
+        manifest: its manifest.
+        splits: its splits, train first.
+        quarantine: the images that were skipped, the most frequent reason first.
+    """
 
     manifest: Manifest
     splits: tuple[SplitSurvey, ...]
@@ -100,7 +115,7 @@ class Survey:
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
-        """What people call the classes, in label order."""
+        """Readable names of the classes, in label order."""
         return readable_names(self.manifest.classes)
 
     @property
@@ -117,10 +132,10 @@ class Survey:
 
 
 def survey(directory: str | Path) -> Survey:
-    """Reads a shard set's manifest, tables and quarantine.
+    """Reads the manifest, the tables and the list of bad images of a shard set.
 
     Raises:
-        ShardError: for what `open_split` and `read_quarantine` refuse.
+        ShardError: as in `open_split` and `read_quarantine`.
     """
     directory = Path(directory)
     manifest = read_manifest(directory)
@@ -133,16 +148,16 @@ def survey(directory: str | Path) -> Survey:
 
 
 def quarantine_limit(manifest: Manifest) -> int:
-    """The bytes that `quarantine.jsonl` may have, by the number of images that it lists."""
-    own, each, most = _MOST_BYTES
-    return min(own + each * sum(split.num_quarantined for split in manifest.splits.values()), most)
+    """The largest size of `quarantine.jsonl` in bytes, for the number of images that it lists."""
+    num_images = sum(split.num_quarantined for split in manifest.splits.values())
+    return min(_BASE_BYTES + _BYTES_PER_IMAGE * num_images, _MAX_BYTES)
 
 
-def read_quarantine(directory: Path, limit: int = _MOST_BYTES[2]) -> list[Bad]:
-    """`quarantine.jsonl`, grouped by reason; reasons that differ in their numbers alone are one group.
+def read_quarantine(directory: Path, limit: int = _MAX_BYTES) -> list[Bad]:
+    """Reads `quarantine.jsonl` and groups its images by reason. Reasons that differ only in numbers are one group.
 
     Raises:
-        ShardError: for what is no file or has more than `limit` bytes, and for a line that is no JSON object with
+        ShardError: it is not a regular file, has more than `limit` bytes, or has a line that is not a JSON object with
             split, file and reason.
     """
     path = directory / QUARANTINE_NAME
@@ -170,10 +185,10 @@ def read_quarantine(directory: Path, limit: int = _MOST_BYTES[2]) -> list[Bad]:
 
 
 def crop_share(split: SplitSurvey, crop: CropOptions, image_size: int, seed: int) -> float:
-    """The share of the split's encoded bytes that lies in the boxes of a random resized crop.
+    """Estimates the share of the encoded bytes of a split that lies in the boxes of random resized crops.
 
-    From the plan's own boxes of epoch 0, for at most `CROPS_DRAWN` samples, evenly spread; each box counts with its
-    share of the image's area times the image's bytes.
+    The boxes are those of the plan in epoch 0, for at most `CROPS_DRAWN` evenly spaced samples. The bytes of an image
+    are assumed to be spread evenly over its area.
     """
     count = split.split.num_samples
     ids = np.linspace(0, count - 1, min(count, CROPS_DRAWN)).astype(np.int64)

@@ -1,4 +1,4 @@
-"""What the terminal and the page say alike: numbers with their units, and the table of the splits."""
+"""The texts that the terminal and the page have in common: numbers with units, and the table of the splits."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["counted", "file_size", "left_out", "left_out_kinds", "split_rows"]
 
 
 def counted(count: int, one: str, many: str) -> str:
-    """A number with its noun."""
+    """A number followed by its noun, in the singular or the plural."""
     return f"{count:,} {one if count == 1 else many}"
 
 
 def file_size(count: float) -> str:
-    """Bytes in decimal units, three digits."""
+    """A number of bytes in decimal units with three digits."""
     for power, unit in enumerate(("bytes", "kB", "MB", "GB")):
         if count < 999.5 * 1000**power:
             return f"{count / 1000**power:.3g} {unit}"
@@ -25,7 +25,7 @@ def file_size(count: float) -> str:
 
 
 def split_rows(survey: Survey) -> list[tuple[str, list[str]]]:
-    """The table of splits: for each fact its name and its text for each split."""
+    """The rows of the table of splits: the name of each quantity and its text for each split."""
 
     def spread(values: np.ndarray, form: str = ",.0f") -> str:
         if not len(values):
@@ -52,13 +52,13 @@ def split_rows(survey: Survey) -> list[tuple[str, list[str]]]:
 
 
 def left_out(survey: Survey) -> str:
-    """A sentence or two on what of the source is not in the set: images that could not be converted, other files."""
-    announced = sum(split.split.num_quarantined for split in survey.splits)
+    """Says how many images and other files of the source are not in the set."""
+    expected = sum(split.split.num_quarantined for split in survey.splits)
     listed = sum(group.count for group in survey.quarantine)
     origin = survey.manifest.origin
     others = 0 if origin is None else origin.num_left_out
-    if announced != listed:
-        return f"{counted(announced, 'image', 'images')} left out, but quarantine.jsonl lists {listed:,}."
+    if expected != listed:
+        return f"{counted(expected, 'image', 'images')} left out, but quarantine.jsonl lists {listed:,}."
     sentences = []
     if listed:
         sentences.append(f"{counted(listed, 'image', 'images')} of the source left out.")
@@ -68,6 +68,6 @@ def left_out(survey: Survey) -> str:
 
 
 def left_out_kinds(survey: Survey) -> list[str]:
-    """A line for each kind of other files of the source that were left out."""
+    """A line for each kind of other files of the source that are not in the set."""
     origin = survey.manifest.origin
     return [] if origin is None else [str(entry) for entry in origin.left_out]

@@ -1,4 +1,4 @@
-"""Which stored images cannot be decoded: what `verify --decode` and `adopt --decode` ask of every image."""
+"""Finds stored images that cannot be decoded, for `verify --decode` and `adopt --decode`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from sdpnet.pipelines.shards.layout import ShardReader
 
 __all__ = ["undecodable"]
 
-_AT_ONCE: Final = 4096  # images that are handed to the threads before the first answer is taken
+_BATCH: Final = 4096  # the number of images that are queued at a time, which bounds the memory of the queue
 
 
 def undecodable(reader: ShardReader, num_workers: int) -> Iterator[tuple[int, str]]:
-    """Decodes every JPEG of a split, in so many threads; yields (sample, why) for each that cannot be."""
+    """Decodes every JPEG of a split in `num_workers` threads. Yields (sample, reason) if one cannot be decoded."""
 
     def check(sample: int) -> tuple[int, str] | None:
         height, width = reader.sizes[sample].tolist()
@@ -32,5 +32,5 @@ def undecodable(reader: ShardReader, num_workers: int) -> Iterator[tuple[int, st
 
     jpegs = np.flatnonzero(reader.modes != MODE_RAW).tolist()
     with ThreadPoolExecutor(num_workers) as pool:
-        for start in range(0, len(jpegs), _AT_ONCE):
-            yield from (found for found in pool.map(check, jpegs[start : start + _AT_ONCE]) if found is not None)
+        for start in range(0, len(jpegs), _BATCH):
+            yield from (found for found in pool.map(check, jpegs[start : start + _BATCH]) if found is not None)

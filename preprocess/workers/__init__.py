@@ -1,3 +1,3 @@
-"""Processes that encode images; one that crashes or hangs costs one image."""
+"""Processes that encode images. If one crashes or hangs, only one image is lost."""
 
 __all__ = ["pool", "result"]

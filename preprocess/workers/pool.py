@@ -1,9 +1,9 @@
-"""Encodes images in worker processes, in order, and says which image it was when one of them dies or hangs.
+"""Encodes images in worker processes, in order. If a worker crashes or hangs, its image is identified.
 
-    Location of each image -> [worker: read, encode, CRC-32] x num_workers -> Encoded | Bad, in the order asked for
+    Location of each image -> [worker: read, encode, CRC-32] x num_workers -> Encoded | Bad, in the order of the indices
 
-A worker is a process of its own because decoders are C code that may crash, hang or take all memory on a hostile file.
-Its images come back through memory that both processes share (`sdpnet.preprocess.workers.child`).
+Workers are processes because decoders are C code that may crash, hang or take all memory on a hostile file. Images come
+back through shared memory (`sdpnet.preprocess.workers.child`).
 """
 
 from __future__ import annotations
@@ -26,14 +26,17 @@ from sdpnet.preprocess.workers.result import Bad, Encoded
 
 __all__ = ["ASLEEP_SECONDS", "HANG_SECONDS", "Workers", "encode_all"]
 
-HANG_SECONDS: Final = 8.0  # of processor time, and so many more for each MB of the file:
-_SECONDS_PER_MB: Final = 1.0  # six times what OpenJPEG takes, the slowest decoder (0.16 s)
-ASLEEP_SECONDS: Final = 600.0  # in which a worker uses no processor, nor waits for a disk, nor is stopped
-_TASKS: Final = 8  # images that a worker has in hand
-_BUFFERED_BYTES: Final = 1 << 28  # finished images that wait for an earlier one
-_LOOK_SECONDS: Final = 0.02  # between two looks at what workers have finished that do not tell of it
-_ACTIVITY_SECONDS: Final = 0.25  # between two looks at what a silent worker does
-# What a decoder's own mistakes end a process with. Other signals come from outside: the system short of memory, a user.
+# The time limit of an image counts the processor time of its worker, not the time on the clock. With a limit of 10 s on
+# the clock, good images of 40 megapixels were bad at a load of 9, and the bytes of a conversion depended on the load.
+HANG_SECONDS: Final = 8.0  # of processor time, plus
+_SECONDS_PER_MB: Final = 1.0  # for each MB of the file: six times that of OpenJPEG, the slowest decoder (0.16 s)
+ASLEEP_SECONDS: Final = 600.0  # the limit for a worker that sleeps: it neither runs, waits for a disk, nor is stopped
+_TASKS: Final = 8  # the number of images that are assigned to a worker at a time
+_BUFFERED_BYTES: Final = 1 << 28  # the size of finished images that may wait for an earlier one
+_CHECK_SECONDS: Final = 0.02  # the interval of the checks for finished images without a notice
+_ACTIVITY_SECONDS: Final = 0.25  # the interval of the checks of a worker's activity
+# The signals by which an error of a decoder ends its process. All other signals come from outside, for example from a
+# system that is short of memory, or from a user. They say nothing about the image, which is therefore not bad.
 _CRASHES: Final = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT)
 
 
@@ -46,35 +49,35 @@ def encode_all(
     hang_seconds: float = HANG_SECONDS,
     asleep_seconds: float | None = None,
 ) -> Generator[Encoded | Bad, None, None]:
-    """Encodes images with workers of its own; see `Workers`. Close the generator to stop early."""
+    """Encodes images with new workers; see `Workers`. Close the generator to stop early."""
     with Workers(settings, min(num_workers, max(last - first, 1)), hang_seconds, asleep_seconds) as workers:
         yield from workers.encode(locate, first, last)
 
 
 class _Worker(WorkerProcess):
-    """What looks have seen of a process.
+    """A worker process, and the observations of its current image.
 
     Attributes:
-        seen: how many images it had finished at the last look.
-        waited: seconds since then, or since the last look at its activity.
-        first_cpu_seconds: its processor time at the first look at its activity since then; None: there was none.
-        last_cpu_seconds: the same at the last one.
-        asleep: for how many seconds it has slept since.
+        num_seen: the number of images that it had finished at the last check.
+        waited: the seconds since the last check of its activity, or since it began its current image.
+        first_cpu_seconds: its processor time at the first check of its activity during the current image; None before.
+        last_cpu_seconds: its processor time at the last check of its activity.
+        asleep: the seconds for which it has slept during the current image.
     """
 
     def __init__(self, settings: EncodeSettings) -> None:
         super().__init__(settings)
         self.begin_watch(0)
 
-    def begin_watch(self, finished: int) -> None:
-        """It has finished so many images, and is at another one."""
-        self.seen = finished
+    def begin_watch(self, num_finished: int) -> None:
+        """Resets the observations for a new image. `num_finished` is the number of images that it has finished."""
+        self.num_seen = num_finished
         self.first_cpu_seconds: float | None = None
         self.last_cpu_seconds = self.asleep = self.waited = 0.0
 
 
 class Workers:
-    """Processes that encode images. They start at once, and encode one stretch of images after another.
+    """Processes that encode images. They are started immediately and can encode several ranges of images in turn.
 
         with Workers(settings, num_workers) as workers:
             for result in workers.encode(locate, first, last):
@@ -82,11 +85,12 @@ class Workers:
 
     Args:
         settings: how to store images.
-        num_workers: processes; 0 encodes in this one, which then dies or hangs with its decoder.
-        hang_seconds: an image that takes more processor time is `Bad`, as is one that crashes its process; each MB of
-            its file allows it a second more. What other processes do to the machine makes no difference to it, nor does
-            a process that is stopped or waits.
-        asleep_seconds: nor does one that sleeps, up to so many seconds.
+        num_workers: the number of processes. 0 encodes in this process, which then crashes or hangs with the decoder.
+        hang_seconds: an image that takes more processor time is `Bad`, like one that crashes its process. The limit is
+            a second higher for each MB of its file. The load of the machine does not matter, nor the time in which
+            the process is stopped or waits for a disk.
+        asleep_seconds: an image at which the process sleeps for longer than this is `Bad`, too. The default is
+            `ASLEEP_SECONDS`, or `hang_seconds` if that is more.
     """
 
     def __init__(
@@ -100,11 +104,11 @@ class Workers:
         self._asleep_seconds = max(hang_seconds, ASLEEP_SECONDS) if asleep_seconds is None else asleep_seconds
         self._workers: dict[int, _Worker] = {}
         self._poll = select.poll()
-        self._waited = 0.0  # since the last look
+        self._waited = 0.0  # seconds since the last check
         self._done: dict[int, tuple[Encoded | Bad, Slot | None]] = {}
         self._buffered = 0
-        self._failure: UserError | None = None  # to be raised behind what was finished before
-        self._unassigned: deque[int] = deque()  # what a worker that died had not begun
+        self._failure: UserError | None = None  # raised after the images that were finished before it
+        self._unassigned: deque[int] = deque()  # the images that a worker had not begun when it died
         self._next_task = 0
         for _ in range(num_workers):
             self._start()
@@ -122,17 +126,17 @@ class Workers:
         self._workers.clear()
 
     def encode(self, locate: Callable[[int], Location], first: int, last: int) -> Generator[Encoded | Bad, None, None]:
-        """Encodes the images `first` to `last - 1` and yields them in order; their `data` holds until the next one.
+        """Encodes the images `first` to `last - 1` and yields them in order. `data` is valid until the next image.
 
-        At most `_TASKS` images a worker are in hand and about 256 MB wait for an earlier image, whatever the consumer
-        does. Closing the generator early ends the processes for good.
+        At most `_TASKS` images are assigned to each worker, and about 256 MB of images wait for an earlier one, even if
+        the consumer is slow. Closing the generator early ends the processes.
 
         Args:
-            locate: gives image i's place.
-            first, last: which images.
+            locate: returns the location of image i.
+            first, last: the range of images.
 
         Raises:
-            UserError: naming the image that a worker had in hand when it was killed from outside.
+            UserError: a worker was killed from outside. The message names its current image.
         """
         if self._num_workers == 0:
             for index in range(first, last):
@@ -153,7 +157,7 @@ class Workers:
                     continue
                 self._buffered -= slot.size
                 yield result
-                slot.give_back()
+                slot.release()
         except BaseException:
             self.close()
             raise
@@ -164,7 +168,11 @@ class Workers:
         self._poll.register(worker.fileno(), select.POLLIN)
 
     def _assign(self, wanted: int, last: int) -> None:
-        """Fills the workers' hands. What is wanted next is always among it; the rest only while the buffer has room."""
+        """Assigns images to the workers.
+
+        Images ahead of `wanted`, the next one to be yielded, are assigned only while the buffer has room. The image
+        `wanted` itself always is: otherwise a full buffer would wait for an image that nobody encodes.
+        """
         ahead = wanted + 4 * _TASKS * len(self._workers)
         free = [worker for worker in self._workers.values() if len(worker.tasks) <= _TASKS // 2]
         for worker in sorted(free, key=lambda worker: len(worker.tasks)):
@@ -180,45 +188,54 @@ class Workers:
                     self._next_task += 1
                 tasks.append((index, self._locate(index)))
             if tasks:
-                worker.give(tasks)
+                worker.assign(tasks)
 
     def _receive(self) -> None:
-        """Takes what the workers have finished; those that are silent for too long, or have died, are replaced."""
-        began = time.monotonic()
-        events = self._poll.poll(1000 * _LOOK_SECONDS)
-        # Only the time that we waited counts, and no leap of it: this process, or the machine, may have been stopped.
-        self._waited += min(time.monotonic() - began, 5 * _LOOK_SECONDS)
+        """Takes the images that the workers have finished, and replaces workers that hang or have died."""
+        start_time = time.monotonic()
+        events = self._poll.poll(1000 * _CHECK_SECONDS)
+        # Only the time of waiting counts, and only up to a limit, because this process or the machine may have been
+        # stopped in between.
+        self._waited += min(time.monotonic() - start_time, 5 * _CHECK_SECONDS)
         for descriptor, _ in events:
             worker = self._workers[descriptor]
             try:
-                worker.hear()
-                self._take(worker, worker.told)
+                worker.read_notices()
+                self._take(worker, worker.num_notified)
             except (EOFError, OSError):
                 self._replace(worker, None)
-        if self._waited >= _LOOK_SECONDS:
+        if self._waited >= _CHECK_SECONDS:
             waited, self._waited = self._waited, 0.0
             for worker in list(self._workers.values()):
-                self._look(worker, waited)
+                self._check(worker, waited)
 
     def _take(self, worker: _Worker, count: int) -> None:
         for index, result, slot in worker.take(count):
             self._done[index] = result, slot
             self._buffered += slot.size
 
-    def _look(self, worker: _Worker, waited: float) -> None:
-        """Takes what a worker had finished at the last look, if it is at a slow image since, and watches that one."""
-        with suppress(EOFError, OSError):  # that it has died is noticed on reading its news
-            self._take(worker, worker.seen)
-        finished = worker.finished()
-        if finished != worker.seen or not worker.ready or not worker.tasks:
-            worker.begin_watch(finished)
+    def _check(self, worker: _Worker, waited: float) -> None:
+        """Takes the images that a worker had finished at the last check, and replaces the worker if it hangs.
+
+        A worker that is at a slow image has not sent a notice of the images before it, and the next image to be yielded
+        may be one of them. They are taken one check later because the count alone does not say that the answers are
+        visible to this process (`WorkerProcess.finished`).
+
+        A worker hangs if its current image has taken too much processor time, or if it sleeps for too long. A worker
+        that waits for a disk or is stopped does not hang.
+        """
+        with suppress(EOFError, OSError):  # a worker that has died is noticed when its notices are read
+            self._take(worker, worker.num_seen)
+        num_finished = worker.finished()
+        if num_finished != worker.num_seen or not worker.ready or not worker.tasks:
+            worker.begin_watch(num_finished)
             return
         worker.waited += waited
         if worker.waited < _ACTIVITY_SECONDS:
             return
         waited, worker.waited = worker.waited, 0.0
         state, cpu_seconds = worker.activity()
-        if worker.finished() != worker.seen:  # what it has used may be of the next image
+        if worker.finished() != worker.num_seen:  # the processor time may include that of the next image
             return
         if worker.first_cpu_seconds is None:
             worker.first_cpu_seconds = worker.last_cpu_seconds = cpu_seconds
@@ -233,30 +250,35 @@ class Workers:
             self._replace(worker, f"the decoder hangs (asleep for {self._asleep_seconds:g} s); replace or remove it")
 
     def _megabytes(self, index: int) -> int:
-        """Whole ones of an image's file."""
+        """The size of an image's file in whole MB."""
         location = self._locate(index)
         try:
             size = os.path.getsize(location.path) if location.size is None else location.size
-        except OSError:  # it is gone, but the worker may have it still
+        except OSError:  # the file was removed, but the worker may have read it before
             size = 0
         return int(_SECONDS_PER_MB * size) // 1_000_000
 
     def _replace(self, worker: _Worker, reason: str | None) -> None:
+        """Ends a worker and starts another one. Its current image is bad; the others are assigned again.
+
+        `reason` is the reason of the image, or None if the worker has died; then its exit status gives the reason. If
+        the status does not point to the decoder, there is no new worker but a failure.
+        """
         self._poll.unregister(worker.fileno())
         del self._workers[worker.fileno()]
         if reason is None:
-            status = worker.end(patience=5)  # it has closed its end of the pipe, and has ended or is about to
-            with suppress(EOFError, OSError):  # an image that did not come through whole is the one that it was at
+            status = worker.end(timeout=5)  # it has closed its end of the pipe, so it has ended or is about to
+            with suppress(EOFError, OSError):  # an image that was received incompletely is its current image
                 self._take(worker, worker.finished())
         worker.close()
         if reason is None:
             name = signal.Signals(-status).name if status < 0 else f"status {status}"
             if not worker.ready:
                 raise UserError(f"a worker process cannot start ({name}); what it printed stands above")
-            at = f"{self._locate(worker.tasks[0]).name}: " if worker.tasks else ""
+            image = f"{self._locate(worker.tasks[0]).name}: " if worker.tasks else ""
             if status >= 0 or -status not in _CRASHES or not worker.tasks:
                 self._failure = UserError(
-                    f"{at}its worker process was ended by {name}{' (out of memory?)' if status == -9 else ''}; "
+                    f"{image}its worker process was ended by {name}{' (out of memory?)' if status == -9 else ''}; "
                     "the same command goes on from here"
                 )
                 return

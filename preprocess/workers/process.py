@@ -1,4 +1,4 @@
-"""A worker process as its parent sees it: the images that it has in hand, and those that it has finished."""
+"""The parent's view of a worker process: the images that are assigned to it, and those that it has finished."""
 
 from __future__ import annotations
 
@@ -32,21 +32,25 @@ from sdpnet.preprocess.workers.result import Bad, Encoded, ImageState
 
 __all__ = ["ASLEEP", "Slot", "WorkerProcess"]
 
-ASLEEP: Final = "S"  # of a process's states; others are "R" (runs, or would if a processor were free), "D" (waits for a
-# disk), "T" and "t" (stopped)
+# The state of a process that sleeps. Other states are "R" (running or ready to run), "D" (waiting for a disk), "T" and
+# "t" (stopped).
+ASLEEP: Final = "S"
 _ROOT: Final = Path(sdpnet.__file__).resolve().parent.parent
 
 
 class Slot:
-    """An image's place in the shared memory: `size` bytes up to `end`, counted from the start of all that was ever
-    written there, until it is given back."""
+    """The memory of an image in the ring buffer of a worker.
+
+    It has `size` bytes and ends at the position `end`, which is counted since the start, without wrapping around. Slots
+    may be released in any order; the worker can reuse the memory up to the first slot that is not released.
+    """
 
     __slots__ = ("_free", "_process", "end", "size")
 
     def __init__(self, process: WorkerProcess, end: int, size: int) -> None:
         self._process, self.end, self.size, self._free = process, end, size, False
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         self._free = True
         slots = self._process.slots
         while slots and slots[0]._free:
@@ -57,82 +61,89 @@ class WorkerProcess:
     """A process that runs `sdpnet.preprocess.workers.child.work`.
 
     Attributes:
-        tasks: the images that it has in hand, in its order; the first is the one that it is at.
-        ready: whether it has begun.
-        told: how many images it has said are finished.
-        slots: of the images in the shared memory, in its order.
-        freed: up to where the shared memory was given back.
+        tasks: the indices of the images that are assigned to it, in order; the first is its current image.
+        ready: whether it has finished its start-up.
+        num_notified: the number of finished images of which it has sent a notice.
+        slots: the slots of the images in the shared memory, in order.
+        freed: the position up to which the ring buffer is released.
     """
 
     def __init__(self, settings: EncodeSettings) -> None:
-        self._socket, theirs = socket.socketpair()
-        news, their_news = os.pipe()
-        self._news = open(news, "rb", 0)  # noqa: SIM115 - closed by `end`
+        self._socket, child_socket = socket.socketpair()
+        notices, child_notices = os.pipe()
+        self._notices = open(notices, "rb", 0)  # noqa: SIM115 - closed by `close`
         shared = _shared_memory(IMAGES_START + SHARED_BYTES)
         self._shared = memoryview(mmap.mmap(shared, IMAGES_START + SHARED_BYTES))
-        descriptors = [theirs.fileno(), their_news, shared]
+        descriptors = [child_socket.fileno(), child_notices, shared]
         path = [*(entry or os.getcwd() for entry in sys.path), str(_ROOT)]
         start = "from sdpnet.preprocess.workers.child import work"
         code = f"import sys; sys.path[:] = {path!r}; {start}; work(*{descriptors})"
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-S", "-c", code],  # the path is all that site would do
+                [sys.executable, "-S", "-c", code],  # without `site`, whose only effect here would be the path
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=descriptors,
             )
         finally:
-            theirs.close()
-            os.close(their_news)
+            child_socket.close()
+            os.close(child_notices)
             os.close(shared)
         self.tasks: deque[int] = deque()
         self.ready = False
-        self.told = self._taken = 0
+        self.num_notified = self._num_taken = 0
         self.slots: deque[Slot] = deque()
         self.freed = 0
         self._send((astuple(settings), os.getpid()))
 
     def fileno(self) -> int:
-        """Can be read when there are news."""
-        return self._news.fileno()
+        """The descriptor of the notices, for `select.poll`."""
+        return self._notices.fileno()
 
-    def give(self, tasks: list[tuple[int, Location]]) -> None:
-        """Puts images into its hands."""
+    def assign(self, tasks: list[tuple[int, Location]]) -> None:
+        """Assigns images, given by their indices and locations."""
         self._send((self.freed, [tuple(location) for _, location in tasks]))
         self.tasks.extend(index for index, _ in tasks)
 
-    def hear(self) -> None:
-        """Reads the news. Raises EOFError when it has died."""
-        news = self._news.read(4096)
-        if not news:
+    def read_notices(self) -> None:
+        """Reads the notices of finished images. Raises EOFError if the process has died."""
+        notices = self._notices.read(4096)
+        if not notices:
             raise EOFError
         self.ready = True
-        self.told += sum(news)
+        self.num_notified += sum(notices)
 
     def finished(self) -> int:
-        """How many images it has finished. While it runs, those that it has not told of may not all be there yet:
-        another processor may see the count before the rest."""
+        """The number of images that it has finished.
+
+        While it runs, images without a notice may not be readable yet: this processor may see the new count before the
+        answers and the images.
+        """
         return int(COUNT.unpack_from(self._shared)[0])
 
     def take(self, count: int) -> Iterator[tuple[int, Encoded | Bad, Slot]]:
-        """The images that it has finished, from the first one not taken yet to the `count`th since its start, which
-        leave its hands. Raises EOFError or OSError when it has died in the middle of one."""
-        while self._taken < count:
-            place = ANSWERS_START + self._taken % NUM_ANSWERS * ANSWER.size
+        """Takes finished images, from the first one that is not taken yet up to the `count`-th since the start.
+
+        Raises EOFError or OSError if the process has died while it sent an image.
+        """
+        while self._num_taken < count:
+            place = ANSWERS_START + self._num_taken % NUM_ANSWERS * ANSWER.size
             state, inline, height, width, size, crc32, end = ANSWER.unpack_from(self._shared, place)
             start = IMAGES_START + (end - size) % SHARED_BYTES
             data = self._receive(size) if inline else self._shared[start : start + size]
             slot = Slot(self, end, size)
             self.slots.append(slot)
-            self._taken += 1
+            self._num_taken += 1
             if state == ImageState.BAD:
                 yield self.tasks.popleft(), Bad(bytes(data).decode(errors="surrogateescape")), slot
             else:
                 yield self.tasks.popleft(), Encoded(data, height, width, state == ImageState.KEPT, crc32), slot
 
     def activity(self) -> tuple[str, float]:
-        """What it does: `ASLEEP`, or another state of Linux's /proc; and the processor time of all its threads, in
-        seconds. `ASLEEP` and 0 where the system does not say it."""
+        """The state of the process in Linux's /proc, and the processor time of all its threads in seconds.
+
+        The result is `ASLEEP` and 0 on systems without this information.
+        """
         try:
             with open(f"/proc/{self._process.pid}/stat", "rb") as file:
                 fields = file.read().rpartition(b")")[2].split()
@@ -140,22 +151,22 @@ class WorkerProcess:
         except (OSError, IndexError, ValueError):
             return ASLEEP, 0.0
 
-    def end(self, patience: float = 0.0) -> int:
-        """Its exit status; it is killed if it still runs after so many seconds."""
+    def end(self, timeout: float = 0.0) -> int:
+        """Waits for the end of the process, kills it after `timeout` seconds, and returns its exit status."""
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(patience)
+            self._process.wait(timeout)
         self._process.kill()
         return self._process.wait()
 
     def close(self) -> None:
-        """Ends it for good."""
+        """Kills the process and closes the descriptors."""
         self.end()
         self._socket.close()
-        self._news.close()
+        self._notices.close()
 
     def _send(self, message: tuple[Any, Any]) -> None:
         content = marshal.dumps(message)
-        with suppress(BrokenPipeError, ConnectionResetError):  # that it has died is noticed on reading
+        with suppress(BrokenPipeError, ConnectionResetError):  # a process that has died is noticed on reading
             self._socket.sendall(MESSAGE.pack(len(content)) + content)
 
     def _receive(self, size: int) -> bytes:
@@ -170,7 +181,7 @@ class WorkerProcess:
 
 
 def _shared_memory(size: int) -> int:
-    """A descriptor of memory that lies where the system can have it, and in no directory."""
+    """A descriptor of shared memory without a name, which disappears with the last process that uses it."""
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("images")
     else:

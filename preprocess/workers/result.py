@@ -1,4 +1,4 @@
-"""What becomes of an image: a JPEG file as it is stored, or the reason why it cannot be stored."""
+"""The result of encoding an image: the JPEG file that is stored, or the reason why there is none."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["Bad", "Encoded", "ImageState"]
 
 
 class ImageState(IntEnum):
-    """What became of an image. The numbers are part of the records of unfinished conversions: never renumber."""
+    """The result for an image. The records of unfinished conversions have these numbers, so they must never change."""
 
     REENCODED = 1
     KEPT = 2  # with the DCT coefficients of the original
@@ -17,8 +17,14 @@ class ImageState(IntEnum):
 
 
 class Encoded(NamedTuple):
-    """An image as it is stored: a JPEG file's bytes, its size in pixels, whether its coefficients are the original's
-    (`kept`), and the CRC-32 of the bytes."""
+    """An encoded image.
+
+    Attributes:
+        data: the bytes of the JPEG file.
+        height, width: its size in pixels.
+        kept: whether it has the DCT coefficients of the original.
+        crc32: the CRC-32 of `data`.
+    """
 
     data: bytes | memoryview
     height: int
@@ -32,6 +38,6 @@ class Encoded(NamedTuple):
 
 
 class Bad(NamedTuple):
-    """An image that cannot be stored, and why: part of a sentence, without the image's name."""
+    """An image that cannot be stored. `reason` is part of a sentence, without the name of the image."""
 
     reason: str

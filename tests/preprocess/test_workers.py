@@ -151,7 +151,7 @@ def test_only_processor_time_and_sleep_count(image_folder, monkeypatch, state):
         worker.ready = True
         worker.tasks.append(0)
         for _ in range(500):
-            pool._look(worker, 0.1)
+            pool._check(worker, 0.1)
         assert worker.asleep == pytest.approx(50 if state == "S" else 0, abs=0.5)
         assert list(pool._workers.values()) == [worker]
         results.close()

@@ -1,5 +1,7 @@
-"""Writes `.beton` files (FFCV's format, version 2; see `sdpnet.pipelines.shards.beton`) so that a killed run can go
-on."""
+"""Writes `.beton` files such that a killed run can be continued.
+
+The format is FFCV's, version 2; see `sdpnet.pipelines.shards.beton`.
+"""
 
 from __future__ import annotations
 
@@ -43,15 +45,19 @@ class BetonWriter:
             writer.add(image, label)
             files = writer.finish(records)
 
-    Where an image lies follows from the sizes of those before it, so that these are all a later run must know. The
-    header is zeros until the very end of `finish`: no reader accepts the file before. Memory does not grow with the
-    number of images. The checksum is taken of the images as they come, and of the tables before them last.
+    The position of an image depends only on the sizes of the images before it, so that a later run needs nothing but
+    these sizes to continue. The header is zero until the very end of `finish`, so that no reader accepts an unfinished
+    file; FFCV's own writer leaves unfinished files that look valid. Memory does not grow with the number of images.
+
+    The SHA-256 is computed while the images are written, because reading a large file again for it takes long: 0.42 of
+    3.0 s for 480 MB that were still in memory. It therefore starts at the first image, and the header and the tables
+    before the images, which are written last, are added at the end (`ShardFile.hashed_from`).
 
     Args:
-        directory: where the files are written.
-        split: their name.
-        num_images: room that is made for the metadata, at least 1; fewer samples may come.
-        page_size: bytes, a power of two; no image crosses a page's end.
+        directory: the folder of the files.
+        split: the name of the files.
+        num_images: the number of samples for which the metadata has room, at least 1. Fewer samples may be added.
+        page_size: in bytes, a power of two. No image crosses the end of a page.
     """
 
     format = "beton"
@@ -64,8 +70,8 @@ class BetonWriter:
         self.path = directory / f"{split}.beton"
         self.page_size = page_size
         self._data_start = -(-(METADATA_START + num_images * METADATA_DTYPE.itemsize) // page_size) * page_size
-        self._end = self._data_start  # of the last image
-        self._digest = hashlib.sha256()  # from the first image on
+        self._end = self._data_start  # the end of the last image
+        self._digest = hashlib.sha256()  # of the bytes from the first image on
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
     def __enter__(self) -> BetonWriter:
@@ -75,12 +81,12 @@ class BetonWriter:
         os.close(self._file)
 
     def resume(self, sizes: Iterable[int]) -> None:
-        """Keeps the images of these sizes, which an earlier run has written; drops what follows them.
+        """Keeps the images with these sizes, which an earlier run has written, and removes everything after them.
 
-        Raises `UserError` when the file is too short to hold them.
+        Raises `UserError` if the file is too short for them.
         """
         for size in sizes:
-            self._end = self._place(self._end, size) + size
+            self._end = self._position(self._end, size) + size
         if self._end > self._data_start:
             require_bytes(self._file, self._end, self.path)
         os.ftruncate(self._file, self._end)
@@ -88,13 +94,13 @@ class BetonWriter:
         self._digest_file(self._data_start, self._end)
 
     def add(self, image: bytes | memoryview, label: int) -> None:
-        """Appends a sample. Raises `UserError` when the image is larger than a page."""
+        """Appends a sample. Raises `UserError` if the image is larger than a page."""
         if len(image) > self.page_size:
             raise UserError(
                 f"{len(image):,} bytes once encoded, but a page of a .beton file holds {self.page_size:,}; "
                 "convert with a smaller --max-side or --quality"
             )
-        start = self._place(self._end, len(image))
+        start = self._position(self._end, len(image))
         write_all(self._file, image, start)
         if start > self._end:
             self._digest.update(bytes(start - self._end))
@@ -102,14 +108,14 @@ class BetonWriter:
         self._end = start + len(image)
 
     def sync(self) -> None:
-        """Waits until all that was added is on the disk. May be called from another thread."""
+        """Waits until everything that was added is on the disk. It may be called from another thread."""
         os.fsync(self._file)
 
     def finish(self, records: Records) -> tuple[ShardFile, ...]:
-        """Writes the tables, the checksums beside the file and, last, the header; returns what the manifest says.
+        """Writes the tables, the file of checksums and, last, the header. Returns the files for the manifest.
 
         Args:
-            records: of all images of the split, in order; the bad ones among them have no sample.
+            records: the records of all images of the split, in order. Bad images have no sample.
         """
         table_start = -(-self._end // self.page_size) * self.page_size
         os.ftruncate(self._file, table_start)
@@ -129,7 +135,7 @@ class BetonWriter:
                 for name in ("width", "height", "label"):
                     metadata[name] = piece[name]
                 for index, size in enumerate(piece["size"].tolist()):
-                    start = self._place(end, size)
+                    start = self._position(end, size)
                     metadata["data_ptr"][index] = start
                     end = start + size
                 table = np.zeros(len(piece), ALLOCATION_DTYPE)
@@ -157,12 +163,12 @@ class BetonWriter:
         return (ShardFile(self.path.name, num_samples, size, sha256, sidecars, self._data_start),)
 
     def _digest_file(self, first: int, end: int) -> None:
-        """Adds these bytes of the file to its checksum."""
+        """Adds the bytes from `first` to `end` of the file to the SHA-256."""
         while first < end and (chunk := os.pread(self._file, min(end - first, 1 << 23), first)):
             self._digest.update(chunk)
             first += len(chunk)
 
-    def _place(self, end: int, size: int) -> int:
-        """Where an image goes that follows another one's end: a page is left only when the image does not fit."""
+    def _position(self, end: int, size: int) -> int:
+        """The position of an image after one that ends at `end`: there, or at the next page if it does not fit."""
         page_end = -(-(end + 1) // self.page_size) * self.page_size
         return end if end + size <= page_end else page_end

@@ -1,8 +1,8 @@
-"""The records of a split's images, by which a later run knows what an earlier one has written.
+"""The records of the images of a split, which tell a later run what an earlier one has written.
 
-    NAME.records     one `RECORD_DTYPE` record an image, in the order of the source
+    NAME.records     one `RECORD_DTYPE` record for each image, in the order of the source
 
-How many of them count is said by the journal (`sdpnet.preprocess.conversion.journal`).
+The journal (`sdpnet.preprocess.conversion.journal`) says how many of them are valid.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ __all__ = ["RECORD_DTYPE", "Records", "not_ours", "open_plain", "require_bytes"]
 RECORD_DTYPE = np.dtype(
     [("size", "<u4"), ("crc32", "<u4"), ("label", "<i4"), ("height", "<u2"), ("width", "<u2"), ("state", "u1")]
 )  # `state` is `sdpnet.preprocess.workers.result.ImageState`
-_RECORD: Final = struct.Struct("<IIiHHB")  # the same
+_RECORD: Final = struct.Struct("<IIiHHB")  # the same layout
 
 
 def open_plain(path: Path) -> BinaryIO:
-    """Opens a file of unfinished work to be read. Raises `UserError` for a pipe or the like, and waits for none."""
+    """Opens a file of unfinished work for reading. Raises `UserError` for a pipe or device, without waiting for it."""
     try:
         return open(open_regular_file(path), "rb")
     except NotRegularError:
@@ -38,19 +38,30 @@ def open_plain(path: Path) -> BinaryIO:
 
 
 def not_ours(path: Path) -> UserError:
-    """The error for a file among unfinished work that no conversion has written."""
+    """The error for a file in a folder of unfinished work that was not written by a conversion."""
     return UserError(f"{path}: is no file of a conversion; remove {path.parent} to start over")
 
 
 class Records:
-    """The records of one split's images, appended one by one. `done` is their number and their bytes' CRC-32.
+    """The records of the images of one split, to which one after the other is appended.
 
-    Raises `UserError` when the file does not have the `count` records with the checksum `crc32` that the journal says.
+    Records beyond `count` are cut off when the file is opened: they were written after the last line of the journal.
+
+    Attributes:
+        done: the number of records, and the CRC-32 of their bytes.
+
+    Args:
+        path: the file.
+        count: the number of records according to the journal.
+        crc32: the CRC-32 of their bytes according to the journal.
+
+    Raises:
+        UserError: the file has fewer records, or they have another checksum.
     """
 
     def __init__(self, path: Path, count: int, crc32: int) -> None:
         self.path = path
-        self.done = (count, crc32)  # in one, because Ctrl-C may come between any two assignments
+        self.done = (count, crc32)  # one tuple, because Ctrl-C may come between two assignments
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         if not stat.S_ISREG(os.fstat(self._file).st_mode):
             os.close(self._file)
@@ -69,7 +80,7 @@ class Records:
         return self.done[0]
 
     def append(self, record: tuple[int, int, int, int, int, int]) -> None:
-        """Adds (size, crc32, label, height, width, state)."""
+        """Appends a record: (size, crc32, label, height, width, state)."""
         content = _RECORD.pack(*record)
         count, crc32 = self.done
         write_all(self._file, content, count * RECORD_DTYPE.itemsize)
@@ -79,7 +90,7 @@ class Records:
         os.fsync(self._file)
 
     def pieces(self, length: int = 65_536) -> Iterator[np.ndarray]:
-        """The records in pieces, `RECORD_DTYPE` (up to `length`,), read from the file as they are used."""
+        """Yields the records in arrays of `RECORD_DTYPE`, (up to `length`,), which read from the file when used."""
         if self.count:
             records = np.memmap(self.path, RECORD_DTYPE, mode="r")
             for start in range(0, self.count, length):
@@ -90,7 +101,7 @@ class Records:
 
 
 def require_bytes(file: int, size: int, path: Path) -> None:
-    """Raises `UserError` when an open file is shorter than the images in it that the journal counts."""
+    """Raises `UserError` if an open file is shorter than `size`, the end of its images according to the journal."""
     found = os.fstat(file).st_size
     if found < size:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Writes the images of a part one after the other, so that a killed run can go on."""
+"""Writes the images of a part one after the other, such that a killed run can be continued."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ __all__ = ["SpoolWriter"]
 
 
 class SpoolWriter:
-    """Writes one split of a part as `SPLIT.spool`; used as `sdpnet.preprocess.conversion.writers.beton.BetonWriter` is.
+    """Writes one split of a part as `SPLIT.spool`.
 
-    Where an image lies follows from the sizes of those before it. A part has no shard files, so `finish` returns none.
+    It is used like `sdpnet.preprocess.conversion.writers.beton.BetonWriter`. The position of an image is the sum of the
+    sizes of the images before it. A part has no shard files, so `finish` returns none.
     """
 
     format = "part"

@@ -1,4 +1,7 @@
-"""Writes WebDataset tars with DALI's index (see `sdpnet.pipelines.shards.tar`) so that a killed run can go on."""
+"""Writes WebDataset tars with DALI's index such that a killed run can be continued.
+
+The format is described in `sdpnet.pipelines.shards.tar`.
+"""
 
 from __future__ import annotations
 
@@ -23,21 +26,21 @@ from sdpnet.preprocess.workers.result import ImageState
 __all__ = ["SHARD_BYTES", "TarWriter"]
 
 SHARD_BYTES: Final = 1 << 29
-INDEX_VERSION: Final = "v1.2"  # of DALI's wds2idx
+INDEX_VERSION: Final = "v1.2"  # the version of the format of DALI's wds2idx
 
 
 class TarWriter:
     """Writes one split as `SPLIT-000000.tar`, `SPLIT-000001.tar`, ... The same samples give the same bytes.
 
-    Used as `sdpnet.preprocess.conversion.writers.beton.BetonWriter` is. Where an image lies follows from the sizes of
-    those before it. Memory does not grow with the number of images, but with those of one tar in `finish`. Checksums
-    are taken of the bytes as they come.
+    It is used like `sdpnet.preprocess.conversion.writers.beton.BetonWriter`. The position of an image depends only on
+    the sizes of the images before it. Memory does not grow with the number of images, except in `finish` with the
+    number of images of one tar. The SHA-256 of a tar is computed while it is written.
 
     Args:
-        directory: where the files are written.
-        split: their name.
-        num_images: not needed by this format.
-        shard_bytes: a tar that would grow beyond this is ended, unless it is still empty.
+        directory: the folder of the files.
+        split: the name of the files.
+        num_images: not used by this format.
+        shard_bytes: the largest size of a tar with more than one sample; a tar that would exceed it is ended.
     """
 
     format = "tar"
@@ -48,9 +51,9 @@ class TarWriter:
         self.shard_bytes = shard_bytes
         self._shard, self._end, self._num_samples = 0, 0, 0
         self._file = self._open(0)
-        self._digest = hashlib.sha256()  # of the tar that is being written
-        self._sha256: dict[int, str] = {}  # of those that this run has ended
-        self._lock = threading.Lock()  # between `sync`, in another thread, and going on to the next tar
+        self._digest = hashlib.sha256()  # of the current tar
+        self._sha256: dict[int, str] = {}  # of the tars that this run has ended
+        self._lock = threading.Lock()  # `sync`, in another thread, must not run during the change to the next tar
 
     def __enter__(self) -> TarWriter:
         return self
@@ -59,15 +62,15 @@ class TarWriter:
         os.close(self._file)
 
     def resume(self, sizes: Iterable[int]) -> None:
-        """Keeps the images of these sizes, which an earlier run has written; drops what follows them.
+        """Keeps the images with these sizes, which an earlier run has written, and removes everything after them.
 
-        Raises `UserError` when a file is missing or too short to hold them.
+        Raises `UserError` if a file is missing or too short for them.
         """
         for size in sizes:
-            shard, start = self._place(self._shard, self._end, size)
+            shard, start = self._position(self._shard, self._end, size)
             if shard != self._shard:
                 require_bytes(self._file, self._end + END_BYTES, self._path(self._shard))
-                self._go_on(shard)
+                self._change_to(shard)
             self._end = start + sample_bytes(size)
             self._num_samples += 1
         require_bytes(self._file, self._end, self._path(self._shard))
@@ -81,14 +84,14 @@ class TarWriter:
             start += len(chunk)
 
     def add(self, image: bytes | memoryview, label: int) -> None:
-        """Appends a sample. Raises `UserError` when the image is larger than a tar member may be."""
+        """Appends a sample. Raises `UserError` if the image is larger than a tar member may be."""
         if len(image) >= 1 << 32:
             raise UserError(f"{len(image):,} bytes once encoded; convert with a smaller --max-side or --quality")
-        shard, start = self._place(self._shard, self._end, len(image))
+        shard, start = self._position(self._shard, self._end, len(image))
         if shard != self._shard:
             with self._lock:
                 self._end_tar()
-                self._go_on(shard)
+                self._change_to(shard)
         key = f"{self._num_samples:09}"
         digits = str(label).encode()
         sample = b"".join((*_member(f"{key}.jpg", image), *_member(f"{key}.cls", digits)))
@@ -98,17 +101,17 @@ class TarWriter:
         self._num_samples += 1
 
     def sync(self) -> None:
-        """Waits until all that was added is on the disk. May be called from another thread."""
+        """Waits until everything that was added is on the disk. It may be called from another thread."""
         with self._lock:
             os.fsync(self._file)
 
     def finish(self, records: Records) -> tuple[ShardFile, ...]:
-        """Ends the last tar, writes what goes beside each and returns what the manifest says of them.
+        """Ends the last tar and writes the files beside each tar. Returns the files for the manifest.
 
-        Reads those that an earlier run has ended once, for their checksums.
+        Tars that an earlier run has ended are read once for their SHA-256.
 
         Args:
-            records: of all images of the split, in order; the bad ones among them have no sample.
+            records: the records of all images of the split, in order. Bad images have no sample.
         """
         self._end_tar()
         files = []
@@ -128,23 +131,23 @@ class TarWriter:
         return tuple(files)
 
     def _tables(self, records: Records) -> Iterator[np.ndarray]:
-        """The samples of each tar: `SAMPLE_DTYPE` (n,)."""
+        """Yields the samples of each tar: `SAMPLE_DTYPE` (n,)."""
         shard, end = 0, 0
         samples: list[tuple[int, ...]] = []
         for piece in records.pieces():
             for size, crc32, label, height, width, state in piece.tolist():
                 if state == ImageState.BAD:
                     continue
-                at, start = self._place(shard, end, size)
-                if at != shard:
+                next_shard, start = self._position(shard, end, size)
+                if next_shard != shard:
                     yield np.array(samples, SAMPLE_DTYPE)
-                    shard, samples = at, []
+                    shard, samples = next_shard, []
                 samples.append((start + BLOCK, size, height, width, label, crc32))
                 end = start + sample_bytes(size)
         yield np.array(samples, SAMPLE_DTYPE)
 
-    def _place(self, shard: int, end: int, size: int) -> tuple[int, int]:
-        """The tar, and the place in it, of an image that follows another one's end."""
+    def _position(self, shard: int, end: int, size: int) -> tuple[int, int]:
+        """The tar and the position in it of an image after one that ends at `end` of `shard`."""
         fits = end + sample_bytes(size) + END_BYTES <= self.shard_bytes
         return (shard, end) if fits or not end else (shard + 1, 0)
 
@@ -154,8 +157,8 @@ class TarWriter:
     def _open(self, shard: int) -> int:
         return os.open(self._path(shard), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
-    def _go_on(self, shard: int) -> None:
-        """Turns to another tar; `_file` is open throughout, because Ctrl-C, and then `sync`, may come in between."""
+    def _change_to(self, shard: int) -> None:
+        """Changes to another tar. `_file` is open at any time, because Ctrl-C may come here and cause a `sync`."""
         old = self._file
         self._file, self._shard = self._open(shard), shard
         os.close(old)
@@ -168,14 +171,14 @@ class TarWriter:
 
 
 def _member(name: str, content: bytes | memoryview) -> tuple[bytes, bytes | memoryview, bytes]:
-    """A ustar member without owner or time: header, content, padding."""
+    """A ustar member without owner and time, so that the bytes are reproducible: header, content, padding."""
     header = tarfile.TarInfo(name)
     header.size = len(content)
     return header.tobuf(tarfile.USTAR_FORMAT), content, bytes(-len(content) % BLOCK)
 
 
 def _index(samples: np.ndarray, first: int) -> bytes:
-    """DALI's index of a tar whose first sample is number `first`."""
+    """DALI's index of a tar. `first` is the number of its first sample in the split."""
     lines = [f"{INDEX_VERSION} {len(samples)}\n"]
     for key, (offset, size, label) in enumerate(samples[["offset", "size", "label"]].tolist(), first):
         cls = offset + sample_bytes(size) - BLOCK * 2
