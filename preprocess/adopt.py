@@ -71,7 +71,7 @@ def adopt(paths: dict[str, Path], classes: tuple[str, ...] | None = None, *, dec
             if not table.exists():
                 created.append(table)
             elif not holds(table, tables[split]):
-                raise UserError(f"{table}: exists already, and is not of {reader.path.name}; move it elsewhere")
+                raise UserError(f"{table}: exists already and does not belong to {reader.path.name}; move it elsewhere")
             publish_bytes(table, tables[split])
             splits[split] = _describe(reader, table)
         shards = [split.files[0] for split in splits.values()]
@@ -113,9 +113,9 @@ def _folder_of(paths: dict[str, Path]) -> Path:
             raise UserError(f"{path}: its name must end in .beton in a shard set; rename it")
     for one, other in combinations(paths.values(), 2):
         if one.exists() and other.exists() and one.samefile(other):
-            raise UserError(f"{one}: the same file for two splits, so that the model would be scored on what it trains")
+            raise UserError(f"{one}: the same file for two splits; the model would be evaluated on its training images")
     if (folder / MANIFEST_NAME).exists():
-        raise UserError(f"{folder}: there is a {MANIFEST_NAME} already; it is a shard set, which needs nothing")
+        raise UserError(f"{folder}: there is a {MANIFEST_NAME} already, so the folder is a shard set")
     if (folder / QUARANTINE_NAME).exists():
         raise UserError(f"{folder / QUARANTINE_NAME}: would belong to the shard set; move it elsewhere")
     return folder

@@ -122,7 +122,8 @@ def build(arguments: argparse.Namespace, make_writer: MakeWriter, output: dict[s
     if arguments.merge:
         given = [flag for flag in _SOURCE_FLAGS if getattr(arguments, flag) is not None]
         if given:
-            raise UserError(f"--{given[0].replace('_', '-')} with --merge: the parts know their source; leave it out")
+            flag = f"--{given[0].replace('_', '-')}"
+            raise UserError(f"{flag} with --merge: the parts already have a source; omit {flag}")
         manifest = merge(make_writer, output, out)
     elif arguments.ray is not None:
         if arguments.ray < 1:

@@ -198,7 +198,7 @@ def _run_split(
             else:
                 file, full_name = image.names()
                 if on_bad == "fail":
-                    raise UserError(f"{full_name}: {result.reason} (--on-bad skip would leave it out)")
+                    raise UserError(f"{full_name}: {result.reason} (pass --on-bad skip to skip such images)")
                 num_bad += 1
                 record = (0, 0, image.label, 0, 0, ImageState.BAD)
                 committer.bad.append(BadImage(records.count, file, result.reason))

@@ -171,7 +171,7 @@ def merge(make_writer: MakeWriter, output: dict[str, Any], out: str | os.PathLik
 def _begun(entries: list[Entry], folder: Path) -> Begun:
     """The first entry of a journal. `folder` is the folder of the journal, for the message."""
     if not isinstance(entries[0], Begun):
-        raise UserError(f"{folder / JOURNAL_NAME}: is no file of a conversion; remove {folder} to start over")
+        raise UserError(f"{folder / JOURNAL_NAME}: was not written by a conversion; remove {folder} to start over")
     return entries[0]
 
 

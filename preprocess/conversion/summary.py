@@ -13,7 +13,7 @@ from sdpnet.preprocess.sources.splits import named_test
 
 __all__ = ["notes", "print_line", "summary"]
 
-_NO_VAL = "no val split, on which training scores the model: name its images with --val FOLDER"
+_NO_VAL = "no val split for the evaluation of the model: name its images with --val FOLDER"
 
 
 def print_line(text: str) -> None:

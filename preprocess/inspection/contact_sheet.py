@@ -85,11 +85,11 @@ def contact_sheet(
     try:
         augmented, decided = _augmented(directory, split.name, count, seed)
     except BackendMissingError as error:
-        note = f"Only as they are stored; the half that shows what training makes of them is missing: {error}."
+        note = f"The images are shown as stored; they could not be augmented: {error}."
         halves: list[tuple[bytes | None, str]] = [(None, "")] * count
     else:
         assert decided.sample_ids.tolist() == ids
-        note = f"Left as stored, right as the seed recipe feeds it: {RECIPE}."
+        note = f"Left: as stored. Right: as augmented by the seed recipe ({RECIPE})."
         halves = [(_jpeg(Image.fromarray(pixels)), _change(decided, i)) for i, pixels in enumerate(augmented)]
     tiles = []
     for sample, original, (half, change) in zip(ids, originals, halves, strict=True):

@@ -232,14 +232,14 @@ def _numbers(path: Path, rows: list[Row], classes: Sequence[str], ids: dict[int,
         raise _unknown(f"{path}: line {rows[index][0]}", rows[index][2], classes)
     if not_integers:
         number, _, label = rows[not_integers[0]]
-        raise UserError(f"{path}: line {number}: {shorten(label, 80)!r} is no integer, as the other labels are")
+        raise UserError(f"{path}: line {number}: {shorten(label, 80)!r} is not an integer, unlike the other labels")
     values = [int(text) for text in texts]
     if ids is not None:
         return _from_ids(path, rows, values, known, ids)
     if min(values) > 0 and max(values) == len(classes):
         raise UserError(
             f"{path}: labels up to {max(values):,} and no 0: ILSVRC2012's IDs, which are not in the order of the class "
-            "names; say with --synsets which class each is (the devkit's meta.mat or map_clsloc.txt)"
+            "names; give the class of each ID with --synsets (the devkit's meta.mat or map_clsloc.txt)"
         )
     if max(values) >= len(classes):
         number, _, label = rows[values.index(max(values))]

@@ -53,7 +53,7 @@ def refuse_output_among_images(out: Path, roots: list[Path]) -> None:
     """
     resolved = out.resolve()
     if out.is_dir() and any(root.resolve() in resolved.parents for root in roots) and has_images(out):
-        raise UserError(f"{out}: a folder of the source with images in it or below it; choose another --out")
+        raise UserError(f"{out}: a folder of the source that has images in it or below it; choose another --out")
 
 
 def refuse_webdataset(found: Gathered) -> None:

@@ -100,7 +100,7 @@ def scan(
         if "val" not in places and val_labels is not None:
             raise UserError(f"{val_labels}: labels, but there are no val images; name them with --val")
         if "val" in places and val_draw is not None:
-            raise UserError(f"{places['val']}: is the val split already; leave --val-share out, or this folder")
+            raise UserError(f"{places['val']}: is already the val split; omit --val-share, or remove this folder")
         labels, ids = (None if path is None else Path(path) for path in (val_labels, synsets))
         is_source = "train" not in given and source is not None and places["train"] == Path(source)
         is_given = "train" in given
@@ -134,7 +134,7 @@ def scan_arguments(arguments: argparse.Namespace) -> Scan:
     if arguments.val_share is not None:
         draw = ValDraw(arguments.val_share, arguments.val_seed or 0)
     elif arguments.val_seed is not None:
-        raise UserError(f"--val-seed {arguments.val_seed}: is of the draw of --val-share, which is not given")
+        raise UserError(f"--val-seed {arguments.val_seed}: --val-share is not given; add it, or omit --val-seed")
     paths = (arguments.source, arguments.train, arguments.val, arguments.val_labels, arguments.synsets)
     return scan(*paths, val_draw=draw, out=getattr(arguments, "out", None))
 
@@ -239,7 +239,7 @@ def _val_split(found: Gathered, classes: tuple[str, ...], labels: Path | None, s
             f"first {unknown[0]!r}; give both the same class names"
         )
     if labels is not None:
-        raise UserError(f"{root}: its images are in class folders, which say their labels; leave --val-labels out")
+        raise UserError(f"{root}: its images are in class folders, which give their labels; omit --val-labels")
     return found.by_folder(classes)
 
 

@@ -49,8 +49,8 @@ def find_splits(source: Path, given: dict[str, Path], is_output: Callable[[Path]
         found["train"] = source
     if "val" in found and "val" not in given and found["train"].samefile(found["val"]):
         raise UserError(
-            f"{source}: {found['val'].name}/ is a link to the train split, whose images would score the model they "
-            "train; name others with --val, or remove the link and draw some with --val-share"
+            f"{source}: {found['val'].name}/ is a link to the train split, so the model would be evaluated on its "
+            "training images; name others with --val, or remove the link and draw some with --val-share"
         )
     return {split: found[split] for split in ("train", "val") if split in found}
 

@@ -109,7 +109,7 @@ def _read(path: Path) -> bytes:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     if len(content) > MAX_BYTES:
-        raise UserError(f"{path}: more than {MAX_BYTES:,} bytes, so it is no such file; name another")
+        raise UserError(f"{path}: more than {MAX_BYTES:,} bytes, which is too large for such a file; name another")
     return content
 
 
@@ -166,5 +166,5 @@ def _from_meta(content: bytes, path: Path) -> dict[int, str]:
 def _unique(pairs: list[tuple[int, str]], path: Path) -> dict[int, str]:
     synsets = dict(pairs)
     if len(synsets) < len(pairs) or len(set(synsets.values())) < len(pairs):
-        raise UserError(f"{path}: an ID or a class name is in it twice; each belongs to one of the other")
+        raise UserError(f"{path}: an ID or a class name is in it twice; each ID must have one class of its own")
     return synsets

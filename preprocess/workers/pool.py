@@ -274,7 +274,7 @@ class Workers:
         if reason is None:
             name = signal.Signals(-status).name if status < 0 else f"status {status}"
             if not worker.ready:
-                raise UserError(f"a worker process cannot start ({name}); what it printed stands above")
+                raise UserError(f"a worker process cannot start ({name}); see its message above")
             image = f"{self._locate(worker.tasks[0]).name}: " if worker.tasks else ""
             if status >= 0 or -status not in _CRASHES or not worker.tasks:
                 self._failure = UserError(

@@ -98,7 +98,7 @@ def test_a_link_lies_where_it_is(files, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("a.crc32", b"somebody's", "exists already, and is not of a.beton"),
+        ("a.crc32", b"somebody's", "exists already and does not belong to a.beton"),
         ("quarantine.jsonl", b"", "would belong to the shard set"),
     ],
 )

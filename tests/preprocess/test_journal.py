@@ -140,7 +140,7 @@ def test_records_that_are_not_as_the_journal_says(tmp_path):
     content = (tmp_path / "r").read_bytes()
     for damaged in (content[:-1], content[:5] + b"x" + content[6:], b""):
         (tmp_path / "r").write_bytes(damaged)
-        with pytest.raises(UserError, match="is not as the journal beside it says; remove"):
+        with pytest.raises(UserError, match="does not match the journal beside it; remove"):
             Records(tmp_path / "r", count, crc32)
 
 
@@ -162,5 +162,5 @@ def test_what_no_conversion_has_written(tmp_path, kind):
     else:
         text = NOT_OURS[kind] + b"\n"
         path.write_bytes(b"%08x %s" % (zlib.crc32(text), text))
-    with pytest.raises(UserError, match=rf"{JOURNAL_NAME}: is no file of a conversion; remove .* to start over"):
+    with pytest.raises(UserError, match=rf"{JOURNAL_NAME}: was not written by a conversion; remove .* to start over"):
         read_journal(path)

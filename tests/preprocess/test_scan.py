@@ -158,7 +158,7 @@ def test_labels_beside_the_val_images(tmp_path):
 def test_labels_that_have_nothing_to_label(tmp_path):
     make(tmp_path, "s/train/a/1.jpg", "s/val/a/2.jpg", "t/a/1.jpg", "s/val.txt", "labels.txt")
     assert paths(scan(tmp_path / "s").splits["val"]) == ["a/2.jpg"]  # val.txt, empty, is not needed
-    with pytest.raises(UserError, match=r"val: its images are in class folders, .* leave --val-labels out"):
+    with pytest.raises(UserError, match=r"val: its images are in class folders, .* omit --val-labels"):
         scan(tmp_path / "s", val_labels=tmp_path / "labels.txt")
     with pytest.raises(UserError, match=r"labels\.txt: labels, but there are no val images; name them with --val"):
         scan(tmp_path / "t", val_labels=tmp_path / "labels.txt")

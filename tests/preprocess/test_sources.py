@@ -137,7 +137,7 @@ def test_val_that_is_train_is_no_val_split(tmp_path):
 def test_the_output_is_no_folder_of_images(tmp_path, out):
     """They would be missing in the shard set without a word."""
     make(tmp_path, "train/a/1.jpg", "train/a/below/2.jpg", "train/b/3.jpg", "val/b/4.jpg")
-    with pytest.raises(UserError, match=f"{out}: a folder of the source with images in it .* choose another --out"):
+    with pytest.raises(UserError, match=f"{out}: a folder of the source that has images in it .* choose another --out"):
         scan(tmp_path, out=tmp_path / out)
     assert num_accounted(scan(tmp_path, out=tmp_path)) == 4
 

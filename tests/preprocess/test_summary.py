@@ -145,7 +145,7 @@ def test_a_run_with_another_share_does_not_go_on(tmp_path, capsys, other, part):
     [
         (["--val-share", "1.5"], "--val-share 1.5: must be above 0 and below 1"),
         (["--val-share", "nan"], "--val-share nan: must be above 0"),
-        (["--val-seed", "3"], "--val-seed 3: is of the draw of --val-share, which is not given"),
+        (["--val-seed", "3"], "--val-seed 3: --val-share is not given; add it, or omit --val-seed"),
         (["--val-share", "0.5", "--val-seed", "-1"], "--val-seed -1: must be 0 to"),
         (["--val-share", "0.001"], "--val-share 0.001: draws none of 6 images; give a larger share"),
     ],
@@ -160,9 +160,9 @@ def test_a_share_where_val_is_given(tmp_path, capsys):
     source = small(tmp_path / "s", "train/a", "val/a")
     for val in ([], ["--val", source / "val"]):
         arguments = ["--source", source, "--out", tmp_path / "out", *val, "--val-share", "0.5"]
-        assert "is the val split already; leave --val-share out" in convert(capsys, *arguments, status=2)
+        assert "is already the val split; omit --val-share" in convert(capsys, *arguments, status=2)
     merge = ["--merge", "--out", tmp_path / "out", "--val-share", "0.5"]
-    assert "--val-share with --merge: the parts know their source" in convert(capsys, *merge, status=2)
+    assert "--val-share with --merge: the parts already have a source" in convert(capsys, *merge, status=2)
 
 
 @pytest.mark.parametrize(("folder", "part"), [("shards", True), ("a/shards", False), ("new/deep/shards", False)])

@@ -39,7 +39,7 @@ def open_plain(path: Path) -> BinaryIO:
 
 def not_ours(path: Path) -> UserError:
     """The error for a file in a folder of unfinished work that was not written by a conversion."""
-    return UserError(f"{path}: is no file of a conversion; remove {path.parent} to start over")
+    return UserError(f"{path}: was not written by a conversion; remove {path.parent} to start over")
 
 
 class Records:
@@ -73,7 +73,7 @@ class Records:
             found = zlib.crc32(piece.tobytes(), found)
         if not complete or found != crc32:
             os.close(self._file)
-            raise UserError(f"{path}: is not as the journal beside it says; remove {path.parent} to start over")
+            raise UserError(f"{path}: does not match the journal beside it; remove {path.parent} to start over")
 
     @property
     def count(self) -> int:

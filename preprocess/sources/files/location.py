@@ -57,7 +57,7 @@ class Location(NamedTuple):
                     )
                     raise UserError(
                         f"{self.name}: {size:,} bytes{sparse}, more than the {max_bytes:,} of --max-file-mb; remove or "
-                        "reduce it, or raise that"
+                        "reduce the file, or raise --max-file-mb"
                     )
                 if size > _LARGE:
                     self._require_image(os.pread(file, _HEAD_BYTES, self.offset))
