@@ -186,6 +186,7 @@ def _read_classes(path: Path) -> tuple[str, ...]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of the command."""
     add = parser.add_argument
     add("--train", type=Path, metavar="FILE", help=".beton file of the train split")
     add("--val", type=Path, metavar="FILE", help=".beton file of the val split")
@@ -194,6 +195,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Runs the command with parsed flags and returns the exit status."""
     paths = {split: path for split in ("train", "val") if (path := getattr(arguments, split)) is not None}
     if not paths:
         raise UserError("no file given: pass --train FILE, --val FILE or both")

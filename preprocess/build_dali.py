@@ -29,12 +29,14 @@ __all__ = ["add_arguments", "main", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of the command."""
     command.add_arguments(parser)
     shard = "largest size of a tar in MiB (default: %(default)s)"
     parser.add_argument("--shard-mib", metavar="N", type=int, default=SHARD_BYTES >> 20, help=shard)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Runs the command with parsed flags and returns the exit status."""
     if arguments.shard_mib < 1:
         raise UserError(f"--shard-mib {arguments.shard_mib}: must be at least 1")
     shard_bytes = arguments.shard_mib << 20

@@ -28,6 +28,7 @@ __all__ = ["add_arguments", "main", "run"]
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Runs the command with parsed flags and returns the exit status."""
     return build(arguments, BetonWriter, {"format": BetonWriter.format})
 
 

@@ -88,6 +88,7 @@ def _print(directory: Path, found: Survey, reading: list[tuple[str, str, str]], 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of the command."""
     parser.epilog = f"The contact sheet is augmented with the seed recipe (configs/sdpnet_xl.yaml): {RECIPE}."
     add = parser.add_argument
     add("shards", type=Path, metavar="SHARDS", help="directory with a manifest.json")
@@ -98,6 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Runs the command with parsed flags and returns the exit status."""
     directory: Path = arguments.shards
     html: Path = arguments.html or directory / "report.html"
     require(arguments.images >= 0, "--images", arguments.images, "0 or more")

@@ -150,6 +150,7 @@ def _draw(rng: np.random.Generator, name: str, min_side: int, max_side: int) -> 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of the command."""
     add = parser.add_argument
     add("--out", metavar="DIR", required=True, help="the folder to make")
     add("--seed", metavar="N", type=int, default=0, help="default: %(default)s")
@@ -161,6 +162,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Runs the command with parsed flags and returns the exit status."""
     make_synthetic(
         arguments.out,
         arguments.seed,

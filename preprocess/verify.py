@@ -249,6 +249,7 @@ def _at_least_one(text: str) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of the command."""
     parser.add_argument("shards", type=Path, metavar="SHARDS", help="directory with a manifest.json")
     depth = parser.add_mutually_exclusive_group()
     depth.add_argument("--quick", action="store_true", help="check only the structure, without reading an image")

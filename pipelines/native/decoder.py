@@ -104,10 +104,12 @@ class Decoder:
 
     @property
     def closed(self) -> bool:
+        """Whether the decoder was closed."""
         return not self._close.alive
 
     @property
     def handle(self) -> int:
+        """The library's handle. Raises `RuntimeError` if the decoder is closed."""
         if self.closed:
             raise RuntimeError("the decoder is closed")
         return self._handle
@@ -223,10 +225,12 @@ def guard_again() -> None:
 
 
 def mapping_is_damaged(number: int) -> bool:
+    """Whether a page of the mapping with this number could not be read and was replaced by zeros."""
     return bool(load().mapping_is_damaged(number))
 
 
 def release_mapping(number: int) -> None:
+    """Ends the guard of the mapping with this number, which may then be unmapped."""
     load().mapping_release(number)
 
 

@@ -186,7 +186,8 @@ struct AcTable {
   }
 
   // A window consists of a symbol and a narrower window behind it, and its step is the sum of their steps. Nearly every
-  // original has Huffman tables of its own, so that this table is built for nearly every image that is kept.
+  // original has Huffman tables of its own, so that this table is built for nearly every image that is kept by
+  // preprocess/.
   void build_level(uint32_t width) {
     uint16_t *level = levels + (size_t{1} << width);
     step::fill(level, width == STEP_BITS ? step::NONE : 0, size_t{1} << width);

@@ -65,6 +65,7 @@ class Begun:
         return 0 if self.output is None else int(self.output.get("parts", 0))
 
     def to_dict(self) -> dict[str, Any]:
+        """The entry as a JSON object."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
@@ -100,6 +101,7 @@ class Commit:
     bad: tuple[BadImage, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
+        """The entry as a JSON object."""
         return {**vars(self), "bad": [asdict(image) for image in self.bad]}
 
 
@@ -111,6 +113,7 @@ class Finished:
     result: Split
 
     def to_dict(self) -> dict[str, Any]:
+        """The entry as a JSON object."""
         return {"split": self.split, "finished": self.result.to_dict()}
 
 
@@ -121,6 +124,7 @@ class Published:
     names: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
+        """The entry as a JSON object."""
         return {"published": list(self.names)}
 
 
@@ -200,6 +204,7 @@ class Journal:
         self._end = end
 
     def append(self, entry: Entry) -> None:
+        """Appends an entry and waits until it is on the disk."""
         text = json.dumps(entry.to_dict(), sort_keys=True).encode() + b"\n"
         line = b"%08x %s" % (zlib.crc32(text), text)
         write_all(self._file, line, self._end)
@@ -208,4 +213,5 @@ class Journal:
         self.entries.append(entry)
 
     def close(self) -> None:
+        """Closes the file."""
         os.close(self._file)

@@ -66,6 +66,7 @@ class Part:
 
     @property
     def folder(self) -> str:
+        """The name of the folder of the part."""
         return f"part-{self.number}-of-{self.count}"
 
     def image_range(self, num_images: int) -> tuple[int, int]:

@@ -61,6 +61,7 @@ class Meter:
             print(line, file=sys.stderr, flush=True)
 
     def note(self, text: str) -> None:
+        """Shows a text instead of the rate."""
         text = printable(text)
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done, note=text)

@@ -28,9 +28,10 @@ __all__ = ["Bad", "SplitSurvey", "Survey", "crop_share", "quarantine_limit", "re
 
 CROPS_DRAWN: Final = 1 << 14  # so many crops give the share of kept bytes to about 0.2 %
 FILES_LISTED: Final = 5  # the number of files that are named for each reason
-_BASE_BYTES: Final = 1 << 20  # the largest size of quarantine.jsonl: this, and
-_BYTES_PER_IMAGE: Final = 64 << 10  # this for each image that it lists,
-_MAX_BYTES: Final = 1 << 28  # but not more than this
+# quarantine.jsonl may have _BASE_BYTES, plus _BYTES_PER_IMAGE for each image that it lists, but at most _MAX_BYTES.
+_BASE_BYTES: Final = 1 << 20
+_BYTES_PER_IMAGE: Final = 64 << 10
+_MAX_BYTES: Final = 1 << 28
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,14 +121,17 @@ class Survey:
 
     @property
     def num_samples(self) -> int:
+        """The number of samples in all splits."""
         return sum(split.split.num_samples for split in self.splits)
 
     @property
     def file_bytes(self) -> int:
+        """The total size of all shard files in bytes."""
         return sum(split.file_bytes for split in self.splits)
 
     @property
     def train(self) -> SplitSurvey | None:
+        """The train split; None if there is none."""
         return next((split for split in self.splits if split.name == "train"), None)
 
 

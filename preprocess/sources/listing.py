@@ -51,6 +51,7 @@ class SplitScan:
 
     @property
     def num_images(self) -> int:
+        """The number of images."""
         return len(self.labels)
 
     def relative_path(self, index: int) -> str:

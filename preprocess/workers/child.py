@@ -48,8 +48,9 @@ __all__ = [
 ]
 
 _JPEG_SUFFIXES: Final = (".jpeg", ".jpg")
-_NOTIFY_IMAGES: Final = 4  # the parent is notified after so many finished images,
-_NOTIFY_SECONDS: Final = 0.004  # or after so many seconds
+# The parent is notified after _NOTIFY_IMAGES finished images, or earlier if _NOTIFY_SECONDS have passed.
+_NOTIFY_IMAGES: Final = 4
+_NOTIFY_SECONDS: Final = 0.004
 
 MESSAGE: Final = struct.Struct("<I")  # the size of a message on the socket, which precedes it; messages are marshalled
 
@@ -131,6 +132,7 @@ class _Answers:
             self._notified = self._count
 
     def write_notice(self, number: int) -> None:
+        """Notifies the parent of so many finished images; 0 means that the worker is ready."""
         os.write(self._notices, bytes([number]))
 
 

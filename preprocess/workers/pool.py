@@ -28,8 +28,8 @@ __all__ = ["ASLEEP_SECONDS", "HANG_SECONDS", "Workers", "encode_all"]
 
 # The time limit of an image counts the processor time of its worker, not the time on the clock. With a limit of 10 s on
 # the clock, good images of 40 megapixels were bad at a load of 9, and the bytes of a conversion depended on the load.
-HANG_SECONDS: Final = 8.0  # of processor time, plus
-_SECONDS_PER_MB: Final = 1.0  # for each MB of the file: six times that of OpenJPEG, the slowest decoder (0.16 s)
+HANG_SECONDS: Final = 8.0  # the limit for a small file
+_SECONDS_PER_MB: Final = 1.0  # added for each MB of the file: six times the time of OpenJPEG, the slowest decoder
 ASLEEP_SECONDS: Final = 600.0  # the limit for a worker that sleeps: it neither runs, waits for a disk, nor is stopped
 _TASKS: Final = 8  # the number of images that are assigned to a worker at a time
 _BUFFERED_BYTES: Final = 1 << 28  # the size of finished images that may wait for an earlier one

@@ -51,6 +51,7 @@ class Slot:
         self._process, self.end, self.size, self._free = process, end, size, False
 
     def release(self) -> None:
+        """Releases the memory of the image, which the worker may then reuse."""
         self._free = True
         slots = self._process.slots
         while slots and slots[0]._free:

@@ -34,6 +34,7 @@ class Encoded(NamedTuple):
 
     @property
     def state(self) -> ImageState:
+        """The state of the image in the records of a conversion."""
         return ImageState.KEPT if self.kept else ImageState.REENCODED
 
 

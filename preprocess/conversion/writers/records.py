@@ -77,6 +77,7 @@ class Records:
 
     @property
     def count(self) -> int:
+        """The number of records."""
         return self.done[0]
 
     def append(self, record: tuple[int, int, int, int, int, int]) -> None:
@@ -87,6 +88,7 @@ class Records:
         self.done = (count + 1, zlib.crc32(content, crc32))
 
     def sync(self) -> None:
+        """Waits until all records are on the disk. It may be called from another thread."""
         os.fsync(self._file)
 
     def pieces(self, length: int = 65_536) -> Iterator[np.ndarray]:
@@ -97,6 +99,7 @@ class Records:
                 yield records[start : min(start + length, self.count)]
 
     def close(self) -> None:
+        """Closes the file."""
         os.close(self._file)
 
 

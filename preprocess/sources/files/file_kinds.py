@@ -115,6 +115,7 @@ class Tally:
         self._kinds: dict[str, tuple[int, str]] = {}
 
     def add(self, skipped: Skipped) -> None:
+        """Adds files of one kind."""
         kind = skipped.kind
         if kind not in self._kinds and len(self._kinds) >= _MAX_KINDS:
             kind = "files of other kinds"
