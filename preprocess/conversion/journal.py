@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from sdpnet.pipelines.files.atomic_write import write_all
 from sdpnet.pipelines.shards.manifest import Split, parse_split
-from sdpnet.preprocess.conversion.writers.records import not_ours, open_plain
+from sdpnet.preprocess.conversion.writers.records import foreign_file, open_plain
 
 __all__ = [
     "JOURNAL_NAME",
@@ -182,13 +182,13 @@ def read_journal(path: Path) -> tuple[list[Entry], int]:
             while line := file.readline(_MAX_LINE):
                 checksum, _, text = line.partition(b" ")
                 if len(line) == _MAX_LINE:
-                    raise not_ours(path)
+                    raise foreign_file(path)
                 if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
                     break
                 try:
                     entries.append(_parse(json.loads(text)))
                 except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
-                    raise not_ours(path) from None
+                    raise foreign_file(path) from None
                 end += len(line)
     return entries, end
 

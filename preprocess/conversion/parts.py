@@ -129,7 +129,7 @@ def merge(make_writer: MakeWriter, output: dict[str, Any], out: str | os.PathLik
     if is_published(entries):  # an interrupted merge may have removed the parts; the journal is enough to finish it
         merging = _begun(entries, unfinished)
         output = {**output, "parts": merging.num_parts}
-        return convert(Conversion.from_journal(merging), _nothing, make_writer, output, out, "skip")
+        return convert(Conversion.from_journal(merging), _no_images, make_writer, output, out, "skip")
     parts = _parts(unfinished)
     if not parts:
         with writing(unfinished):  # removes the lock file of a merge that was killed at its very end
@@ -176,7 +176,7 @@ def _begun(entries: list[Entry], folder: Path) -> Begun:
     return entries[0]
 
 
-def _nothing(split: str, first: int) -> Generator[Image, None, None]:
+def _no_images(split: str, first: int) -> Generator[Image, None, None]:
     yield from ()
 
 

@@ -5,7 +5,7 @@
 // ImageNet originals within 500 pixels, 367 are 4:4:4 and need this step when they are re-encoded as 4:2:0.
 //
 // Blocks at the right and the bottom edge are transformed to samples, because libjpeg repeats the outermost samples of
-// the image there, which is not a linear function of whole blocks.
+// the image there.
 
 #pragma once
 

@@ -26,10 +26,10 @@ from sdpnet.preprocess.sources.files.file_kinds import (
     kind_by_suffix,
     kind_of_folder,
 )
-from sdpnet.preprocess.sources.files.links import LOOPS, NOWHERE, is_file, is_folder, leads_up
+from sdpnet.preprocess.sources.files.links import LOOPS, NOWHERE, is_file, is_folder, links_to_ancestor
 from sdpnet.preprocess.sources.listing import Entry
 
-__all__ = ["Exclusions", "count_files", "folder_entries", "has_images", "holds_only", "list_folder"]
+__all__ = ["Exclusions", "count_files", "folder_entries", "has_images", "has_only_excluded", "list_folder"]
 
 _DETECTION: Final = ("labels", "annotations")  # folders of object-detection data sets, beside images/
 _MANIFEST_BYTES: Final = 1 << 26  # a larger manifest.json belongs to another program
@@ -91,7 +91,7 @@ def folder_entries(root: Path, exclusions: Exclusions) -> Iterator[Entry | Skipp
     yield from listed.skipped
     folders = []
     for folder in listed.folders:
-        if holds_only(root / folder, exclusions):
+        if has_only_excluded(root / folder, exclusions):
             yield from _all_skipped(root, folder, exclusions)
         else:
             folders.append(folder)
@@ -119,7 +119,7 @@ def has_images(folder: Path) -> bool:
     return _has_images(folder.parent, folder.name, Exclusions())
 
 
-def holds_only(folder: Path, exclusions: Exclusions) -> bool:
+def has_only_excluded(folder: Path, exclusions: Exclusions) -> bool:
     """Whether a folder is excluded, or contains an excluded folder and no image beside it."""
     if exclusions.has(str(folder)):
         return True
@@ -138,7 +138,7 @@ def list_folder(path: str, below: str, exclusions: Exclusions) -> Listed:
                     continue
                 if kind := kind_of_folder(name):
                     skipped.append(count_files(entry.path, below + name, kind, exclusions))
-                elif entry.is_symlink() and leads_up(entry.path):
+                elif entry.is_symlink() and links_to_ancestor(entry.path):
                     skipped.append(Skipped(LOOPS, below + name))
                 else:
                     folders.append(name)

@@ -139,7 +139,7 @@ class Gathered:
     def file_names(self) -> list[str]:
         """All file names, without folders. Raises `UserError` if a name occurs twice."""
         names = [_name(self._names, self._ends, index) for index in range(len(self.groups))]
-        _refuse_twice(self.root, sorted(names))
+        _refuse_duplicates(self.root, sorted(names))
         return names
 
     def by_folder(self, classes: Sequence[str]) -> SplitScan:
@@ -186,7 +186,7 @@ class Gathered:
                     for index in group.tolist()
                 )
                 paths = [prefix + (f"{folder}/{name}" if folder else name) for folder, name, _ in named]
-                _refuse_twice(self.root, paths)
+                _refuse_duplicates(self.root, paths)
                 order[start:end] = [index for _, _, index in named]
                 encoded = [os.fsencode(path) for path in paths]
                 file.write(b"".join(encoded))
@@ -243,7 +243,7 @@ def gather(root: Path, entries: Iterable[Entry | Skipped], *, is_archive: bool =
     )
 
 
-def _refuse_twice(root: Path, names: list[str]) -> None:
+def _refuse_duplicates(root: Path, names: list[str]) -> None:
     """Raises `UserError` if two of these sorted names are the same, which is possible in an archive."""
     for name, following in pairwise(names):
         if name == following:

@@ -23,7 +23,13 @@ from sdpnet.pipelines.errors import UserError
 from sdpnet.pipelines.shards.manifest import UNFINISHED_NAME
 from sdpnet.pipelines.shards.origin import Origin
 from sdpnet.preprocess.sources.archive import archive_entries
-from sdpnet.preprocess.sources.class_folders import Exclusions, count_files, folder_entries, holds_only, list_folder
+from sdpnet.preprocess.sources.class_folders import (
+    Exclusions,
+    count_files,
+    folder_entries,
+    has_only_excluded,
+    list_folder,
+)
 from sdpnet.preprocess.sources.files.file_kinds import BESIDE_CLASSES, Skipped, Tally
 from sdpnet.preprocess.sources.files.location import Location
 from sdpnet.preprocess.sources.labels import read_labels
@@ -94,7 +100,9 @@ def scan(
         output = Exclusions.of([] if out is None else [Path(out)], [])
         if out is not None:
             refuse_output_among_images(Path(out), [Path(path) for path in (source, train, val) if path is not None])
-        places = dict(given) if source is None else find_splits(Path(source), given, lambda f: holds_only(f, output))
+        places = (
+            dict(given) if source is None else find_splits(Path(source), given, lambda f: has_only_excluded(f, output))
+        )
         if "train" not in places:
             raise UserError("no training images are given; name a folder or archive with --source or --train")
         if "val" not in places and val_labels is not None:

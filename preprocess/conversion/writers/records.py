@@ -21,7 +21,7 @@ from sdpnet.pipelines.errors import UserError
 from sdpnet.pipelines.files.atomic_write import write_all
 from sdpnet.pipelines.files.regular import NotRegularError, open_regular_file
 
-__all__ = ["RECORD_DTYPE", "Records", "not_ours", "open_plain", "require_bytes"]
+__all__ = ["RECORD_DTYPE", "Records", "foreign_file", "open_plain", "require_bytes"]
 
 RECORD_DTYPE = np.dtype(
     [("size", "<u4"), ("crc32", "<u4"), ("label", "<i4"), ("height", "<u2"), ("width", "<u2"), ("state", "u1")]
@@ -34,10 +34,10 @@ def open_plain(path: Path) -> BinaryIO:
     try:
         return open(open_regular_file(path), "rb")
     except NotRegularError:
-        raise not_ours(path) from None
+        raise foreign_file(path) from None
 
 
-def not_ours(path: Path) -> UserError:
+def foreign_file(path: Path) -> UserError:
     """The error for a file in a folder of unfinished work that was not written by a conversion."""
     return UserError(f"{path}: was not written by a conversion; remove {path.parent} to start over")
 
@@ -65,7 +65,7 @@ class Records:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         if not stat.S_ISREG(os.fstat(self._file).st_mode):
             os.close(self._file)
-            raise not_ours(path)
+            raise foreign_file(path)
         os.ftruncate(self._file, min(os.fstat(self._file).st_size, count * RECORD_DTYPE.itemsize))
         complete = os.fstat(self._file).st_size == count * RECORD_DTYPE.itemsize
         found = 0

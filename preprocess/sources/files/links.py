@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-__all__ = ["LOOPS", "NOWHERE", "is_file", "is_folder", "leads_up"]
+__all__ = ["LOOPS", "NOWHERE", "is_file", "is_folder", "links_to_ancestor"]
 
 LOOPS: Final = "links to a folder that they lie in"
 NOWHERE: Final = "links to files that are not there"
@@ -28,7 +28,7 @@ def is_file(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def leads_up(link: str) -> bool:
+def links_to_ancestor(link: str) -> bool:
     """Whether a link leads to a folder that contains the link, by its path or by the real path of its folder.
 
     A walk that follows such a link would not end.
