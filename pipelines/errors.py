@@ -64,7 +64,7 @@ class UserError(ValueError):
 
 
 class ShardError(UserError):
-    """A shard, or its manifest, is not what it claims to be."""
+    """A shard set is missing, damaged, or does not match its manifest."""
 
 
 class ImageFileError(UserError):

@@ -19,7 +19,7 @@ def silence(stream: TextIO) -> None:
 
     Otherwise Python would try to write it once more when it exits, and exit with status 120.
     """
-    with suppress(OSError, ValueError):  # closed, or not a file of the system
+    with suppress(OSError, ValueError):  # the stream is closed, or has no file descriptor
         descriptor = stream.fileno()
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, descriptor)

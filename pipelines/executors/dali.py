@@ -51,7 +51,7 @@ class DaliLoader:
 
     def set_plan(self, plan: Plan) -> None:
         if plan.image_size != self.source.plan.image_size:
-            self.close()  # the size is part of DALI's graph, which the next iterator builds
+            self.close()  # the size is part of DALI's graph, so the next iterator builds a new one
         self.source = self.source.with_plan(plan)
 
     def set_image_size(self, image_size: int) -> None:

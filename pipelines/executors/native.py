@@ -229,6 +229,8 @@ def _plans(source: Source, decoder: Decoder, epoch: int, start: int) -> Iterator
     num_ahead = source.options.native.read_ahead_batches
     following = iter(range(start, len(source.plan)))
     while True:
+        # Two plans at most: the lead grows by one batch at a time, so that the first batch does not wait for the plans
+        # of all others.
         for index in itertools.islice(following, min(2, num_ahead + 1 - len(ahead))):
             ahead.append(plan := source.batch_plan(epoch, index))
             if num_ahead:

@@ -74,7 +74,7 @@ def executor_of(name: str) -> Callable[[Source, Manifest], Loader]:
         working = [other for other in PIPELINES if other != name and _installed(other)]
         cause = " ".join(str(error).split())
         raise BackendMissingError(
-            f"pipeline {name!r} cannot be used here: {cause}; to mend it: {executor.remedy()}; "
+            f"pipeline {name!r} cannot be used here: {cause}; to fix it: {executor.remedy()}; "
             f"these would work: {', '.join(working)}"
         ) from error
 

@@ -46,7 +46,7 @@ class SyntheticLoader:
             yield self.source.batch(self._images, self.source.batch_plan(epoch, index))
 
     def close(self) -> None:
-        """Nothing to release."""
+        """Does nothing."""
 
 
 def make(source: Source, manifest: Manifest) -> SyntheticLoader:

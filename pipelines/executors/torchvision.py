@@ -149,7 +149,7 @@ class TorchvisionLoader:
                 iterator._shutdown_workers()  # type: ignore[attr-defined]  # now, not when collected
 
     def close(self) -> None:
-        """Nothing outlives an iterator."""
+        """Does nothing: an iterator ends its workers when it ends."""
 
 
 def make(source: Source, manifest: Manifest) -> TorchvisionLoader:

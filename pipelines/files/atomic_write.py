@@ -99,7 +99,7 @@ def require_place(path: Path, flag: str = "") -> None:
     if path.is_dir():
         raise UserError(f"{name}: is a directory; give the name of a file")
     if not folder.is_dir():
-        wrong = "is not a directory" if folder.exists() else "is not there; make it first"
+        wrong = "is not a directory" if folder.exists() else "does not exist; make it first"
         raise UserError(f"{name}: the directory {folder} {wrong}")
     if not os.access(folder, os.W_OK):
         raise UserError(f"{name}: the directory {folder} cannot be written (permission denied)")
@@ -153,7 +153,7 @@ def exclusive(path: Path) -> Iterator[None]:
                 raise _held(path, _owner(path)) from None
             except OSError:
                 soft = path.with_name(f"{path.name}.held")
-                other = _owner(path)  # with locks of the system, on another machine
+                other = _owner(path)  # a holder on another machine, where the system has locks
                 if other and other["pid"] != os.getpid() and soft_lock.is_alive(other):
                     raise _held(path, other) from None
                 if (owner := soft_lock.acquire(soft)) is not None:

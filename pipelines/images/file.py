@@ -236,7 +236,7 @@ def _to_8_bits(image: Image.Image, tiff: TiffImage | None) -> Image.Image:
 
 
 def _read_planes_of_16_bits(image: Image.Image, tiff: TiffImage) -> None:
-    """Has Pillow read uncompressed planes of 16 bits as such: it takes the first half of each for the whole plane."""
+    """Makes Pillow read uncompressed 16-bit planes correctly; it would take the first half of each for all of it."""
     order = "B" if tiff.is_big_endian else "L"
     image.tile = [  # type: ignore[attr-defined]
         tile._replace(args=(f"{tile.args[0]};16{order}", *tile.args[1:])) if tile.codec_name == "raw" else tile
@@ -245,7 +245,7 @@ def _read_planes_of_16_bits(image: Image.Image, tiff: TiffImage) -> None:
 
 
 def _from_jpeg_2000(data: bytes, plain: bytes, orientation: int, max_pixels: int) -> Picture:
-    """Decodes `plain`, which has no palette and no order of the channels: these are in `data`."""
+    """Decodes `plain`, from which palette and channel definitions were removed, with those of `data`."""
     bits, palette = bits_of(data), palette_of(data)
     if len(bits) > 1 and max(bits) > 8:  # Pillow rounds 12 bits to 8, and 256 to 0
         what = f"a JPEG 2000 image of {len(bits)} channels of {max(bits)} bits"

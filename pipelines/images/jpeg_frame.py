@@ -8,7 +8,7 @@ from typing import NamedTuple
 __all__ = ["Frame", "frame_of", "segments"]
 
 _WITHOUT_CONTENT = {0x01, *range(0xD0, 0xD9)}
-_NO_FRAMES = (0xC4, 0xC8, 0xCC)  # among the markers C0 to CF: Huffman tables, reserved, arithmetic conditioning
+_NO_FRAMES = (0xC4, 0xC8, 0xCC)  # from C0 to CF, but not frames: Huffman tables, reserved, arithmetic conditioning
 
 
 class Frame(NamedTuple):

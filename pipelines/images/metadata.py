@@ -170,7 +170,7 @@ def _strip_gif(data: bytes, orientation: bool) -> bytes:
             end += 1 + data[end]
         end += 1
         label, name = data[at + 1 : at + 2], data[at + 3 : at + 14]
-        if label == b"\xf9" or (orientation and name == b"XMP DataXMP"):  # how the frame is shown
+        if label == b"\xf9" or (orientation and name == b"XMP DataXMP"):  # F9 describes how the frame is shown
             parts.append(data[at:end])
         at = end
     return b"".join((*parts, data[at:]))

@@ -26,7 +26,7 @@ class Preprocessing:
         exif: "ignore" leaves the pixels as the file stores them, "apply" turns them upright.
         max_side: the longer side is reduced to this many pixels; 0 keeps every size.
 
-    The defaults are those of shard sets, and models, that do not say.
+    The defaults apply to shard sets and models that do not record these settings.
     """
 
     exif: str = "ignore"

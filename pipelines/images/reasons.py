@@ -36,7 +36,7 @@ def too_large(reason: object) -> ImageFileError:
 
 
 def out_of_memory() -> ImageFileError:
-    return ImageFileError("needs more memory than there is; reduce it, or use a machine with more memory")
+    return ImageFileError("needs more memory than is available; reduce it, or use a machine with more memory")
 
 
 def unknown_range(samples: str) -> ImageFileError:
@@ -71,7 +71,7 @@ def undecodable(error: Exception, kind: Kind, jpeg: Frame | None, tiff: TiffImag
         return _not_read(kind, message)
     if "BMFF" in message:  # libavif is strict: other decoders read some of the files that it refuses
         return ImageFileError(
-            f"damaged image, or one against the rules of AVIF ({message}); copy it again, or convert it to PNG or JPEG"
+            f"damaged image, or one that violates AVIF's rules ({message}); copy it again, or convert it to PNG or JPEG"
         )
     return damaged(message)
 

@@ -92,7 +92,7 @@ class Decoder:
         if not handle:
             raise MemoryError(f"no memory or no threads left for {threads} decoding threads (see ulimit -u)")
         self._handle = handle
-        self._close = weakref.finalize(self, library.decoder_destroy, handle)  # also when the interpreter ends
+        self._close = weakref.finalize(self, library.decoder_destroy, handle)  # runs also when the interpreter exits
 
     @property
     def closed(self) -> bool:

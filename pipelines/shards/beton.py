@@ -106,7 +106,7 @@ def _tables(file: MappedFile) -> tuple[np.ndarray, np.ndarray]:
     metadata_start = HEADER_DTYPE.itemsize + num_fields * FIELD_DTYPE.itemsize
     metadata_end = metadata_start + num_samples * METADATA_DTYPE.itemsize
     if page_size == 0 or page_size & (page_size - 1):
-        raise refuse(f"page size {page_size} is no power of two")
+        raise refuse(f"page size {page_size} is not a power of two")
     if not metadata_end <= table_start <= file_size:
         raise refuse(
             f"{num_samples} samples and an allocation table at byte {table_start} do not fit its {file_size} bytes"

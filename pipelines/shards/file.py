@@ -25,7 +25,7 @@ __all__ = ["Identity", "MappedFile", "open_regular", "read_whole", "size_of"]
 _COPY: Final = "copy it again"
 _PIECE: Final = 1 << 23  # the number of bytes per read
 
-Identity = tuple[int, int, int, int]  # device, inode, size, time of the last change in ns
+Identity = tuple[int, int, int, int]  # device, inode, size, modification time in ns
 
 
 def open_regular(path: str | os.PathLike[str]) -> int:

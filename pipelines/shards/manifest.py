@@ -147,7 +147,7 @@ def _no_manifest(directory: Path) -> str:
         if directory.suffix == ".beton":
             return "a .beton file, not a shard set; preprocess/adopt.py makes one of it"
         return "a file, not a shard set; give the folder that preprocess/build_ffcv.py made"
-    wrong = f"no {MANIFEST_NAME} here, so it is no shard set"
+    wrong = f"no {MANIFEST_NAME} here, so it is not a shard set"
     if (directory / "metrics.jsonl").is_file():
         return f"{wrong}, but a run (sdpnet report shows it); give the shard set that it was trained on"
     return f"{wrong} (make one with preprocess/build_ffcv.py)"
@@ -187,7 +187,7 @@ def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
         raise
     except UnicodeEncodeError as error:
         what = _shown.repr(error.object[max(0, error.start - 20) : error.start + 20])
-        raise ShardError(f"{path}: {what} has half of a surrogate pair, which is no text; convert again") from None
+        raise ShardError(f"{path}: {what} has half of a surrogate pair, which is not text; convert again") from None
     except UserError as error:  # a setting of the encoder is out of range
         raise ShardError(f"{path}: encode: {str(error)[:_LONGEST_REASON]}; convert again") from None
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
@@ -198,7 +198,7 @@ def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
         shown = _shown.repr(split_name)
         if split.format not in FORMATS:
             found = _shown.repr(split.format)
-            raise ShardError(f"{path}: split {shown}: format {found} is none of {', '.join(FORMATS)}")
+            raise ShardError(f"{path}: split {shown}: format {found} is not one of {', '.join(FORMATS)}")
         if sum(file.num_samples for file in split.files) != split.num_samples:
             raise ShardError(f"{path}: split {shown}: its files' sample counts do not add up; convert again")
         if split.format == "beton" and len(split.files) != 1:
@@ -206,12 +206,12 @@ def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
         for file in split.files:
             for name in (file.name, *file.sidecars):
                 if name in seen:
-                    raise ShardError(f"{path}: file name {_shown.repr(name)} stands there twice; convert again")
+                    raise ShardError(f"{path}: file name {_shown.repr(name)} is listed twice; convert again")
                 seen.add(name)
                 if os.path.basename(name) != name or name in ("", ".", "..") or "\0" in name:
-                    raise ShardError(f"{path}: file name {_shown.repr(name)} leaves the shard set's directory")
+                    raise ShardError(f"{path}: file name {_shown.repr(name)} lies outside the shard set's directory")
                 if len(name.encode("utf-8", "surrogateescape")) > _LONGEST_NAME:
-                    raise ShardError(f"{path}: file name {_shown.repr(name)} is longer than names of files are")
+                    raise ShardError(f"{path}: file name {_shown.repr(name)} is longer than file names may be")
             if not file.name.endswith(f".{split.format}"):
                 raise ShardError(f"{path}: file name {_shown.repr(file.name)} in a split of format {split.format}")
     return manifest
@@ -224,7 +224,7 @@ def _manifest(raw: dict[str, Any]) -> Manifest:
     """
     quarantine, origin, classes = raw["quarantine_sha256"], raw.get("origin"), raw["classes"]
     if not isinstance(classes, list):
-        raise TypeError("classes is no list")
+        raise TypeError("classes is not a list")
     encode = dict(raw["encode"])
     Preprocessing.of(encode)  # checks the settings that training and prediction use
     return Manifest(

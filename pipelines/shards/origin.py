@@ -81,7 +81,7 @@ class Origin:
         """
         share = raw["val_share"]
         if share is not None and not (isinstance(share, float) and 0 < share < 1):
-            raise ValueError(f"val_share {reprlib.repr(share)} is no share")
+            raise ValueError(f"val_share {reprlib.repr(share)} is not a share between 0 and 1")
         return Origin(
             places={split: text_of(place) for split, place in raw["places"].items()},
             left_out=tuple(

@@ -65,7 +65,7 @@ def _table(tar: MappedFile) -> np.ndarray:
     file = MappedFile(table_path)
     num_samples, rest = divmod(file.size, SAMPLE_DTYPE.itemsize)
     if rest:
-        raise refuse(table_path, f"{file.size} bytes are no whole number of {SAMPLE_DTYPE.itemsize}-byte records")
+        raise refuse(table_path, f"{file.size} bytes are not a whole number of {SAMPLE_DTYPE.itemsize}-byte records")
     if num_samples * sample_bytes(1) + END_BYTES > tar_size:
         raise refuse(table_path, f"lists more samples than the {tar_size:,} bytes of {path.name} can hold")
     # The writer leaves no gaps, so the sizes alone determine every offset: each record is checked against the sum of
@@ -87,8 +87,8 @@ def _table(tar: MappedFile) -> np.ndarray:
         sizes = sample_bytes(piece["size"].astype(np.uint64))
         ends = end + np.cumsum(sizes, dtype=np.uint64)
         starts = ends - sizes + np.uint64(BLOCK)
-        require(piece["offset"] == starts, "its image lies elsewhere than the sizes before it say")
-        require(ends <= tar_size, "its image lies behind the tar's end")
+        require(piece["offset"] == starts, "its offset does not match the sizes before it")
+        require(ends <= tar_size, "its image lies beyond the tar's end")
         pieces.append(piece)
         first, end = first + len(piece), ends[-1]
     table = np.concatenate(pieces)

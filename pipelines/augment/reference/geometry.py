@@ -109,12 +109,12 @@ def _bilinear(images: torch.Tensor, source: torch.Tensor, fill: tuple[float, flo
     """
     batch, _, height, width = images.shape
     before = source.floor()
-    after_x, after_y = source.sub_(before).unbind(1)  # weights of the pixel to the east and of that to the south
+    after_x, after_y = source.sub_(before).unbind(1)  # weights of the pixels to the east and to the south
     columns, rows = (to.clamp_(-2, size).to(torch.int32) for to, size in _with_sizes(before))
     line, inside = width + 4, 1 << 24
     first = rows.mul_(line).add_(columns).add_(2 * line + 2).flatten(1).long()
     packed = _packed(images, 2, 0, inside)
-    out = torch.zeros((4, batch, height, width), device=images.device)  # red, green, blue, weights inside
+    out = torch.zeros((4, batch, height, width), device=images.device)  # red, green, blue, weights of pixels inside
     for n in range(4):
         weights = (after_x if n % 2 else 1 - after_x) * (after_y if n // 2 else 1 - after_y)
         pixels = packed.gather(1, first + (n // 2 * line + n % 2)).view(batch, height, width)
