@@ -95,9 +95,8 @@ class DeviceStage:
             warnings.warn(f"augment.fused: slower without the kernel, which cannot run here: {cause}", stacklevel=3)
             return False
         if self.options.fused == "verify":
-            levels = (out - self._run_reference(batch, torch.float32)).abs() / self._factors(batch.images.device)[
-                :3
-            ].view(1, 3, 1, 1)
+            reference = self._run_reference(batch, torch.float32)
+            levels = (out - reference).abs() / self._factors(batch.images.device)[:3].view(1, 3, 1, 1)
             if not levels.max() <= _MAX_DIFFERENCE:
                 off = (levels > _MAX_DIFFERENCE).float().mean().item()
                 raise UserError(

@@ -66,8 +66,8 @@ class DaliLoader:
             self._pipe.build()
         pipe = self._pipe
         on_gpu = self.source.device.type == "cuda"
-        # A pipeline whose last batch was taken yields nothing in the next epoch unless it is reset, whether or not
-        # anybody asked for the batch after the last.
+        # If the last batch of an epoch was taken without asking for the end, the pipeline yields nothing in the next
+        # epoch unless it is reset.
         pipe.reset()
         try:
             while True:

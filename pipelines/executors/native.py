@@ -66,7 +66,7 @@ class _BufferPool:
 
 # More batches ahead help only if steps vary in length. In a benchmark of 120 steps, the share of the ideal rate was
 # 0.89, 0.89, 0.90, 0.88 and 0.88 with 1, 2, 3, 5 and 8 batches ahead for even steps, and 0.65, 0.68, 0.76, 0.82 and
-# 0.84 for five short steps and a long one. Growing by one only as described reached 0.89 and 0.83 (records/LOG.md).
+# 0.84 for five short steps and a long one. The rule below reached 0.89 and 0.83 (records/LOG.md).
 class _PrefetchDepth:
     """The number of batches that are decoded ahead of the one that is asked for.
 

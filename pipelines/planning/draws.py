@@ -46,11 +46,9 @@ def _mix(x: int) -> int:
 
 
 def _mix_array(x: np.ndarray) -> np.ndarray:
-    """Applies `_mix` to a uint64 array in place.
-
-    Together with building the batch once, that took the plan of 256 samples from 1.2 to 1.4 ms to 0.9 to 1.0 ms
-    (records/LOG.md).
-    """
+    """Applies `_mix` to a uint64 array in place."""
+    # In place, because new arrays cost time: this and building the batch once took a plan for 256 samples from 1.2-1.4
+    # ms to 0.9-1.0 ms (records/LOG.md).
     x ^= x >> _SHIFTS[0]
     x *= _FIRST
     x ^= x >> _SHIFTS[1]
