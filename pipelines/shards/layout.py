@@ -104,7 +104,7 @@ def _path(directory: Path, file: ShardFile) -> Path:
     """The path of a file of a shard set, which must exist."""
     path = directory / file.name
     if not os.path.exists(path):
-        raise ShardError(f"{path}: the manifest names this file, but it is missing; copy it here or convert again")
+        raise ShardError(f"{path}: the manifest names it, but it is not there; copy it here or convert again")
     return path
 
 

@@ -57,7 +57,7 @@ def test_schema_version_2_is_read(shard_set, tmp_path):
         (lambda raw: raw["splits"]["train"].update(files=[], num_samples=0), "'train': 0 .beton files, but one"),
         (lambda raw: raw["splits"]["train"]["files"].append({**EMPTY, "name": "b.beton"}), "'train': 2 .beton files"),
         (lambda raw: raw["splits"]["train"]["files"][0].update(sidecars=["x"]), "incomplete or damaged"),
-        (lambda raw: raw["splits"]["train"]["files"][0].update(name="other.beton"), "but it is missing"),
+        (lambda raw: raw["splits"]["train"]["files"][0].update(name="other.beton"), "it is not there"),
         (lambda raw: raw["splits"]["train"]["files"][0].update(bytes=7), "not the manifest's 7"),
         (lambda raw: raw.update(classes=["ant", "bee"]), "sample 16: label 2, but there are 2 classes"),
         (lambda raw: raw["splits"].pop("train"), "no split 'train'; it has val"),
