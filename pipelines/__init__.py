@@ -1,4 +1,4 @@
-"""pipelines: shards in, batches on the device out, every random decision taken from one plan."""
+"""Turns shards into batches on the device; every random decision comes from one plan."""
 
 from sdpnet.pipelines.startup import end_on_interrupt as _end_on_interrupt
 

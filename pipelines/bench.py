@@ -1,9 +1,9 @@
-"""Times pipelines by turns, on the same shards, cores and crops: `python pipelines/bench.py --data SHARDS`.
+"""Times pipelines in alternation, on the same shards, cores and crops: `python pipelines/bench.py --data SHARDS`.
 
-Each contestant lives in a process of its own that is pinned to the cores and has as many threads or workers as there
-are cores. One at a time delivers batches for a round while all others are idle; from round to round the order is turned
-around, and the first round does not count. A round's clock runs while the pipeline is full: no start and no end is in
-it. Nothing is done with a batch.
+Each contestant runs in a process of its own, which is pinned to the cores and has as many threads or workers as cores.
+In a round, one contestant at a time delivers batches while all others are idle. The order is reversed from round to
+round, and the first round does not count. A round is timed while the pipeline is full, so it includes neither start nor
+end. Batches are not used for anything.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 if not __package__:  # run as a file
-    from sdpnet import pipelines  # noqa: F401 - from here on, Ctrl-C ends with one line
+    from sdpnet import pipelines  # noqa: F401 - from now on, Ctrl-C ends the process with one line
 
 import torch
 from rich.console import Console
@@ -43,11 +43,11 @@ from sdpnet.pipelines.terminal.status_line import StatusLine
 __all__ = ["add_arguments", "main", "run"]
 
 CONTESTANTS: Final = (*PIPELINES, *PEERS, *CEILINGS)
-LOADED: Final = 0.05  # share of the cores' time spent elsewhere from which on figures do not count
+MAX_FOREIGN: Final = 0.05  # if other processes take more than this share of the cores' time, figures do not count
 
 
-def _touch(reader: ShardReader, batch_size: int, *, train: bool) -> None:
-    """Reads the samples of the first batches, so that no contestant finds the file colder than the next."""
+def _warm_up_files(reader: ShardReader, batch_size: int, *, train: bool) -> None:
+    """Reads the samples of the first batches, so that all contestants find the file equally well cached."""
     order: Order = "random" if train else "sequential"
     plan = Plan(seed=0, sizes=reader.sizes, batch_size=batch_size, image_size=1, order=order)
     for index in range(min(len(plan), 8)):
@@ -85,21 +85,21 @@ def _table(race: Race) -> Table:
 
 
 def _notes(race: Race) -> list[str]:
-    """What the table cannot say, a line each."""
+    """The remarks below the table, one line each."""
     lines = [f"{entry.contestant}: {entry.reason}" for entry in race.entries if entry.reason]
     for entry in race.running:
         if entry.started is not None and entry.started.crops == "own":
             lines.append(f"{entry.contestant}: own crops of the same distribution, in an order of its own")
         if entry.contestant in CEILINGS:
             lines.append(f"{entry.contestant}: one step alone, {CEILINGS[entry.contestant]}")
-    lines += [f"{name}: delivered other samples than the others" for name in race.strays()]
-    if race.foreign is not None and race.foreign > LOADED:
+    lines += [f"{name}: delivered other samples than the others" for name in race.mismatched()]
+    if race.foreign is not None and race.foreign > MAX_FOREIGN:
         lines.append(f"{race.foreign:.0%} of these cores' time went to other processes: these figures do not count")
     return lines
 
 
 def _report(races: list[Race], arguments: argparse.Namespace) -> dict[str, Any]:
-    """The record, as those in records/."""
+    """The benchmark's record, in the format of those in records/."""
     now = datetime.datetime.now(datetime.timezone.utc)
     return {
         "date": now.date().isoformat(),
@@ -127,7 +127,7 @@ def _report(races: list[Race], arguments: argparse.Namespace) -> dict[str, Any]:
                 "image_size": race.image_size,
                 "cores": list(race.cores),
                 "foreign": race.foreign,
-                "same_samples": not race.strays(),
+                "same_samples": not race.mismatched(),
                 "ratio_to": race.reference.contestant if race.reference else None,
                 "results": [_result(race, entry) for entry in race.entries],
             }
@@ -167,14 +167,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = ",".join(name for name in PIPELINES if name != "synthetic")
     add("--pipelines", metavar="NAMES", default=default, help="comma-separated (default: %(default)s)")
     add("--ceilings", action="store_true", help=f"also synthetic, {', '.join(CEILINGS)}")
-    add("--cores", metavar="N", default=str(len(usable_cores())), help="how many, or a list (default: %(default)s)")
+    add(
+        "--cores",
+        metavar="N",
+        default=str(len(usable_cores())),
+        help="number of cores, or a list of numbers (default: %(default)s)",
+    )
     add("--image-size", metavar="N", default="224", help="pixels a side, or a list (default: %(default)s)")
     add("--mode", choices=["train", "eval"], default="train", help="random or central crops (default: %(default)s)")
     add("--split", help="default: train, or val with --mode eval")
     add("--batch-size", metavar="N", type=int, default=256, help="default: %(default)s")
-    add("--rounds", metavar="N", type=int, default=5, help="that count (default: %(default)s)")
-    add("--seconds", metavar="S", type=float, default=2.0, help="a round, about (default: %(default)s)")
-    add("--batches", metavar="N", type=int, default=0, help="a round, instead of --seconds")
+    add("--rounds", metavar="N", type=int, default=5, help="number of measured rounds (default: %(default)s)")
+    add("--seconds", metavar="S", type=float, default=2.0, help="approximate length of a round (default: %(default)s)")
+    add("--batches", metavar="N", type=int, default=0, help="number of batches in a round, instead of --seconds")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: %(default)s")
     add("--json", metavar="FILE", type=Path, help="also write the figures here")
 
@@ -194,8 +199,8 @@ def _names(text: str, ceilings: bool) -> list[str]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints a table, and with `--json` writes a record; returns 1 when nothing could be measured."""
-    signal.signal(signal.SIGTERM, _terminate)  # so that the contestants end as well
+    """Prints a table, and with `--json` writes a record. Returns 1 if nothing could be measured."""
+    signal.signal(signal.SIGTERM, _terminate)  # so that the contestants' processes end as well
     names = _names(arguments.pipelines, arguments.ceilings)
     usable = usable_cores()
     all_cores = _numbers("--cores", arguments.cores, 1, len(usable))
@@ -217,12 +222,12 @@ def run(arguments: argparse.Namespace) -> int:
     most = f"at most {reader.num_samples}, the samples of the split"
     require(arguments.batch_size <= reader.num_samples, "--batch-size", arguments.batch_size, most)
     if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
-        raise UserError(f"--json {arguments.json}: its directory is not there")
+        raise UserError(f"--json {arguments.json}: its directory does not exist")
     if arguments.json is not None and arguments.json.is_dir():
         raise UserError(f"--json {arguments.json}: is a directory; give the name of a file")
 
     console = Console(highlight=False)
-    _touch(reader, batch_size, train=mode == "train")
+    _warm_up_files(reader, batch_size, train=mode == "train")
     races = []
     length = f"{arguments.batches} batches" if arguments.batches else f"{arguments.seconds:g} s"
     console.print(
@@ -263,9 +268,9 @@ def _terminate(number: int, frame: object) -> None:
 
 
 def main(argv: list[str] | None = None, program: str = "bench") -> int:
-    """The command line; returns the exit status: 1 when nothing could be measured."""
+    """Runs the command line. Returns the exit status, which is 1 if nothing could be measured."""
     return run_alone(
-        program, "Times pipelines by turns, on the same shards, cores and crops.", add_arguments, run, argv
+        program, "Times pipelines in alternation, on the same shards, cores and crops.", add_arguments, run, argv
     )
 
 

@@ -1,10 +1,9 @@
-"""What every pipeline promises: how it is given a plan, and the batches that it yields.
+"""The contract of all pipelines: how they get a plan, and which batches they yield.
 
-    shards + Plan --(one of the pipelines)--> Batch --(sdpnet.pipelines.augment.DeviceStage)--> images, targets for the
-    model
+    shards + Plan --(a pipeline)--> Batch --(sdpnet.pipelines.augment.DeviceStage)--> images and targets for the model
 
-A pipeline is an executor of the plan. All of them yield the same samples, labels, crop boxes and flips in the same
-order; their pixels agree up to the decoders' and resizers' tolerance. `sdpnet.pipelines.loader.make_loader` opens one.
+A pipeline executes the plan. All pipelines yield the same samples, labels, crop boxes and flips in the same order;
+their pixels agree within the tolerance of decoders and resizers. `sdpnet.pipelines.loader.make_loader` opens one.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ class Batch:
         images: uint8 (B, image_size, image_size, 3), RGB, values 0 to 255. Valid until the next batch is asked for.
         labels: int64 (B,).
         sample_ids: int64 (B,).
-        valid: bool (B,); False marks what is neither scored nor trained on: padding, and samples that were masked.
+        valid: bool (B,). False marks samples that are neither scored nor trained on: padding and masked samples.
         plan: this process's part of the plan, for the device stage.
     """
 
@@ -45,15 +44,15 @@ class Batch:
 
 @dataclass(frozen=True)
 class Source:
-    """All that a pipeline needs.
+    """Everything that a pipeline needs.
 
     Attributes:
-        reader: of the validated shard.
-        plan: of all processes; its image size is the one that counts.
+        reader: the reader of the validated shards.
+        plan: the plan of all processes. Its `image_size` is used, not the one in `options`.
         shard: this process's part of each batch.
-        device: where batches go.
-        threads: decoding threads or workers of this process.
-        options: how the executor works: prefetching, errors and its own section.
+        device: the device of the batches.
+        threads: the number of decoding threads or workers of this process.
+        options: how the executor works: prefetching, errors, and the executor's own section.
     """
 
     reader: ShardReader
@@ -65,24 +64,29 @@ class Source:
 
     @property
     def prefetch_batches(self) -> int:
-        """The number of batches decoded ahead of the one that is asked for, at first."""
+        """The initial number of batches that are decoded ahead of the one that is asked for."""
         return self.options.prefetch[0]
 
     def with_plan(self, plan: Plan) -> Source:
-        """The same for another plan, which has the same samples and batch size."""
+        """A copy with another plan, which must have the same samples and batch size."""
         before = (self.plan.num_samples, self.plan.batch_size)
         assert before == (plan.num_samples, plan.batch_size), f"{before} != {plan.num_samples, plan.batch_size}"
         return replace(self, plan=plan)
 
     def batch_plan(self, epoch: int, index: int) -> BatchPlan:
+        """This process's part of the plan of one batch."""
         return self.plan.batch(epoch, index).shard(self.shard.rank, self.shard.world_size)
 
     def batch(self, images: torch.Tensor, plan: BatchPlan, labels: torch.Tensor | None = None) -> Batch:
-        """A batch from this process's decoded images (uint8 (B, H, W, 3), any device) and plan.
+        """Makes a batch on the loader's device.
 
-        `labels` are the ones that the pipeline read itself, if it does; by default they are the reader's.
+        Args:
+            images: uint8 (B, H, W, 3), decoded, on any device.
+            plan: this process's part of the batch's plan.
+            labels: int64 (B,), for pipelines that read labels themselves. By default the reader's labels are used.
 
-        Raises `ShardError` where a file of these samples was changed since it was opened: the images may be others.
+        Raises:
+            ShardError: a file of these samples was changed since it was opened, so the images may be wrong.
         """
         self.reader.check(plan.sample_ids)
 
@@ -99,34 +103,38 @@ class Source:
 
 
 class Loader(Protocol):
-    """An iterable of batches with a length; `batches` starts anywhere."""
+    """Yields the batches of any epoch, from any batch on."""
 
     source: Source
     manifest: Manifest
 
     @property
     def masked(self) -> Sequence[int]:
-        """The samples that the newest iterator has yielded without pixels (`DataOptions.on_error`)."""
+        """The ids of samples that the newest iterator has masked (see `DataOptions.on_error`)."""
         ...
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """The number of batches in an epoch."""
         ...
 
     def set_plan(self, plan: Plan) -> None:
-        """Iterators made from now on follow this plan, which has the same samples and batch size.
+        """Sets the plan of iterators that are made from now on. It must have the same samples and batch size.
 
-        Threads, buffers and compiled code are kept; a plan of another image size may cost new ones.
+        Threads, buffers and compiled code are kept; another image size may need new ones.
         """
         ...
 
     def set_image_size(self, image_size: int) -> None:
-        """Iterators made from now on yield images of this size. The plan's draws stay; boxes in output pixels follow
-        the size."""
+        """Sets the image size of iterators that are made from now on.
+
+        The plan's draws stay the same; boxes in output pixels are computed for the size.
+        """
         ...
 
     def batches(self, epoch: int = 0, start: int = 0) -> Generator[Batch, None, None]:
-        """The batches `start`, `start + 1`, ... of an epoch. Closing the iterator early ends all its work."""
+        """Yields the batches `start`, `start + 1`, ... of an epoch. Closing the generator early ends all its work."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Releases threads and memory."""
+        ...

@@ -1,4 +1,4 @@
-"""Output that is lost does not end a program: a closed pipe, a terminal that is gone, a full disk, an old encoding."""
+"""Keeps a program running when its output is lost: a closed pipe, a lost terminal, a full disk, an old encoding."""
 
 from __future__ import annotations
 
@@ -11,26 +11,30 @@ from typing import Any, TextIO, cast
 
 __all__ = ["lasting_output", "silence"]
 
-_FOR_GOOD = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO, errno.ENODEV, errno.ECONNRESET, errno.ESTALE)
+_PERMANENT_ERRORS = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO, errno.ENODEV, errno.ECONNRESET, errno.ESTALE)
 
 
 def silence(stream: TextIO) -> None:
-    """Sends all further output of a stream that failed, and what it still holds, to nowhere.
+    """Discards the buffered and all further output of a stream that failed.
 
-    Otherwise Python would try once more at its end, and exit with status 120.
+    Otherwise Python would try to write it once more when it exits, and exit with status 120.
     """
-    with suppress(OSError, ValueError):  # closed, or not a file of the system
+    with suppress(OSError, ValueError):  # the stream is closed, or has no file descriptor
         descriptor = stream.fileno()
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, descriptor)
-        os.close(nowhere)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, descriptor)
+        os.close(null)
         stream.flush()
 
 
 class _LastingStream:
-    """A text stream whose `write` and `flush` never fail; everything else is the stream's own.
+    """A text stream whose `write` and `flush` never fail. All other attributes are those of the wrapped stream.
 
-    Characters that the stream's encoding lacks are written as escapes. `lost` is called with the first error.
+    Characters that the stream's encoding lacks are written as escapes.
+
+    Args:
+        stream: the stream to wrap.
+        lost: called with the first error.
     """
 
     def __init__(self, stream: TextIO, lost: Callable[[BaseException], None]) -> None:
@@ -48,7 +52,7 @@ class _LastingStream:
         self._attempt(self._stream.flush)
 
     def end(self) -> None:
-        """Writes what is still held; what cannot be written is given up."""
+        """Writes buffered text. Text that cannot be written is discarded."""
         self.flush()
         if self._has_failed:
             silence(self._stream)
@@ -68,7 +72,7 @@ class _LastingStream:
             action()
         except (OSError, ValueError) as error:  # ValueError: the stream was closed
             first, self._has_failed = not self._has_failed, True
-            if not isinstance(error, OSError) or error.errno in _FOR_GOOD:
+            if not isinstance(error, OSError) or error.errno in _PERMANENT_ERRORS:
                 self._is_gone = True
                 silence(self._stream)
             if first:
@@ -77,11 +81,13 @@ class _LastingStream:
 
 @contextmanager
 def lasting_output(consequence: str) -> Iterator[None]:
-    """Within it, writing to `sys.stdout` and `sys.stderr` never raises an error.
+    """A context in which writing to `sys.stdout` and `sys.stderr` never raises an error.
 
-    When stdout fails for the first time, one line on stderr says so, followed by the `consequence`.
+    When stdout fails for the first time, one line on stderr says so, followed by `consequence`.
     """
-    for descriptor in range(3):  # a closed one would be given to the next file that is opened, and get our lines
+    # A closed standard descriptor would be given to the next file that is opened, and our lines would go into that
+    # file.
+    for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
@@ -92,8 +98,8 @@ def lasting_output(consequence: str) -> Iterator[None]:
         reason = getattr(error, "strerror", None) or str(error)
         print(f"stdout is lost ({reason}): {consequence}", file=sys.stderr, flush=True)
 
-    with open(os.devnull, "w", encoding="utf-8") as nowhere:
-        streams = _LastingStream(before[0] or nowhere, lost), _LastingStream(before[1] or nowhere, lambda _: None)
+    with open(os.devnull, "w", encoding="utf-8") as null:
+        streams = _LastingStream(before[0] or null, lost), _LastingStream(before[1] or null, lambda _: None)
         sys.stdout, sys.stderr = (cast(TextIO, stream) for stream in streams)
         try:
             yield

@@ -1,4 +1,4 @@
-"""Opens a shard set's split as a loader: `make_loader` is the only door to the pipelines.
+"""Opens a split of a shard set as a loader. All pipelines are opened by `make_loader`.
 
 DataOptions, AugmentOptions, seed --make_plan--> Plan
 shards, Plan --(the executor that `data.pipeline` names)--> Loader
@@ -33,17 +33,17 @@ def make_loader(
     """Opens the shard set at `data.path` and returns the loader of its training or evaluation split.
 
     Args:
-        data: which shard set, and how it is read.
-        augment: what the plan draws for the device stage. An evaluation split has no draws.
-        split: the role; `data.train_split` and `data.val_split` are the names in the shard set.
+        data: the shard set's path and how it is read.
+        augment: the augmentations that the plan draws for the device stage. Evaluation splits have none.
+        split: the split's role. `data.train_split` and `data.val_split` are its names in the shard set.
         shard: this process's part of each batch.
-        device: where batches go.
-        seed: decides all draws of the plan; any integer.
+        device: the device of the batches.
+        seed: any integer; decides all draws of the plan.
 
     Raises:
-        ShardError: what is on disk is not a valid shard set.
-        BackendMissingError: the pipeline's library cannot be imported; the message has the cause, the command that
-            mends it, and the pipelines that would work. An explicit choice never falls back.
+        ShardError: the files are not a valid shard set.
+        BackendMissingError: the pipeline's library cannot be imported. The message names the cause, the command that
+            fixes it, and the pipelines that would work. An explicit choice never falls back to another pipeline.
         UserError: the batch size does not fit the split, or `data.on_error` is "mask" with a pipeline that cannot mask.
     """
     if data.pipeline not in ("auto", *PIPELINES):
@@ -67,10 +67,18 @@ def make_loader(
 def make_plan(
     data: DataOptions, augment: AugmentOptions, sizes: np.ndarray, *, train: bool, world_size: int, seed: int
 ) -> Plan:
-    """The plan of a training or an evaluation split for images of these sizes (int32 (N, 2): height, width).
+    """Makes the plan of a training or evaluation split.
 
-    Raises `UserError` where a training batch cannot be made: of an odd size with MixUp or CutMix, or larger than the
-    split.
+    Args:
+        data: batch size, image size, order and crops.
+        augment: the augmentations to draw; ignored for evaluation.
+        sizes: int32 (N, 2), the height and width of each image in pixels.
+        train: whether the plan is for training.
+        world_size: the number of processes.
+        seed: any integer.
+
+    Raises:
+        UserError: a training batch is larger than the split, or of odd size with MixUp or CutMix, which mix pairs.
     """
     batch_size = data.batch_size_per_gpu * world_size
     if not train:

@@ -1,4 +1,4 @@
-"""What this machine and this installation are: cores, cards, versions, commit. Says None where it cannot be known."""
+"""Describes this machine and this installation: cores, driver, versions, commit. Unknown values are None."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
     "usable_cores",
 ]
 
-# name -> the distributions that may hold it
+# name -> the distributions that may provide it
 DISTRIBUTIONS: Final = {
     "torch": ("torch",),
     "torchvision": ("torchvision",),
@@ -42,8 +42,11 @@ def usable_cores() -> list[int]:
 
 
 def core_share(processes: int = 1) -> int:
-    """How many cores' time each of `processes` here can have, at least 1: the usable cores or the container's limit,
-    whichever is less, in whole cores. Threads beyond it are stopped by the system while the others wait for them."""
+    """The number of whole cores that each of `processes` processes on this machine can use, at least 1.
+
+    It is derived from the usable cores and the container's limit, whichever is less. With more threads than that, the
+    system stops some while the others wait for them.
+    """
     cores, limit = float(len(usable_cores())), cgroup_cores()
     return max(1, int((cores if limit is None else min(cores, limit)) // processes))
 
@@ -51,9 +54,9 @@ def core_share(processes: int = 1) -> int:
 def busy_cores(
     seconds: float = 0.3, stat: Path = Path("/proc/stat"), sleep: Callable[[float], None] = time.sleep
 ) -> float:
-    """How many of the usable cores other processes keep busy: looked at for `seconds`, in which this one sleeps.
+    """The number of usable cores that other processes keep busy, measured for `seconds` while this process sleeps.
 
-    The load average of the last minute, which still counts work that has ended, serves only where Linux does not say.
+    Where Linux does not tell, the load average is used instead; it still counts work that ended within the last minute.
     """
     cores = usable_cores()
     before = _busy_ticks(stat, cores)
@@ -65,7 +68,7 @@ def busy_cores(
 
 
 def _busy_ticks(stat: Path, cores: list[int]) -> tuple[int, int] | None:
-    """The ticks that the cores have worked and idled, or None where that cannot be read."""
+    """The clock ticks for which the cores were busy and idle, or None if they cannot be read."""
     wanted, busy, idle = {f"cpu{core}" for core in cores}, 0, 0
     try:
         for name, *words in map(str.split, stat.read_text().splitlines()):
@@ -79,7 +82,10 @@ def _busy_ticks(stat: Path, cores: list[int]) -> tuple[int, int] | None:
 
 
 def cgroup_cores(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float | None:
-    """How many cores' time a container's limit leaves: the least of cgroup v2's `cpu.max` upwards, or v1's quota."""
+    """The number of cores that a container's limit allows, or None without a limit.
+
+    It is the lowest `cpu.max` of this process's cgroup (v2) and its parents, or the lowest quota of cgroup v1.
+    """
     limits = []
     try:
         lines = [line.split(":", 2) for line in own.read_text().splitlines()]
@@ -101,12 +107,13 @@ def cgroup_cores(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/se
 def _quota(*files: Path) -> float | None:
     try:
         quota, period = (int(word) for file in files for word in file.read_text().split())
-    except (OSError, ValueError):  # not there, or "max 100000"
+    except (OSError, ValueError):  # no such file, or "max 100000"
         return None
     return quota / period if quota > 0 and period > 0 else None
 
 
 def cpu_name() -> str | None:
+    """The name of the CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -115,7 +122,7 @@ def cpu_name() -> str | None:
 
 
 def driver() -> str | None:
-    """The NVIDIA driver's version."""
+    """The version of the NVIDIA driver."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
@@ -125,7 +132,7 @@ def driver() -> str | None:
 
 
 def installed_versions() -> dict[str, str | None]:
-    """Python's version and those of `DISTRIBUTIONS`; None is not installed."""
+    """The versions of Python and of `DISTRIBUTIONS`; None for packages that are not installed."""
     return {"python": platform.python_version(), **{name: _version(names) for name, names in DISTRIBUTIONS.items()}}
 
 
@@ -139,7 +146,7 @@ def _version(distributions: tuple[str, ...]) -> str | None:
 
 
 def commit() -> str | None:
-    """The commit of this checkout, with "+" where files differ from it."""
+    """The commit of this checkout, followed by "+" if files differ from it."""
     git = ["git", "-C", str(Path(__file__).resolve().parent)]
     try:
         named = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)

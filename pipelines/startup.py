@@ -1,8 +1,9 @@
-"""Ctrl-C while a command starts: importing torch takes seconds, and an interrupt within it would end in a traceback.
+"""Handles Ctrl-C while a command starts.
 
-Each package of this project calls `end_on_interrupt` first of all. In a process that was started as one of its commands
-Ctrl-C then ends the process with one line, until `sdpnet.pipelines.errors.run_command` takes over; in every other
-program that imports the packages nothing changes. Imports next to nothing itself.
+Importing torch takes seconds, and an interrupt during the import would end in a traceback. Each package of this project
+therefore calls `end_on_interrupt` first. In a process that was started as one of this project's commands, Ctrl-C then
+ends the process with one line, until `sdpnet.pipelines.errors.run_command` takes over. Other programs that import the
+packages are not affected. This module imports very little itself.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ _MODULES: Final = (  # inside `sdpnet`
     *("pipelines.bench", "pipelines.benchmarks.augment"),
     *("benchmarks.depthwise", "benchmarks.step", "cli", "train"),
 )
-_SCRIPTS: Final = ("sdpnet", "train")  # that an installation puts beside Python
+_SCRIPTS: Final = ("sdpnet", "train")  # the programs that an installation puts beside Python
 _WITH_VALUE: Final = ("-W", "-X", "--check-hash-based-pycs")
 
 
 def end_on_interrupt() -> None:
-    """In a process that was started as a command, Ctrl-C prints one line and ends it with status 130 from now on."""
+    """From now on, Ctrl-C prints one line and ends the process with status 130, if it was started as a command."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler and is_command(sys.orig_argv):
         _replace(_end)
 
 
 def raise_on_interrupt() -> None:
-    """Undoes `end_on_interrupt`: Ctrl-C raises `KeyboardInterrupt` again."""
+    """Makes Ctrl-C raise `KeyboardInterrupt` again, after `end_on_interrupt`."""
     if signal.getsignal(signal.SIGINT) is _end:
         _replace(signal.default_int_handler)
 
@@ -40,14 +41,14 @@ def raise_on_interrupt() -> None:
 def is_command(words: list[str]) -> bool:
     """Whether the words of a command line (`sys.orig_argv`) start one of this project's commands.
 
-    Python's own helper processes, as multiprocessing starts them, do not.
+    It is False for Python's own helper processes, such as those of multiprocessing.
     """
     rest = iter(words[1:])
     for word in rest:
         if word in _WITH_VALUE:
             next(rest, None)
         elif word.startswith("-") and len(word) > 1:
-            if not word.startswith("--") and word[-1] in "mc":  # -m, or behind other flags: -um
+            if not word.startswith("--") and word[-1] in "mc":  # -m, also after other flags, as in -um
                 return word[-1] == "m" and next(rest, "") in {f"sdpnet.{module}" for module in _MODULES}
         else:
             return _is_script(word)
@@ -55,6 +56,7 @@ def is_command(words: list[str]) -> bool:
 
 
 def _is_script(path: str) -> bool:
+    """Whether a file is an installed program of this project, or one of its modules run as a file."""
     folder, name = os.path.split(os.path.realpath(path))
     if name in _SCRIPTS:
         beside = {os.path.realpath(os.path.dirname(sys.executable)), os.path.expanduser("~/.local/bin")}
@@ -69,7 +71,7 @@ def _replace(handler: object) -> None:
 
 
 def _end(number: int, frame: object) -> None:
-    """Not by an exception: libraries turn one that comes while they are imported into others."""
+    """Ends the process without an exception: libraries replace an exception that arrives while they are imported."""
     with suppress(OSError):
         os.write(2, b"interrupted\n")
     os._exit(130)

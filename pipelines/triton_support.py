@@ -1,4 +1,4 @@
-"""Whether this project's Triton kernels can run on a device. Triton is optional, as are the modules of kernels."""
+"""Finds out whether this project's Triton kernels can run on a device. Triton is an optional dependency."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ __all__ = ["import_kernels", "runs_on"]
 
 
 def import_kernels(*names: str) -> tuple[ModuleType, ...] | None:
-    """The modules of kernels with these names, or None without Triton."""
+    """Imports the kernel modules with these names. Returns None if Triton is not installed."""
     try:
         return tuple(importlib.import_module(name) for name in names)
     except ImportError:
         return None
 
 
-def runs_on(device: torch.device, least_capability: tuple[int, int], kernels: Callable[[], object]) -> bool:
-    """Whether it is an NVIDIA GPU of this compute capability or a higher one, and `kernels` returns some.
+def runs_on(device: torch.device, min_capability: tuple[int, int], kernels: Callable[[], object]) -> bool:
+    """Whether a device can run kernels.
 
-    Triton is not imported for other devices.
+    Args:
+        device: the device in question. Triton is not imported unless it is an NVIDIA GPU.
+        min_capability: the lowest compute capability, (major, minor), that the kernels support.
+        kernels: imports the kernels; its result is None if they cannot be imported.
     """
     if device.type != "cuda" or torch.version.cuda is None:
         return False
-    return torch.cuda.get_device_capability(device) >= least_capability and kernels() is not None
+    return torch.cuda.get_device_capability(device) >= min_capability and kernels() is not None

@@ -1,4 +1,4 @@
-"""The device stage: decoded uint8 batches in, normalised and mixed batches for the model out, on the batch's device."""
+"""The device stage: turns decoded uint8 batches into normalised and mixed batches for the model, on their device."""
 
 from sdpnet.pipelines.augment.stage import DeviceStage
 

@@ -1,6 +1,6 @@
-"""The device stage: RandAugment, normalise, erase, MixUp and CutMix, soft targets.
+"""The device stage: RandAugment, normalisation, erasing, MixUp and CutMix, soft targets.
 
-In plain batched PyTorch, the reference, or fused into one kernel where there is a GPU for it.
+It runs in plain batched PyTorch (the reference) or, on GPUs that support it, in fused Triton kernels.
 """
 
 from __future__ import annotations
@@ -22,8 +22,11 @@ from sdpnet.pipelines.plan import BatchPlan
 
 __all__ = ["DeviceStage"]
 
-_PIECE = 8  # images that a CPU finishes at once: their floats stay in its cache, and malloc keeps the memory
-_MAX_OFF = 0.01  # levels; the operations are the same to the bit, the noise was up to 3e-5 off (H200)
+# On a CPU, whole batches were bound by new memory, not by arithmetic: of 490 ms a batch of 128 images, about 400 went
+# into pages of 77 MB arrays that malloc gives back each time (records/LOG.md). Pieces of 8 images reuse the same
+# memory.
+_PIECE = 8  # images that a CPU finishes at once
+_MAX_DIFFERENCE = 0.01  # levels; operations agree to the bit, noise differed by up to 3e-5 (H200)
 
 
 def _send(array: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -31,16 +34,16 @@ def _send(array: np.ndarray, device: torch.device) -> torch.Tensor:
 
 
 class DeviceStage:
-    """uint8 NHWC batches -> (images in channels_last, soft targets), all draws from the batch's plan.
+    """Turns uint8 NHWC batches into images for the model and soft targets, with the draws of the batch's plan.
+
+    On a GPU that can run them, the pixels come from the kernels of `sdpnet.pipelines.augment.fused.launch`, as
+    `options.fused` says.
 
     Args:
         options: section `augment` of the config.
-        num_classes: width of the targets.
-        dtype: of the images that come out; the arithmetic is float32.
-        train: False only normalises and gives one-hot targets: evaluation.
-
-    On a GPU that can run it, the pixels come from the kernel of `sdpnet.pipelines.augment.fused.launch`
-    (`options.fused`).
+        num_classes: the width of the targets.
+        dtype: the dtype of the images returned; the arithmetic is float32.
+        train: False is for evaluation: images are only normalised, and targets are one-hot.
     """
 
     def __init__(self, options: AugmentOptions, num_classes: int, dtype: torch.dtype, *, train: bool) -> None:
@@ -52,14 +55,17 @@ class DeviceStage:
         self._fused: bool | None = None  # decided on the first batch
 
     def __call__(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns images (B, 3, H, W), channels_last, and targets float32 (B, num_classes), in training zero for the
-        samples that are not valid.
+        """Augments one batch.
+
+        Returns:
+            images (B, 3, H, W), channels_last, and targets float32 (B, num_classes). In training, the targets of
+            samples that are not valid are zero.
 
         Raises:
-            UserError: with `fused: verify`, the kernel's first batch is not the reference's.
+            UserError: with `fused: verify`, the kernels' first batch differs from the reference's.
         """
         if self._fused is None:
-            self._fused = self._choose(batch)
+            self._fused = self._choose_fused(batch)
         targets = soft_targets(batch.labels, self.num_classes, self.options.label_smoothing if self.train else 0.0)
         if self.train and self.options.mix.enabled:
             partners, lambdas = (
@@ -68,17 +74,20 @@ class DeviceStage:
             )
             targets = mix_targets(targets, partners, lambdas)
         if self.train:
-            targets = targets * batch.valid.view(-1, 1)  # zero targets: no loss, no gradient
+            targets = targets * batch.valid.view(-1, 1)  # with zero targets, a sample has no loss and no gradient
         if self._fused:
-            return self._fuse(batch, self.dtype), targets
-        return self._refer(batch, self.dtype), targets
+            return self._run_fused(batch, self.dtype), targets
+        return self._run_reference(batch, self.dtype), targets
 
-    def _choose(self, batch: Batch) -> bool:
-        """Whether the kernel is used: where it can be, and runs on this batch (with `verify`, rightly)."""
+    def _choose_fused(self, batch: Batch) -> bool:
+        """Whether the kernels are used: they can run on the device and did so on this batch.
+
+        With `verify`, their result is also compared with the reference's.
+        """
         if self.options.fused == "off" or not fused.runs_on(batch.images.device):
             return False
         try:
-            out = self._fuse(batch, torch.float32 if self.options.fused == "verify" else self.dtype)
+            out = self._run_fused(batch, torch.float32 if self.options.fused == "verify" else self.dtype)
         except Exception as error:  # Triton compiles here and may lack a C compiler or refuse the card
             if self.options.fused == "verify":
                 raise
@@ -86,23 +95,22 @@ class DeviceStage:
             warnings.warn(f"augment.fused: slower without the kernel, which cannot run here: {cause}", stacklevel=3)
             return False
         if self.options.fused == "verify":
-            levels = (out - self._refer(batch, torch.float32)).abs() / self._factors(batch.images.device)[:3].view(
-                1, 3, 1, 1
-            )
-            if not levels.max() <= _MAX_OFF:
-                off = (levels > _MAX_OFF).float().mean().item()
+            reference = self._run_reference(batch, torch.float32)
+            levels = (out - reference).abs() / self._factors(batch.images.device)[:3].view(1, 3, 1, 1)
+            if not levels.max() <= _MAX_DIFFERENCE:
+                off = (levels > _MAX_DIFFERENCE).float().mean().item()
                 raise UserError(
                     f"augment.fused: {off:.2%} of the first batch's values differ from the reference's by more than "
-                    f"{_MAX_OFF} levels (at most {levels.max().item():.1f} levels); set augment.fused to off"
+                    f"{_MAX_DIFFERENCE} levels (at most {levels.max().item():.1f} levels); set augment.fused to off"
                 )
         return True
 
-    def _fuse(self, batch: Batch, dtype: torch.dtype) -> torch.Tensor:
+    def _run_fused(self, batch: Batch, dtype: torch.dtype) -> torch.Tensor:
         scale = self._factors(batch.images.device)
         return fused.finish(batch.images, scale, dtype, self.options, batch.plan if self.train else None)
 
-    def _refer(self, batch: Batch, dtype: torch.dtype) -> torch.Tensor:
-        """(B, 3, H, W), channels_last."""
+    def _run_reference(self, batch: Batch, dtype: torch.dtype) -> torch.Tensor:
+        """The batch through the PyTorch reference: (B, 3, H, W), channels_last."""
         images = batch.images.permute(0, 3, 1, 2)
         randaugment, plan = self.options.randaugment, batch.plan
         if self.train and randaugment.enabled:
@@ -117,7 +125,7 @@ class DeviceStage:
                 part = self._erased(images, plan, needed)
                 own, others = np.split(slots, 2)
                 partners = part.index_select(0, _send(others, images.device))
-                if len(needed) > len(samples):  # never with a plan's own pairs: they lie side by side
+                if len(needed) > len(samples):  # not with a plan's own pairs, which lie side by side in one piece
                     part = part.index_select(0, _send(own, images.device))
                 draws = (plan.mix_kinds, plan.mix_lambdas, plan.mix_boxes)
                 part = mix(part, partners, *(_send(draw[samples], images.device) for draw in draws))
@@ -127,7 +135,7 @@ class DeviceStage:
         return out
 
     def _erased(self, images: torch.Tensor, plan: BatchPlan, samples: np.ndarray) -> torch.Tensor:
-        """Some samples, normalised ((x / 255 - mean) / std) and erased: uint8 -> float32 (N, 3, H, W), contiguous."""
+        """Normalises ((x / 255 - mean) / std) and erases some samples: float32 (N, 3, H, W), contiguous."""
         device, options = images.device, self.options.erase
         factor, offset = self._factors(device).view(2, 1, 3, 1, 1)
         part = images.index_select(0, _send(samples, device)).contiguous().float().mul_(factor).add_(offset)
@@ -144,7 +152,7 @@ class DeviceStage:
         return erase_with(part, _send(rows, device), _send(boxes[rows], device), noise)
 
     def _factors(self, device: torch.device) -> torch.Tensor:
-        """float32 (6,): 1 / (255 std), then -mean / std."""
+        """The normalisation of levels as factors and addends, float32 (6,): 1 / (255 std), then -mean / std."""
         if self._scale is None or self._scale.device != device:
             mean = torch.tensor(self.options.mean, device=device)
             std = torch.tensor(self.options.std, device=device)

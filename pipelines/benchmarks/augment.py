@@ -1,8 +1,8 @@
 """Times the device stage against torchvision's transforms: `python pipelines/benchmarks/augment.py [--json FILE]`.
 
-Each batch gets the seed recipe's RandAugment, normalisation, random erasing and MixUp or CutMix. From round to round
-the order of the contestants is turned around, and the first round does not count. A second table has each operation
-alone, drawn by all samples, against torchvision's function for it called sample by sample.
+Each batch gets the seed recipe's RandAugment, normalisation, random erasing and MixUp or CutMix. The order of the
+contestants is reversed from round to round, and the first round does not count. A second table compares each operation
+alone, drawn by all samples, with torchvision's function for it, called sample by sample.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 if not __package__:  # run as a file
-    from sdpnet import pipelines  # noqa: F401 - from here on, Ctrl-C ends with one line
+    from sdpnet import pipelines  # noqa: F401 - from now on, Ctrl-C ends the process with one line
 
 import numpy as np
 import torch
@@ -73,7 +73,7 @@ OPERATIONS: Final[dict[Operation, tuple[float, Function]]] = {
 
 
 def _each_operation(images: torch.Tensor, rounds: int) -> dict[str, dict[str, list[float]]]:
-    """For each operation: seconds of a batch of it, ours and torchvision's, in each round."""
+    """The seconds per batch of each operation in each round, for our function and for torchvision's."""
     planes = images.permute(0, 3, 1, 2)
     singles = list(planes.contiguous())
     results = {}
@@ -102,7 +102,7 @@ def _race_table(title: str, seconds: dict[str, list[float]], batch: int, referen
 
 
 def _ratios(mine: list[float], theirs: list[float]) -> list[float]:
-    """How many times as fast, round by round."""
+    """How many times as fast `mine` is as `theirs`, round by round."""
     return [other / own for own, other in zip(mine, theirs, strict=True)]
 
 
@@ -136,8 +136,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--batch", metavar="N", type=int, default=128, help="default: %(default)s")
     add("--size", metavar="N", type=int, default=224, help="pixels a side (default: %(default)s)")
-    add("--rounds", metavar="N", type=int, default=5, help="that count (default: %(default)s)")
-    add("--threads", metavar="N", type=int, default=len(usable_cores()), help="default: one a core")
+    add("--rounds", metavar="N", type=int, default=5, help="number of measured rounds (default: %(default)s)")
+    add("--threads", metavar="N", type=int, default=len(usable_cores()), help="default: one per core")
     add("--json", metavar="FILE", type=Path, help="also write the figures here")
 
 
@@ -148,7 +148,7 @@ def run(arguments: argparse.Namespace) -> int:
     require(rounds >= 1, "--rounds", rounds, "at least 1")
     require(1 <= threads <= 1024, "--threads", threads, "from 1 to 1024")
     if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
-        raise UserError(f"--json {arguments.json}: its directory is not there")
+        raise UserError(f"--json {arguments.json}: its directory does not exist")
     torch.set_num_threads(threads)
     images, labels = make_images(batch, size), torch.arange(batch) % CLASSES
     peer = PerSample(SEED, images.permute(0, 3, 1, 2).contiguous(), labels, CLASSES)
@@ -202,7 +202,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None, program: str = "augment") -> int:
-    """The command line; returns the exit status."""
+    """Runs the command line. Returns the exit status."""
     return run_alone(program, "Times the device stage against torchvision's transforms.", add_arguments, run, argv)
 
 

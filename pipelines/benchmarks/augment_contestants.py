@@ -1,8 +1,8 @@
-"""What `pipelines/benchmarks/augment.py` times: our device stage, and what a user would write with other libraries.
+"""The contestants of `pipelines/benchmarks/augment.py`: our device stage, and its equivalents with other libraries.
 
     uint8 (B, 3, H, W), labels --> images (B, 3, H, W), channels_last, and targets (B, num_classes), both float
 
-A contestant is a function that makes a number of such batches.
+A contestant is a function that makes a given number of such batches.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Contestant = Callable[[int], object]
 
 
 CLASSES: Final = 1000
-ROUND: Final = 4  # batches of draws, and batches that a contestant makes in a round
+ROUND: Final = 4  # the number of different batches of draws, and of the batches that a contestant makes in a round
 SEED: Final = AugmentOptions(
     randaugment=RandAugmentOptions("randaugment", num_ops=2, magnitude=9),
     erase=EraseOptions(0.25),
@@ -56,7 +56,7 @@ _NEEDS_STATISTICS: Final = (Operation.CONTRAST, Operation.SHARPNESS, Operation.A
 
 
 def make_images(batch: int, size: int) -> torch.Tensor:
-    """uint8 (B, size, size, 3): smooth fields with noise on them, so that levels are spread as in photographs."""
+    """Random images, uint8 (B, size, size, 3): smooth fields with noise, whose levels spread as in photographs."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(batch, 3, 8, 8, generator=generator)
     smooth = torch.nn.functional.interpolate(coarse, (size, size), mode="bicubic").mul_(180).add_(30)
@@ -65,7 +65,10 @@ def make_images(batch: int, size: int) -> torch.Tensor:
 
 
 def ours(options: AugmentOptions, images: torch.Tensor, dtype: torch.dtype, *, pointwise: bool = False) -> Contestant:
-    """Batches of our stage, each with the next of `ROUND` draws; `pointwise` leaves out what needs statistics."""
+    """Our device stage. Each batch uses the next of `ROUND` batches of draws.
+
+    `pointwise` removes the operations that need statistics or neighbours.
+    """
     batch, size = images.shape[:2]
     draws = Plan(
         seed=0,
@@ -92,6 +95,7 @@ def ours(options: AugmentOptions, images: torch.Tensor, dtype: torch.dtype, *, p
 
 
 def policies(images: torch.Tensor, dtype: torch.dtype, fused_mode: str) -> dict[str, Contestant]:
+    """Our device stage with each of its policies."""
     increasing, three = RandAugmentOptions("increasing", fill=(124.0, 116.0, 104.0)), RandAugmentOptions("three")
     options = {
         "sdpnet": SEED,
@@ -102,12 +106,13 @@ def policies(images: torch.Tensor, dtype: torch.dtype, fused_mode: str) -> dict[
 
 
 class PerSample:
-    """torchvision.transforms.v2: each sample by itself, then MixUp or CutMix of the batch.
+    """torchvision.transforms.v2, applied sample by sample, then MixUp or CutMix of the batch.
 
     Args:
-        options: `policy` "randaugment" is meant; erasing with the mean colour.
+        options: the augmentation. The policy must be "randaugment", and erasing must use the mean colour.
         images: uint8 (B, 3, H, W), on any device.
         labels: int64 (B,).
+        num_classes: the width of the targets.
     """
 
     def __init__(self, options: AugmentOptions, images: torch.Tensor, labels: torch.Tensor, num_classes: int) -> None:
@@ -129,26 +134,27 @@ class PerSample:
             self.mixed(torch.stack([self.transform(image) for image in self.images]), self.labels)
 
     def mixed(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mixes a batch. Returns images in channels_last and targets."""
         images, targets = self.mix(images, labels)
         return images.contiguous(memory_format=torch.channels_last), targets
 
 
 @contextmanager
 def in_threads(peer: PerSample, threads: int) -> Iterator[Contestant]:
-    """The samples are spread over a pool of threads, in which torch uses one thread each."""
+    """`peer` with its samples spread over a pool of threads, each of which uses one torch thread."""
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
 
         def run(count: int) -> None:
             for _ in range(count):
                 samples = list(pool.map(peer.transform, peer.images))
-                torch.set_num_threads(threads)  # the pool's threads have set it for all
+                torch.set_num_threads(threads)  # the pool's threads have set it for all threads
                 peer.mixed(torch.stack(samples), peer.labels)
 
         yield run
 
 
 class _Samples(Dataset[Any]):
-    """The batch over and over."""
+    """A data set that repeats the samples of one batch."""
 
     def __init__(self, peer: PerSample, length: int) -> None:
         self.peer, self.length = peer, length
@@ -162,9 +168,9 @@ class _Samples(Dataset[Any]):
 
 
 def in_processes(peer: PerSample, processes: int, count: int) -> Contestant:
-    """A DataLoader's worker processes transform the samples, this one mixes the batches; nothing is decoded.
+    """`peer` with its samples transformed by a `DataLoader`'s worker processes; this process mixes the batches.
 
-    It makes `count` batches. The processes live until the function goes.
+    Each call makes `count` batches. The processes end when the returned function is collected.
     """
     size = len(peer.images)
     loader = DataLoader(_Samples(peer, size * count), size, num_workers=processes, persistent_workers=True)
@@ -182,7 +188,7 @@ def has_kornia() -> bool:
 
 
 def kornia_stage(options: AugmentOptions, images: torch.Tensor, labels: torch.Tensor) -> Contestant:
-    """kornia's augmentations of the whole batch at once, in float32; its targets are pairs of labels."""
+    """kornia's augmentations, applied to the whole batch at once in float32. Its targets are pairs of labels."""
     import kornia.augmentation as ka
 
     stage = ka.AugmentationSequential(
@@ -194,7 +200,7 @@ def kornia_stage(options: AugmentOptions, images: torch.Tensor, labels: torch.Te
     mixes = [
         ka.RandomMixUpV2(p=1.0, data_keys=keys),
         ka.RandomCutMixV2(p=1.0, data_keys=keys),
-    ]  # by turns: a sequence may hold one only
+    ]  # used in turn, because a sequence may contain only one of them
 
     def run(count: int) -> None:
         for number in range(count):
@@ -205,7 +211,7 @@ def kornia_stage(options: AugmentOptions, images: torch.Tensor, labels: torch.Te
 
 
 def race(contestants: dict[str, Contestant], rounds: int, count: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds a batch of each contestant in each round."""
+    """The seconds per batch of each contestant in each round."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(rounds + 1):
         for name in contestants if number % 2 else reversed(contestants):

@@ -1,5 +1,4 @@
-"""The GPU's part of `pipelines/benchmarks/augment.py`: fused kernel, reference and others, and the card's own copy
-rate."""
+"""The GPU part of `pipelines/benchmarks/augment.py`: fused kernels, reference, peers, and the GPU's copy rate."""
 
 from __future__ import annotations
 
@@ -25,21 +24,24 @@ from sdpnet.pipelines.benchmarks.augment_contestants import (
     race,
 )
 
-__all__ = ["least_seconds", "on_gpu"]
+__all__ = ["min_copy_seconds", "on_gpu"]
 
 
 def _copy_rate(device: torch.device) -> float:
-    """Bytes a second that the card moves, reads and writes together, when it copies 1 GiB; the best of 20."""
+    """The bytes per second that the GPU reads and writes when it copies 1 GiB; the best of 20 copies."""
     source = torch.empty(1 << 30, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * source.numel() / min(_device_seconds(lambda: target.copy_(source), device) for _ in range(20))
 
 
 def _device_seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds that the card is at this work, once it has been handed over: the card waits for the host beforehand."""
+    """The seconds that the GPU takes for `work`, without the time that the host takes to launch it.
+
+    The GPU is kept waiting until everything is launched.
+    """
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     with torch.cuda.device(device):
-        torch.cuda._sleep(20_000_000)  # cycles, about 10 ms: longer than the host takes
+        torch.cuda._sleep(20_000_000)  # cycles, about 10 ms, which is longer than the host takes
         begin.record()
         work()
         end.record()
@@ -47,13 +49,13 @@ def _device_seconds(work: Callable[[], object], device: torch.device) -> float:
     return begin.elapsed_time(end) / 1e3
 
 
-def least_seconds(images: torch.Tensor, rate: float) -> float:
-    """What moving each byte once takes at a rate in bytes a second: uint8 read, half precision written."""
+def min_copy_seconds(images: torch.Tensor, rate: float) -> float:
+    """The seconds to move each byte once, at a rate in bytes per second: reading uint8, writing half precision."""
     return images.numel() * (1 + 2) / rate
 
 
 def on_gpu(batch: int, size: int, rounds: int) -> dict[str, Any]:
-    """The GPU's part of the record."""
+    """Measures on the GPU. Returns the GPU part of the record."""
     device = torch.device("cuda")
     images = make_images(batch, size).to(device)
     labels = torch.arange(batch, device=device) % CLASSES
@@ -76,5 +78,5 @@ def on_gpu(batch: int, size: int, rounds: int) -> dict[str, Any]:
         took = [_device_seconds(lambda: run(1), device) for _ in range(10 * rounds)]
         result["copy_bytes_per_second"] = rate
         result["fused_device_seconds"] = took
-        result["times_copy"] = statistics.median(took) / least_seconds(images, rate)
+        result["times_copy"] = statistics.median(took) / min_copy_seconds(images, rate)
     return result

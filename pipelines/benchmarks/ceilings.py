@@ -1,6 +1,6 @@
-"""Single steps of a decoder alone, in C++ (`native/ceilings.h`): no decoder that takes them is faster.
+"""Single steps of a decoder, in C++ (`native/ceilings.h`). No decoder that takes such a step is faster than it.
 
-The library is optional, as it serves measurements only: ask `available()` first.
+The library is optional, since it is used for measurements only. `available()` tells whether it can be used.
 """
 
 from __future__ import annotations
@@ -33,16 +33,17 @@ CEILINGS: Final = {
 
 
 def available() -> bool:
+    """Whether the library was built by this version of the package and can be loaded."""
     return LIBRARY.available()
 
 
 def turbo_version() -> str:
-    """Of the libjpeg-turbo that the native code was built with."""
+    """The version of libjpeg-turbo that the native code was built with."""
     return _loaded().ceilings_turbo_version().decode()
 
 
 class CeilingStream:
-    """See `sdpnet.pipelines.benchmarks.worker.Stream`: a batch is one step of each of the plan's first images."""
+    """See `sdpnet.pipelines.benchmarks.worker.Stream`. A batch is one step for each image of the plan's first batch."""
 
     crops = "plan"
 
@@ -50,24 +51,24 @@ class CeilingStream:
         library = _loaded()
         _, reader = open_split(job.data, job.split)
         if (reader.modes == MODE_RAW).any():
-            raise UserError(f"{reader.path}: holds raw pixels, there is no JPEG to decode")
+            raise UserError(f"{reader.path}: holds raw pixels; there is no JPEG to decode")
         plan = job_plan(job, reader.sizes).batch(0, 0)
         encoded = [reader.encoded(int(sample)) for sample in plan.sample_ids]
         sizes = np.ascontiguousarray(reader.sizes[plan.sample_ids], np.uint32)
         boxes = np.ascontiguousarray(plan.crop_boxes, np.uint32)
-        images, more = encoded, []
+        images, extra = encoded, []
         arrays: list[np.ndarray] = [np.array([data.size for data in encoded], np.uint64)]
         if job.contestant == "resize":
             images = [decode_jpeg(data, *size) for data, size in zip(encoded, sizes.tolist(), strict=True)]
-            arrays, more = [sizes, boxes], [job.image_size]
-        self._kept = images  # the addresses are theirs
+            arrays, extra = [sizes, boxes], [job.image_size]
+        self._kept = images  # kept alive, because the library gets their addresses
         addresses = np.array([image.ctypes.data for image in images], np.uint64)
         function = getattr(library, f"ceilings_{job.contestant}")
         self._pool = ThreadPoolExecutor(len(job.cores))
         self._calls: list[Callable[[], int]] = []
         for part in np.array_split(np.arange(len(images)), len(job.cores)):
             taken = [np.ascontiguousarray(array[part]) for array in (addresses, *arrays)]
-            self._calls.append(partial(_call, function, taken, more))
+            self._calls.append(partial(_call, function, taken, extra))
         self._where = f"{reader.path}: the first {len(images)} samples of the plan"
 
     def batches(self, count: int) -> Generator[tuple[int, None], None, None]:
@@ -82,8 +83,9 @@ def open_ceiling(job: Job) -> CeilingStream:
     return CeilingStream(job)
 
 
-def _call(function: Any, arrays: list[np.ndarray], more: list[int]) -> int:
-    return function(*(array.ctypes.data for array in arrays), len(arrays[0]), *more)
+def _call(function: Any, arrays: list[np.ndarray], extra: list[int]) -> int:
+    """Calls a function of the library. Returns the number of images for which it succeeded."""
+    return function(*(array.ctypes.data for array in arrays), len(arrays[0]), *extra)
 
 
 def _loaded() -> ctypes.CDLL:

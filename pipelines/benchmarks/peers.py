@@ -1,7 +1,7 @@
-"""Other projects' loaders for the benchmark, set up as their users do; all give uint8 batches on the CPU.
+"""Other projects' loaders for the benchmark, set up as their users do. All of them yield uint8 batches on the CPU.
 
-No plan reaches into `webdataset` and `timm`: they deliver other samples and boxes, drawn from the same distribution,
-and their rows say so. Pillow decodes for them in `DataLoader` workers, or on one core in the process itself.
+`webdataset` and `timm` cannot follow a plan. They deliver other samples and boxes, drawn from the same distribution,
+and their rows say so. Pillow decodes for them in `DataLoader` workers, or in the process itself if there is one core.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class PeerStream:
                 for images, _ in iterator:
                     yield len(images), None
             finally:
-                if hasattr(iterator, "_shutdown_workers"):  # at once, not when collected
+                if hasattr(iterator, "_shutdown_workers"):  # now, not when collected
                     iterator._shutdown_workers()
 
 
@@ -74,9 +74,9 @@ def _webdataset(job: Job) -> PeerStream:
 
 
 class _Images(Dataset[tuple[Any, int]]):
-    """The samples of a split as Pillow images; `transform` is set by timm.
+    """The samples of a split as Pillow images. timm sets `transform`.
 
-    A small split is repeated: an end, where timm waits for its last batch and starts new workers, shall be rare.
+    A small split is repeated, because timm waits at the end of an epoch for its last batch and starts new workers.
     """
 
     def __init__(self, reader: ShardReader) -> None:
@@ -98,7 +98,7 @@ def _timm(job: Job) -> PeerStream:
 
     _train_only(job)
     loader = create_loader(
-        _Images(open_split(job.data, job.split)[1]),  # what timm wants of a dataset is `transform`
+        _Images(open_split(job.data, job.split)[1]),  # timm sets its `transform`
         input_size=(3, job.image_size, job.image_size),
         batch_size=job.batch_size,
         is_training=True,
@@ -109,11 +109,11 @@ def _timm(job: Job) -> PeerStream:
         device=torch.device("cpu"),
         persistent_workers=False,
     )
-    return PeerStream(loader.loader)  # without the prefetcher around it, which normalises
+    return PeerStream(loader.loader)  # without timm's prefetcher around it, which normalises
 
 
 class SpdlStream:
-    """SPDL: FFmpeg decodes. It takes a filter for each image, so that the plan decides here too."""
+    """SPDL, which decodes with FFmpeg. It takes a filter for each image, so that it follows the plan."""
 
     crops = "plan"
 
@@ -121,7 +121,7 @@ class SpdlStream:
         from spdl import io
 
         _, self._reader = open_split(job.data, job.split)
-        io.demux_image(self._reader.encoded(0).tobytes())  # in the pipeline, a missing FFmpeg would not be the reason
+        io.demux_image(self._reader.encoded(0).tobytes())  # fails here if FFmpeg is missing; the pipeline hides that
         self._plan = job_plan(job, self._reader.sizes)
         self._threads, self._ahead = len(job.cores), data_options(job).prefetch[0]
 
@@ -156,7 +156,7 @@ class SpdlStream:
                 yield len(images), ids
 
 
-# name -> (the function that opens it, what must be importable)
+# name -> (the function that opens it, the module that must be importable)
 PEERS: Final[dict[str, tuple[Callable[[Job], Stream], str]]] = {
     "webdataset": (_webdataset, "webdataset"),
     "timm": (_timm, "timm.data"),
@@ -168,7 +168,7 @@ def open_peer(name: str) -> Callable[[Job], Stream]:
     """Imports a peer and returns the function that opens it. Raises `BackendMissingError`."""
     open_it, module = PEERS[name]
     try:
-        importlib.import_module(module)  # before the clock of the first batch starts
+        importlib.import_module(module)  # before the first batch is timed
     except ModuleNotFoundError:
         raise BackendMissingError(f"{name} is not installed: {install(name)}") from None
 

@@ -1,4 +1,4 @@
-"""A contestant of the benchmark in a process of its own, pinned to cores, that works only when it is told to."""
+"""Runs a contestant of the benchmark in a process of its own, pinned to cores, which works only on request."""
 
 from __future__ import annotations
 
@@ -18,29 +18,30 @@ from sdpnet.pipelines.benchmarks.worker import Job, Round, Started
 
 __all__ = ["BenchProcess", "ContestantError"]
 
-PATIENCE = 600  # seconds for one answer
+ANSWER_TIMEOUT = 600  # seconds
 
 
 class ContestantError(Exception):
-    """The contestant cannot be measured; the message is one line."""
+    """The contestant cannot be measured. The message is one line."""
 
 
 class BenchProcess:
-    """A context manager: leaving it ends the process and its workers, whatever they are doing."""
+    """A contestant's process, as a context manager. At the end, the process and its workers are killed."""
 
     def __init__(self, job: Job) -> None:
-        self._connection, theirs = Pipe()
+        self._connection, child_end = Pipe()
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
-        # A session of its own: Ctrl-C is this process's to handle, and the workers can be ended with it.
+        # In a session of its own, the process does not get Ctrl-C, which this process handles, and it can be killed
+        # together with its workers.
         self._process = subprocess.Popen(
-            [sys.executable, bench_worker.__file__, str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
+            [sys.executable, bench_worker.__file__, str(child_end.fileno())],
+            pass_fds=[child_end.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self._errors,
             start_new_session=True,
         )
-        theirs.close()
+        child_end.close()
         self._connection.send(asdict(job))
 
     def __enter__(self) -> BenchProcess:
@@ -54,23 +55,26 @@ class BenchProcess:
         self._errors.close()
 
     def start(self) -> Started:
-        """Imports, makes the loader and takes one batch. Once, first."""
+        """Imports the libraries, makes the loader and takes one batch. It must be called first, and once."""
         return self._ask("start")
 
     def calibrate(self, seconds: float) -> int:
-        """How many batches to time for a round of about that length."""
+        """The number of batches for a round of about `seconds` seconds."""
         return self._ask("calibrate", seconds)
 
     def round(self, num_batches: int) -> Round:
-        """Times that many batches."""
+        """Times `num_batches` batches."""
         return self._ask("round", num_batches)
 
     def _ask(self, *request: object) -> Any:
-        """Raises `ContestantError` for an error there, for a process that ended, and for one that does not answer."""
+        """Sends a request and returns the answer.
+
+        Raises `ContestantError` if the contestant fails, if its process has ended, or if it does not answer in time.
+        """
         try:
             self._connection.send(request)
-            if not self._connection.poll(PATIENCE):
-                raise ContestantError(f"no answer within {PATIENCE} s")
+            if not self._connection.poll(ANSWER_TIMEOUT):
+                raise ContestantError(f"no answer within {ANSWER_TIMEOUT} s")
             answer = self._connection.recv()
         except (EOFError, OSError):
             raise ContestantError(self._how_it_ended()) from None

@@ -1,4 +1,4 @@
-"""The race of the benchmark: contestants on the same cores, by turns, and what came of it."""
+"""The race of the benchmark: runs contestants in alternation on the same cores, and evaluates the results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REFERENCE: Final = "ffcv"
 
 @dataclass
 class Entry:
-    """One contestant's part in a race: what it did, or in `reason` why it did nothing."""
+    """One contestant's results in a race. `reason` says why there are none; it is "" otherwise."""
 
     contestant: str
     reason: str = ""
@@ -29,12 +29,13 @@ class Entry:
 
     @property
     def rates(self) -> list[float]:
+        """The images per second of each round."""
         return [round_.rate for round_ in self.rounds]
 
 
 @dataclass(frozen=True)
 class Race:
-    """All contestants at one image size on the same cores."""
+    """The results of all contestants at one image size on the same cores."""
 
     image_size: int
     cores: tuple[int, ...]
@@ -42,28 +43,29 @@ class Race:
 
     @property
     def running(self) -> list[Entry]:
+        """The entries of contestants that could be measured."""
         return [entry for entry in self.entries if not entry.reason]
 
     @property
     def reference(self) -> Entry | None:
-        """What the ratios are to: FFCV where it runs, else the first that runs."""
+        """The entry that ratios refer to: FFCV's if it runs, else the first running one."""
         running = self.running
         return next((entry for entry in running if entry.contestant == REFERENCE), running[0] if running else None)
 
     def ratios(self, entry: Entry) -> list[float]:
-        """`entry`'s rate by the reference's, round by round."""
+        """The rate of `entry` divided by the reference's, round by round."""
         assert self.reference is not None
         return [mine / theirs for mine, theirs in zip(entry.rates, self.reference.rates, strict=True)]
 
-    def strays(self) -> list[str]:
-        """Contestants that follow the plan and delivered other samples than the first of them."""
+    def mismatched(self) -> list[str]:
+        """The contestants that follow the plan but delivered other samples than the first of them."""
         planned = [entry for entry in self.running if entry.rounds and entry.rounds[0].checksums]
         expected = max((entry.rounds[0].checksums for entry in planned), key=len, default=())
         return [e.contestant for e in planned if any(r.checksums != expected[: len(r.checksums)] for r in e.rounds)]
 
     @property
     def foreign(self) -> float | None:
-        """The median share of the cores' time, over all rounds, that went elsewhere; None where Linux does not say."""
+        """The share of the cores' time that other processes took, as the median of all rounds; None if unknown."""
         shares = [r.foreign for entry in self.running for r in entry.rounds if r.foreign is not None]
         return statistics.median(shares) if shares else None
 
@@ -71,7 +73,15 @@ class Race:
 def run_race(
     jobs: list[Job], rounds: int, *, seconds: float, num_batches: int, say: Callable[[str], None] = lambda text: None
 ) -> Race:
-    """Runs the rounds of one table. `num_batches` a round, or with 0 as many as take about `seconds`."""
+    """Runs the rounds of one table.
+
+    Args:
+        jobs: the contestants' jobs, at one image size on the same cores.
+        rounds: the number of rounds that count.
+        seconds: the approximate length of a round, if `num_batches` is 0.
+        num_batches: the number of batches in a round, or 0.
+        say: shows a status text.
+    """
     race = Race(jobs[0].image_size, jobs[0].cores, [Entry(job.contestant) for job in jobs])
     where = f"{race.image_size} px, {len(race.cores)} of {len(usable_cores())} cores"
     with ExitStack() as stack:

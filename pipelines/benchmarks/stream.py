@@ -1,4 +1,4 @@
-"""A pipeline as the benchmark runs it: the first batches of one epoch, as often as it takes."""
+"""Runs a pipeline for the benchmark: yields the first batches of one epoch, repeated as often as needed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["PipelineStream", "RepeatedPlan", "data_options", "job_plan", "open_p
 
 
 def data_options(job: Job) -> DataOptions:
-    """The options of a pipeline that does this job."""
+    """The options of a pipeline for this job."""
     return DataOptions(
         path=job.data,
         pipeline=job.contestant,  # type: ignore[arg-type]
@@ -30,14 +30,17 @@ def data_options(job: Job) -> DataOptions:
 
 
 def job_plan(job: Job, sizes: np.ndarray) -> Plan:
-    """The plan that the pipelines follow in this job, for contestants that are none of them; sizes: int32 (N, 2)."""
+    """The plan that pipelines follow in this job, for contestants that are not pipelines.
+
+    `sizes` are the images' heights and widths, int32 (N, 2).
+    """
     return make_plan(data_options(job), AugmentOptions(), sizes, train=job.train, world_size=1, seed=job.seed)
 
 
 class RepeatedPlan(Plan):
-    """`count` batches: those of a plan, from the first again after the last, so that a small split does for a long run.
+    """A plan of `count` batches that repeats the batches of another plan, so that a small split suffices.
 
-    Where the plan starts again the decisions are the same too: a sample has one box, whichever batch is in the making.
+    Repeated batches have the same draws. A sample therefore has one box, whichever of its batches is being decoded.
     """
 
     def __init__(self, plan: Plan, count: int) -> None:
@@ -61,11 +64,11 @@ class PipelineStream:
         split: Literal["train", "val"] = "train" if job.train else "val"
         self._loader = make_loader(data, AugmentOptions(), split, ShardOptions(), device, seed=job.seed)
         self._plan = self._loader.source.plan
-        # Made beyond those asked for, so that the last ones are made as all others are: with the next under way.
-        self._more = data.prefetch[1] + len(job.cores) + 3
+        # More batches are decoded than requested, so that the last ones are decoded like the others, beside the next.
+        self._extra = data.prefetch[1] + len(job.cores) + 3
 
     def batches(self, count: int) -> Generator[tuple[int, np.ndarray | None], None, None]:
-        self._loader.set_plan(RepeatedPlan(self._plan, count + self._more))
+        self._loader.set_plan(RepeatedPlan(self._plan, count + self._extra))
         batches = self._loader.batches()
         try:
             for batch in batches:

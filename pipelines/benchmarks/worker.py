@@ -1,8 +1,8 @@
-"""The benchmark's child process: one contestant, pinned to cores, which does one thing at a time when it is told to.
+"""The benchmark's child process: it runs one contestant, pinned to cores, and answers one request at a time.
 
-It is told over a connection whose descriptor is its only argument; `sdpnet.pipelines.benchmarks.process` is the other
-end. Nothing but the standard library is imported before the process is pinned: libraries count the cores when they are
-loaded.
+Requests come over a connection whose descriptor is the only argument; `sdpnet.pipelines.benchmarks.process` is the
+other end. Only the standard library is imported before the process is pinned, because libraries count the cores when
+they are loaded.
 """
 
 from __future__ import annotations
@@ -24,14 +24,23 @@ if TYPE_CHECKING:
 
 __all__ = ["Job", "Round", "Started", "Stream", "main"]
 
-WARM_UP = 2  # batches a core that each round takes before its clock starts
+WARM_UP = 2  # batches per core that each round takes before it is timed
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a contestant shall deliver: the first batches of a plan's epoch 0, over and over.
+    """The batches that a contestant has to deliver: the first ones of a plan's epoch 0, repeatedly.
 
-    `cores` are the numbers of the cores that it may run on; it gets as many threads or workers.
+    Attributes:
+        contestant: its name.
+        data: the path of the shard set.
+        split: the split's name.
+        mode: "train" (random crops) or "eval" (central crops).
+        image_size: pixels a side.
+        batch_size: images per batch.
+        cores: the numbers of the cores that it may run on. It gets as many threads or workers.
+        device: the device of the batches.
+        seed: decides all draws of the plan.
     """
 
     contestant: str
@@ -51,7 +60,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Started:
-    """Seconds for the imports, and then from making the loader to its first batch; `crops`: whose, "plan" or "own"."""
+    """The start of a contestant.
+
+    Attributes:
+        import_seconds: the time of the imports.
+        first_batch_seconds: the time after that, from making the loader to its first batch.
+        crops: "plan" if the contestant follows the plan, "own" if it draws its own crops.
+    """
 
     import_seconds: float
     first_batch_seconds: float
@@ -63,11 +78,11 @@ class Round:
     """One measurement.
 
     Attributes:
-        num_images: that were delivered while the clock ran.
-        seconds: that it ran.
-        checksums: of each delivered batch's sample ids, in order; empty where the contestant has its own order.
-        peak_bytes: VmHWM of the process and of its workers, added up.
-        foreign: share of the cores' time that was spent on anything else; None where Linux does not say.
+        num_images: the number of images that were delivered in the measured time.
+        seconds: the measured time.
+        checksums: the checksum of each batch's sample ids, in order; empty if the contestant has its own order.
+        peak_bytes: the sum of VmHWM of the process and its workers.
+        foreign: the share of the cores' time that other processes took; None if Linux does not tell.
     """
 
     num_images: int
@@ -83,16 +98,17 @@ class Round:
 
 
 class Stream(Protocol):
-    """An opened contestant; `crops` is as in `Started`."""
+    """An opened contestant. `crops` is as in `Started`."""
 
     crops: str
 
     def batches(self, count: int) -> Generator[tuple[int, np.ndarray | None], None, None]:
-        """`count` batches or more: the number of images and, where a plan gave them, the samples' ids."""
+        """Yields at least `count` batches: the number of images, and the samples' ids if they follow the plan."""
         ...
 
 
 def main() -> None:
+    """Answers requests until the other end closes the connection."""
     connection = Connection(int(sys.argv[1]))
     try:
         job = Job(**connection.recv())
@@ -102,17 +118,18 @@ def main() -> None:
             request, *arguments = connection.recv()
             try:
                 answer = getattr(worker, request)(*arguments)
-            except Exception as error:  # the row of this contestant says it
+            except Exception as error:  # shown in the contestant's row
                 answer = _one_line(error)
             connection.send(answer)
     except EOFError:
-        os._exit(0)  # the other end is gone; no library shall take its time to end
+        os._exit(0)  # the other end is gone; libraries may take long to end
 
 
 def _one_line(error: Exception) -> str:
+    """An error's message in one line."""
     from sdpnet.pipelines.errors import UserError
 
-    while inner := getattr(error, "exceptions", None):  # of an ExceptionGroup
+    while inner := getattr(error, "exceptions", None):  # an ExceptionGroup
         error = inner[0]
     text = " ".join(str(error).split())
     if isinstance(error, UserError):
@@ -121,6 +138,8 @@ def _one_line(error: Exception) -> str:
 
 
 class _Worker:
+    """The methods are the requests that `BenchProcess` sends."""
+
     def __init__(self, job: Job) -> None:
         self.job = job
 
@@ -142,7 +161,10 @@ class _Worker:
         return Started(imported - began, first - imported, self._stream.crops)
 
     def calibrate(self, seconds: float) -> int:
-        """How many batches take about that long: a multiple of the cores, as workers deliver side by side."""
+        """The number of batches that take about `seconds` seconds.
+
+        It is a multiple of the number of cores, because workers deliver batches side by side.
+        """
         cores = len(self.job.cores)
         count = 2 * cores
         while (took := self.round(count).seconds) < seconds / 2:
@@ -150,7 +172,7 @@ class _Worker:
         return max(1, round(count / cores * seconds / took)) * cores
 
     def round(self, count: int) -> Round:
-        """Times `count` batches; those before and after them are being made as well, so that no start or end counts."""
+        """Times `count` batches. Batches before and after them are decoded too, so that no start or end is timed."""
         num_images, checksums = 0, []
         batches = self._stream.batches(WARM_UP * len(self.job.cores) + count)
         try:
@@ -193,11 +215,12 @@ def _contestant(job: Job) -> Callable[[Job], Stream]:
 
 
 def _family() -> list[int]:
+    """The ids of this process and its workers."""
     return [os.getpid(), *(child.pid for child in multiprocessing.active_children() if child.pid)]
 
 
 def _own_ticks() -> int:
-    """Clock ticks that this process and its workers have run."""
+    """The clock ticks for which this process and its workers have run."""
     ticks = 0
     for pid in _family():
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -206,7 +229,7 @@ def _own_ticks() -> int:
 
 
 def _busy_ticks(cores: tuple[int, ...]) -> int | None:
-    """Clock ticks that these cores were not idle, those stolen by other virtual machines included."""
+    """The clock ticks for which these cores were not idle, including those that other virtual machines took."""
     ticks = None
     for line in Path("/proc/stat").read_text().splitlines():
         name, *fields = line.split()
@@ -217,6 +240,7 @@ def _busy_ticks(cores: tuple[int, ...]) -> int | None:
 
 
 def _peak_bytes() -> int:
+    """The peak memory of this process and its workers, added up."""
     total = 0
     for pid in _family():
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
@@ -227,7 +251,7 @@ def _peak_bytes() -> int:
 
 if __name__ == "__main__":
     from sdpnet.pipelines.benchmarks import (
-        worker as bench_worker,  # the classes of what is sent shall have the module's name, not __main__
+        worker as bench_worker,  # so that pickled classes have the module's name, not __main__
     )
 
     bench_worker.main()

@@ -1,6 +1,6 @@
-"""The `dali` pipeline: NVIDIA DALI decodes the shard's bytes, cropping as the plan says.
+"""The `dali` pipeline: NVIDIA DALI decodes, crops, resizes and flips the shard's images as the plan says.
 
-On a GPU the decoder is DALI's mixed one (nvJPEG, or the card's JPEG unit) and images stay on the device; without a GPU
+On a GPU, DALI's mixed decoder is used (nvJPEG, or the card's JPEG unit) and images stay on the device. Without a GPU,
 the same graph runs on the CPU. Encoded bytes, boxes and flips are fed batch by batch, `prefetch_batches` ahead.
 """
 
@@ -23,11 +23,14 @@ from sdpnet.pipelines.shards.manifest import Manifest
 
 __all__ = ["DaliLoader", "make"]
 
-_MOST_PREALLOCATED: Final = 1 << 30  # bytes on the card
+_MAX_PREALLOCATED: Final = 1 << 30  # bytes of GPU memory
 
 
 class DaliLoader:
-    """See `sdpnet.pipelines.contract.Loader`."""
+    """The loader of the `dali` pipeline; see `sdpnet.pipelines.contract.Loader`.
+
+    Raises `UserError` for shards with raw pixels, which DALI cannot read.
+    """
 
     masked: tuple[int, ...] = ()
 
@@ -40,15 +43,15 @@ class DaliLoader:
         self.source = source
         self.manifest = manifest
         self._pipe: Pipeline | None = None
-        self._plans: Iterator[BatchPlan] = iter(())  # what DALI asks for next
-        self._running: deque[BatchPlan] = deque()  # what it has asked for and not yet given back
+        self._plans: Iterator[BatchPlan] = iter(())  # the plans that DALI will ask for
+        self._running: deque[BatchPlan] = deque()  # plans that DALI has asked for and not yet returned as batches
 
     def __len__(self) -> int:
         return len(self.source.plan)
 
     def set_plan(self, plan: Plan) -> None:
         if plan.image_size != self.source.plan.image_size:
-            self.close()  # the size is part of DALI's graph, which the next iterator builds
+            self.close()  # the size is part of DALI's graph, so the next iterator builds a new one
         self.source = self.source.with_plan(plan)
 
     def set_image_size(self, image_size: int) -> None:
@@ -63,34 +66,38 @@ class DaliLoader:
             self._pipe.build()
         pipe = self._pipe
         on_gpu = self.source.device.type == "cuda"
-        pipe.reset()  # it may stand at the end of an earlier epoch, whether or not that was asked for
+        # If the last batch of an epoch was taken without asking for the end, the pipeline yields nothing in the next
+        # epoch unless it is reset.
+        pipe.reset()
         try:
             while True:
                 try:
-                    # Bound to torch's stream, the images are written before and freed after what is queued there.
+                    # DALI works in the order of torch's stream: images are complete before the work that torch queues
+                    # next, and their memory is reused after it.
                     (images,) = pipe.run(torch.cuda.current_stream(self.source.device) if on_gpu else None)
                 except StopIteration:
                     return
                 except RuntimeError as error:
                     raise self._failure(error) from error
-                # DALI keeps the buffer for as long as `images` lives: until the next batch is asked for.
+                # DALI keeps the buffer as long as `images` lives, which is until the next batch is asked for.
                 yield self.source.batch(torch.from_dlpack(images.as_tensor()), self._running.popleft())
         finally:
-            if self._running:  # an early exit or an error: what is in flight goes with the pipeline
+            if self._running:  # an early exit or an error: batches in flight are dropped with the pipeline
                 self.close()
 
     def _define(self) -> Pipeline:
-        """The graph, for `build`; not even a card is looked for yet."""
+        """Defines DALI's graph. Nothing is built, and no GPU is looked for, before `build`."""
         source = self.source
         on_gpu = source.device.type == "cuda"
         size = source.plan.image_size
         batch_size = source.plan.batch_size // source.shard.world_size
-        # What the card's JPEG unit takes beforehand is for a batch of the largest image; the CUDA decoder's own 16 MiB
-        # of padding a thread are more than an image of 500 pixels a side needs.
+        # The hints make the card's JPEG unit allocate memory for a whole batch of the largest image beforehand, so they
+        # are dropped where that would be too much. The CUDA decoder needs none: its 16 MiB of padding per thread are
+        # more than an image of 500 pixels a side takes.
         height, width = source.reader.sizes.max(axis=0).tolist()
-        if 3 * batch_size * height * width > _MOST_PREALLOCATED:
+        if 3 * batch_size * height * width > _MAX_PREALLOCATED:
             height = width = 0
-        unit = {
+        hw_options = {
             "hw_decoder_load": source.options.dali.hw_decoder_load,
             "preallocate_width_hint": width,
             "preallocate_height_hint": height,
@@ -101,6 +108,8 @@ class DaliLoader:
             device_id=(source.device.index or 0) if on_gpu else None,
             prefetch_queue_depth=source.prefetch_batches,
         )
+        # A callback, not `feed_input`: with `schedule_run`, that one runs `prefetch_queue_depth` batches at the first
+        # call and fails unless all of them were fed. A callback with `pipe.run()` prefetches by itself.
         with pipe:
             encoded, start, shape, flip = fn.external_source(
                 source=self._feed,
@@ -117,13 +126,17 @@ class DaliLoader:
                 device="mixed" if on_gpu else "cpu",
                 output_type=types.RGB,
                 adjust_orientation=False,
-                **(unit if on_gpu else {}),
+                **(hw_options if on_gpu else {}),
             )
             images = fn.resize(images, size=[size, size], interp_type=types.INTERP_LINEAR, antialias=True)
             pipe.set_outputs(fn.flip(images, horizontal=flip))
         return pipe
 
     def _feed(self) -> tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
+        """The inputs of DALI's next batch: encoded images, crop starts, crop shapes and flips.
+
+        Raises `StopIteration`, which ends the epoch for DALI, when there are no more plans.
+        """
         plan = next(self._plans)
         self._running.append(plan)
         encoded = [self.source.reader.encoded(sample) for sample in plan.sample_ids]
@@ -133,7 +146,7 @@ class DaliLoader:
     def _failure(self, error: RuntimeError) -> ShardError:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "unknown error")
         samples = sorted(self._running[0].sample_ids.tolist()) if self._running else []
-        for plan in self._running:  # a file that was changed is the cause
+        for plan in self._running:  # if a file was changed, that is the cause
             self.source.reader.check(plan.sample_ids)
         return ShardError(f"{self.source.reader.path}: DALI could not decode one of the samples {samples}: {reason}")
 

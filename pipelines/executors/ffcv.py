@@ -1,14 +1,14 @@
-"""The `ffcv` pipeline: FFCV's own `Loader` on the `.beton`, its order and crops taken from the plan.
+"""The `ffcv` pipeline: FFCV's own `Loader` reads the `.beton` file, in the order and with the crops of the plan.
 
-FFCV draws its order and crops itself; here both come from outside:
+FFCV draws its order and crops itself. Here both come from the plan:
 
-- its `traversal_order` is replaced after construction (the constructor's `order=` takes none of ours), and
-- the decoder operation looks each sample's box up in a table that FFCV's compiled code reaches by address: an array
-  captured by the closure would be frozen when it is compiled. The table is filled a few batches ahead of the reader.
+- FFCV's `traversal_order` is replaced after construction, because the constructor's `order=` accepts only FFCV's own.
+- The decoder looks each sample's box up in a table, which FFCV's compiled code reaches by its address: an array that
+  the closure captured would be frozen when it is compiled. The table is filled a few batches ahead of the reader.
 
-FFCV drops its decoder's return code, so that a damaged JPEG trains on another image's pixels; here it is kept in
-the table and becomes a `ShardError`. The file was validated before FFCV sees it, and FFCV reads that very file, through
-our map of it.
+FFCV ignores its decoder's return code, so that training on a damaged JPEG would use another image's pixels. Here the
+code is kept in the table and becomes a `ShardError`. FFCV trusts every pointer in a file, so the file is validated
+before, and FFCV reads exactly that file, through our memory map of it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _COLUMNS = 6
 
 @nb.extending.intrinsic
 def _int32_pointer(typing_context: Any, address: Any) -> Any:
-    """An integer address as a pointer that numba's `carray` takes."""
+    """Turns an integer address into a pointer for numba's `carray`."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
@@ -57,7 +57,14 @@ def _int32_pointer(typing_context: Any, address: Any) -> Any:
 
 
 class _PlannedDecoder(SimpleRGBImageDecoder):
-    """Whole-image decode, then crop, area resize and flip as `table[sample id]` says: FFCV's own steps, our numbers."""
+    """Decodes whole images, then crops, resizes by area and flips them as `table[sample id]` says.
+
+    The steps are FFCV's own functions; only the boxes and flips are the plan's.
+
+    Args:
+        image_size: output pixels a side.
+        table: int32 (num_samples, 6): crop top, left, height, width, flip, and the decoder's status, which is written.
+    """
 
     def __init__(self, image_size: int, table: np.ndarray) -> None:
         super().__init__()
@@ -65,8 +72,8 @@ class _PlannedDecoder(SimpleRGBImageDecoder):
         self.table = table
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, Any]:
-        # One of each image of a batch: the largest JPEG that there is, not the tallest one's height by the widest one's
-        # width. Raw pixels are resized where they lie.
+        # Scratch memory per image is sized by the largest JPEG. FFCV's own decoder takes the tallest image's height
+        # times the widest one's width. Raw pixels need none: they are resized where they lie in the file.
         jpegs = self.metadata[self.metadata["mode"] == MODE_JPEG]
         largest = int((jpegs["height"].astype(np.int64) * jpegs["width"]).max(initial=1))
         shape = (self.image_size, self.image_size, 3)
@@ -112,8 +119,8 @@ class _PlannedDecoder(SimpleRGBImageDecoder):
         return decode
 
 
-class _GivenOrder(TraversalOrder):
-    """FFCV's traversal order, set from outside before each epoch."""
+class _PlannedOrder(TraversalOrder):
+    """A traversal order for FFCV that is set from outside before each epoch."""
 
     order = np.zeros(0, np.uint64)
 
@@ -122,7 +129,7 @@ class _GivenOrder(TraversalOrder):
 
 
 class _EpochIterator(EpochIterator):
-    """FFCV's loading thread; an error that ends it is kept for whoever waits, not printed."""
+    """FFCV's loading thread. An error that ends it is kept for the thread that waits, instead of being printed."""
 
     failure: Exception | None = None
 
@@ -134,7 +141,7 @@ class _EpochIterator(EpochIterator):
 
 
 class _Loader(FfcvNativeLoader):
-    """FFCV's loader with our loading thread; what it does first is FFCV's own `__iter__`."""
+    """FFCV's loader with our loading thread. The lines before the thread are those of FFCV's `__iter__`."""
 
     def __iter__(self) -> EpochIterator:
         Compiler.set_num_threads(self.num_workers)
@@ -146,7 +153,11 @@ class _Loader(FfcvNativeLoader):
 
 
 class FfcvLoader:
-    """See `sdpnet.pipelines.contract.Loader`. Compiles for several seconds when it is made."""
+    """The loader of the `ffcv` pipeline; see `sdpnet.pipelines.contract.Loader`.
+
+    Making one compiles FFCV's pipeline, which takes several seconds. Raises `UserError` for shards that are not
+    `.beton`.
+    """
 
     masked: tuple[int, ...] = ()
 
@@ -173,10 +184,13 @@ class FfcvLoader:
             batches_ahead=source.prefetch_batches,
             pipelines={"image": [_PlannedDecoder(source.plan.image_size, self._table)]},
         )
-        torch.set_num_threads(torch_threads)  # FFCV sets torch's threads to its own
-        self._loader.memory_manager.context.mmap = self._file.data  # else FFCV maps the file itself, unguarded
+        # FFCV sets torch's thread count to its own number: CIFAR-10 training on two cores ran on one of them until it
+        # was set back (records/LOG.md).
+        torch.set_num_threads(torch_threads)
+        # FFCV would map the file itself; only our map is guarded against a file that is cut while it is read.
+        self._loader.memory_manager.context.mmap = self._file.data
         self._file.check()
-        self._order = _GivenOrder(self._loader)
+        self._order = _PlannedOrder(self._loader)
         self._loader.traversal_order = self._order
 
     def __len__(self) -> int:
@@ -193,7 +207,8 @@ class FfcvLoader:
 
     def batches(self, epoch: int = 0, start: int = 0) -> Generator[Batch, None, None]:
         source, count = self.source, len(self)
-        # FFCV decodes at most batches_ahead + 1 batches beyond the one in our hands, and one more is in the making.
+        # FFCV decodes at most batches_ahead + 1 batches beyond the one that was yielded, and is working on one more.
+        # The table must hold the boxes of all of them.
         lead = source.prefetch_batches + 3
         if start >= count:
             return
@@ -201,7 +216,7 @@ class FfcvLoader:
         mine = slice(first, first + self._batch_size)
         order = np.concatenate([source.plan.batch_ids(epoch, index)[0][mine] for index in range(start, count)])
         self._order.order = self._loader.first_traversal_order = order.astype(np.uint64)
-        plans = {index: self._tabulate(epoch, index) for index in range(start, min(start + lead, count))}
+        plans = {index: self._fill_table(epoch, index) for index in range(start, min(start + lead, count))}
         iterator = self._begin()
         try:
             for index in range(start, count):
@@ -209,23 +224,25 @@ class FfcvLoader:
                 plan = plans.pop(index)
                 failed = np.flatnonzero(self._table[plan.sample_ids, _STATUS])
                 if len(failed):
-                    self._file.check()  # else a file that was cut would look like damaged images
+                    self._file.check()  # a file that was cut would look like damaged images
                     raise ShardError(f"{source.reader.path}: sample {plan.sample_ids[failed[0]]}: damaged JPEG")
                 images = torch.as_tensor(images)
                 images = images if self._copies is None else self._on_gpu(images, self._copies)
                 yield source.batch(images, plan, torch.as_tensor(labels).view(-1).clone())
                 if index + lead < count:
-                    plans[index + lead] = self._tabulate(epoch, index + lead)
+                    plans[index + lead] = self._fill_table(epoch, index + lead)
         finally:
-            iterator.iter_ixes = iter(())  # the thread ends after the batch in the making
-            while iterator.is_alive():  # it may be blocked on its full queue
+            # After an early exit FFCV's thread would go on to decode the whole epoch, with boxes that were never filled
+            # in, and OpenCV then aborts the process. Without batches to come, the thread ends after the current one.
+            iterator.iter_ixes = iter(())
+            while iterator.is_alive():  # it may be blocked because its queue is full
                 while not iterator.output_queue.empty():
                     iterator.output_queue.get_nowait()
                 iterator.join(timeout=0.01)
             iterator.close()
 
     def _begin(self) -> EpochIterator:
-        """Starts FFCV's thread, with memory for all batches that it may be at."""
+        """Starts FFCV's thread, which allocates memory for all batches that it works on at once."""
         torch_threads = torch.get_num_threads()
         try:
             return iter(self._loader)
@@ -235,7 +252,7 @@ class FfcvLoader:
             torch.set_num_threads(torch_threads)
 
     def _next(self, iterator: EpochIterator) -> Any:
-        """FFCV's next batch; its own `__next__` waits for ever when the loading thread has died."""
+        """FFCV's next batch. FFCV's own `__next__` would wait forever after the loading thread has died."""
         while iterator.output_queue.empty():
             if not iterator.is_alive() and iterator.output_queue.empty():
                 raise self._failure(iterator.failure) from iterator.failure
@@ -243,8 +260,8 @@ class FfcvLoader:
         return next(iterator)
 
     def _failure(self, error: Exception | None) -> UserError:
-        """An error of FFCV, of the compiler or of the system, in one line."""
-        self._file.check()  # a file that was changed is the cause
+        """Turns an error of FFCV, of the compiler or of the system into one line."""
+        self._file.check()  # if the file was changed, that is the cause
         path, lines = self.source.reader.path, str(error or "its loading thread ended").strip().splitlines()
         reason = lines[0] if lines else type(error).__name__
         if not isinstance(error, MemoryError) and "allocate memory" not in reason:
@@ -260,14 +277,15 @@ class FfcvLoader:
         )
 
     def _on_gpu(self, images: torch.Tensor, copies: torch.cuda.Stream) -> torch.Tensor:
-        """A copy on a stream of its own, which has ended: FFCV writes to `images` again."""
+        """Copies images to the GPU on a stream of its own, and waits for it: FFCV will overwrite `images`."""
         with torch.cuda.stream(copies):
-            there = images.to(self.source.device, non_blocking=True)
+            on_gpu = images.to(self.source.device, non_blocking=True)
         copies.synchronize()
-        there.record_stream(torch.cuda.current_stream(self.source.device))  # its memory is the other stream's
-        return there
+        on_gpu.record_stream(torch.cuda.current_stream(self.source.device))  # allocated on the other stream
+        return on_gpu
 
-    def _tabulate(self, epoch: int, index: int) -> Any:
+    def _fill_table(self, epoch: int, index: int) -> Any:
+        """Writes the boxes and flips of a batch into the table, and returns its plan."""
         plan = self.source.batch_plan(epoch, index)
         self._table[plan.sample_ids, _TOP : _WIDTH + 1] = plan.crop_boxes
         self._table[plan.sample_ids, _FLIP] = plan.flips
@@ -275,7 +293,7 @@ class FfcvLoader:
         return plan
 
     def close(self) -> None:
-        """Nothing outlives an iterator."""
+        """Does nothing: an iterator releases everything when it ends."""
 
 
 def make(source: Source, manifest: Manifest) -> FfcvLoader:

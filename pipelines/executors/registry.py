@@ -1,7 +1,7 @@
-"""Which pipelines there are, which of them can be used here, and which one `auto` stands for.
+"""Lists the pipelines, finds out which of them can be used here, and chooses the one that `auto` stands for.
 
-A new pipeline is a module in this folder with a function `make(source, manifest)`, an entry of `PIPELINES`, and a word
-more in `DataOptions.pipeline`.
+To add a pipeline, write a module in this folder with a function `make(source, manifest)`, and add its name to
+`PIPELINES` and to `DataOptions.pipeline`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ __all__ = ["PIPELINES", "Executor", "choose_pipeline", "executor_of", "why_missi
 
 
 class Executor(NamedTuple):
-    """What is known of a pipeline before its module is imported.
+    """What is known about a pipeline before its module is imported.
 
     Attributes:
-        module: its name.
-        package: the name of what it needs; empty for `native`, which needs its library instead.
-        remedy: says how to get that.
+        module: the name of the pipeline's module.
+        package: the name of the package that it needs; empty for `native`, which needs its native library instead.
+        remedy: returns the command that installs what it needs.
         can_mask: whether `data.on_error` may be "mask".
     """
 
@@ -50,10 +50,9 @@ PIPELINES: Final[dict[str, Executor]] = {
 
 
 def choose_pipeline(device: torch.device, shard_format: str) -> str:
-    """The pipeline that `auto` stands for.
+    """The pipeline that `auto` stands for: the first one of native, dali, ffcv and torchvision that is installed.
 
-    It is the first one that is installed of native, dali (on a GPU only), ffcv (it reads .beton files only) and
-    torchvision.
+    dali is considered only on a GPU, and ffcv only for `.beton` files.
     """
     order = ["native", "dali"] if device.type == "cuda" else ["native"]
     order += ["ffcv"] if shard_format == "beton" else []
@@ -63,8 +62,8 @@ def choose_pipeline(device: torch.device, shard_format: str) -> str:
 def executor_of(name: str) -> Callable[[Source, Manifest], Loader]:
     """Imports a pipeline and returns the function that makes its loader.
 
-    Raises `BackendMissingError` where its library cannot be imported; the message has the cause, the command that
-    mends it, and the pipelines that would work.
+    Raises `BackendMissingError` if its library cannot be imported. The message names the cause, the command that fixes
+    it, and the pipelines that would work.
     """
     executor = PIPELINES[name]
     try:
@@ -75,13 +74,16 @@ def executor_of(name: str) -> Callable[[Source, Manifest], Loader]:
         working = [other for other in PIPELINES if other != name and _installed(other)]
         cause = " ".join(str(error).split())
         raise BackendMissingError(
-            f"pipeline {name!r} cannot be used here: {cause}; to mend it: {executor.remedy()}; "
+            f"pipeline {name!r} cannot be used here: {cause}; to fix it: {executor.remedy()}; "
             f"these would work: {', '.join(working)}"
         ) from error
 
 
 def why_missing(name: str) -> str | None:
-    """None when a pipeline can be used here; else the line that says why not and what to do. Imports its library."""
+    """Returns None if a pipeline can be used here, or else one line that says why not and what to do.
+
+    The pipeline's library is imported.
+    """
     try:
         executor_of(name)
     except BackendMissingError as error:

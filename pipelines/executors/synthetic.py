@@ -1,4 +1,7 @@
-"""The `synthetic` pipeline: a fixed batch of noise already on the device: what a step costs when data is free."""
+"""The `synthetic` pipeline: yields one batch of noise that is already on the device.
+
+It shows what a training step costs when data costs nothing.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,10 @@ __all__ = ["SyntheticLoader", "make"]
 
 
 class SyntheticLoader:
-    """See `sdpnet.pipelines.contract.Loader`. Labels, sample ids and plan are the real ones; the pixels mean
-    nothing."""
+    """The loader of the `synthetic` pipeline; see `sdpnet.pipelines.contract.Loader`.
+
+    Labels, sample ids and plans are the real ones; only the pixels are noise.
+    """
 
     masked: tuple[int, ...] = ()
 
@@ -41,7 +46,7 @@ class SyntheticLoader:
             yield self.source.batch(self._images, self.source.batch_plan(epoch, index))
 
     def close(self) -> None:
-        """Nothing to release."""
+        """Does nothing."""
 
 
 def make(source: Source, manifest: Manifest) -> SyntheticLoader:

@@ -1,7 +1,7 @@
-"""The reference pipeline: whole images are decoded (`strict_jpeg`), torchvision crops and resizes, sample by sample, in
-`DataLoader` workers.
+"""The `torchvision` pipeline, the reference: whole images are decoded, and torchvision crops and resizes them.
 
-Slow and obvious on purpose: the tests hold the other pipelines against it.
+It works sample by sample in `DataLoader` workers. It is slow and obvious on purpose: the tests compare the other
+pipelines with it. The decoder is `sdpnet.pipelines.images.strict_jpeg`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ __all__ = ["TorchvisionLoader", "decode", "make"]
 
 
 def decode(reader: ShardReader, sample_id: int) -> torch.Tensor:
-    """One stored image, whole: uint8 (3, height, width). Raises `ShardError` with the sample's number."""
+    """Decodes one whole stored image: uint8 (3, height, width).
+
+    Raises `ShardError` for a damaged image; the message has the sample's number.
+    """
     encoded = reader.encoded(sample_id)
     height, width = (int(side) for side in reader.sizes[sample_id])
     if reader.modes[sample_id] == MODE_RAW:
@@ -42,7 +45,10 @@ def decode(reader: ShardReader, sample_id: int) -> torch.Tensor:
 
 @dataclass
 class _Batches(Dataset["torch.Tensor | ShardError"]):
-    """Item k is batch `start + k` of an epoch, decoded: uint8 (B, size, size, 3), or why it cannot be."""
+    """A data set whose item k is batch `start + k` of an epoch, decoded: uint8 (B, size, size, 3).
+
+    An item is the error itself if the batch cannot be decoded.
+    """
 
     source: Source
     epoch: int
@@ -56,14 +62,16 @@ class _Batches(Dataset["torch.Tensor | ShardError"]):
         try:
             try:
                 return execute(self.source.reader, plan, self.source.plan.image_size)
-            finally:  # a file that was changed is the cause of any other error, and of none
+            finally:
+                # A changed file may have caused another error, or given wrong pixels without any error.
                 self.source.reader.check(plan.sample_ids)
-        except ShardError as error:  # returned: raised in a worker it would come back wrapped in a traceback's text
+        except ShardError as error:
+            # Returned, not raised: an error raised in a worker arrives as the text of a traceback.
             return error
 
 
 def execute(reader: ShardReader, plan: BatchPlan, image_size: int) -> torch.Tensor:
-    """Decodes, crops, resizes (antialiased bilinear) and flips the samples of a plan: uint8 (B, size, size, 3)."""
+    """Decodes, crops, resizes (antialiased bilinear) and flips a plan's samples: uint8 (B, size, size, 3)."""
     images = torch.empty(len(plan), image_size, image_size, 3, dtype=torch.uint8)
     for i, sample_id in enumerate(plan.sample_ids):
         top, left, height, width = (int(v) for v in plan.crop_boxes[i])
@@ -82,15 +90,19 @@ def execute(reader: ShardReader, plan: BatchPlan, image_size: int) -> torch.Tens
 
 
 def _start_worker(worker_id: int) -> None:
-    # The training loop handles these, and still needs batches: they may come to all processes of a group at once.
+    # The training loop handles these signals, and it still needs batches then. A terminal or a scheduler sends them to
+    # all processes of a group at once.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     if native_decoder.available():
-        native_decoder.guard_again()  # PyTorch's own handler would end the worker where a shard was cut
+        native_decoder.guard_again()  # PyTorch's own signal handler would end the worker when a shard is cut
 
 
 class TorchvisionLoader:
-    """See `sdpnet.pipelines.contract.Loader`. With one thread it decodes in the calling process."""
+    """The loader of the `torchvision` pipeline; see `sdpnet.pipelines.contract.Loader`.
+
+    With one thread, images are decoded in the calling process.
+    """
 
     masked: tuple[int, ...] = ()
 
@@ -118,9 +130,11 @@ class TorchvisionLoader:
             multiprocessing_context="fork" if workers else None,
             worker_init_fn=_start_worker,
             pin_memory=source.device.type == "cuda",
-            generator=torch.Generator(),  # the loader draws a seed; not from the training's stream
+            generator=torch.Generator(),  # the loader draws a seed, which must not come from training's generator
         )
-        gc.freeze()  # a worker must not collect, after the fork, what threads of this process still use
+        # A forked worker must not collect objects that threads of this process use: the destructor of a DALI pipeline
+        # waits for threads that do not exist in the worker, which hung (records/LOG.md).
+        gc.freeze()
         try:
             iterator = iter(loader)
         finally:
@@ -132,10 +146,10 @@ class TorchvisionLoader:
                 yield source.batch(images, source.batch_plan(epoch, index))
         finally:
             if workers:
-                iterator._shutdown_workers()  # type: ignore[attr-defined]  # at once, not when collected
+                iterator._shutdown_workers()  # type: ignore[attr-defined]  # now, not when collected
 
     def close(self) -> None:
-        """Nothing outlives an iterator."""
+        """Does nothing: an iterator ends its workers when it ends."""
 
 
 def make(source: Source, manifest: Manifest) -> TorchvisionLoader:

@@ -1,3 +1,3 @@
-"""Files on the disk: opened safely, read in part, locked, and published whole."""
+"""Opens, reads, locks and publishes files on disk."""
 
 __all__ = ["atomic_write", "regular", "small"]

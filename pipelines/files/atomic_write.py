@@ -1,6 +1,6 @@
-"""A file appears under its final name only when it is complete, and only one process writes a directory.
+"""Publishes files: a file gets its final name only when it is complete, and only one process writes a directory.
 
-Temporary name, fsync, rename, fsync of the directory.
+A file is written under a temporary name, fsynced and renamed; then its directory is fsynced.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ __all__ = [
     "write_all",
 ]
 
-_locks: set[int] = set()  # descriptors of this process; while a forked child has them too, a lock outlives its holder
+# Descriptors of this process's locks. A forked child closes its copies, or the lock would outlive its holder.
+_locks: set[int] = set()
 
 
 def _close_locks() -> None:
@@ -43,12 +44,12 @@ os.register_at_fork(after_in_child=_close_locks)
 
 
 def partial_path(path: Path) -> Path:
-    """The name that `path` has while it is unfinished: `.NAME.partial` in the same directory."""
+    """The name of `path` while it is unfinished: `.NAME.partial` in the same directory."""
     return path.with_name(f".{path.name}.partial")
 
 
 def open_new(path: Path) -> IO[bytes]:
-    """Opens a file to be written from its start, without a buffer. A pipe of that name is refused, not waited for."""
+    """Opens a file for writing from its start, without a buffer. A pipe of that name is refused, without waiting."""
 
     def opener(name: str, flags: int) -> int:
         return os.open(name, flags | os.O_NONBLOCK, 0o666)
@@ -57,7 +58,7 @@ def open_new(path: Path) -> IO[bytes]:
 
 
 def publish(path: Path, unfinished: Path | None = None) -> None:
-    """Gives the finished, fsynced `unfinished` (default: `partial_path(path)`) its final name, lastingly."""
+    """Renames a finished, fsynced file to `path`, durably. `unfinished` is `partial_path(path)` by default."""
     os.replace(unfinished or partial_path(path), path)
     sync_directory(path.parent)
 
@@ -73,10 +74,10 @@ def sync_directory(directory: Path) -> None:
 
 @contextmanager
 def errors_name(path: Path) -> Iterator[None]:
-    """Makes the system's refusals to write `path` name it.
+    """A context that puts `path` into the system's errors about writing it.
 
-    An error of `write` or `fsync` (a full disk) names no file, and one of `open` or `rename` names the unfinished file
-    beside it, which nobody asked for. Where the directory is missing, the error says so.
+    An error of `write` or `fsync` (a full disk) names no file, and one of `open` or `rename` names the unfinished file,
+    which the user does not know. If the directory is missing, the error says so.
     """
     try:
         yield
@@ -90,15 +91,15 @@ def errors_name(path: Path) -> Iterator[None]:
 
 
 def require_place(path: Path, flag: str = "") -> None:
-    """Raises `UserError` when no file can be written at `path`, which the user gave with `flag`: for what takes long.
+    """Raises `UserError` if no file can be written at `path`, which the user gave with `flag`.
 
-    Said before the work: it is a directory, or the directory that it would be in is missing or not to be written.
+    It is called before long work. It refuses a path that is a directory, or whose directory is missing or not writable.
     """
     name, folder = f"{flag} {path}".strip(), path.parent
     if path.is_dir():
         raise UserError(f"{name}: is a directory; give the name of a file")
     if not folder.is_dir():
-        wrong = "is not a directory" if folder.exists() else "is not there; make it first"
+        wrong = "is not a directory" if folder.exists() else "does not exist; make it first"
         raise UserError(f"{name}: the directory {folder} {wrong}")
     if not os.access(folder, os.W_OK):
         raise UserError(f"{name}: the directory {folder} cannot be written (permission denied)")
@@ -110,7 +111,7 @@ def holds(path: Path, content: bytes) -> bool:
 
 
 def publish_bytes(path: Path, content: bytes) -> None:
-    """Writes a whole file so that `path` holds all of it or does not exist. An `OSError` names `path`."""
+    """Writes a whole file, so that `path` has all of its content or does not exist. An `OSError` names `path`."""
     with errors_name(path):
         try:
             with open_new(partial_path(path)) as file:
@@ -124,7 +125,7 @@ def publish_bytes(path: Path, content: bytes) -> None:
 
 
 def write_all(descriptor: int, content: bytes | bytearray | memoryview, offset: int) -> None:
-    """Writes all of `content` at `offset`, however little of it the system takes at a time."""
+    """Writes all of `content` at `offset`, in as many calls as the system needs."""
     view = memoryview(content)
     while view:
         written = os.pwrite(descriptor, view, offset)
@@ -133,13 +134,14 @@ def write_all(descriptor: int, content: bytes | bytearray | memoryview, offset: 
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Holds the lock file `path` against other processes, on this machine and, on a shared disk, on others.
+    """A context that holds the lock file `path` against other processes, also on other machines that share the disk.
 
-    The lock is the operating system's and ends with the process, however that ends: a file that a killed process left
-    is no lock. Where the file system has no locks, the file `PATH.held` is the lock (see
+    The operating system's lock is used. It ends with the process, however that ends, so a file that a killed process
+    left is no lock. On file systems without locks, the file `PATH.held` is the lock (see
     `sdpnet.pipelines.files.lock`).
 
-    Raises `UserError`, saying who holds it; then nothing was changed but that `path` may have been made.
+    Raises `UserError` with the holder's name if the lock is held. Nothing was changed then, except that `path` may have
+    been created.
     """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -151,7 +153,7 @@ def exclusive(path: Path) -> Iterator[None]:
                 raise _held(path, _owner(path)) from None
             except OSError:
                 soft = path.with_name(f"{path.name}.held")
-                other = _owner(path)  # with locks of the system, on another machine
+                other = _owner(path)  # a holder on another machine, where the system has locks
                 if other and other["pid"] != os.getpid() and soft_lock.is_alive(other):
                     raise _held(path, other) from None
                 if (owner := soft_lock.acquire(soft)) is not None:
@@ -162,7 +164,7 @@ def exclusive(path: Path) -> Iterator[None]:
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # its holder removed it, on finishing, while we waited for the lock
+        os.close(descriptor)  # its holder finished and removed the file while we waited for the lock
         if soft is not None:
             soft_lock.release(soft)
     _locks.add(descriptor)
@@ -173,7 +175,7 @@ def exclusive(path: Path) -> Iterator[None]:
             write_all(descriptor, text, 0)
         yield
     finally:
-        if descriptor in _locks:  # not in a forked child
+        if descriptor in _locks:  # a forked child has closed its copy
             _locks.remove(descriptor)
             with suppress(OSError):
                 os.ftruncate(descriptor, 0)
@@ -183,7 +185,7 @@ def exclusive(path: Path) -> Iterator[None]:
 
 
 def _owner(path: Path) -> soft_lock.Owner:
-    """Whom a lock file names, if anybody."""
+    """The process that a lock file names, or an empty dictionary."""
     try:
         return soft_lock.owner_of(path)
     except FileNotFoundError:
@@ -194,5 +196,5 @@ def _held(path: Path, owner: soft_lock.Owner, soft: Path | None = None) -> UserE
     who = f"another run (process {owner['pid']} on {owner['host']})" if owner else "another run"
     remedy = "wait for it, or choose another folder"
     if soft is not None:
-        remedy += f" (if no such run is there any more, remove {soft})"
+        remedy += f" (if no such run exists any more, remove {soft})"
     return UserError(f"{path.parent}: {who} is writing here; {remedy}")

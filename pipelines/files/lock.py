@@ -1,12 +1,15 @@
-"""A lock that is a file, made by exclusive creation: for file systems without locks of their own.
+"""A lock file made by exclusive creation, for file systems that have no locks.
 
-    NAME          {"host": ..., "pid": ..., "token": ...} of the process that holds it; it goes when that is done
-    NAME.TOKEN    the same of the one process that may replace a lock with that token, whose holder has died
+    NAME          {"host": ..., "pid": ..., "token": ...} of the process that holds the lock; removed when it is done
+    NAME.TOKEN    the same, of the process that is replacing the lock with that token because its holder has died
 
-The lock of a process of this machine that is known to have died is taken over. For each such lock only one process at a
-time can make NAME.TOKEN; it replaces the lock by its own if the lock still has that token. Each process writes another
-token, so that no two of them take over the same lock. The lock of another machine, or of this one before it was started
-again, is believed.
+A lock whose holder ran on this machine and is known to have died is taken over. Only one process at a time can create
+NAME.TOKEN, and it replaces the lock only if the lock still has that token. Each process writes its own token, so no two
+processes take over the same lock. A lock of another machine, or of this machine before its last restart, counts as
+held.
+
+`filelock` is not used because it does not take over locks of dead processes where files cannot be exchanged atomically,
+as on NFS (records/LOG.md).
 """
 
 from __future__ import annotations
@@ -27,9 +30,9 @@ Owner = dict[str, Any]
 
 
 def acquire(path: Path) -> Owner | None:
-    """Takes the lock and returns None, or returns who holds it: an empty dictionary where that is not known.
+    """Takes the lock and returns None, or returns its holder: an empty dictionary if the holder is not known.
 
-    Raises OSError for what else the system refuses.
+    Raises `OSError` if the file system refuses for another reason.
     """
     mine = {"host": socket.gethostname(), "pid": os.getpid(), "token": secrets.token_hex(8)}
     mine |= {"system": _system(), "started": _started(os.getpid())}
@@ -59,7 +62,7 @@ def acquire(path: Path) -> Owner | None:
 
 
 def release(path: Path) -> None:
-    """Gives the lock back if it is this process's."""
+    """Releases the lock if this process holds it."""
     with suppress(OSError):
         owner = owner_of(path)
         if (owner.get("host"), owner.get("pid")) == (socket.gethostname(), os.getpid()):
@@ -67,7 +70,7 @@ def release(path: Path) -> None:
 
 
 def owner_of(path: Path) -> Owner:
-    """Whom a lock file names; an empty dictionary where it does not say. Raises FileNotFoundError."""
+    """The process that a lock file names, or an empty dictionary if it names none. Raises `FileNotFoundError`."""
     try:
         with open(open_regular_file(path), "rb", 0) as file:
             raw = json.loads(file.read(4096) or b"")
@@ -81,7 +84,7 @@ def owner_of(path: Path) -> Owner:
 
 
 def is_alive(owner: Owner) -> bool:
-    """Whether a process may still run."""
+    """Whether a process may still be running. It is False only if the process is known to have ended."""
     if owner["host"] != socket.gethostname() or owner.get("system", _system()) != _system():
         return True
     try:
@@ -94,7 +97,7 @@ def is_alive(owner: Owner) -> bool:
 
 
 def _system() -> str:
-    """Tells the machine since its last start, and the container, from others of the same name; nothing if unknown."""
+    """Identifies this start of the machine, and the container, among those of the same name; empty if unknown."""
     try:
         with open("/proc/sys/kernel/random/boot_id") as file:
             return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
@@ -103,7 +106,7 @@ def _system() -> str:
 
 
 def _started(pid: int) -> str:
-    """When a process began, which tells it from a later one of the same number; nothing if unknown."""
+    """The start time of a process, which differs from that of a later process with the same id; empty if unknown."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return file.read().rpartition(b")")[2].split()[19].decode()
@@ -112,13 +115,13 @@ def _started(pid: int) -> str:
 
 
 def _create(path: Path, owner: Owner) -> bool:
-    """Makes a file that did not exist; whether it is this process's."""
+    """Creates a file that does not exist yet. Returns whether this process created it."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     except FileExistsError:
         return False
     try:
-        os.write(descriptor, json.dumps(owner).encode())  # whole or, on a full disk, not at all: it is short
+        os.write(descriptor, json.dumps(owner).encode())  # so short that a full disk takes all of it or nothing
     except BaseException:
         os.unlink(path)
         raise

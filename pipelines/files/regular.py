@@ -1,4 +1,4 @@
-"""Opens regular files to be read, whatever lies under their names. Imports next to nothing: workers start with it."""
+"""Opens regular files for reading, and refuses anything else. Imports very little, since workers start with it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _KINDS: Final = {
 
 
 class NotRegularError(ValueError):
-    """What lies at a path is no regular file. `kind` says what it is, such as "a named pipe"."""
+    """A path leads to something other than a regular file. `kind` says what it is, such as "a named pipe"."""
 
     def __init__(self, mode: int) -> None:
         super().__init__("not a file")
@@ -26,11 +26,13 @@ class NotRegularError(ValueError):
 
 
 def open_regular_file(path: str | os.PathLike[str]) -> int:
-    """A descriptor to read a regular file, or what a link leads to if that is one; never waits for a writer.
+    """Opens a regular file, or a link to one, for reading. Returns the descriptor; never waits for a pipe's writer.
 
-    Raises `NotRegularError` for a folder, a pipe, a socket or a device, and `OSError` for what cannot be opened.
+    Raises `NotRegularError` for a folder, a pipe, a socket or a device, and `OSError` if it cannot be opened.
     """
-    _require_regular(os.stat(path).st_mode)  # before it is opened, which may wind a tape
+    # Checked before opening, because opening a device can have effects (a tape winds), and again after, because the
+    # path may lead to something else by then.
+    _require_regular(os.stat(path).st_mode)
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     try:
         _require_regular(os.fstat(descriptor).st_mode)

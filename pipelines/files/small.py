@@ -1,4 +1,4 @@
-"""Reads small files of a run whole, whatever lies under their names: a pipe, a device or a terabyte of zeros."""
+"""Reads small files whole, and refuses pipes, devices and files of unreasonable size."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ LARGEST: Final = 1 << 26  # bytes; the names of 22,000 classes take one megabyte
 
 
 def read_small(path: Path, largest: int = LARGEST) -> bytes:
-    """The bytes of a file. Waits for no writer of a pipe.
+    """Reads a whole file. Never waits for a pipe's writer.
 
-    Raises `OSError` when it cannot be read, and `ValueError` when it is not a file or has more than `largest` bytes.
+    Raises `OSError` if it cannot be read, and `ValueError` if it is not a file or has more than `largest` bytes.
     """
     with open(open_regular_file(path), "rb") as file:
         size = os.fstat(file.fileno()).st_size

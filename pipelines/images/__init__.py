@@ -1,3 +1,3 @@
-"""Any image file, as people have them, to pixels."""
+"""Decodes image files of many formats to pixels."""
 
 __all__ = ["area", "file", "jpeg_frame", "kinds", "preprocessing", "reasons", "strict_jpeg"]

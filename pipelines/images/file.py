@@ -1,12 +1,13 @@
-"""Decodes any image file to 8-bit RGB: the one decoder of conversion, prediction and whatever else reads image files.
+"""Decodes any image file to 8-bit RGB. Conversion, prediction and everything else that reads image files use it.
 
-    a file's bytes -> its kind by the first bytes -> without metadata -> the kind's decoder -> 8 bits a sample -> RGB
-                   -> upright, where that is asked for
+    a file's bytes -> kind, by the first bytes -> metadata removed -> the kind's decoder -> 8 bits per sample -> RGB
+                   -> turned upright, if requested
 
-The colours are those of torchvision's `default_loader`, Pillow's `convert("RGB")`: an alpha channel is dropped, not
-composited, and CMYK is converted without its profile. Three differences: greyscale of 12 and 16 bits is scaled to 8,
-where `convert` clips; JPEG 2000 has its own palette and order of channels; and samples without a known range (32-bit
-integers, signed ones, floating-point numbers) are refused. Of several frames or pages the first counts.
+The colours are those of torchvision's `default_loader`, which are Pillow's `convert("RGB")`: an alpha channel is
+dropped, not composited, and CMYK is converted without its profile. There are three differences: greyscale of 12 and 16
+bits is scaled to 8 bits, where `convert` clips; JPEG 2000 files get the palette and the order of channels that they
+declare; and samples without a known range (32-bit integers, signed integers, floating-point numbers) are refused. Only
+the first frame or page of a file is read.
 """
 
 from __future__ import annotations
@@ -37,37 +38,36 @@ __all__ = ["FORMATS", "decode_image", "decode_reduced", "format_of", "is_upright
 
 _LARGE_PIXELS: Final = 1 << 23
 _MAX_SIDE: Final = 1 << 20  # reducing an image takes 12 bytes for each pixel of a row
-# All that Pillow may ever be asked to open. Other formats start programs (EPS: Ghostscript).
+# The only formats that Pillow is asked to open. Others start programs: EPS starts Ghostscript.
 FORMATS: Final = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "PPM", "GIF", "AVIF", "JPEG2000")
-_PARTS_OF_PILLOW: Final = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000", "JPEG": "jpg", "PNG": "zlib"}
+_PILLOW_FEATURES: Final = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000", "JPEG": "jpg", "PNG": "zlib"}
 
 
 def decode_image(data: bytes, *, exif: str = "ignore", max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """The pixels of an image file.
+    """Decodes an image file.
 
     Args:
-        data: the whole file. Its format is found by its content.
-        exif: "ignore" gives the pixels as the file stores them, "apply" turns them upright as the file's EXIF
-            orientation says (of AVIF: as its own properties say). Unreadable EXIF data says nothing. TIFF's
-            orientation is part of how it stores pixels: it is always applied, as Pillow does.
+        data: the whole file. Its content decides the format.
+        exif: "ignore" returns the pixels as the file stores them, "apply" turns them upright as the file's EXIF
+            orientation (for AVIF, its own properties) says. Unreadable EXIF data is ignored. A TIFF file's orientation
+            is part of how it stores pixels and is always applied, as in Pillow.
         max_pixels: larger images are refused before they are decoded.
 
     Returns:
-        RGB, uint8 (height, width, 3), of its own memory.
+        RGB, uint8 (height, width, 3), in memory of its own.
 
     Raises:
-        ImageFileError: for a file that is empty, no image, of a format that is not read, truncated or otherwise
-            damaged, of more than `max_pixels`, or of samples without a known range. The message says which, and what
-            to do.
+        ImageFileError: the file is empty, not an image, of a format that is not read, truncated or otherwise damaged,
+            larger than `max_pixels`, or has samples without a known range. The message says which, and what to do.
     """
     return _read(data, exif, max_pixels, Picture.pixels)
 
 
 def decode_reduced(data: bytes, max_side: int, *, exif: str = "ignore", max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """The same for who reduces the image so that no side is longer than `max_side`, unless that is 0.
+    """Decodes an image file for a caller that reduces it afterwards so that no side is longer than `max_side`.
 
-    Large images come reduced already, by `sdpnet.pipelines.images.area.average`, so that their pixels never lie in
-    memory as RGB.
+    Large images are returned already reduced, by `sdpnet.pipelines.images.area.average`, so that all of their pixels
+    are never in memory as RGB. If `max_side` is 0, nothing is reduced. Otherwise as `decode_image`.
     """
 
     def take(picture: Picture) -> np.ndarray:
@@ -78,25 +78,28 @@ def decode_reduced(data: bytes, max_side: int, *, exif: str = "ignore", max_pixe
 
 
 def format_of(data: bytes) -> str:
-    """Pillow's name of the format, one of `FORMATS`. Raises `ImageFileError`."""
+    """Pillow's name of a file's format, one of `FORMATS`. Raises `ImageFileError` for other files."""
     return str(_readable_kind(data).format)
 
 
 def is_upright(data: bytes) -> bool:
-    """Whether the file's EXIF orientation leaves its pixels as they are; unreadable EXIF data, and all of what is no
-    image, does."""
+    """Whether a file's EXIF orientation leaves its pixels as they are stored.
+
+    It is True for files with unreadable EXIF data and for files that are not images.
+    """
     kind = kind_of(data)
     with _without_warnings():
         return kind.format is None or _orientation_of(data, kind) == 1
 
 
 def _readable_kind(data: bytes) -> Kind:
+    """The kind of a file that can be decoded here. Raises `ImageFileError` for other files."""
     if not data:
         raise ImageFileError("empty (0 bytes); copy it again or remove it")
     kind = kind_of(data)
     if kind.format is None:
         raise ImageFileError(kind.refusal)
-    part = _PARTS_OF_PILLOW.get(kind.format)
+    part = _PILLOW_FEATURES.get(kind.format)
     if part is not None and not features.check(part):
         raise ImageFileError(
             f"{kind.name}, which this build of Pillow cannot decode: install Pillow's own wheel "
@@ -106,7 +109,7 @@ def _readable_kind(data: bytes) -> Kind:
 
 
 def _read(data: bytes, exif: str, max_pixels: int, take: Callable[[Picture], np.ndarray]) -> np.ndarray:
-    """What `take` makes of the first frame."""
+    """The result of `take` for the first frame."""
     if exif not in ("ignore", "apply"):
         raise ValueError(f"exif {exif!r}: must be ignore or apply")
     kind = _readable_kind(data)
@@ -132,9 +135,9 @@ def _read(data: bytes, exif: str, max_pixels: int, take: Callable[[Picture], np.
 def _picture(
     data: bytes, format: str, tiff: TiffImage | None, frame: Frame | None, orientation: int, max_pixels: int
 ) -> Picture:
-    """The first frame, decoded."""
+    """Decodes the first frame."""
     plain = without_metadata(data, format)
-    if frame is not None and frame.is_common and (pixels := _natively(plain, frame, max_pixels)) is not None:
+    if frame is not None and frame.is_common and (pixels := _decode_natively(plain, frame, max_pixels)) is not None:
         return Picture(Pixels(pixels), _to_rgb, orientation)
     if format == "JPEG2000":
         return _from_jpeg_2000(data, plain, orientation, max_pixels)
@@ -142,7 +145,7 @@ def _picture(
     if tiff is not None and tiff.is_planar and tiff.bits == 16 and tiff.channels > 1:
         _read_planes_of_16_bits(image, tiff)
     image.load()
-    image.info.clear()  # else Pillow keeps the comment, and warns about a palette's transparency
+    image.info.clear()  # otherwise Pillow keeps the comment, and warns about a palette's transparency
     return Picture(image, lambda piece: _to_rgb(piece, tiff), orientation)
 
 
@@ -155,9 +158,11 @@ def _require_size(width: int, height: int, max_pixels: int) -> None:
         raise too_large(f"{width:,} x {height:,} pixels, and a side has at most {_MAX_SIDE:,}")
 
 
-def _natively(data: bytes, frame: Frame, max_pixels: int) -> np.ndarray | None:
-    """A JPEG's pixels from our own decoder, which knows damage that Pillow does not report; None where it is not built
-    or does not know the colours."""
+def _decode_natively(data: bytes, frame: Frame, max_pixels: int) -> np.ndarray | None:
+    """Decodes a JPEG with our own decoder, which detects damage that Pillow does not report.
+
+    Returns None if the decoder is not built or does not support the image's colours.
+    """
     if not native_is_built() or 0 in (frame.height, frame.width):
         return None
     _require_size(frame.width, frame.height, max_pixels)
@@ -184,19 +189,21 @@ def _natively(data: bytes, frame: Frame, max_pixels: int) -> np.ndarray | None:
 
 
 def _open(data: bytes, format: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The image in a file of this format, not yet decoded."""
+    """Opens an image file of a given format. The pixels are not decoded yet."""
     assert format in FORMATS
     try:
         image = Image.open(io.BytesIO(data), formats=[format])
     except UnidentifiedImageError:
         open_format, _ = Image.OPEN[format]
-        open_format(io.BytesIO(data), "")  # Image.open says no more than that; the format's own reader says why
+        # Image.open gives no reason; the format's own reader raises an error with one.
+        open_format(io.BytesIO(data), "")
         raise
     _require_size(*image.size, max_pixels)
     return image
 
 
 def _to_rgb(image: Image.Image, tiff: TiffImage | None = None) -> Image.Image:
+    """Converts an image of any mode to RGB. Raises `ImageFileError` for samples without a known range."""
     if image.mode == "I" or image.mode.startswith("I;16"):
         image = _to_8_bits(image, tiff)
     elif image.mode == "F":
@@ -206,7 +213,7 @@ def _to_rgb(image: Image.Image, tiff: TiffImage | None = None) -> Image.Image:
 
 
 def _require_range(tiff: TiffImage) -> None:
-    """Raises `ImageFileError` unless it is known which values of a TIFF file's samples are black and white."""
+    """Raises `ImageFileError` unless the values for black and white of a TIFF file's samples are known."""
     if tiff.is_raw:
         raise ImageFileError("a camera's raw image (DNG or the like), which is not read: develop it to PNG or JPEG")
     if tiff.format == FLOAT:
@@ -218,18 +225,18 @@ def _require_range(tiff: TiffImage) -> None:
 
 
 def _to_8_bits(image: Image.Image, tiff: TiffImage | None) -> Image.Image:
-    """Greyscale of more than 8 bits, scaled. Pillow gives 16-bit PGM as mode I (int32), other files as I;16."""
+    """Scales greyscale of more than 8 bits. Pillow opens 16-bit PGM files in mode I (int32), other files in I;16."""
     highest = 65_535 if tiff is None else (1 << tiff.bits) - 1
     grey = np.asarray(image).astype(np.int64)
     if grey.min() < 0 or grey.max() > highest:
         raise ImageFileError(f"greyscale values beyond {highest.bit_length()} bits; convert it to 8 or 16 bits")
-    if tiff is not None and tiff.white_is_zero:  # Pillow inverts only what has 8 bits or fewer
+    if tiff is not None and tiff.white_is_zero:  # Pillow inverts only images of 8 bits or fewer
         grey = highest - grey
     return Image.fromarray(((grey * 255 + highest // 2) // highest).astype(np.uint8))
 
 
 def _read_planes_of_16_bits(image: Image.Image, tiff: TiffImage) -> None:
-    """Has Pillow read uncompressed planes of 16 bits as such: it takes the first half of each for the whole plane."""
+    """Makes Pillow read uncompressed 16-bit planes correctly; it would take the first half of each for all of it."""
     order = "B" if tiff.is_big_endian else "L"
     image.tile = [  # type: ignore[attr-defined]
         tile._replace(args=(f"{tile.args[0]};16{order}", *tile.args[1:])) if tile.codec_name == "raw" else tile
@@ -238,7 +245,7 @@ def _read_planes_of_16_bits(image: Image.Image, tiff: TiffImage) -> None:
 
 
 def _from_jpeg_2000(data: bytes, plain: bytes, orientation: int, max_pixels: int) -> Picture:
-    """Decodes `plain`, which has no palette and no order of the channels: these are in `data`."""
+    """Decodes `plain`, from which palette and channel definitions were removed, with those of `data`."""
     bits, palette = bits_of(data), palette_of(data)
     if len(bits) > 1 and max(bits) > 8:  # Pillow rounds 12 bits to 8, and 256 to 0
         what = f"a JPEG 2000 image of {len(bits)} channels of {max(bits)} bits"
@@ -272,9 +279,9 @@ def _merged(channels: np.ndarray, mode: str) -> Image.Image:
 
 
 def _orientation_of(data: bytes, kind: Kind) -> int:
-    """EXIF's, 1 to 8; 1 where unreadable EXIF data says nothing."""
+    """A file's EXIF orientation, 1 to 8; 1 if there is none or the EXIF data is unreadable."""
     assert kind.format is not None
-    if kind.format == "TIFF":  # turned while it is loaded
+    if kind.format == "TIFF":  # Pillow turns it while loading
         return 1
     try:
         image = _open(without_metadata(data, kind.format, orientation=True), kind.format)
@@ -286,14 +293,17 @@ def _orientation_of(data: bytes, kind: Kind) -> int:
         return 1
 
 
-_silenced = 0  # calls under way that want no warnings
+_silenced = 0  # the number of threads that are in `_without_warnings`
 _lock = threading.Lock()
 _restore = contextlib.ExitStack()
 
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Pillow warns about odd files. What it says is the same whoever listens, and no filter may make it an error."""
+    """A context without warnings: Pillow warns about odd files, and a caller's filter must not turn that into errors.
+
+    Filters are global, so the first thread that enters changes them and the last one that leaves restores them.
+    """
     global _silenced
     with _lock:
         if _silenced == 0:

@@ -1,7 +1,7 @@
-"""What a JPEG 2000 file says of its colours and Pillow does not heed: the palette's repeats, the channels' order.
+"""Reads what a JPEG 2000 file declares about its colours and Pillow ignores: its palette and the order of its channels.
 
-Pillow drops the repeated colours of a palette, so that all behind them move up, and takes the channels in the order in
-which they are stored. Source: ISO/IEC 15444-1, annex I.5.3.
+Pillow drops repeated colours of a palette, so that all later ones get a wrong index, and takes the channels in the
+order in which they are stored. Source: ISO/IEC 15444-1, annex I.5.3.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import numpy as np
 __all__ = ["bits_of", "boxes", "palette_of", "rgb_order", "with_ycc_as_rgb"]
 
 _SRGB, _SYCC = struct.pack(">I", 16), struct.pack(">I", 18)  # EnumCS of the colour box
-_CODESTREAM = b"\xff\x4f\xff\x51"  # its start and the marker of its sizes
+_CODESTREAM = b"\xff\x4f\xff\x51"  # the markers SOC and SIZ
 
 
 def palette_of(data: bytes) -> np.ndarray | None:
-    """The colours that the samples of a JP2 file stand for: uint8 (n, 3), RGB; None where the samples are colours.
+    """The palette of a JP2 file: RGB, uint8 (n, 3). None if its samples are colours themselves.
 
-    Raises ValueError for a damaged palette.
+    Raises `ValueError` for a damaged palette.
     """
     header = _header(data)
     body = header.get(b"pclr")
@@ -47,12 +47,12 @@ def palette_of(data: bytes) -> np.ndarray | None:
 
 
 def rgb_order(data: bytes, channels: int) -> list[int] | None:
-    """Which of a JP2 file's channels are red, green and blue, where it says so."""
+    """The numbers of a JP2 file's red, green and blue channels, or None if it does not declare them."""
     return _order(_header(data), channels)
 
 
 def bits_of(data: bytes) -> list[int]:
-    """The bits of each channel's samples, from the codestream's header; none where that is damaged."""
+    """The number of bits of each channel's samples, from the codestream's header; empty if that is damaged."""
     start = data.find(_CODESTREAM)
     if start < 0 or len(data) < start + 42:
         return []
@@ -61,7 +61,10 @@ def bits_of(data: bytes) -> list[int]:
 
 
 def with_ycc_as_rgb(data: bytes) -> bytes | None:
-    """A file of the colours Y, Cb and Cr as one that calls them red, green and blue; None for another file."""
+    """A copy of a file in Y, Cb and Cr that declares them as red, green and blue; None for other files.
+
+    The caller converts the colours itself.
+    """
     box = _header(data).get(b"colr", b"")
     place = data.find(b"colr" + box) + 4 + 3
     if box[:1] != b"\1" or box[3:7] != _SYCC:
@@ -80,7 +83,7 @@ def _order(header: dict[bytes, bytes], channels: int) -> list[int] | None:
 
 
 def _header(data: bytes) -> dict[bytes, bytes]:
-    """The boxes of the JP2 header; none of a bare codestream."""
+    """The boxes of the JP2 header by name; empty for a bare codestream."""
     for name, start, stop in boxes(data):
         if name == b"jp2h":
             header = data[start:stop]
@@ -91,7 +94,7 @@ def _header(data: bytes) -> dict[bytes, bytes]:
 
 
 def boxes(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """The names of the boxes that follow each other, and where the contents of each start and stop."""
+    """Yields the name, start and stop of each box; the positions are those of the box's content."""
     at = 0
     while at + 8 <= len(data):
         size, name = struct.unpack_from(">I4s", data, at)

@@ -1,4 +1,4 @@
-"""What kind of JPEG a file is, read from its frame header: for decoders to choose by, and for reasons to be true."""
+"""Reads the kind of a JPEG from its frame header, to choose a decoder and to give true reasons in messages."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import NamedTuple
 __all__ = ["Frame", "frame_of", "segments"]
 
 _WITHOUT_CONTENT = {0x01, *range(0xD0, 0xD9)}
-_NO_FRAMES = (0xC4, 0xC8, 0xCC)  # among the markers C0 to CF: Huffman tables, reserved, arithmetic conditioning
+_NO_FRAMES = (0xC4, 0xC8, 0xCC)  # from C0 to CF, but not frames: Huffman tables, reserved, arithmetic conditioning
 
 
 class Frame(NamedTuple):
-    """A frame header: its marker (C0 to CF), the bits of a sample, the size in pixels and the number of components."""
+    """A frame header: its marker (C0 to CF), the bits per sample, the size in pixels and the number of components."""
 
     marker: int
     bits: int
@@ -22,17 +22,17 @@ class Frame(NamedTuple):
 
     @property
     def is_common(self) -> bool:
-        """Whether every decoder knows it: baseline, extended or progressive with Huffman codes, 8 bits."""
+        """Whether every decoder supports it: baseline, extended or progressive, with Huffman codes and 8 bits."""
         return self.marker <= 0xC2 and self.bits == 8 and self.components in (1, 3, 4)
 
     @property
     def is_hierarchical(self) -> bool:
-        """Whether its frames refine each other, which libjpeg does not know."""
+        """Whether its frames refine each other, which libjpeg does not support."""
         return 0xC5 <= self.marker <= 0xC7 or self.marker >= 0xCD
 
     @property
     def coding(self) -> str:
-        """Such as "a 12-bit JPEG", or "a JPEG" where nothing is unusual."""
+        """The kind of JPEG in words, such as "a 12-bit JPEG", or "a JPEG" if nothing is unusual."""
         if self.is_hierarchical:
             kind = "hierarchical JPEG"
         elif self.marker in (0xC3, 0xCB):
@@ -48,7 +48,7 @@ class Frame(NamedTuple):
 
 
 def frame_of(data: bytes) -> Frame | None:
-    """The first frame header; None where there is none before the first scan."""
+    """The first frame header, or None if there is none before the first scan."""
     for marker, start, end in segments(data):
         if 0xC0 <= marker <= 0xCF and marker not in _NO_FRAMES:
             return Frame(marker, *struct.unpack_from(">BHHB", data, start + 4)) if end - start >= 10 else None
@@ -56,9 +56,10 @@ def frame_of(data: bytes) -> Frame | None:
 
 
 def segments(data: bytes) -> list[tuple[int, int, int]]:
-    """Marker, start and end of the segments before the first scan, which is the last one and goes on to the file's end.
+    """The segments of a JPEG file up to the first scan: (marker, start, end) of each.
 
-    Extraneous bytes between segments, which libjpeg skips too, are in none; the file's end cuts the last one off.
+    The first scan is the last entry and ends with the file. Extraneous bytes between segments, which libjpeg skips too,
+    belong to none. A segment that is cut off ends with the file.
     """
     found: list[tuple[int, int, int]] = []
     at = 2

@@ -1,4 +1,4 @@
-"""Names what a file is by its first bytes, whatever its suffix says, and what to do with one that is not decoded."""
+"""Identifies files by their first bytes, whatever their suffix, and says what to do with those that are not decoded."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Final, NamedTuple
 
 __all__ = ["HEAD_BYTES", "MAX_PIXELS", "Kind", "kind_of"]
 
-MAX_PIXELS: Final = 178_956_970  # twice Pillow's MAX_IMAGE_PIXELS, where it refuses too; and the native decoders' limit
-HEAD_BYTES: Final = 4096  # of a file's start: `kind_of` needs no more
+MAX_PIXELS: Final = 178_956_970  # twice Pillow's MAX_IMAGE_PIXELS, Pillow's own limit, and that of the native decoders
+HEAD_BYTES: Final = 4096  # the number of bytes at a file's start that `kind_of` needs
 
 
 class Kind(NamedTuple):
-    """What a file is.
+    """The kind of a file.
 
     Attributes:
-        name: such as "a PNG image", "an HTML page" or "not an image of a known format".
-        format: Pillow's name of the format where `sdpnet.pipelines.images.file` decodes it, else None.
-        is_image: whether it is an image at all, or a document that shows one.
-        remedy: what to do with it where it is not decoded.
+        name: the kind in words, such as "a PNG image", "an HTML page" or "not an image of a known format".
+        format: Pillow's name of the format if `sdpnet.pipelines.images.file` decodes it, else None.
+        is_image: whether the file is an image, or a document that shows one.
+        remedy: what to do with the file if it is not decoded.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Kind(NamedTuple):
 
     @property
     def refusal(self) -> str:
-        """Part of a sentence: why a file of this kind is not decoded, and what to do."""
+        """Why a file of this kind is not decoded, and what to do, as part of a sentence."""
         if self.name.startswith("not an image"):
             return f"{self.name}: {self.remedy}"
         return f"{self.name}, {'which is not read' if self.is_image else 'not an image'}: {self.remedy}"
@@ -60,7 +60,7 @@ _DECODED: Final = (
     (0, b"\xff\x4f\xff\x51", "JPEG2000", "a JPEG 2000 image"),
 )
 
-# (offset, bytes, name, what to do): what transfers as text have made of images.
+# (offset, bytes, name, what to do): images that were damaged by a transfer in text mode.
 _BINARY: Final = "copy or download it again as a binary file"
 _MANGLED: Final = tuple(
     (0, start, f"a {name} image that was damaged as if it were text", _BINARY)
@@ -71,7 +71,8 @@ _MANGLED: Final = tuple(
     for start in starts
 )
 
-# (offset, bytes, name, what to do): images that are not decoded. Longer and rarer beginnings come first.
+# (offset, bytes, name, what to do): images that are not decoded. Longer and rarer beginnings come first, because a
+# shorter one would match their files too.
 _IMAGES: Final = (
     (0, b"\xff\xd8\xff\xf7", "a JPEG-LS image", _CONVERT),
     (0, b"\xff\x0a", "a JPEG XL image", _CONVERT),
@@ -134,7 +135,7 @@ _IMAGES: Final = (
     (8, b"ILBM", "an IFF image (ILBM)", _CONVERT),
 )
 
-# (offset, bytes, name, what to do): no images.
+# (offset, bytes, name, what to do): files that are not images.
 _OTHERS: Final = (
     (0, b"version https://git-lfs.github.com/spec/", "a git-lfs pointer", "run git lfs pull"),
     (0, b"%PDF", "a PDF document", _RENDER),
@@ -192,20 +193,22 @@ _HTML: Final = re.compile(
     r"<(!doctype html|html|head|body|title|script|style|meta|link|div|span|p|b|br|h[1-6]|pre|center|font|table|form)\b",
     re.DOTALL,
 )
-_BASE64: Final = ("/9j/", "iVBORw0KGgo", "R0lGODdh", "R0lGODlh", "UklGR")  # of JPEG, PNG, GIF, WebP
+_BASE64: Final = ("/9j/", "iVBORw0KGgo", "R0lGODdh", "R0lGODlh", "UklGR")  # starts of JPEG, PNG, GIF and WebP files
 _JSON: Final = re.compile(r"""\{\s*["}]|\[\s*[\[{"\d\]-]""")
 
 
 def kind_of(data: bytes) -> Kind:
-    """What a file is; `data` is the whole file or its first `HEAD_BYTES`.
+    """Identifies a file. `data` is the whole file or its first `HEAD_BYTES`.
 
-    Only the kind is found: a file that begins as a PNG image may be damaged behind.
+    The rest of the file is not checked: a file that begins as a PNG image may be damaged further on.
     """
     head = data[:HEAD_BYTES]
     for offset, magic, name, remedy in (*_IMAGES, *_MANGLED):
         if head.startswith(magic, offset):
             return Kind(name, None, True, remedy)
-    if head[:4] in _ICONS and any(head[4:6]):  # their number; a TGA image may begin as a cursor, with zeros there
+    # The two bytes after the mark are the number of icons. A TGA image may begin with the same mark, but has zeros
+    # there.
+    if head[:4] in _ICONS and any(head[4:6]):
         return _ICONS[head[:4]]
     if head.startswith(b"\xff\xd8"):
         return Kind("a JPEG image", "JPEG", True, _CONVERT)
@@ -234,7 +237,7 @@ def kind_of(data: bytes) -> Kind:
 
 
 def _media(head: bytes) -> Kind:
-    """An ISO base media file: AVIF, HEIF or a video, by its brands."""
+    """Identifies an ISO base media file (AVIF, HEIF or a video) by its brands."""
     size = min(struct.unpack(">I", head[:4])[0], len(head))
     brands = [head[8:12], *(head[at : at + 4] for at in range(16, size - 3, 4))]
     if any(brand in _AVIF_BRANDS for brand in brands):
@@ -249,14 +252,14 @@ def _media(head: bytes) -> Kind:
 
 
 def _is_dib(header: bytes) -> bool:
-    """Whether a bitmap's header follows: its size, and the one plane that all have."""
+    """Whether a file begins with a bitmap header: its size is a known one, and the number of planes is 1."""
     if len(header) < 16 or (size := struct.unpack("<I", header[:4])[0]) not in _DIB_HEADERS:
         return False
     return struct.unpack("<H", header[8:10] if size == 12 else header[12:14])[0] == 1
 
 
 def _is_targa(data: bytes) -> bool:
-    """Whether the header and the size are those of an uncompressed TGA image: the format has no mark of its own."""
+    """Whether the header and the file size fit an uncompressed TGA image. The format has no magic bytes."""
     if len(data) < 18 or data[1] > 1 or data[2] not in (1, 2, 3) or data[16] not in (8, 15, 16, 24, 32):
         return False
     entries, entry_bits = struct.unpack("<HB", data[5:8])
@@ -266,13 +269,14 @@ def _is_targa(data: bytes) -> bool:
 
 
 def _text(head: bytes) -> Kind | None:
+    """Identifies a text file. Returns None if the bytes are not text."""
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         text = head[: len(head) & ~1].decode("utf-16", "replace")
     else:
         try:
             text = head.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            if error.start < len(head) - 3:  # else a character that the end of `head` cuts
+            if error.start < len(head) - 3:  # otherwise the end of `head` cuts a character
                 return None
             text = head[: error.start].decode("utf-8-sig")
     text = text.strip()

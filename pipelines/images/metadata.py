@@ -1,8 +1,8 @@
-"""An image file without its metadata: what is left holds the pixels, and Pillow has nothing else to stumble over.
+"""Removes the metadata of an image file, so that only the parts that pixels need reach Pillow.
 
-Damaged or huge comments, profiles and EXIF data would cost the image otherwise, though none of it is stored. Each
-format has a function that copies the parts that pixels need; what is damaged in them is copied as it is, for the
-decoder to find. With `orientation` the parts that may tell the EXIF orientation are kept too.
+Otherwise damaged or huge comments, profiles and EXIF data would make the image unreadable, although none of it is
+stored. Each format has a function that copies the parts that pixels need. Damage within them is copied too, and the
+decoder detects it. With `orientation`, the parts that may hold the EXIF orientation are kept as well.
 """
 
 from __future__ import annotations
@@ -22,9 +22,15 @@ __all__ = ["without_metadata"]
 
 
 def without_metadata(data: bytes, format: str, orientation: bool = False) -> bytes:
-    """A file of the same pixels. `format` is Pillow's name; formats whose metadata do no harm come back as they are.
+    """Returns a file with the same pixels and without metadata.
 
-    Raises `ImageFileError` for a PNG image whose checksums tell of damaged pixels.
+    Args:
+        data: the whole file.
+        format: Pillow's name of the format. Formats whose metadata is harmless are returned unchanged.
+        orientation: whether to keep the parts that may hold the EXIF orientation.
+
+    Raises:
+        ImageFileError: the checksums of a PNG image show damaged pixels, or a needed part of it is missing.
     """
     strip = _STRIPPERS.get(format)
     return data if strip is None else strip(data, orientation)
@@ -34,7 +40,7 @@ def without_metadata(data: bytes, format: str, orientation: bool = False) -> byt
 
 _PNG_START: Final = b"\x89PNG\r\n\x1a\n"
 _PNG_PIXELS: Final = (b"IHDR", b"PLTE", b"IDAT")
-# The first is EXIF itself; the others hold it, or XMP, where their keyword says so.
+# eXIf is EXIF data itself. The text chunks hold EXIF data or XMP if their keyword says so.
 _PNG_EXIF: Final = (b"eXIf", b"zTXt", b"tEXt", b"iTXt")
 _PNG_KEYWORDS: Final = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
 _PNG_OF_PALETTE: Final = b"\x03"  # IHDR's colour type
@@ -42,7 +48,7 @@ _INFLATE_BYTES: Final = 1 << 20
 
 
 def _strip_png(data: bytes, orientation: bool) -> bytes:
-    """IHDR, PLTE and IDAT. Transparency goes too: it is dropped in any case."""
+    """Keeps IHDR, PLTE and IDAT. Transparency is removed too, because decoding drops it anyway."""
     kept: dict[bytes, list[bytes]] = {name: [] for name in (*_PNG_PIXELS, b"exif")}
     doubtful = False
     for name, body, is_sound in _png_chunks(data):
@@ -68,8 +74,10 @@ def _strip_png(data: bytes, orientation: bool) -> bytes:
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
-    """Name, content and whether the checksum is right, up to IEND, the file's end or what is no chunk. The last one may
-    be cut off."""
+    """Yields each chunk's name, its content and whether its checksum is right.
+
+    It stops at IEND, at the file's end, or at bytes that are no chunk. The last chunk may be cut off.
+    """
     at = len(_PNG_START)
     while at + 8 <= len(data):
         size, name = struct.unpack_from(">I4s", data, at)
@@ -77,7 +85,7 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
             return
         body = data[at + 8 : at + 8 + size]
         checksum = data[at + 8 + size : at + 12 + size]
-        # A checksum that is cut off says nothing: whether all pixels are there, the decoder finds out.
+        # A checksum that is cut off counts as right: the decoder finds out whether pixels are missing.
         yield name, body, len(checksum) < 4 or zlib.crc32(body, zlib.crc32(name)) == int.from_bytes(checksum, "big")
         at += 12 + size
 
@@ -87,7 +95,7 @@ def _png_chunk(name: bytes, body: bytes) -> bytes:
 
 
 def _inflates(bodies: list[bytes]) -> bool:
-    """Whether the compressed pixels are whole and have zlib's checksum: then only PNG's own checksum was damaged."""
+    """Whether the compressed pixels are complete and match zlib's checksum, so that only PNG's checksum was damaged."""
     stream = zlib.decompressobj()
     try:
         for body in bodies:
@@ -103,21 +111,21 @@ def _inflates(bodies: list[bytes]) -> bool:
 
 
 def _strip_jpeg(data: bytes, orientation: bool) -> bytes:
-    """All segments but comments and applications' data; of those, what decides the colours (JFIF, Adobe) stays."""
+    """Removes comments and application segments, except those that decide the colours (JFIF, Adobe)."""
     parts = [data[:2]]
     for marker, start, end in segments(data):
         is_metadata = 0xE0 <= marker <= 0xEF or marker == 0xFE
         if (
             not is_metadata
-            or _tells_colours(marker, data[start + 4 : min(end, start + 16)])
+            or _defines_colours(marker, data[start + 4 : min(end, start + 16)])
             or (orientation and marker == 0xE1)
         ):
             parts.append(data[start:end])
     return b"".join(parts)
 
 
-def _tells_colours(marker: int, body: bytes) -> bool:
-    """As libjpeg decides; shorter ones say nothing to it, and are errors for Pillow."""
+def _defines_colours(marker: int, body: bytes) -> bool:
+    """Whether libjpeg takes the colours from a segment. It ignores shorter ones, which are errors for Pillow."""
     return (marker == 0xE0 and body.startswith(b"JFIF\0") and len(body) >= 12) or (
         marker == 0xEE and body.startswith(b"Adobe") and len(body) >= 12
     )
@@ -150,8 +158,10 @@ def _strip_webp(data: bytes, orientation: bool) -> bytes:
 
 
 def _strip_gif(data: bytes, orientation: bool) -> bytes:
-    """Without comments and applications' data before the first frame: Pillow joins a comment's blocks one by one, in
-    time that grows with their number squared."""
+    """Removes comments and application data before the first frame.
+
+    Pillow joins a comment's blocks one by one, in time that grows with the square of their number.
+    """
     at = 13 + _colours_size(data[10:11])
     parts = [data[:at]]
     while data[at : at + 1] == b"!":
@@ -160,7 +170,7 @@ def _strip_gif(data: bytes, orientation: bool) -> bytes:
             end += 1 + data[end]
         end += 1
         label, name = data[at + 1 : at + 2], data[at + 3 : at + 14]
-        if label == b"\xf9" or (orientation and name == b"XMP DataXMP"):  # how the frame is shown
+        if label == b"\xf9" or (orientation and name == b"XMP DataXMP"):  # F9 describes how the frame is shown
             parts.append(data[at:end])
         at = end
     return b"".join((*parts, data[at:]))
@@ -174,8 +184,11 @@ def _colours_size(flags: bytes) -> int:
 
 
 def _strip_avif(data: bytes, orientation: bool) -> bytes:
-    """Gives the items of EXIF and XMP types that no decoder knows. The orientation is not theirs to say: an AVIF image
-    has properties of its own for that, which Pillow reports as the EXIF orientation."""
+    """Gives EXIF and XMP items types that no decoder knows.
+
+    The orientation does not depend on them: an AVIF image has properties of its own for it, which Pillow reports as the
+    EXIF orientation.
+    """
     for name, start, stop in boxes(data):
         if name != b"meta":
             continue
@@ -194,8 +207,10 @@ def _strip_avif(data: bytes, orientation: bool) -> bytes:
 
 
 def _with_one_association(properties: bytes) -> bytes:
-    """A box of properties, of the same size, with one list of the items that have them: some programs write a list for
-    each item, which libavif refuses."""
+    """A property box of the same size in which all lists of associated items are merged into one.
+
+    Some programs write one list per item, which libavif refuses.
+    """
     found = [(name, properties[8:][start:stop]) for name, start, stop in boxes(properties[8:])]
     lists = [body for name, body in found if name == b"ipma"]
     if len(lists) < 2 or len({body[:4] for body in lists}) > 1 or min(map(len, lists)) < 8:
@@ -215,8 +230,10 @@ _ENUMERATED, _SRGB, _GREY = 1, 16, 17  # METH and EnumCS of a colour box
 
 
 def _strip_jp2(data: bytes, orientation: bool) -> bytes:
-    """Without resolutions, UUIDs, XML and colour profiles, and without palettes and orders of channels, which
-    `sdpnet.pipelines.images.jp2_colours` reads; nothing else may stand before the codestream."""
+    """Removes resolutions, UUIDs, XML and colour profiles, and also palettes and channel definitions.
+
+    `sdpnet.pipelines.images.jp2_colours` reads the last two from the original file.
+    """
     if not data.startswith(b"\0\0\0\x0cjP"):
         return data
     parts = [data[:12]]

@@ -1,4 +1,4 @@
-"""A decoded image that gives its pixels as RGB, some rows at a time, so that the whole never lies in memory twice."""
+"""Converts a decoded image to RGB a few rows at a time, so that the whole image is never in memory twice."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from sdpnet.pipelines.images.area import Reduction, fit
 
 __all__ = ["Picture", "Pixels"]
 
-_BAND_PIXELS: Final = 1 << 21  # that are converted at a time
-# What makes an image upright, by EXIF orientation, and whether its rows are then columns of the file, or in reverse.
+_BAND_PIXELS: Final = 1 << 21  # the number of pixels that are converted at a time
+# By EXIF orientation: the transposition that makes an image upright, whether its rows are columns of the file, and
+# whether they are in reverse order.
 _TURNS: Final = {
     1: (None, False, False),
     2: (Image.Transpose.FLIP_LEFT_RIGHT, False, False),
@@ -27,7 +28,7 @@ _TURNS: Final = {
 
 
 class _Decoded(Protocol):
-    """What Pillow's images are too. `size` is width and height; a box is left, upper, right, lower."""
+    """The part of Pillow's `Image` that is needed. `size` is (width, height); a box is (left, upper, right, lower)."""
 
     @property
     def size(self) -> tuple[int, int]: ...
@@ -35,7 +36,7 @@ class _Decoded(Protocol):
 
 
 class Pixels:
-    """RGB pixels, uint8 (height, width, 3), in the place of one of Pillow's images, which would be a copy."""
+    """RGB pixels, uint8 (height, width, 3), used like a Pillow image, which would need a copy of them."""
 
     def __init__(self, pixels: np.ndarray) -> None:
         self._pixels = pixels
@@ -47,15 +48,15 @@ class Pixels:
 
 
 class Picture:
-    """Rows of RGB of a decoded image, turned upright on demand.
+    """A decoded image whose rows are converted to RGB and turned upright when they are read.
 
     Args:
-        image: decoded, of any mode.
-        to_rgb: makes a piece of it one of mode RGB, pixel by pixel; may raise what it likes.
-        orientation: EXIF's, 1 to 8.
+        image: the decoded image, of any mode.
+        to_rgb: converts a piece of the image to mode RGB, pixel by pixel. Its errors are passed on.
+        orientation: the EXIF orientation, 1 to 8.
 
     Attributes:
-        height, width: in pixels, after the turn.
+        height, width: the size in pixels after turning.
     """
 
     def __init__(self, image: _Decoded, to_rgb: Callable[[Image.Image], Image.Image], orientation: int = 1) -> None:
@@ -64,19 +65,19 @@ class Picture:
         self.width, self.height = image.size[::-1] if self._swaps else image.size
 
     def rows(self, first: int, last: int) -> np.ndarray:
-        """uint8 (last - first, width, 3)."""
+        """The rows from `first` to `last` - 1: uint8 (last - first, width, 3)."""
         start, end = (self.height - last, self.height - first) if self._reverses else (first, last)
         width, height = self._image.size
         piece = self._to_rgb(self._image.crop((start, 0, end, height) if self._swaps else (0, start, width, end)))
         return np.asarray(piece if self._turn is None else piece.transpose(self._turn))
 
     def bands(self) -> Iterator[tuple[int, int]]:
-        """The first row of each band, and the first one after it."""
+        """Yields the first row of each band and the first row after it."""
         step = max(1, _BAND_PIXELS // self.width)
         return ((first, min(first + step, self.height)) for first in range(0, self.height, step))
 
     def pixels(self) -> np.ndarray:
-        """All of it: uint8 (height, width, 3), of its own memory."""
+        """The whole image: uint8 (height, width, 3), in memory of its own."""
         if self.height * self.width <= _BAND_PIXELS:
             return np.array(self.rows(0, self.height))
         pixels = np.empty((self.height, self.width, 3), np.uint8)
@@ -85,10 +86,9 @@ class Picture:
         return pixels
 
     def reduced(self, max_side: int) -> np.ndarray:
-        """What `sdpnet.pipelines.images.area.average` makes of it where a side is longer than `max_side`: uint8 (h, w,
-        3).
+        """The image reduced so that no side is longer than `max_side`: uint8 (h, w, 3).
 
-        It is made from one band after the other.
+        The result is that of `sdpnet.pipelines.images.area.average`; it is computed band by band.
         """
         width, height = fit(self.width, self.height, max_side)
         reduction = Reduction(self.height, self.width, height, width)

@@ -1,4 +1,4 @@
-"""What the conversion did to the pixels of the images before any crop, so that prediction does the same.
+"""Repeats what the conversion did to an image's pixels before the crop, so that prediction does the same.
 
 a file's bytes -> `decode_image`, upright or as stored -> the longer side reduced to `max_side` -> the crop
 """
@@ -26,7 +26,7 @@ class Preprocessing:
         exif: "ignore" leaves the pixels as the file stores them, "apply" turns them upright.
         max_side: the longer side is reduced to this many pixels; 0 keeps every size.
 
-    The defaults are those of shard sets, and models, that do not say.
+    The defaults apply to shard sets and models that do not record these settings.
     """
 
     exif: str = "ignore"
@@ -39,13 +39,16 @@ class Preprocessing:
 
     @classmethod
     def of(cls, encode: Mapping[str, Any]) -> Preprocessing:
-        """That of a shard set, from its manifest's `encode`, which lacks the keys where another program wrote it."""
+        """The settings of a shard set, from its manifest's `encode`. Missing keys get their defaults.
+
+        Keys are missing if another program wrote the shards.
+        """
         return cls(**{key: encode[key] for key in ("exif", "max_side") if key in encode})
 
     def pixels(self, data: bytes) -> np.ndarray:
         """The pixels of an image file as the conversion would store them: RGB, uint8 (height, width, 3).
 
-        Raises `ImageFileError` for what the conversion refuses.
+        Raises `ImageFileError` for files that the conversion refuses.
         """
         image = decode_image(data, exif=self.exif)
         height, width = image.shape[:2]

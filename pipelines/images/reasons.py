@@ -1,4 +1,4 @@
-"""Why an image file is not decoded, and what to do about it: the codec's own reason inside a sentence that is true."""
+"""Explains why an image file cannot be decoded and what to do about it. The codec's own reason is in the message."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from sdpnet.pipelines.images.tiff_directory import TiffImage
 
 __all__ = ["damaged", "out_of_memory", "too_large", "undecodable", "unknown_range"]
 
-# How codecs say that they do not know a variant of their format.
+# Parts of codecs' messages about variants of their format that they do not support.
 _NOT_READ: Final = re.compile(
     r"unsupported|not (yet )?supported|unknown|unrecognized|cannot handle|not implemented|unable to determine|"
     "invalid palette size",
     re.IGNORECASE,
 )
-# What Pillow says, where that is no reason.
+# Messages of Pillow that give no reason, and better words for them.
 _IN_WORDS: Final = {
     "not identified by this driver": "its width or height is missing or 0",
     "cannot load this image": "it holds no pixels",
@@ -36,7 +36,7 @@ def too_large(reason: object) -> ImageFileError:
 
 
 def out_of_memory() -> ImageFileError:
-    return ImageFileError("needs more memory than there is; reduce it, or use a machine with more memory")
+    return ImageFileError("needs more memory than is available; reduce it, or use a machine with more memory")
 
 
 def unknown_range(samples: str) -> ImageFileError:
@@ -44,13 +44,13 @@ def unknown_range(samples: str) -> ImageFileError:
 
 
 def undecodable(error: Exception, kind: Kind, jpeg: Frame | None, tiff: TiffImage | None) -> ImageFileError:
-    """What is wrong with an image that its decoder failed on.
+    """Explains the failure of a decoder.
 
     Args:
-        error: what the decoder raised.
-        kind: the file's.
-        jpeg: a JPEG's frame header, if there is one.
-        tiff: what a TIFF file's first directory says.
+        error: the error that the decoder raised.
+        kind: the kind of the file.
+        jpeg: the frame header of a JPEG, if it has one.
+        tiff: the first directory of a TIFF file.
     """
     message = " ".join(str(error).split()) or type(error).__name__
     message = _IN_WORDS.get(message, message)
@@ -69,9 +69,9 @@ def undecodable(error: Exception, kind: Kind, jpeg: Frame | None, tiff: TiffImag
         return _not_read(kind, f"{tiff.description}: {message}")
     if _NOT_READ.search(message):
         return _not_read(kind, message)
-    if "BMFF" in message:  # libavif is strict: other decoders read some of these
+    if "BMFF" in message:  # libavif is strict: other decoders read some of the files that it refuses
         return ImageFileError(
-            f"damaged image, or one against the rules of AVIF ({message}); copy it again, or convert it to PNG or JPEG"
+            f"damaged image, or one that violates AVIF's rules ({message}); copy it again, or convert it to PNG or JPEG"
         )
     return damaged(message)
 

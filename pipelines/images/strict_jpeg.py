@@ -1,9 +1,9 @@
-"""Decodes a stored JPEG, whole, or says why it cannot be: never other pixels, never another size.
+"""Decodes a whole stored JPEG, or refuses it with a reason. It never returns wrong pixels or another size.
 
-The one decoder of stored images besides the fast pipelines: `verify --decode`, `adopt --decode`, the contact sheet and
-the torchvision pipeline use it. It is the native crop decoder, asked for the whole image, so that what training with
-the native pipeline refuses is refused here too. Pillow, which stands in where that is not built, passes over some
-damage: libjpeg only warns of codes that do not belong to an image, and Pillow drops its warnings.
+`verify --decode`, `adopt --decode`, the contact sheet and the torchvision pipeline use it. It is the native crop
+decoder with the whole image as crop, so that it refuses the images that the native pipeline refuses in training. Where
+that is not built, Pillow is used, which does not detect all damage: libjpeg only warns about invalid codes, and Pillow
+drops its warnings.
 """
 
 from __future__ import annotations
@@ -24,16 +24,25 @@ _START: Final = b"\xff\xd8\xff"
 
 
 class DamagedJpegError(ValueError):
-    """Not a whole JPEG file of the size that it should have, or of a kind that shards do not hold.
+    """A stored image is not a complete JPEG file of the expected size, or is of a kind that shards do not contain.
 
     The message is part of a sentence.
     """
 
 
 def decode_jpeg(encoded: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The pixels of a JPEG file (uint8 (n,)): RGB, uint8 (height, width, 3).
+    """Decodes a JPEG file.
 
-    Raises `DamagedJpegError`, and `MemoryError` where no memory is left.
+    Args:
+        encoded: uint8 (n,), the file.
+        height, width: the image's expected size in pixels.
+
+    Returns:
+        RGB, uint8 (height, width, 3).
+
+    Raises:
+        DamagedJpegError: the file is damaged, or is not of that size.
+        MemoryError: no memory is left.
     """
     if encoded[: len(_START)].tobytes() != _START:
         raise DamagedJpegError("not a JPEG file")

@@ -1,4 +1,4 @@
-"""The first directory of a TIFF file: what its image is, and the same file with only the tags that pixels need."""
+"""Reads the first directory of a TIFF file, and rewrites it with only the tags that pixels need."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PIXEL_TAGS: Final = frozenset(
 ).union((336, 338, 339, 340, 341, 347, 529, 530, 531, 532, 0xBC01), range(512, 522))
 _TYPE_BYTES: Final = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4, 16: 8, 17: 8}
 _TYPE_CODES: Final = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 16: "Q", 17: "q"}
-_MAX_VALUES: Final = 16  # read of a tag
+_MAX_VALUES: Final = 16  # the number of values of a tag that are read at most
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3  # SampleFormat
 
 
@@ -44,15 +44,15 @@ _COMMON: Final = (1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946)  # compressions that eve
 
 @dataclass(frozen=True)
 class TiffImage:
-    """What the first image of a TIFF file is.
+    """Properties of the first image of a TIFF file.
 
     Attributes:
-        bits: of a sample, the most of all channels.
-        format: of a sample: `UNSIGNED`, `SIGNED`, `FLOAT`, or another number of the TIFF specification.
-        channels: samples of a pixel.
-        photometric: the specification's number of the colours.
-        compression: the specification's number.
-        is_planar: whether each channel is stored by itself.
+        bits: the bits per sample; the largest number among the channels.
+        format: the sample format: `UNSIGNED`, `SIGNED`, `FLOAT`, or another number of the TIFF specification.
+        channels: the number of samples per pixel.
+        photometric: the specification's number for the kind of colours.
+        compression: the specification's number for the compression.
+        is_planar: whether the channels are stored separately.
         is_big_endian: whether the most significant byte comes first.
         is_raw: whether the file is a camera's raw image, whose first image is a small preview.
         is_cut: whether the file ends before its directory does.
@@ -70,16 +70,17 @@ class TiffImage:
 
     @property
     def white_is_zero(self) -> bool:
+        """Whether level 0 is white."""
         return self.photometric == 0
 
     @property
     def is_unusual(self) -> bool:
-        """Whether libtiff can be built without knowing it."""
+        """Whether some builds of libtiff do not support the compression."""
         return self.compression not in _COMMON
 
     @property
     def description(self) -> str:
-        """Such as "3 channels of 16 bits, RGB, LZW compression"."""
+        """The image in words, such as "3 channels of 16 bits, RGB, LZW compression"."""
         channels = "1 channel" if self.channels == 1 else f"{self.channels} channels"
         colours = _PHOTOMETRICS.get(self.photometric, f"colours of number {self.photometric}")
         compression = _COMPRESSIONS.get(self.compression, f"compression of number {self.compression}")
@@ -88,17 +89,17 @@ class TiffImage:
 
 @dataclass(frozen=True)
 class _Directory:
-    order: str  # of bytes, as `struct` names it
+    order: str  # the byte order, as `struct` names it
     is_big: bool
     is_cut: bool
-    entries: list[tuple[int, bytes]]  # tags, and the entries as they lie in the file
+    entries: list[tuple[int, bytes]]  # tags, and their entries as stored in the file
 
     def find(self, tag: int) -> bytes | None:
         return next((entry for number, entry in reversed(self.entries) if number == tag), None)
 
 
 def first_image(data: bytes) -> TiffImage:
-    """Reads the tags of a TIFF file; what cannot be read is the specification's default."""
+    """Reads the tags of a TIFF file. Values that cannot be read get the specification's defaults."""
     found = _read(data)
 
     def values(tag: int, default: int) -> tuple[int, ...]:
@@ -122,13 +123,16 @@ def first_image(data: bytes) -> TiffImage:
 
 
 def only_pixel_tags(data: bytes) -> bytes:
-    """The file with a new directory at its end, of `PIXEL_TAGS` alone; as it is where no directory can be read."""
+    """A copy of the file with a new directory at its end that has only `PIXEL_TAGS`.
+
+    The file is returned unchanged if its directory cannot be read.
+    """
     found = _read(data)
     if found is None:
         return data
     wanted = PIXEL_TAGS
     if (_values(data, found, SAMPLES_PER_PIXEL) or (1,))[0] == 1:
-        wanted -= {PLANAR_CONFIGURATION}  # says nothing of one channel, and confuses Pillow
+        wanted -= {PLANAR_CONFIGURATION}  # has no meaning for one channel, and confuses Pillow
     entries = [entry for tag, entry in found.entries if tag in wanted]
     padding = b"\0" * (-len(data) % 8)
     offset = len(data) + len(padding)
@@ -167,7 +171,7 @@ def _read(data: bytes) -> _Directory | None:
 
 
 def _values(data: bytes, found: _Directory, tag: int) -> tuple[int, ...]:
-    """The first integers of a tag; none where it is missing or damaged."""
+    """The first integers of a tag; empty if it is missing or damaged."""
     entry = found.find(tag)
     if entry is None:
         return ()

@@ -1,3 +1,3 @@
-"""The crop decoder in C++ and its Python interface."""
+"""The crop decoder in C++, and its Python interface."""
 
 __all__ = ["decoder", "library", "status"]

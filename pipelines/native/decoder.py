@@ -1,8 +1,8 @@
-"""The crop decoder (`native/crop_decoder.cpp`). Every call runs without the GIL.
+"""The Python interface of the crop decoder (`native/crop_decoder.cpp`). Its calls run without the GIL.
 
     stored images, crop boxes, flips --(Decoder.submit)--> Job --(wait)--> uint8 (B, height, width, 3), a status each
 
-The decoder is built when the package is installed and may be missing. `available()` tells whether it can be used;
+The library is built when the package is installed and may be missing. `available()` tells whether it can be used, and
 `load()` raises an error with the reason if it cannot.
 """
 
@@ -51,30 +51,30 @@ class _Batch(ctypes.Structure):
 
 
 class Job:
-    """A submitted batch. The threads write to its output until the job is done or released.
+    """One batch that is being decoded. Its outputs are written until it is done or released.
 
     Attributes:
-        statuses: int32 (B,), values of `sdpnet.pipelines.native.status.Status`.
+        statuses: int32 (B,), numbers of `sdpnet.pipelines.native.status.Status`.
     """
 
     def __init__(self, decoder: Decoder, output: np.ndarray) -> None:
-        # The library sets and clears the handle itself, so that Ctrl-C cannot come between a call and an assignment.
+        # The library itself sets and clears the handle, so that an interrupt cannot separate a job from its handle.
         self._handle = ctypes.c_void_p()
         self._decoder = decoder
-        self._output = output  # a reference, because the threads write to this memory
+        self._output = output  # kept alive, because the threads write into it
         self.statuses = np.zeros(len(output), np.int32)
         self._messages = np.zeros(len(output), f"S{_MESSAGE_BYTES}")
 
     def wait(self, timeout_ms: int) -> bool:
-        """Waits until all samples are done, for at most `timeout_ms` milliseconds. Returns whether they are."""
+        """Waits for at most `timeout_ms` milliseconds. Returns whether all samples are done."""
         return _answer(load().decoder_wait(self._decoder.handle, self._handle, timeout_ms)) == _DONE
 
     def message(self, sample: int) -> str:
-        """The reason why this sample of the batch has a status other than `Status.OK`, as part of a sentence."""
+        """The reason why a sample of the batch has a status other than `Status.OK`, as part of a sentence."""
         return bytes(self._messages[sample]).decode("utf-8", "replace")
 
     def release(self) -> None:
-        """Cancels samples that have not begun and waits for the others. Nothing is written afterwards."""
+        """Cancels samples that were not started and waits for the others. Nothing is written afterwards."""
         if self._handle and not self._decoder.closed:
             load().decoder_release(self._decoder.handle, ctypes.byref(self._handle))
 
@@ -83,15 +83,7 @@ class Job:
 
 
 class Decoder:
-    """A fixed set of threads that decode batches, the oldest first. The results do not depend on their number.
-
-    Args:
-        threads: the number of threads, at least 1.
-
-    Raises:
-        MemoryError: the system has no memory or no threads left.
-        OSError: the library cannot be loaded.
-    """
+    """A fixed set of threads that decode batches, oldest first. The results do not depend on the number of threads."""
 
     def __init__(self, threads: int) -> None:
         assert threads >= 1
@@ -100,16 +92,14 @@ class Decoder:
         if not handle:
             raise MemoryError(f"no memory or no threads left for {threads} decoding threads (see ulimit -u)")
         self._handle = handle
-        self._close = weakref.finalize(self, library.decoder_destroy, handle)  # also called when the interpreter ends
+        self._close = weakref.finalize(self, library.decoder_destroy, handle)  # runs also when the interpreter exits
 
     @property
     def closed(self) -> bool:
-        """Whether the decoder was closed."""
         return not self._close.alive
 
     @property
     def handle(self) -> int:
-        """The library's handle. Raises `RuntimeError` if the decoder is closed."""
         if self.closed:
             raise RuntimeError("the decoder is closed")
         return self._handle
@@ -127,20 +117,19 @@ class Decoder:
         """Queues a batch of B samples.
 
         Args:
-            addresses: uint64 (B,): the addresses of the stored images. The memory must stay valid until the job is
-                released.
-            nbytes: int64 (B,): the sizes of the stored images in bytes.
-            image_sizes: int32 (B, 2): height, width in pixels. A JPEG of another size is treated as damaged.
-            boxes: int32 (B, 4): top, left, height, width in source pixels.
-            raw: bool (B,): whether the stored image is pixels, uint8 RGB (height, width, 3), instead of a JPEG file.
-            flips: bool (B,): whether to mirror the crop left-right.
-            output: uint8 (B, height, width, 3) in C order: receives the resized crops, or zeros for samples that
-                cannot be decoded.
+            addresses: uint64 (B,), the addresses of the stored images in memory. The memory must stay valid until the
+                job is released.
+            nbytes: int64 (B,), the number of bytes of each image.
+            image_sizes: int32 (B, 2), height and width in pixels. A JPEG of another size counts as damaged.
+            boxes: int32 (B, 4), crop boxes (top, left, height, width) in source pixels.
+            raw: bool (B,), whether an image is stored as pixels, uint8 RGB (height, width, 3), instead of as a JPEG.
+            flips: bool (B,), whether to mirror left-right.
+            output: uint8 (B, height, width, 3) in C order. It gets the resized crops, and zeros for samples that cannot
+                be decoded.
 
         Raises:
-            ValueError: a box is not inside its image, or an array does not have the dtype, shape or order above.
-            RuntimeError: the decoder is closed, or belongs to the process from which this one was forked.
-            MemoryError: no memory is left.
+            ValueError: a box is not inside its image, or an array is not as described.
+            RuntimeError: the decoder is closed, or was made by the process that this one was forked from.
         """
         count = len(output)
         batch = _Batch(
@@ -164,28 +153,28 @@ class Decoder:
         return job
 
     def read_ahead(self, addresses: np.ndarray, nbytes: np.ndarray) -> None:
-        """Asks the system to read parts of mapped files into memory. A separate thread makes the system calls.
+        """Reads parts of mapped files into memory, in a thread of its own.
 
         Args:
-            addresses: uint64 (N,): the addresses of the parts.
-            nbytes: int64 (N,): their sizes in bytes.
+            addresses: uint64 (N,), the addresses of the parts.
+            nbytes: int64 (N,), the number of bytes of each part.
         """
         count = len(addresses)
-        starts, sizes = _address(addresses, np.uint64, (count,)), _address(nbytes, np.int64, (count,))
-        _answer(load().decoder_read_ahead(self.handle, count, starts, sizes))
+        at, sizes = _address(addresses, np.uint64, (count,)), _address(nbytes, np.int64, (count,))
+        _answer(load().decoder_read_ahead(self.handle, count, at, sizes))
 
     def close(self) -> None:
-        """Cancels all jobs, waits for the samples that are being decoded and ends the threads."""
+        """Cancels all jobs, waits for samples that are being decoded, and ends the threads."""
         self._close()
 
 
 def available() -> bool:
-    """Whether the library was built by this version of the package and can be loaded."""
+    """Whether the library exists, was built by this version of the package, and can be loaded."""
     return LIBRARY.available()
 
 
 def load() -> ctypes.CDLL:
-    """Returns the library. Raises `OSError` with the reason if it cannot be used."""
+    """Returns the loaded library. Raises `OSError` with the reason if it cannot be used."""
     return LIBRARY.load()
 
 
@@ -193,10 +182,11 @@ def decode_whole(encoded: np.ndarray, height: int, width: int) -> tuple[int, str
     """Decodes a whole JPEG file in the calling thread, without a `Decoder`.
 
     Args:
-        encoded: uint8 (n,): the bytes of the file.
-        height, width: the size of the image in pixels.
+        encoded: uint8 (n,), the file.
+        height, width: the image's size in pixels.
 
-    Returns its status, the message (empty for `Status.OK`), and its pixels, uint8 (height, width, 3).
+    Returns:
+        its `Status`, the message (empty for `Status.OK`), and its pixels, uint8 (height, width, 3).
     """
     output, message = np.zeros((height, width, 3), np.uint8), ctypes.create_string_buffer(_MESSAGE_BYTES)
     encoded = np.ascontiguousarray(encoded)
@@ -206,31 +196,30 @@ def decode_whole(encoded: np.ndarray, height: int, width: int) -> tuple[int, str
 
 
 def guard_mapping(address: int, size: int) -> int | None:
-    """Guards a mapped file: pages that the system cannot read become zeros instead of ending the process with SIGBUS.
+    """Guards a mapped file: reads that the system cannot answer give zeros instead of ending the process.
 
-    Returns a number for `mapping_is_damaged`, which tells whether this has happened, and for `release_mapping`, which
-    must be called before the memory is unmapped. Returns None if too many mappings are guarded already.
+    A file that is cut while it is mapped causes such reads.
 
-    Args:
-        address: the address of the mapping.
-        size: its size in bytes.
+    Returns:
+        a number for `mapping_is_damaged`, which tells whether that has happened, and for `release_mapping`, which must
+        be called before the memory is used for something else. None if too many files are guarded already.
     """
     number = load().mapping_guard(address, size)
     return None if number < 0 else number
 
 
 def guard_again() -> None:
-    """Installs the handler of `guard_mapping` again, if another library has replaced it."""
+    """Installs the signal handler of `guard_mapping` again, after another library has replaced it."""
     load().mapping_guard_again()
 
 
 def mapping_is_damaged(number: int) -> bool:
-    """Whether a page of the mapping with this number could not be read and was replaced by zeros."""
+    """Whether a guarded mapping has given zeros for a read that the system could not answer."""
     return bool(load().mapping_is_damaged(number))
 
 
 def release_mapping(number: int) -> None:
-    """Ends the guard of the mapping with this number, which may then be unmapped."""
+    """Ends the guard of a mapping."""
     load().mapping_release(number)
 
 
@@ -251,12 +240,14 @@ LIBRARY = NativeLibrary(library_path(os.path.dirname(__file__), "crop_decoder"),
 
 
 def _address(array: np.ndarray, dtype: type[np.generic], shape: tuple[int, ...]) -> int:
+    """The address of an array's data. Raises `ValueError` for another dtype, shape or order."""
     if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
         raise ValueError(f"got {array.dtype} {array.shape}, need {np.dtype(dtype)} {shape} in C order")
     return array.ctypes.data
 
 
 def _answer(answer: int) -> int:
+    """Returns the library's answer, or raises the error that it stands for."""
     if answer == _SHORT_OF_MEMORY:
         raise MemoryError("the crop decoder has no memory left")
     if answer == _OTHER_PROCESS:

@@ -1,7 +1,7 @@
-"""Loads the native libraries of this package with ctypes. Every call of their functions runs without the GIL.
+"""Loads the native libraries of this package with ctypes, so that calls of their functions run without the GIL.
 
-A library is built when the package is installed. It may be missing, or it may come from another version of the package,
-which the number returned by its interface function shows. Worker processes import this module, so it imports little.
+A library is built when the package is installed. It may be missing, or it may have been built by another version of the
+package; its interface function returns the version. Worker processes import this module, so it imports little.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ __all__ = ["NativeLibrary", "library_path"]
 
 
 def library_path(folder: str, name: str) -> str:
-    """The path at which setuptools puts the library `name` of the package in this folder."""
+    """The path at which setuptools puts the library `name` of the package in `folder`."""
     return os.path.join(folder, f"{name}{EXTENSION_SUFFIXES[0]}")
 
 
 @dataclass
 class NativeLibrary:
-    """A library that is loaded when it is first used. If loading fails, it is not tried again.
+    """A library that is loaded on first use. The result is kept, also if loading fails.
 
     Attributes:
-        path: the file of the library.
+        path: the library's file.
         interface: the name of a function without arguments, and the number that it must return.
-        declare: a function that sets the argument and result types of the library's functions.
+        declare: sets the argument and result types of the library's functions.
     """
 
     path: str | os.PathLike[str]
@@ -37,7 +37,7 @@ class NativeLibrary:
     _loaded: ctypes.CDLL | str | None = field(default=None, init=False, repr=False, compare=False)
 
     def load(self) -> ctypes.CDLL:
-        """Returns the library. Raises `OSError` with the reason if it cannot be used."""
+        """Returns the loaded library. Raises `OSError` with the reason if it cannot be used."""
         if self._loaded is None:
             try:
                 self._loaded = self._open()
@@ -48,7 +48,7 @@ class NativeLibrary:
         return self._loaded
 
     def available(self) -> bool:
-        """Whether the library was built by this version of the package and can be loaded."""
+        """Whether the library exists, was built by this version of the package, and can be loaded."""
         try:
             self.load()
         except OSError:

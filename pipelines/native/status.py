@@ -1,4 +1,4 @@
-"""The statuses of images in the native decoder and the native JPEG codec. The numbers are those of `task.h`."""
+"""The results of the native decoder and the native JPEG codec for an image. The numbers are those of `task.h`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ __all__ = ["Status"]
 
 
 class Status(IntEnum):
-    """The result of decoding or encoding one image."""
+    """The result of decoding or encoding one JPEG."""
 
     OK = 0
     DAMAGED = 1
     UNSUPPORTED = 2
-    TOO_LARGE = 3  # a decompression bomb
+    TOO_LARGE = 3  # more pixels than the limit against decompression bombs
     NO_MEMORY = 4
-    TOO_LONG = 5  # a side is longer than allowed; used by the codec only
+    TOO_LONG = 5  # a side is longer than allowed; only the codec returns this

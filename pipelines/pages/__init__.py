@@ -1,3 +1,3 @@
-"""HTML pages in one file, with interactive charts: what the pages about runs and about shard sets share."""
+"""Self-contained HTML pages with interactive charts, used for the pages about runs and about shard sets."""
 
 __all__ = ["chart", "document"]

@@ -1,4 +1,4 @@
-"""A chart of a page: a figure for Plotly, and a table of its values for whoever cannot see it drawn."""
+"""A chart of a page: a figure for Plotly, and a table of its values for readers who cannot see the figure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sdpnet.pipelines.errors import printable
 
 __all__ = ["Chart", "layout", "plotly_text"]
 
-LONGEST_NAME: Final = 40  # characters beside the mouse
+LONGEST_NAME: Final = 40  # characters in the label beside the mouse
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,12 @@ class Chart:
     """One chart.
 
     Attributes:
-        title: its heading.
-        description: what it shows, for people who hear the page.
+        title: the heading.
+        description: what the chart shows, for screen readers.
         figure: `data` and `layout` as in Plotly's figure reference, made of dicts, lists, text and finite numbers.
-        head: the table's column names, the first one above the rows' names.
-        rows: the table's rows, each with its name first.
-        note: a line below the chart; "" is none.
+        head: the table's column names; the first one stands above the rows' names.
+        rows: the table's rows; the first cell of each is its name.
+        note: a line below the chart, or "" for none.
     """
 
     title: str
@@ -36,7 +36,12 @@ class Chart:
 
 
 def layout(x_axis: Mapping[str, Any], y_axis: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """The layout that all charts share. Colours come from the page's style, when it is drawn."""
+    """The layout that all charts share. The colours are taken from the page's style when the page is shown.
+
+    Args:
+        x_axis, y_axis: settings of the axes that differ from the shared ones.
+        more: further settings of Plotly's layout.
+    """
     axis = {"automargin": True, "exponentformat": "SI", "minexponent": 4, "showline": False}
     return {
         "margin": {"l": 8, "r": 8, "t": 28, "b": 8},
@@ -49,8 +54,10 @@ def layout(x_axis: Mapping[str, Any], y_axis: Mapping[str, Any], **more: Any) ->
 
 
 def plotly_text(text: str) -> str:
-    """Text that Plotly shows as it is: without this it would read some HTML in it. Its middle is left out where it is
-    long, here, because Plotly would cut in the middle of an escape."""
+    """Escapes text for Plotly, which interprets some HTML in texts.
+
+    A long text loses its middle here, because Plotly would cut it in the middle of an escape.
+    """
     text = printable(text)
     if len(text) > LONGEST_NAME:
         half = LONGEST_NAME // 2

@@ -1,8 +1,8 @@
-"""Renders one self-contained HTML file: Jinja2 escapes all that comes from data, Plotly draws the charts.
+"""Renders one self-contained HTML file: Jinja2 escapes everything that comes from data, and Plotly draws the charts.
 
-The page holds its own copy of plotly.min.js, packed with gzip (2.0 MB instead of 4.8), and loads nothing else: its
-content security policy forbids every request, and every script but the two that the policy names by their SHA-256.
-Plotly and Jinja2 are imported when a page is drawn, not before.
+The page contains its own copy of plotly.min.js, compressed with gzip (2.0 MB instead of 4.8), and loads nothing else.
+Its content security policy forbids all requests and all scripts except the two that it names by their SHA-256. Plotly
+and Jinja2 are imported only when a page is rendered.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ HERE: Final = Path(__file__).parent
 
 
 def render(template: Path, **values: Any) -> str:
-    """The whole HTML document.
+    """Renders a template to a whole HTML document.
 
     Args:
         template: a Jinja2 template that extends `base.html.j2` of this folder.
-        values: what the template shows. Text is made printable and escaped.
+        values: the template's variables. Text is made printable and escaped.
     """
     import jinja2
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
     def shown(value: Any) -> Any:
-        """No control character and no mark that turns the direction of text reaches the page."""
+        """Keeps control characters and direction marks out of the page."""
         return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
     environment = jinja2.Environment(
@@ -55,5 +55,5 @@ def render(template: Path, **values: Any) -> str:
 
 
 def _sha256(script: str) -> str:
-    """A script's name in a content security policy."""
+    """The SHA-256 of a script in base64, which identifies it in a content security policy."""
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")

@@ -1,4 +1,4 @@
-"""Decides the crop box of each image: a random resized crop for training, the middle for evaluation."""
+"""Decides the crop box of each image: a random resized crop for training, the centre for evaluation."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from sdpnet.pipelines.planning.draws import uniforms
 
 __all__ = ["BOX_DRAWS", "CropOptions", "centre_crops", "first_fitting_boxes", "random_resized_crops"]
 
-_TRIES: Final = 10  # torchvision's
-BOX_DRAWS: Final = 4 * _TRIES  # the number of draws that `first_fitting_boxes` may take of a sample
+_TRIES: Final = 10  # the number of random boxes tried per image, as in torchvision
+BOX_DRAWS: Final = 4 * _TRIES  # the number of uniforms that `first_fitting_boxes` may use per sample
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,18 @@ class CropOptions:
 
 
 def random_resized_crops(sizes: np.ndarray, key: int, ids: np.ndarray, crop: CropOptions) -> np.ndarray:
-    """The boxes of torchvision's RandomResizedCrop, for all samples at once.
+    """Draws the boxes of torchvision's RandomResizedCrop for all samples at once.
 
-    Where none of 10 tries fits, the box is the largest central one within `crop.ratio`.
+    If none of 10 boxes fits into an image, the largest central box within `crop.ratio` is taken.
 
     Args:
-        sizes: int64 (B, 2): height and width of the images in pixels.
-        key: of `derive_seed`.
-        ids: int64 (B,): the samples.
+        sizes: int64 (B, 2), the height and width of each image in pixels.
+        key: the key of the draws, from `derive_seed`.
+        ids: int64 (B,), sample ids.
+        crop: the ranges of the boxes' areas and ratios.
 
     Returns:
-        int32 (B, 4): top, left, height, width in pixels.
+        int32 (B, 4), (top, left, height, width) in pixels.
     """
     boxes, found = first_fitting_boxes(sizes, key, ids, crop.scale, crop.ratio, proper=False)
     missed = np.flatnonzero(~found)
@@ -54,7 +55,15 @@ def random_resized_crops(sizes: np.ndarray, key: int, ids: np.ndarray, crop: Cro
 
 
 def centre_crops(sizes: np.ndarray, fraction: float) -> np.ndarray:
-    """The central square with this share of the shorter side: int32 (B, 4), of images int64 (B, 2)."""
+    """The central squares whose side is `fraction` of the shorter side.
+
+    Args:
+        sizes: int64 (B, 2), the height and width of each image in pixels.
+        fraction: the share of the shorter side, in (0, 1].
+
+    Returns:
+        int32 (B, 4), (top, left, height, width) in pixels.
+    """
     side = np.maximum(1, np.rint(sizes.min(axis=1) * fraction).astype(np.int64))
     return np.stack([(sizes[:, 0] - side) // 2, (sizes[:, 1] - side) // 2, side, side], axis=1).astype(np.int32)
 
@@ -68,16 +77,28 @@ def first_fitting_boxes(
     *,
     proper: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The first of 10 tries whose box fits: boxes int64 (B, 4), zero where none does, and that as bool (B,).
+    """Draws up to 10 random boxes per image and takes the first one that fits.
 
-    Area uniform in `scale`, log(width / height) uniform in log(`ratio`), position uniform: torchvision's
-    `RandomResizedCrop.get_params` and `RandomErasing.get_params`; the latter's boxes are smaller than the image on both
-    sides (`proper`).
+    The area is uniform in `scale`, log(width / height) is uniform in log(`ratio`), and the position is uniform, as in
+    torchvision's `RandomResizedCrop.get_params` and `RandomErasing.get_params`.
+
+    Args:
+        sizes: int64 (B, 2), the height and width of each image in pixels.
+        key: the key of the draws, from `derive_seed`.
+        ids: int64 (B,), sample ids.
+        scale: the range of the box's share of the image's area.
+        ratio: the range of width / height.
+        proper: whether a box must be smaller than the image on both sides, as in `RandomErasing`.
+
+    Returns:
+        boxes int64 (B, 4), (top, left, height, width), zeros where no box fits, and whether one fits, bool (B,).
     """
     boxes = np.zeros((len(ids), 4), np.int64)
     pending = np.arange(len(ids))
     log_low, log_high = np.log(ratio)
-    for start, stop in ((0, 1), (1, _TRIES)):  # most fit at once; for the others all further tries together
+    # Most first boxes fit, so only the first one is drawn for all samples; for the others, all further tries are drawn
+    # at once. Counters make the draws the same as one by one.
+    for start, stop in ((0, 1), (1, _TRIES)):
         count = stop - start
         u = uniforms(key, ids[pending], 4 * count, first=4 * start).reshape(-1, count, 4)
         height, width = sizes[pending, :1], sizes[pending, 1:]

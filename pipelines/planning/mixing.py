@@ -38,11 +38,16 @@ class MixOptions:
 
 
 def draw_mixes(mix: MixOptions, key: int, ids: np.ndarray, image_size: int) -> dict[str, np.ndarray]:
-    """The `mix_*` arrays of a `BatchPlan`, for all samples of a global batch.
+    """Draws the `mix_*` arrays of a `BatchPlan` for all samples of a global batch.
 
-    Neighbours (2k, 2k + 1) of the global batch are each other's partners, so an even batch per rank keeps pairs
-    together at any world size; in a random order a neighbour is a random sample.
+    Args:
+        mix: the settings.
+        key: the key of the draws, from `derive_seed`.
+        ids: int64 (B,), sample ids.
+        image_size: output pixels a side.
     """
+    # Samples 2k and 2k + 1 of the global batch are each other's partners. With an even batch per rank, both are on the
+    # same rank at any world size. In a random order, a neighbour is a random sample.
     u = uniforms(key, ids, 5)
     partners = np.arange(len(ids)) ^ 1
     partners[partners >= len(ids)] = len(ids) - 1
@@ -55,7 +60,8 @@ def draw_mixes(mix: MixOptions, key: int, ids: np.ndarray, image_size: int) -> d
     if up.any():
         lambdas[up] = beta_quantile(u[up, 2], mix.mixup_alpha)
     if cut.any():
-        # Yun et al., appendix A: a box with the image's aspect ratio, its centre uniform, clipped at the borders.
+        # Yun et al., appendix A: the box has the image's aspect ratio, its centre is uniform, and it is clipped at the
+        # borders. The label's weight follows from the clipped box.
         half = np.sqrt(1 - beta_quantile(u[cut, 2], mix.cutmix_alpha)) * image_size
         half = half.astype(np.int64) // 2
         centre = (u[cut, 3:5] * image_size).astype(np.int64)

@@ -1,3 +1,3 @@
-"""Shard sets on the disk: the manifest, and readers of `.beton` files and tars that check what they read."""
+"""Shard sets on disk: the manifest, and validators and readers of `.beton` files and tars."""
 
 __all__ = ["beton", "file", "layout", "manifest", "origin", "tar"]

@@ -1,13 +1,13 @@
-"""The `.beton` format (FFCV's, version 2), and a reader that trusts nothing in the file.
+"""The `.beton` format (FFCV's, version 2), its validator and a reader.
 
 All integers are little-endian:
 
-    header (24 bytes) | field descriptors (1041 bytes each) | metadata (24 bytes a sample) | padding to a page
-    | pages of encoded images, none across a page's end | allocation table (24 bytes a sample) to the end of file
+    header (24 bytes) | field descriptors (1041 bytes each) | metadata (24 bytes per sample) | padding to a page
+    | pages of encoded images, none across a page's end | allocation table (24 bytes per sample) to the end of file
 
 The fields are `image` (RGBImageField) and `label` (IntField). Format: https://github.com/libffcv/ffcv (`ffcv/types.py`,
-`ffcv/writer.py`). FFCV itself follows every pointer and size in the file unchecked, so `validate_beton` stands before
-every reader, FFCV's included.
+`ffcv/writer.py`). FFCV follows every pointer and size in the file without checking it, so every file is validated
+before any reader opens it, FFCV's included.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ IMAGE_FIELD_TYPE: Final = 2  # FFCV's RGBImageField
 LABEL_FIELD_TYPE: Final = 1  # FFCV's IntField
 MODE_JPEG: Final = 0
 MODE_RAW: Final = 1
-MAX_PIXELS_PER_BYTE: Final = 512  # of a JPEG: each block of 8 x 8 pixels takes a bit or more of Huffman code
+MAX_PIXELS_PER_BYTE: Final = 512  # a JPEG needs at least one bit of Huffman code per 8 x 8 block
 
 HEADER_DTYPE = np.dtype(
     [
@@ -54,7 +54,7 @@ HEADER_DTYPE = np.dtype(
     ]
 )
 FIELD_DTYPE = np.dtype([("type_id", "<u1"), ("name", "<u1", 16), ("arguments", "<u1", 1024)])
-# The image's own part is packed (13 bytes); the label follows at its natural alignment.
+# The image's part is packed (13 bytes); the label follows at its natural alignment.
 METADATA_DTYPE = np.dtype(
     {
         "names": ["mode", "width", "height", "data_ptr", "label"],
@@ -65,27 +65,27 @@ METADATA_DTYPE = np.dtype(
 )
 CRC32_DTYPE = np.dtype("<u4")
 ALLOCATION_DTYPE = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
-_PIECE: Final = 65_536  # samples that are checked before more are read
+_PIECE: Final = 65_536  # the number of samples that are read and checked at a time
 
 
 def validate_beton(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """Checks the whole structure of a `.beton` file and returns its tables.
 
-    Reads the header and the two tables only, no image: time and memory are proportional to the number of samples
-    before the first one that cannot be.
+    Only the header and the two tables are read, no image. Time and memory are proportional to the number of samples
+    before the first invalid one.
 
     Returns:
         metadata: `METADATA_DTYPE` (num_samples,), and
-        sizes: uint64 (num_samples,), the bytes of each sample's image.
+        sizes: uint64 (num_samples,), the number of bytes of each sample's image.
 
     Raises:
-        ShardError: naming the file, the offending part (and sample) and what to do.
+        ShardError: the file is invalid. The message names the file, the invalid part (and sample) and what to do.
     """
     return _tables(MappedFile(path))
 
 
 def _tables(file: MappedFile) -> tuple[np.ndarray, np.ndarray]:
-    """What `validate_beton` returns, of an open file."""
+    """Validates an open file; see `validate_beton`."""
     path, file_size = file.path, file.size
 
     def refuse(problem: str) -> ShardError:
@@ -106,7 +106,7 @@ def _tables(file: MappedFile) -> tuple[np.ndarray, np.ndarray]:
     metadata_start = HEADER_DTYPE.itemsize + num_fields * FIELD_DTYPE.itemsize
     metadata_end = metadata_start + num_samples * METADATA_DTYPE.itemsize
     if page_size == 0 or page_size & (page_size - 1):
-        raise refuse(f"page size {page_size} is no power of two")
+        raise refuse(f"page size {page_size} is not a power of two")
     if not metadata_end <= table_start <= file_size:
         raise refuse(
             f"{num_samples} samples and an allocation table at byte {table_start} do not fit its {file_size} bytes"
@@ -123,6 +123,8 @@ def _tables(file: MappedFile) -> tuple[np.ndarray, np.ndarray]:
             wrong = int(np.flatnonzero(~ok)[0])
             raise refuse(f"sample {wrong if samples is None else int(samples[wrong])}: {problem}")
 
+    # Pointers and sizes are compared as uint64, without overflow: a size is at most `limit` before it is subtracted
+    # from it, and a pointer is below `limit` before a size is added.
     limit, page = np.uint64(table_start), np.uint64(page_size)
 
     def check_metadata(metadata: np.ndarray, samples: np.ndarray) -> None:
@@ -138,7 +140,10 @@ def _tables(file: MappedFile) -> tuple[np.ndarray, np.ndarray]:
         require(one_page, "its image crosses a page's end", samples)
 
     def read(dtype: np.dtype, start: int, check: Callable[[np.ndarray, np.ndarray], None]) -> np.ndarray:
-        """A table, in pieces: a sparse file may claim more samples than memory holds, but the first is wrong."""
+        """Reads and checks a table in pieces.
+
+        A sparse file may claim more samples than fit into memory, but then its first samples are invalid already.
+        """
         pieces = [np.zeros(0, dtype)]
         for first in range(0, num_samples, _PIECE):
             last = min(first + _PIECE, num_samples)
@@ -175,17 +180,22 @@ def _tables(file: MappedFile) -> tuple[np.ndarray, np.ndarray]:
 
 
 class BetonReader:
-    """Random access to a validated `.beton` file through one read-only memory map; safe to share between threads.
+    """Reads the samples of a validated `.beton` file in any order, through one read-only memory map.
+
+    It may be shared between threads.
 
     Attributes:
         labels: int64 (num_samples,).
-        sizes: int32 (num_samples, 2): height, width in pixels.
-        modes: uint8 (num_samples,): `MODE_JPEG` or `MODE_RAW`.
-        nbytes: int64 (num_samples,): bytes of each encoded image.
+        sizes: int32 (num_samples, 2), height and width in pixels.
+        modes: uint8 (num_samples,), `MODE_JPEG` or `MODE_RAW`.
+        nbytes: int64 (num_samples,), the number of bytes of each encoded image.
     """
 
     def __init__(self, path: str | Path, size: int | None = None) -> None:
-        """Raises `ShardError` as `validate_beton` does, and for a file of another `size` than it should have."""
+        """Opens and validates a file. `size` is its expected number of bytes, if known.
+
+        Raises `ShardError` as `validate_beton` does, and if the file's size differs from `size`.
+        """
         self.file = MappedFile(path, size)
         metadata, nbytes = _tables(self.file)
         self.path = self.file.path
@@ -195,16 +205,16 @@ class BetonReader:
         self.modes = np.ascontiguousarray(metadata["mode"])
         self._starts = metadata["data_ptr"].astype(np.int64)
         self.nbytes = nbytes.astype(np.int64)
-        _ = self.file.data  # mapped now, while it is the file that was checked
+        _ = self.file.data  # mapped now, so that it is the file that was checked
 
     def encoded(self, sample_id: int) -> np.ndarray:
-        """The bytes of one sample's image as read-only uint8 (n,): a JPEG file, or raw (height, width, 3) pixels."""
+        """The bytes of one sample's image, read-only uint8 (n,): a JPEG file, or raw pixels (height, width, 3)."""
         return self.file.view(int(self._starts[sample_id]), int(self.nbytes[sample_id]))
 
     def addresses(self, sample_ids: np.ndarray) -> np.ndarray:
-        """Where the bytes of these samples' images lie in memory while the reader lives: uint64 (n,)."""
+        """The addresses of samples' images in memory, uint64 (n,). They are valid as long as the reader exists."""
         return self._starts[sample_ids].astype(np.uint64) + np.uint64(self.file.data.ctypes.data)
 
     def check(self, sample_ids: np.ndarray) -> None:
-        """Raises `ShardError` if the file that these samples are in was changed since it was opened."""
+        """Raises `ShardError` if the file was changed since it was opened."""
         self.file.check()

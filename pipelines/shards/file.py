@@ -1,5 +1,8 @@
-"""A shard set's files as they are opened: their type and size are looked at before a byte is read, and a file that is
-mapped stays the one that was checked, whatever becomes of its name."""
+"""Opens the files of a shard set safely.
+
+A file's type and size are checked before a byte is read, and a mapped file stays the one that was checked, even if
+another file takes its name.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +23,15 @@ from sdpnet.pipelines.native import decoder as native_decoder
 __all__ = ["Identity", "MappedFile", "open_regular", "read_whole", "size_of"]
 
 _COPY: Final = "copy it again"
-_PIECE: Final = 1 << 23  # bytes of one read
+_PIECE: Final = 1 << 23  # the number of bytes per read
 
-Identity = tuple[int, int, int, int]  # device, inode, size, time of the last change in ns
+Identity = tuple[int, int, int, int]  # device, inode, size, modification time in ns
 
 
 def open_regular(path: str | os.PathLike[str]) -> int:
-    """A descriptor to read a regular file, or what a link leads to if that is one; never waits for a writer.
+    """Opens a regular file, or a link to one, for reading. Returns the descriptor; never waits for a pipe's writer.
 
-    Raises `ShardError` for what cannot be opened, or is a folder, a pipe, a socket or a device.
+    Raises `ShardError` if it cannot be opened, or is a folder, a pipe, a socket or a device.
     """
     try:
         return _open(path)
@@ -36,12 +39,13 @@ def open_regular(path: str | os.PathLike[str]) -> int:
         raise ShardError(
             f"{os.fspath(path)}: cannot be read (it is {error.kind}, not a file of data); {_COPY}"
         ) from None
-    except (OSError, ValueError) as error:  # ValueError: a name that no file system takes
+    except (OSError, ValueError) as error:  # ValueError: a name that no file system allows
         reason = getattr(error, "strerror", None) or error
         raise ShardError(f"{os.fspath(path)}: cannot be read ({reason}); {_COPY}") from None
 
 
 def _open(path: str | os.PathLike[str]) -> int:
+    """Opens a regular file; if this process has too many open files, it raises the limit and tries again."""
     try:
         return open_regular_file(path)
     except OSError as error:
@@ -51,7 +55,10 @@ def _open(path: str | os.PathLike[str]) -> int:
 
 
 def _more_descriptors() -> bool:
-    """Raises this process's limit on open files to what it may be: a set of many tars holds each of them open."""
+    """Raises this process's limit on open files to its hard limit. Returns whether it was raised.
+
+    The reader of a set of many tars holds all of them open.
+    """
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -65,7 +72,7 @@ def _more_descriptors() -> bool:
 
 
 def size_of(path: str | os.PathLike[str]) -> int:
-    """Bytes of a regular file. Raises `ShardError` for what `open_regular` refuses."""
+    """The number of bytes of a regular file. Raises `ShardError` as `open_regular` does."""
     descriptor = open_regular(path)
     try:
         return os.fstat(descriptor).st_size
@@ -74,9 +81,15 @@ def size_of(path: str | os.PathLike[str]) -> int:
 
 
 def read_whole(path: str | os.PathLike[str], limit: int, why: str) -> bytes:
-    """All of a regular file of at most `limit` bytes.
+    """Reads a whole regular file.
 
-    Raises `ShardError` for a file that `open_regular` refuses or that is larger; `why` then says what the limit is.
+    Args:
+        path: the file.
+        limit: the number of bytes that it may have.
+        why: the limit in words, for the error.
+
+    Raises:
+        ShardError: the file is larger, or `open_regular` refuses it.
     """
     descriptor = open_regular(path)
     try:
@@ -91,7 +104,7 @@ def read_whole(path: str | os.PathLike[str], limit: int, why: str) -> bytes:
 
 
 def _read(descriptor: int, offset: int, size: int) -> bytes:
-    """At most `size` bytes from `offset` on; fewer where the file ends before."""
+    """Reads `size` bytes from `offset` on, or fewer if the file ends before."""
     content = bytearray()
     while len(content) < size:
         piece = os.pread(descriptor, min(size - len(content), _PIECE), offset + len(content))
@@ -102,21 +115,24 @@ def _read(descriptor: int, offset: int, size: int) -> bytes:
 
 
 class MappedFile:
-    """A regular file, opened and mapped once. What it was at that moment is its `identity`.
+    """A regular file that is opened and mapped once.
 
-    Another file that takes its name later changes nothing here. One that is changed in place is noticed by `check`.
-    Where a part of it is cut off and read nevertheless, the native library, if it is built, puts zeros in its place
-    instead of letting the system end the process, and `check` raises the error.
+    If another file takes its name later, the object is not affected. If the file is changed in place, `check` raises an
+    error. If a part of the file is cut off and read nevertheless, the native library (if it is built) puts zeros in its
+    place, where the system would end the process, and `check` raises an error.
 
-    It can be pickled: the other process opens the file again, which must be the same one still.
+    The object can be pickled. The other process opens the file again, and it must still be the same one.
 
     Attributes:
-        path: as it was given.
-        identity: of the file.
+        path: the path as it was given.
+        identity: device, inode, size and modification time of the file when it was opened.
     """
 
     def __init__(self, path: str | os.PathLike[str], size: int | None = None) -> None:
-        """Raises `ShardError` for what `open_regular` refuses, and for a file of another `size` than it should have."""
+        """Opens a file. `size` is its expected number of bytes, if known.
+
+        Raises `ShardError` as `open_regular` does, and if the file's size differs from `size`.
+        """
         self.path = Path(path)
         self.descriptor = open_regular(self.path)
         weakref.finalize(self, os.close, self.descriptor)
@@ -130,12 +146,12 @@ class MappedFile:
 
     @property
     def size(self) -> int:
-        """Bytes of the file when it was opened."""
+        """The number of bytes of the file when it was opened."""
         return self.identity[2]
 
     @property
     def data(self) -> np.ndarray:
-        """The whole file: a read-only uint8 view (size,)."""
+        """The whole file as a read-only view, uint8 (size,)."""
         if self._map is None:
             self._map = self._mapped()
         return self._map
@@ -151,7 +167,7 @@ class MappedFile:
             if error.errno != errno.EMFILE or not _more_descriptors():
                 raise ShardError(f"{self.path}: cannot be mapped into memory ({error.strerror})") from None
             mapping = mmap.mmap(self.descriptor, size, access=mmap.ACCESS_READ, **arguments)
-        except ValueError:  # it is shorter than it was
+        except ValueError:  # the file has become shorter
             self._fail()
         data = np.frombuffer(mapping, np.uint8)
         if native_decoder.available():
@@ -161,7 +177,7 @@ class MappedFile:
         return data
 
     def read(self, dtype: np.dtype, start: int, count: int) -> np.ndarray:
-        """`count` records from byte `start` on, copied. Raises `ShardError` where the file has become shorter."""
+        """Copies `count` records from byte `start` on. Raises `ShardError` if the file has become shorter."""
         try:
             content = _read(self.descriptor, start, count * dtype.itemsize)
         except OSError as error:
@@ -171,7 +187,10 @@ class MappedFile:
         return np.frombuffer(content, dtype)
 
     def view(self, start: int, size: int) -> np.ndarray:
-        """Bytes of the file, read-only uint8 (size,): of the map, or copied where a cut file would end the process."""
+        """Bytes of the file, read-only uint8 (size,).
+
+        They are a view of the map, or a copy if the map is not guarded, because a cut file would then end the process.
+        """
         data = self.data
         if self._guard is not None:
             return data[start : start + size]
@@ -190,13 +209,13 @@ class MappedFile:
         raise ShardError(f"{self.path}: {how} while it was in use: its tables no longer fit; {_COPY} and start again")
 
     def has_its_name(self) -> bool:
-        """Whether `path` still leads to this very file, as it was when it was opened."""
+        """Whether `path` still leads to this file, unchanged since it was opened."""
         return _names(self.path, self.identity)
 
     def open_path(self) -> str:
-        """A path by which other libraries of this process open this very file, whatever has its name now.
+        """A path by which other libraries of this process open exactly this file, even if another one has its name now.
 
-        Where the system has none, the name, which must still be that of this file: raises `ShardError` otherwise.
+        If the system has no such path, it is `path` itself. Raises `ShardError` if that leads to another file by now.
         """
         for folder in ("/proc/self/fd", "/dev/fd"):
             if _names(f"{folder}/{self.descriptor}", self.identity):
@@ -210,7 +229,7 @@ class MappedFile:
 
 
 def _opened_again(path: Path, identity: Identity) -> MappedFile:
-    """In the process that a `MappedFile` was sent to."""
+    """Opens a file again in the process that a `MappedFile` was sent to."""
     file = MappedFile(path)
     if file.identity != identity:
         raise ShardError(f"{path}: was changed or replaced since another process opened it; start again")

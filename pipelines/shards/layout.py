@@ -1,14 +1,17 @@
-"""What lies on disk: the manifest of a shard set, and the one door to its samples.
+"""The layout of a shard set on disk, and the functions that open its splits and files.
 
-SHARDS/manifest.json        schema version, source, classes, encode settings; per split its files and checksums; its own
-SHARDS/quarantine.jsonl     the images that could not be converted, and why; only when there are any
-format "beton" (`beton_reader`), read by FFCV too:
+SHARDS/manifest.json        schema version, source, classes, encoder settings; files and checksums of each split;
+                            its own checksum
+SHARDS/quarantine.jsonl     the images that could not be converted, and why; only if there are any
+
+format "beton" (`sdpnet.pipelines.shards.beton`), also read by FFCV:
 SHARDS/train.beton          images and labels
 SHARDS/train.crc32          the CRC-32 of each sample's encoded image (uint32)
-format "tar" (`tar_reader`), read by DALI's `readers.webdataset` and the `webdataset` library too:
+
+format "tar" (`sdpnet.pipelines.shards.tar`), also read by DALI's `readers.webdataset` and the `webdataset` library:
 SHARDS/train-000000.tar     sample 12 is 000000012.jpg and 000000012.cls (its label in digits)
-SHARDS/train-000000.idx     DALI's index of it
-SHARDS/train-000000.samples where each image lies, its size, label and CRC-32
+SHARDS/train-000000.idx     DALI's index of the tar
+SHARDS/train-000000.samples the offset, size, label and CRC-32 of each image
 """
 
 from __future__ import annotations
@@ -34,15 +37,15 @@ __all__ = ["ShardReader", "open_file", "open_split", "sha256_of"]
 
 
 class ShardReader(Protocol):
-    """Random access to the samples of one split; safe to share between threads, cheap to send to a process.
+    """Reads the samples of one split in any order. It may be shared between threads and sent to other processes.
 
     Attributes:
-        path: what an error calls the split.
-        num_samples: at least 0.
+        path: the split's name in errors.
+        num_samples: the number of samples, at least 0.
         labels: int64 (num_samples,).
-        sizes: int32 (num_samples, 2): height, width in pixels.
-        modes: uint8 (num_samples,): `beton_reader.MODE_JPEG` or `MODE_RAW`.
-        nbytes: int64 (num_samples,): bytes of each encoded image.
+        sizes: int32 (num_samples, 2), height and width in pixels.
+        modes: uint8 (num_samples,), `MODE_JPEG` or `MODE_RAW` of `sdpnet.pipelines.shards.beton`.
+        nbytes: int64 (num_samples,), the number of bytes of each encoded image.
     """
 
     path: Path
@@ -53,31 +56,31 @@ class ShardReader(Protocol):
     nbytes: np.ndarray
 
     def encoded(self, sample_id: int) -> np.ndarray:
-        """The bytes of one sample's image as read-only uint8 (n,): a JPEG file, or raw (height, width, 3) pixels."""
+        """The bytes of one sample's image, read-only uint8 (n,): a JPEG file, or raw pixels (height, width, 3)."""
         ...
 
     def addresses(self, sample_ids: np.ndarray) -> np.ndarray:
-        """Where the bytes of these samples' images lie in memory while the reader lives: uint64 (n,)."""
+        """The addresses of samples' images in memory, uint64 (n,). They are valid as long as the reader exists."""
         ...
 
     def check(self, sample_ids: np.ndarray) -> None:
-        """Raises `ShardError` if a file that these samples are in was changed since the reader opened it."""
+        """Raises `ShardError` if a file that contains one of these samples was changed since it was opened."""
         ...
 
 
 def open_split(directory: str | os.PathLike[str], split: str) -> tuple[Manifest, ShardReader]:
-    """Opens one split of a shard set for random access: (manifest, reader).
+    """Opens one split of a shard set. Returns its manifest and a reader.
 
-    Raises `ShardError` for what `read_manifest` and the format's validator refuse, for a split that is not there, for a
-    file that is absent or of another size than the manifest says, and for labels outside the manifest's classes.
+    Raises `ShardError` if the split or one of its files does not exist, if a file's size differs from the manifest's,
+    if a label is outside the manifest's classes, and as `read_manifest` and the format's validator do.
     """
     directory = Path(directory)
     manifest = read_manifest(directory)
     if split not in manifest.splits:
-        there = ", ".join(sorted(manifest.splits)) or "none"
+        known = ", ".join(sorted(manifest.splits)) or "none"
         remedy = "; to make one, convert again with --val FOLDER or --val-share 0.05" if split == "val" else ""
         raise ShardError(
-            f"{directory}: no split {split!r}; it has {there} (see data.train_split and data.val_split){remedy}"
+            f"{directory}: no split {split!r}; it has {known} (see data.train_split and data.val_split){remedy}"
         )
     found = manifest.splits[split]
     if found.format == "tar":
@@ -89,7 +92,7 @@ def open_split(directory: str | os.PathLike[str], split: str) -> tuple[Manifest,
 
 
 def open_file(directory: str | os.PathLike[str], manifest: Manifest, file: ShardFile) -> ShardReader:
-    """Opens one file of a shard set for random access; raises as `open_split` does."""
+    """Opens one file of a shard set. Raises `ShardError` as `open_split` does."""
     directory = Path(directory)
     path = _path(directory, file)
     beton = file.name.endswith(".beton")
@@ -98,6 +101,7 @@ def open_file(directory: str | os.PathLike[str], manifest: Manifest, file: Shard
 
 
 def _path(directory: Path, file: ShardFile) -> Path:
+    """The path of a file of a shard set, which must exist."""
     path = directory / file.name
     if not os.path.exists(path):
         raise ShardError(f"{path}: the manifest names it, but it is not there; copy it here or convert again")
@@ -105,6 +109,7 @@ def _path(directory: Path, file: ShardFile) -> Path:
 
 
 def _checked(reader: ShardReader, num_samples: int, manifest: Manifest) -> ShardReader:
+    """Returns the reader, after comparing its number of samples and its labels with the manifest."""
     if reader.num_samples != num_samples:
         raise ShardError(
             f"{reader.path}: {reader.num_samples} samples, but the manifest says {num_samples}; convert again"
@@ -118,13 +123,13 @@ def _checked(reader: ShardReader, num_samples: int, manifest: Manifest) -> Shard
 
 
 def sha256_of(path: Path, first: int = 0) -> str:
-    """SHA-256 of a regular file, hex: of its bytes from `first` on, followed by those before.
+    """The SHA-256, in hex, of a regular file's bytes from `first` on, followed by the bytes before `first`.
 
-    Raises `ShardError` for what is no regular file.
+    Raises `ShardError` if it is not a regular file.
     """
     digest = hashlib.sha256()
     with open(open_regular(path), "rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size  # no more, even if it grows meanwhile
+        size = os.fstat(file.fileno()).st_size  # fixed, even if the file grows meanwhile
         first = min(first, size)
         left = size - first
         file.seek(first)

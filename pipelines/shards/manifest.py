@@ -1,4 +1,4 @@
-"""`manifest.json` of a shard set: what it says, and how it is read from a file that may say anything."""
+"""`manifest.json` of a shard set: its content, and a reader that checks every value."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ __all__ = [
 ]
 
 SCHEMA_VERSION: Final = 3
-_READABLE: Final = (2, SCHEMA_VERSION)  # in 2, all checksums begin at the file's first byte
+_READABLE: Final = (2, SCHEMA_VERSION)  # in version 2, all checksums begin at the file's first byte
 MANIFEST_NAME: Final = "manifest.json"
 QUARANTINE_NAME: Final = "quarantine.jsonl"
-UNFINISHED_NAME = ".unfinished"  # of the folder with the work of a conversion that has not ended
+UNFINISHED_NAME = ".unfinished"  # the folder with the work of a conversion that has not ended
 FORMATS: Final = ("beton", "tar")
-_MOST_BYTES: Final = 16 << 20  # of a manifest: 25,000 tars, or a million classes
+_MAX_BYTES: Final = 16 << 20  # the size of a manifest with 25,000 tars, or with a million classes
 _LONGEST_REASON: Final = 300  # characters
-_LONGEST_NAME: Final = 255  # bytes, of any file system
-_TOO_DEEP: Final = re.compile(r"^ {16}", re.MULTILINE)  # a manifest is indented by one space a level, and has six
+_LONGEST_NAME: Final = 255  # bytes, the limit of file systems
+_TOO_DEEP: Final = re.compile(r"^ {16}", re.MULTILINE)  # a manifest has six levels, each indented by one space
 
 _shown = reprlib.Repr()
 _shown.maxstring = _shown.maxother = 120
@@ -49,13 +49,13 @@ class ShardFile:
     """One file of a split.
 
     Attributes:
-        name: beside the manifest.
-        num_samples: of this file.
-        bytes: its size.
-        sha256: of the whole file, hex: of its bytes from `hashed_from` on, followed by those before.
-        sidecars: name and SHA-256 of each smaller file that belongs to it.
-        hashed_from: where the images begin in a file whose first bytes are written last, so that it need not be read
-            again for its checksum; else 0.
+        name: the file's name; the file lies beside the manifest.
+        num_samples: the number of samples in this file.
+        bytes: the file's size.
+        sha256: the SHA-256, in hex, of the file's bytes from `hashed_from` on, followed by the bytes before.
+        sidecars: the name and the SHA-256 of each smaller file that belongs to it.
+        hashed_from: the position of the images in a file whose first bytes are written last, else 0. The checksum
+            begins there, so that the file need not be read again for it.
     """
 
     name: str
@@ -71,11 +71,11 @@ class Split:
     """One split of a shard set.
 
     Attributes:
-        num_samples: of all its files.
+        num_samples: the number of samples in all files.
         format: one of `FORMATS`.
-        files: in sample order.
-        num_quarantined: images of the source that could not be converted; `quarantine.jsonl` lists them.
-        num_kept: samples whose JPEG coefficients are the original's, passed through without re-encoding.
+        files: the files in sample order.
+        num_quarantined: the number of source images that could not be converted; `quarantine.jsonl` lists them.
+        num_kept: the number of samples that were not re-encoded: their JPEG coefficients are the original's.
     """
 
     num_samples: int
@@ -86,11 +86,11 @@ class Split:
 
     @property
     def fingerprint(self) -> str:
-        """Of all that is in its files, hex: the same for copies of a split, and another where any image differs."""
+        """A hash of the content of all files, in hex. It is equal for copies, and differs if any image differs."""
         return hashlib.sha256("".join(f"{file.sha256}\n" for file in self.files).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; `parse_split` takes it back."""
+        """Values for JSON; `parse_split` reads them back."""
         return {**vars(self), "files": [vars(file) for file in self.files]}
 
 
@@ -99,13 +99,14 @@ class Manifest:
     """`manifest.json` of a shard set.
 
     Attributes:
-        source: where the images came from.
-        classes: `classes[label]` is the class folder's name.
+        source: the folder or archive that the images came from.
+        classes: the names of the class folders; `classes[label]` is the name of a label.
         encode: the encoder's settings.
-        splits: by name.
-        created_by: the libraries that decided the encoded bytes.
-        quarantine_sha256: of `quarantine.jsonl`; None when there is none.
-        origin: what became which split, and what was left out; None where that was not recorded.
+        splits: the splits by name.
+        created_by: the libraries that the encoded bytes depend on.
+        quarantine_sha256: the SHA-256 of `quarantine.jsonl`; None if there is no such file.
+        schema_version: the version of the manifest's format.
+        origin: which part of the source became which split, and which files are in none; None if not recorded.
     """
 
     source: str
@@ -122,20 +123,23 @@ class Manifest:
         return len(self.classes)
 
     def to_json(self) -> str:
-        """The file's text: sorted keys, so that equal manifests are equal bytes. `checksum` is that of all the rest."""
+        """The text of the file.
+
+        Keys are sorted, so that equal manifests are equal bytes. `checksum` covers all other keys.
+        """
         raw = {**vars(self), "splits": {name: split.to_dict() for name, split in self.splits.items()}}
-        del raw["origin"]  # the key is there only where something was recorded, as in manifests of before
-        return _sealed(raw if self.origin is None else {**raw, "origin": self.origin.to_dict()})
+        del raw["origin"]  # older manifests lack the key, so it is written only if an origin was recorded
+        return _with_checksum(raw if self.origin is None else {**raw, "origin": self.origin.to_dict()})
 
 
-def _sealed(raw: dict[str, Any]) -> str:
-    """The text of a manifest that says this: the SHA-256 of its compact JSON with sorted keys goes in as `checksum`."""
+def _with_checksum(raw: dict[str, Any]) -> str:
+    """The text of a manifest: its values and, as `checksum`, the SHA-256 of their JSON with sorted keys."""
     checksum = hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()
     return json.dumps({**raw, "checksum": checksum}, indent=1, sort_keys=True) + "\n"
 
 
 def _no_manifest(directory: Path) -> str:
-    """Why a directory without a manifest is no shard set, and what to do."""
+    """Explains why a path without a manifest is no shard set, and what to do."""
     if directory.is_file():
         folder = directory.parent
         if (folder / MANIFEST_NAME).is_file():
@@ -143,23 +147,23 @@ def _no_manifest(directory: Path) -> str:
         if directory.suffix == ".beton":
             return "a .beton file, not a shard set; preprocess/adopt.py makes one of it"
         return "a file, not a shard set; give the folder that preprocess/build_ffcv.py made"
-    wrong = f"no {MANIFEST_NAME} here, so it is no shard set"
+    wrong = f"no {MANIFEST_NAME} here, so it is not a shard set"
     if (directory / "metrics.jsonl").is_file():
         return f"{wrong}, but a run (sdpnet report shows it); give the shard set that it was trained on"
     return f"{wrong} (make one with preprocess/build_ffcv.py)"
 
 
 def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
-    """Reads and checks `manifest.json` of a shard set, not the files that it names (see `open_split`).
+    """Reads and checks `manifest.json` of a shard set. The files that it names are not checked (see `open_split`).
 
-    Raises `ShardError` when the directory or the manifest is missing, is not JSON, is of another schema version, has
-    changed by so much as a bit, is incomplete, or names a file twice or outside the directory.
+    Raises `ShardError` if the directory or the manifest is missing, or if the manifest is not JSON, has another schema
+    version, was changed by even one bit, is incomplete, or names a file twice or outside the directory.
     """
     directory = Path(directory)
     path = directory / MANIFEST_NAME
     if not os.path.exists(path):
         raise ShardError(f"{directory}: {_no_manifest(directory)}")
-    content = read_whole(path, _MOST_BYTES, f"the {_MOST_BYTES:,} that a manifest may have")
+    content = read_whole(path, _MAX_BYTES, f"the {_MAX_BYTES:,} that a manifest may have")
     try:
         text = content.decode()
         raw = json.loads(text)
@@ -173,7 +177,7 @@ def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
             "convert the data set again, or use the sdpnet that wrote it"
         )
     try:
-        if text != _sealed({key: value for key, value in raw.items() if key != "checksum"}):
+        if text != _with_checksum({key: value for key, value in raw.items() if key != "checksum"}):
             raise ShardError(f"{path}: was changed after it was written (checksum); copy it again or convert again")
         if _TOO_DEEP.search(text):
             raise ValueError("values nested too deeply")
@@ -183,8 +187,8 @@ def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
         raise
     except UnicodeEncodeError as error:
         what = _shown.repr(error.object[max(0, error.start - 20) : error.start + 20])
-        raise ShardError(f"{path}: {what} has half of a surrogate pair, which is no text; convert again") from None
-    except UserError as error:  # of a setting
+        raise ShardError(f"{path}: {what} has half of a surrogate pair, which is not text; convert again") from None
+    except UserError as error:  # a setting of the encoder is out of range
         raise ShardError(f"{path}: encode: {str(error)[:_LONGEST_REASON]}; convert again") from None
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"[:_LONGEST_REASON]
@@ -194,7 +198,7 @@ def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
         shown = _shown.repr(split_name)
         if split.format not in FORMATS:
             found = _shown.repr(split.format)
-            raise ShardError(f"{path}: split {shown}: format {found} is none of {', '.join(FORMATS)}")
+            raise ShardError(f"{path}: split {shown}: format {found} is not one of {', '.join(FORMATS)}")
         if sum(file.num_samples for file in split.files) != split.num_samples:
             raise ShardError(f"{path}: split {shown}: its files' sample counts do not add up; convert again")
         if split.format == "beton" and len(split.files) != 1:
@@ -202,24 +206,27 @@ def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
         for file in split.files:
             for name in (file.name, *file.sidecars):
                 if name in seen:
-                    raise ShardError(f"{path}: file name {_shown.repr(name)} stands there twice; convert again")
+                    raise ShardError(f"{path}: file name {_shown.repr(name)} is listed twice; convert again")
                 seen.add(name)
                 if os.path.basename(name) != name or name in ("", ".", "..") or "\0" in name:
-                    raise ShardError(f"{path}: file name {_shown.repr(name)} leaves the shard set's directory")
+                    raise ShardError(f"{path}: file name {_shown.repr(name)} lies outside the shard set's directory")
                 if len(name.encode("utf-8", "surrogateescape")) > _LONGEST_NAME:
-                    raise ShardError(f"{path}: file name {_shown.repr(name)} is longer than names of files are")
+                    raise ShardError(f"{path}: file name {_shown.repr(name)} is longer than file names may be")
             if not file.name.endswith(f".{split.format}"):
                 raise ShardError(f"{path}: file name {_shown.repr(file.name)} in a split of format {split.format}")
     return manifest
 
 
 def _manifest(raw: dict[str, Any]) -> Manifest:
-    """Raises KeyError, TypeError, ValueError, AttributeError or UserError for what no manifest says."""
+    """Makes a manifest from JSON values.
+
+    Raises `KeyError`, `TypeError`, `ValueError`, `AttributeError` or `UserError` for values that no manifest has.
+    """
     quarantine, origin, classes = raw["quarantine_sha256"], raw.get("origin"), raw["classes"]
     if not isinstance(classes, list):
-        raise TypeError("classes is no list")
+        raise TypeError("classes is not a list")
     encode = dict(raw["encode"])
-    Preprocessing.of(encode)  # training and prediction go by it
+    Preprocessing.of(encode)  # checks the settings that training and prediction use
     return Manifest(
         source=text_of(raw["source"]),
         classes=tuple(map(text_of, classes)),
@@ -232,7 +239,10 @@ def _manifest(raw: dict[str, Any]) -> Manifest:
 
 
 def parse_split(raw: dict[str, Any]) -> Split:
-    """What `Split.to_dict` gave; raises KeyError, TypeError, ValueError or AttributeError for anything else."""
+    """Makes a split from the values of `Split.to_dict`.
+
+    Raises `KeyError`, `TypeError`, `ValueError` or `AttributeError` for other values.
+    """
     files = tuple(
         ShardFile(
             name=text_of(f["name"]),

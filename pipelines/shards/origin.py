@@ -1,4 +1,4 @@
-"""Where the images of a shard set came from: what became which split, and which files were left out."""
+"""The origin of a shard set: which part of the source became which split, and which files are in no split."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ __all__ = ["LeftOut", "Origin", "count_of", "text_of"]
 
 
 def text_of(value: object) -> str:
-    """A text from JSON; raises TypeError for anything else."""
+    """Returns a text from JSON. Raises `TypeError` for other values."""
     if not isinstance(value, str):
         raise TypeError(f"{reprlib.repr(value)} where a text should be")
     return value
 
 
 def count_of(value: object, limit: int = 1 << 63) -> int:
-    """A number from JSON that counts something, below `limit`; raises ValueError for anything else."""
+    """Returns a count from JSON: a whole number from 0 to `limit` - 1. Raises `ValueError` for other values."""
     if type(value) is not int or not 0 <= value < limit:
         raise ValueError(f"{reprlib.repr(value)} where a count should be")
     return value
@@ -25,12 +25,12 @@ def count_of(value: object, limit: int = 1 << 63) -> int:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Files of the source of one kind that are in no split.
+    """Files of one kind in the source that are in no split.
 
     Attributes:
-        kind: a plural, such as ".txt files".
-        count: how many.
-        example: the first of them, below the source.
+        kind: the kind in the plural, such as ".txt files".
+        count: the number of files.
+        example: the path of the first one, relative to the source.
     """
 
     kind: str
@@ -47,10 +47,10 @@ class Origin:
     """How the files of a source became splits.
 
     Attributes:
-        places: of each split, the folder (with "/" at its end) or archive of its images, below the source.
-        left_out: each other file of the source, by kind.
-        val_share: the share of the train images that was drawn as the val split; None where val has a place of its own.
-        val_seed: of that draw.
+        places: the folder (ending in "/") or archive of each split's images, relative to the source.
+        left_out: all other files of the source, by kind.
+        val_share: the share of the train images that was drawn as the val split; None if val has a place of its own.
+        val_seed: the seed of that draw.
     """
 
     places: dict[str, str]
@@ -60,24 +60,28 @@ class Origin:
 
     @property
     def num_left_out(self) -> int:
+        """The number of files that are in no split."""
         return sum(entry.count for entry in self.left_out)
 
     def place(self, split: str) -> str:
-        """Where a split came from, as part of a sentence."""
+        """The origin of a split, as part of a sentence."""
         if split == "val" and self.val_share is not None:
             return f"drawn from train (share {self.val_share:g}, seed {self.val_seed})"
         return f"from {self.places.get(split, 'an unnamed place')}"
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; `from_dict` takes it back."""
+        """Values for JSON; `from_dict` reads them back."""
         return {**vars(self), "left_out": [vars(entry) for entry in self.left_out]}
 
     @staticmethod
     def from_dict(raw: dict[str, Any]) -> Origin:
-        """What `to_dict` gave; raises KeyError, TypeError, ValueError or AttributeError for anything else."""
+        """Makes an origin from the values of `to_dict`.
+
+        Raises `KeyError`, `TypeError`, `ValueError` or `AttributeError` for other values.
+        """
         share = raw["val_share"]
         if share is not None and not (isinstance(share, float) and 0 < share < 1):
-            raise ValueError(f"val_share {reprlib.repr(share)} is no share")
+            raise ValueError(f"val_share {reprlib.repr(share)} is not a share between 0 and 1")
         return Origin(
             places={split: text_of(place) for split, place in raw["places"].items()},
             left_out=tuple(

@@ -1,3 +1,3 @@
-"""What every command line shares: flags, advice on the next step and on what is missing, lasting output."""
+"""Tools that all command lines share: the parser, the next command to type, remedies, and the status line."""
 
 __all__ = ["command_line", "next_step", "readable_names", "remedy", "status_line"]

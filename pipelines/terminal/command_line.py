@@ -1,6 +1,6 @@
-"""What every command has: `add_arguments(parser)`, `run(arguments) -> int`, and this parser.
+"""The parser of all commands. Each command has `add_arguments(parser)` and `run(arguments) -> int`.
 
-The parser is argparse's, which says what is nearest to a flag or word that it does not know.
+The parser is argparse's; it also suggests the most similar flag or word for one that it does not know.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ def run_alone(
     run: Callable[[argparse.Namespace], int],
     argv: Sequence[str] | None = None,
 ) -> int:
-    """The command line of a command by itself; returns the exit status.
+    """Runs one command from its command line. Returns the exit status.
 
     Args:
-        program: the name that usage and mistakes begin with.
-        description: of the command, for --help.
-        add_arguments: adds the flags to a parser, and an epilog where there is one.
-        run: does what the flags say. Their namespace also has `argv`, the words that were given.
-        argv: the words after the program's name; those of this process by default.
+        program: the program's name in usage and error messages.
+        description: the description of the command for --help.
+        add_arguments: adds the flags to a parser, and an epilog if there is one.
+        run: runs the command. The namespace of the flags also has `argv`, the words of the command line.
+        argv: the words after the program's name; by default those of this process.
 
-    Raises `SystemExit` with status 2 for flags that there are not.
+    Raises:
+        SystemExit: with status 2, for unknown flags.
     """
     words = sys.argv[1:] if argv is None else list(argv)
     parser = CommandParser(prog=program, description=description)
@@ -45,51 +46,53 @@ def run_alone(
 
 
 class LooseWords(argparse._AppendAction):
-    """The action of a flag that may be left out: `CommandParser` puts it before each word that no other flag takes and
-    that looks like this flag's values, so that such words may stand anywhere on the command line.
+    """The action of a flag whose name may be omitted before its values.
 
-    argparse's own positional arguments with `nargs="*"` end at the first flag behind them.
+    `CommandParser` inserts the flag before each word that no other flag takes and that matches `pattern`. Such words
+    may therefore stand anywhere on the command line. argparse's own positional arguments with `nargs="*"` end at the
+    first flag after them.
     """
 
-    pattern: re.Pattern[str] = re.compile(r"(?!)")  # a subclass says what its values look like
+    pattern: re.Pattern[str] = re.compile(r"(?!)")  # matches nothing; a subclass defines what its values look like
 
 
 class CommandParser(argparse.ArgumentParser):
-    """`argparse.ArgumentParser` without abbreviations, and with a remedy in its messages; no name acts on a terminal.
+    """`argparse.ArgumentParser` without abbreviations and with remedies in its messages.
 
-    A mistake still ends with the usage and one line on stderr, and status 2.
+    Control characters in messages are escaped. As in argparse, a mistake ends the program with the usage and one line
+    on stderr, and status 2.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **{"allow_abbrev": False, **options})
-        self._given: Sequence[str] = ()
+        self._words: Sequence[str] = ()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        self._given = sys.argv[1:] if args is None else list(args)
+        self._words = sys.argv[1:] if args is None else list(args)
         self._refuse_empty()
-        return super().parse_known_args(self._with_flags(self._given), namespace)
+        return super().parse_known_args(self._with_flags(self._words), namespace)
 
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments") and (command := self._command()) is not None:
-            command.error(message)  # whose flags they would be
+            command.error(message)  # the unknown words were meant for the command
         super().error(printable(f"{message}{self._hint(message)}"))
 
     def _refuse_empty(self) -> None:
-        """An empty path would be the current directory: `--out "$OUT"` without OUT would fill it."""
+        """Refuses empty words. An empty path is the current directory, which `--out "$OUT"` without OUT would fill."""
         if any(isinstance(action, argparse._SubParsersAction) for action in self._actions):
-            return  # whose own parser does it
-        for before, word in zip(["", *self._given], self._given, strict=False):
+            return  # the command's own parser checks
+        for before, word in zip(["", *self._words], self._words, strict=False):
             if word == "" or re.fullmatch("--[a-z-]+=", word):
                 flag = word.rstrip("=") or (before if before in self._option_string_actions else "")
                 self.error(f"{f'argument {flag}: ' if flag else ''}an empty value, as of a variable that is not set")
 
     def _with_flags(self, words: Sequence[str]) -> list[str]:
-        """The words with the flags of `LooseWords` that were left out."""
+        """The words, with the omitted flags of `LooseWords` inserted."""
         loose = [action for action in self._actions if isinstance(action, LooseWords)]
         if not loose:
             return list(words)
         found: list[str] = []
-        values = 0.0  # how many of the next words belong to the flag before them
+        values = 0.0  # the number of following words that belong to the last flag
         for number, word in enumerate(words):
             if word == "--":
                 return [*found, *words[number:]]
@@ -104,16 +107,17 @@ class CommandParser(argparse.ArgumentParser):
         return found
 
     def _command(self) -> CommandParser | None:
-        """The parser of the command that was given, where this one has commands."""
+        """The parser of the command on the command line, or None if this parser has no commands."""
         known = [action.choices for action in self._actions if isinstance(action, argparse._SubParsersAction)]
-        return next((choices[word] for choices in known for word in self._given if word in choices), None)
+        return next((choices[word] for choices in known for word in self._words if word in choices), None)
 
     def _hint(self, message: str) -> str:
+        """A remedy to append to one of argparse's messages, or ""."""
         if unknown := re.search(r"invalid choice: '([^']*)'", message):
             choices = [str(choice) for action in self._actions for choice in action.choices or ()]
             near = get_close_matches(unknown[1], choices, n=1, cutoff=0.5)
             return f"; did you mean {near[0]!r}?" if near else ""
-        words = self._given[: self._given.index("--")] if "--" in self._given else self._given
+        words = self._words[: self._words.index("--")] if "--" in self._words else self._words
         flags = list(self._option_string_actions)
         for word in words:
             flag = word.split("=", 1)[0]
@@ -128,7 +132,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def _values_taken(flag: argparse.Action) -> float:
-    """How many of the words behind a flag are its values, at most."""
+    """The largest number of words after a flag that are its values."""
     if isinstance(flag.nargs, int):
         return flag.nargs
     return 1 if flag.nargs in (None, argparse.OPTIONAL) else inf

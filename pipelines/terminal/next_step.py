@@ -1,4 +1,4 @@
-"""What a person would type next: each command ends with one line, `next: COMMAND`, ready for the shell."""
+"""Prints the command that a user would type next: each command ends with a line `next: COMMAND`."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from sdpnet.pipelines.shards.layout import open_split
 __all__ = ["fresh", "next_line", "python", "script", "sdpnet", "training"]
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-DEBUG_BELOW: Final = 256  # training images; configs/debug.yaml needs the fewest, a batch of 16
-DEBUG_NEEDS: Final = 16
-# Config by the median of the images' longer sides, in pixels.
+DEBUG_BELOW: Final = 256  # with fewer training images, the config is debug, whose batches are the smallest
+DEBUG_NEEDS: Final = 16  # the batch size of configs/debug.yaml
+# The largest median of the images' longer sides, in pixels, and the config for images up to it.
 CONFIGS: Final = ((48, "cifar10"), (160, "demo"))
 
 
 def next_line(*words: str | Path, when: str = "") -> str:
-    """The line `next: COMMAND`, quoted for a POSIX shell; `when` is a condition, behind it as a comment."""
+    """The line `next: COMMAND`, quoted for a POSIX shell. A condition `when` follows as a comment."""
     comment = f"  # {printable(when)}" if when else ""
     return f"next: {' '.join(map(_quoted, words))}{comment}"
 
 
 def sdpnet(*words: str | Path) -> tuple[str | Path, ...]:
-    """The `sdpnet` command as it is typed here: with its path where the shell would not find this environment's."""
+    """The words of an `sdpnet` command, with the program's path if the shell would find another `sdpnet` or none."""
     own = Path(sys.executable).with_name("sdpnet")
     found = shutil.which("sdpnet")
     if found is not None and (not own.exists() or Path(found).absolute() == own):
         return ("sdpnet", *words)
-    return (_near(own), *words) if own.exists() else (python(), "-m", "sdpnet.cli", *words)
+    return (_relative(own), *words) if own.exists() else (python(), "-m", "sdpnet.cli", *words)
 
 
 def script(name: str, *words: str | Path) -> tuple[str | Path, ...]:
-    """A program of `preprocess/` as it is typed here: python preprocess/NAME.py ..."""
-    return (python(), _near(ROOT / "preprocess" / f"{name}.py"), *words)
+    """The words that run a program of `preprocess/`: python preprocess/NAME.py ..."""
+    return (python(), _relative(ROOT / "preprocess" / f"{name}.py"), *words)
 
 
 def fresh(path: Path) -> Path:
-    """This path, or the first of path-2, path-3, ... that does not exist."""
+    """The path itself, or the first of path-2, path-3, ... that does not exist."""
     number, found = 1, path
     while os.path.lexists(found):
         number += 1
@@ -53,11 +53,13 @@ def fresh(path: Path) -> Path:
 
 
 def training(shards: Path, config: str | None = None, *words: str | Path) -> tuple[str | Path, ...]:
-    """The command that trains on a shard set, or none () where it has no train or no val split, or too few images.
+    """The words of the command that trains on a shard set.
+
+    The result is empty if the set has no train or no val split, or too few images.
 
     Args:
         shards: the shard set.
-        config: by default one for the number and the size of its images.
+        config: the config's name; by default it is chosen by the number and the size of the images.
         words: further flags.
     """
     try:
@@ -76,14 +78,14 @@ def training(shards: Path, config: str | None = None, *words: str | Path) -> tup
 
 
 def python() -> str | Path:
-    """This environment's Python as it is typed here."""
+    """The word that starts this environment's Python: "python" if the shell finds it, else its path."""
     found = shutil.which("python")
     here = Path(sys.executable)
-    return "python" if found is not None and Path(found).absolute() == here else _near(here)
+    return "python" if found is not None and Path(found).absolute() == here else _relative(here)
 
 
-def _near(path: Path) -> Path:
-    """The path from the working directory where it lies below that."""
+def _relative(path: Path) -> Path:
+    """The path relative to the working directory if it lies below it, else the path itself."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
 
@@ -91,10 +93,10 @@ def _near(path: Path) -> Path:
 def _quoted(word: str | Path) -> str:
     text = os.fspath(word)
     if isinstance(word, Path) and text.startswith("-"):
-        text = f"./{text}"  # or the command would take it for a flag
+        text = f"./{text}"  # otherwise the command would take it for a flag
     if printable(text) == text and _can_be_printed(text):
         return shlex.quote(text)
-    # $'...' with escapes, which bash, zsh and POSIX of 2024 know: nothing in it acts on the terminal.
+    # $'...' with escapes is understood by bash, zsh and POSIX shells of 2024, and contains no control characters.
     return "$'" + "".join(map(_octet, text.encode("utf-8", "surrogateescape"))) + "'"
 
 

@@ -1,4 +1,4 @@
-"""What classes are called for people: "tench" for n01440764, from the tables that timm brings along, if it is there."""
+"""Readable names of classes, such as "tench" for n01440764, from the tables that come with timm, if it is installed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ _TABLE: Final = "data/_info/imagenet_synset_to_lemma.txt"  # in timm: "n01440764
 
 
 def readable_names(classes: Sequence[str]) -> tuple[str, ...]:
-    """A name for each class, in their order and each different from the others.
+    """A name for each class, in the same order. All names are different.
 
-    A WordNet synset's ID (n01440764) becomes the synset's first words where timm is installed and knows it; where two
-    classes would have one name (ImageNet has two cranes), the ID follows: "crane (n02012849)". All else keeps its name.
+    A WordNet synset's ID (n01440764) becomes the synset's first words if timm is installed and lists it. If two classes
+    would get the same name (ImageNet has two cranes), the ID is added: "crane (n02012849)". Other classes keep their
+    names.
     """
     words = _words([name for name in classes if _SYNSET.fullmatch(name)])
     names = [words.get(name, name) for name in classes]
@@ -30,7 +31,10 @@ def readable_names(classes: Sequence[str]) -> tuple[str, ...]:
 
 
 def _words(synsets: Sequence[str]) -> dict[str, str]:
-    """The first words of each synset that timm knows. Its table is read without timm, which takes seconds to import."""
+    """The first words of each synset that timm lists.
+
+    Its table is read without importing timm, which would take seconds.
+    """
     if not synsets:
         return {}
     found = importlib.util.find_spec("timm")

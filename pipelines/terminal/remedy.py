@@ -1,7 +1,8 @@
-"""What a person types to get what is missing here: commands that work for this very installation.
+"""Finds the command that installs a missing dependency and that works for this installation.
 
-sdpnet is on no package index, so `pip install 'sdpnet[dali]'` finds nothing. What works depends on where the package
-was imported from: a checkout, or an installation whose metadata says what each extra needs and where it came from.
+sdpnet is not on a package index, so `pip install 'sdpnet[dali]'` does not work. The right command depends on where the
+package was imported from: a checkout, or an installation whose metadata lists the requirements of each extra and the
+place that it was installed from.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _HEADERS: Final = "install g++ and libjpeg's headers (Debian: g++ libjpeg-dev)"
 
 
 def checkout() -> Path | None:
-    """The directory of the checkout that this package is imported from, or None when it is installed without one."""
+    """The directory of the checkout that this package is imported from, or None if it is not from a checkout."""
     try:
         text = (_ABOVE / "pyproject.toml").read_text(encoding="utf-8")
     except OSError:
@@ -33,12 +34,12 @@ def checkout() -> Path | None:
 
 
 def install(*requirements: str) -> str:
-    """The command that installs packages into the environment of the Python that runs now."""
+    """The command that installs packages into the environment of the running Python."""
     return " ".join([_pip(), "install", *map(shlex.quote, requirements)])
 
 
 def install_extra(extra: str) -> str:
-    """The command that installs what an extra of sdpnet (such as "dali", see pyproject.toml) needs."""
+    """The command that installs the requirements of an extra of sdpnet (such as "dali"; see pyproject.toml)."""
     from importlib.metadata import PackageNotFoundError, distribution  # slow to import, and seldom needed
 
     above = checkout()
@@ -49,19 +50,19 @@ def install_extra(extra: str) -> str:
     except PackageNotFoundError:
         requires = []
     extras = [line.split(";")[0].strip() for line in requires if re.search(rf"extra == ['\"]{extra}['\"]", line)]
-    # An installation without metadata is somebody's copy of the folders: the extra's name is all that can be said.
+    # An installation without metadata is a copy of the folders. Then only the extra's name can be given.
     return install(*extras) if extras else f"install what the extra {extra!r} in sdpnet's pyproject.toml lists"
 
 
 def rebuild() -> str:
-    """What gives an installation without them the native libraries (crop decoder, JPEG codec, ceilings)."""
+    """The command that builds the native libraries (crop decoder, JPEG codec, ceilings)."""
     above = checkout()
     source = f"-e {shlex.quote(str(above))}" if above else f"--force-reinstall {_origin()}"
     return set_up_again(f"{_HEADERS}, then {_pip()} install --no-deps {source}")
 
 
 def set_up_again(otherwise: str) -> str:
-    """`./dev setup --retry (or: OTHERWISE)` where ./dev made the running environment, else `otherwise` alone."""
+    """`./dev setup --retry (or: OTHERWISE)` if ./dev made the running environment, else `otherwise` alone."""
     above = checkout()
     if above is None or Path(sys.prefix).resolve() != above / ".venv" or not (above / "dev").is_file():
         return otherwise
@@ -70,7 +71,7 @@ def set_up_again(otherwise: str) -> str:
 
 
 def _pip() -> str:
-    """`pip` where that word starts the running Python's own; else the running Python with `-m pip`."""
+    """`pip` if that word starts the pip of the running Python, else the running Python with `-m pip`."""
     found, beside = shutil.which("pip"), Path(sys.executable).with_name("pip")
     if found is not None and os.path.realpath(found) == os.path.realpath(beside):
         return "pip"
@@ -78,7 +79,7 @@ def _pip() -> str:
 
 
 def _origin() -> str:
-    """Where the installation came from (PEP 610), as an argument of pip."""
+    """The place that this package was installed from (PEP 610), as an argument for pip."""
     from importlib.metadata import PackageNotFoundError, distribution
 
     try:

@@ -1,4 +1,4 @@
-"""One line on the terminal that says what is being done, without a thread that would disturb measurements."""
+"""A status line on the terminal, without a thread, which would disturb measurements."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ __all__ = ["StatusLine"]
 
 
 class StatusLine:
-    """Call it with a text; leaving the context takes the line away. Silent where stderr is no terminal."""
+    """A context manager that shows a text when it is called with one, and removes it at the end.
+
+    It shows nothing if stderr is not a terminal.
+    """
 
     def __init__(self) -> None:
         self._shown = sys.stderr.isatty()

@@ -168,7 +168,7 @@ def test_whose_lock_file_is_believed(tmp_path, no_locks, change):
     assert os.listdir(tmp_path) == ["lock"]
     (tmp_path / "lock.held").write_text(json.dumps({**held, **change}))
     if "system" in change or "token" in change:
-        message = r"if no such run is there any more, remove .*lock\.held"
+        message = r"if no such run exists any more, remove .*lock\.held"
         with pytest.raises(UserError, match=message), exclusive(tmp_path / "lock"):
             pass
         assert json.loads((tmp_path / "lock.held").read_text()) == {**held, **change}

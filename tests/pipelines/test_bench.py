@@ -73,7 +73,7 @@ def test_all_pipelines_deliver_the_samples_of_the_plan(shard_set: Path) -> None:
         for measured in entry.rounds:
             assert measured.checksums == expected, entry.contestant
             assert measured.num_images == 35 and measured.seconds > 0 and measured.peak_bytes > 1e7
-    assert race.strays() == []
+    assert race.mismatched() == []
     assert race.reference is not None and race.reference.contestant == ("ffcv" if installed("ffcv") else "torchvision")
 
 
@@ -137,7 +137,7 @@ def test_other_samples_are_seen() -> None:
         return Entry(name, rounds=[Round(1, 1.0, checksums, 1, None)])
 
     entries = [entry("a", 1, 2), entry("b", 1, 2, 3), entry("c", 1, 3), entry("own order")]
-    assert Race(224, (0,), entries).strays() == ["c"]
+    assert Race(224, (0,), entries).mismatched() == ["c"]
 
 
 def broken_ffcv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:

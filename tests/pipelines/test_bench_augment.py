@@ -13,7 +13,7 @@ from sdpnet.pipelines.augment.reference.operations import apply_operations
 from sdpnet.pipelines.benchmarks import augment as bench_augment
 from sdpnet.pipelines.benchmarks.augment import OPERATIONS
 from sdpnet.pipelines.benchmarks.augment_contestants import CLASSES, SEED, PerSample, make_images, race
-from sdpnet.pipelines.benchmarks.augment_gpu import least_seconds
+from sdpnet.pipelines.benchmarks.augment_gpu import min_copy_seconds
 from sdpnet.pipelines.planning.policies import Operation
 
 pytestmark = pytest.mark.gpu
@@ -48,7 +48,7 @@ def test_contestants_take_turns_and_the_first_round_does_not_count() -> None:
 
 def test_least_time_counts_each_byte_once() -> None:
     images = torch.zeros(2, 10, 10, 3, dtype=torch.uint8)  # 600 bytes in, 1,200 out
-    assert least_seconds(images, 900.0) == 2.0
+    assert min_copy_seconds(images, 900.0) == 2.0
 
 
 def test_command_reports_what_it_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,12 +47,12 @@ def test_schema_version_2_is_read(shard_set, tmp_path):
         (lambda raw: raw.update(schema_version=1), "schema version 1, but this sdpnet reads version 3"),
         (lambda raw: raw.pop("classes"), "incomplete or damaged .*classes"),
         (lambda raw: raw["splits"]["train"].update(num_samples=3), "do not add up"),
-        (lambda raw: raw["splits"]["train"].update(format="zip"), "format 'zip' is none of beton, tar"),
-        (lambda raw: raw["splits"]["train"]["files"][0].update(name="../train.beton"), "leaves the shard set"),
-        (lambda raw: raw["splits"]["train"]["files"][0].update(sidecars={"/etc/x": ""}), "leaves the shard set"),
+        (lambda raw: raw["splits"]["train"].update(format="zip"), "format 'zip' is not one of beton, tar"),
+        (lambda raw: raw["splits"]["train"]["files"][0].update(name="../train.beton"), "lies outside the shard set"),
+        (lambda raw: raw["splits"]["train"]["files"][0].update(sidecars={"/etc/x": ""}), "lies outside the shard set"),
         (
             lambda raw: raw["splits"]["train"]["files"][0].update(sidecars={"val.crc32": ""}),
-            "'val.crc32' stands .* twice",
+            "'val.crc32' is listed twice",
         ),
         (lambda raw: raw["splits"]["train"].update(files=[], num_samples=0), "'train': 0 .beton files, but one"),
         (lambda raw: raw["splits"]["train"]["files"].append({**EMPTY, "name": "b.beton"}), "'train': 2 .beton files"),
@@ -119,7 +119,7 @@ def test_a_tar_named_twice_is_refused(tar_set, tmp_path):
     train["files"].append(train["files"][0])
     train["num_samples"] += train["files"][0]["num_samples"]
     write_manifest(tmp_path, raw)
-    with pytest.raises(ShardError, match=r"'train-000000\.tar' stands there twice"):
+    with pytest.raises(ShardError, match=r"'train-000000\.tar' is listed twice"):
         manifests.read_manifest(tmp_path)
 
 
@@ -128,7 +128,7 @@ def test_what_is_given_instead_of_a_shard_set(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.jsonl").touch()
     for name, remedy in (
-        ("absent", "no manifest.json here, so it is no shard set (make one"),
+        ("absent", "no manifest.json here, so it is not a shard set (make one"),
         ("run", "but a run (sdpnet report shows it); give the shard set"),
         ("file.beton", "a .beton file, not a shard set; preprocess/adopt.py makes one of it"),
     ):

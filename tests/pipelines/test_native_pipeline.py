@@ -23,7 +23,7 @@ from sdpnet.optim.loss import soft_cross_entropy
 from sdpnet.pipelines.augment import DeviceStage
 from sdpnet.pipelines.contract import Batch, Loader
 from sdpnet.pipelines.errors import BackendMissingError, ShardError, UserError
-from sdpnet.pipelines.executors.native import NativeLoader, _Depth
+from sdpnet.pipelines.executors.native import NativeLoader, _PrefetchDepth
 from sdpnet.pipelines.native import decoder as native_decoder
 from sdpnet.pipelines.options import NativeOptions, ShardOptions
 from sdpnet.pipelines.plan import MIX_NONE
@@ -308,13 +308,13 @@ def test_it_decodes_further_ahead_where_that_helps(shard_set: Path, native_loade
     ],
 )
 def test_what_makes_it_decode_further_ahead(asked: list[tuple[bool, bool]], grown: int, shard_set: Path) -> None:
-    depth = _Depth(load(shard_set, "native", prefetch_batches="auto").source)
-    for rested, waited in asked:
-        depth.asked(rested=rested, waited=waited)
+    depth = _PrefetchDepth(load(shard_set, "native", prefetch_batches="auto").source)
+    for idle, waited in asked:
+        depth.update(idle=idle, waited=waited)
     assert depth.batches == 3 + grown
-    depth.asked(rested=True, waited=False)
-    depth.begin()
-    depth.asked(rested=False, waited=True)  # an epoch's first batch
+    depth.update(idle=True, waited=False)
+    depth.start_epoch()
+    depth.update(idle=False, waited=True)  # an epoch's first batch
     assert depth.batches == 3 + grown
 
 

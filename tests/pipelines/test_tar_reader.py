@@ -97,7 +97,7 @@ def test_every_truncation_of_the_tar_is_refused(good, scratch):
     tar, samples = good
     for end in sorted({0, 1, 511, 513, 1023, len(tar) - 1, *range(0, len(tar), 512)}):
         put(scratch, tar[:end], samples)
-        with pytest.raises(ShardError, match=r"more samples than|behind the tar's end|but its 8 samples take"):
+        with pytest.raises(ShardError, match=r"more samples than|beyond the tar's end|but its 8 samples take"):
             validate_tar(scratch)
     for more in (1, 512, 10_240 - len(tar) % 10_240):
         put(scratch, tar + bytes(more), samples)
@@ -109,11 +109,11 @@ def test_every_truncation_of_the_table_is_refused(good, scratch):
     for end in range(len(samples)):
         put(scratch, tar, samples[:end])
         if end % RECORD:
-            refuses(scratch, f"{end} bytes are no whole number of 24-byte records")
+            refuses(scratch, f"{end} bytes are not a whole number of 24-byte records")
         else:
             refuses(scratch, f"bytes, but its {end // RECORD} samples take", ".tar")
     put(scratch, tar, samples + samples[-RECORD:])
-    refuses(scratch, "sample 8: its image lies elsewhere")
+    refuses(scratch, "sample 8: its offset does not match")
     put(scratch, tar, samples * 2)
     refuses(scratch, f"lists more samples than the {len(tar):,} bytes of bad.tar can hold")
 
@@ -121,11 +121,11 @@ def test_every_truncation_of_the_table_is_refused(good, scratch):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("offset", 0, "sample 3: its image lies elsewhere"),
-        ("offset", 2**64 - 1, "sample 3: its image lies elsewhere"),
+        ("offset", 0, "sample 3: its offset does not match"),
+        ("offset", 2**64 - 1, "sample 3: its offset does not match"),
         ("size", 0, "sample 3: an image without bytes"),
-        ("size", 513, "sample 4: its image lies elsewhere"),
-        ("size", 2**32 - 1, "sample 4: its image lies elsewhere"),
+        ("size", 513, "sample 4: its offset does not match"),
+        ("size", 2**32 - 1, "sample 4: its offset does not match"),
         ("height", 0, "sample 3: an image without pixels"),
         ("width", 0, "sample 3: an image without pixels"),
     ],
@@ -141,7 +141,7 @@ def test_damaged_fields_are_refused(good, scratch, field, value, message):
 def test_samples_in_another_order_are_refused(good, scratch):
     tar, samples = good
     put(scratch, tar, np.frombuffer(samples, SAMPLE_DTYPE)[::-1].tobytes())
-    refuses(scratch, "sample 0: its image lies elsewhere")
+    refuses(scratch, "sample 0: its offset does not match")
 
 
 def test_not_a_file(good, tmp_path):
@@ -156,7 +156,7 @@ def test_not_a_file(good, tmp_path):
     path.with_suffix(".samples").unlink()
     refuses(path, "cannot be read")
     path.with_suffix(".samples").mkdir()
-    refuses(path, "cannot be read|no whole number")
+    refuses(path, "cannot be read|not a whole number")
     put(tmp_path / "b.tar", b"", b"")
     refuses(tmp_path / "b.tar", "more samples than the 0 bytes")
 

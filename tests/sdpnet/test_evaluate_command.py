@@ -154,7 +154,7 @@ def test_several_processes_count_as_one(
         (["--image-size", 0], "--image-size = 0: must be a multiple of 16"),
         (["--centre-fraction", 1.5], "--centre-fraction = 1.5: must be in (0, 1]"),
         (["--batch-size", 0], "--batch-size = 0: must be at least 1"),
-        (["--per-class", "nowhere/c.csv"], "--per-class nowhere/c.csv: the directory nowhere is not there; make it"),
+        (["--per-class", "nowhere/c.csv"], "--per-class nowhere/c.csv: the directory nowhere does not exist; make it"),
         (["--device", "cuda"], "--device cuda: there is no usable GPU here; take --device cpu or auto"),
         (["--per-class", "."], "--per-class .: is a directory; give the name of a file"),
     ],

@@ -178,7 +178,7 @@ def test_a_full_disk_names_the_file(format: Format, runs: dict[str, Path], tmp_p
 @pytest.mark.parametrize(
     ("out", "message"),
     [
-        ("nodir/m.onnx", "the directory {}/nodir is not there; make it first"),
+        ("nodir/m.onnx", "the directory {}/nodir does not exist; make it first"),
         ("file/m.onnx", "the directory {}/file is not a directory"),
         ("", "is a directory; give the name of a file"),
     ],

@@ -52,8 +52,8 @@ STRENGTHS: dict[Operation, list[float]] = {
 def larger_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter takes its time for each program, however large."""
     monkeypatch.setattr(fused, "_BLOCK", 512)
-    monkeypatch.setattr(fused, "_COUNTED_BLOCK", 128)
-    monkeypatch.setattr(fused, "_COUNTED_BLOCKS", 2)
+    monkeypatch.setattr(fused, "_COUNT_BLOCK", 128)
+    monkeypatch.setattr(fused, "_COUNT_BLOCKS", 2)
 
 
 def images_of(batch: int, height: int, width: int) -> torch.Tensor:

@@ -1,3 +1,3 @@
-"""The device stage's operations in Triton: the reference's results in a few kernels."""
+"""The device stage in a few Triton kernels, which give the results of the PyTorch reference."""
 
 __all__ = ["launch"]

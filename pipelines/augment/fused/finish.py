@@ -1,6 +1,9 @@
-"""The device stage as one Triton kernel: each pixel's way backwards to its source, and forwards to what the model sees.
+"""The last kernel of the device stage, in Triton: applies operations, normalises, erases and mixes in one pass.
 
-row of draws + uint8 pixel(s) --(operations)--> --(normalise)--> --(erase)--> --(mix)--> one write
+    row of draws + uint8 pixel(s) --(operations)--> --(normalise)--> --(erase)--> --(mix)--> one write
+
+A program works backwards from a block of output pixels: it finds the source pixel of each one, reads it, and applies
+the operations to its levels.
 """
 
 from __future__ import annotations
@@ -22,8 +25,12 @@ _MIXUP, _CUTMIX = tl.constexpr(MIX_MIXUP), tl.constexpr(MIX_CUTMIX)
 
 @triton.jit
 def _normal(key, position):
-    """As `sdpnet.pipelines.augment.reference.noise.normal_noise`: output number `position` of SplitMix64, then Box &
-    Muller."""
+    """Standard normal values, float32, computed as in `sdpnet.pipelines.augment.reference.noise.normal_noise`.
+
+    Output number `position` of SplitMix64 from `key`, turned into a normal value by the Box-Muller transform.
+    """
+    # Both halves keep 24 bits, which float32 holds exactly, and go through int32, which holds them too. The radius gets
+    # 1 added, so that the logarithm of 0 is never taken.
     x = key + (position + 1).to(tl.uint64) * 0x9E3779B97F4A7C15
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB
@@ -34,7 +41,7 @@ def _normal(key, position):
 
 
 @triton.jit
-def _finished(
+def _augmented(
     images,
     prepared,
     tables,
@@ -52,13 +59,19 @@ def _finished(
     COLUMNS: tl.constexpr,
     ERASE: tl.constexpr,
 ):
-    """Operated on, normalised and erased: float32 (r, g, b). `first` and `last` are the block's rows."""
+    """One sample's pixels at (x, y) after operations, normalisation and erasing: float32 (r, g, b).
+
+    `first` and `last` are the first and the last image row of the program's block.
+    """
     r, g, b = operate(images, prepared, tables, row, sample, x, y, wanted, COLUMNS, height, width, fill, COLUMNS)
+    # Products and sums stay separate operations: the launch turns the contraction to FMA off (`enable_fp_fusion`),
+    # because the reference rounds twice.
     r = r.to(tl.float32) * tl.load(scale) + tl.load(scale + 3)
     g = g.to(tl.float32) * tl.load(scale + 1) + tl.load(scale + 4)
     b = b.to(tl.float32) * tl.load(scale + 2) + tl.load(scale + 5)
     if ERASE != _NO_ERASING:
         top, left, tall, wide = tl.load(row + 1), tl.load(row + 2), tl.load(row + 3), tl.load(row + 4)
+        # A block whose rows the box does not touch skips the noise, which takes a logarithm and a cosine per value.
         if (first < top + tall) & (last >= top):
             inside = (y >= top) & (y < top + tall) & (x >= left) & (x < left + wide)
             new_r, new_g, new_b = tl.zeros_like(r), tl.zeros_like(r), tl.zeros_like(r)
@@ -92,22 +105,25 @@ def finish_kernel(
     MIX: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One block of BLOCK pixels of one sample a program; grid (blocks, B).
+    """Writes the finished pixels of a batch. Each program writes BLOCK pixels of one sample; the grid is (blocks, B).
 
     Args:
         images: uint8 (B, H, W, 3).
-        prepared: uint8 (N, 3, H, W), read in place of an image whose row or column has a slot from 0 on.
-        tables: uint8 (B, COLUMNS, 3, 256), new levels from `table_kernel`; not read without such operations.
-        draws: int32 (B, FIELDS + COLUMNS * COLUMN).
-        scale: float32 (6,), what levels are multiplied by and what is then added, for red, green and blue.
+        prepared: uint8 (N, 3, H, W), read instead of `images` where a row or column of draws has a slot >= 0.
+        tables: uint8 (B, COLUMNS, 3, 256), the new level for each level, from `table_kernel`. Not read where no
+            operation needs statistics.
+        draws: int32 (B, FIELDS + COLUMNS * COLUMN), laid out as in `sdpnet.pipelines.augment.fused.launch`.
+        scale: float32 (6,), the factors of red, green and blue levels, followed by the addends.
         out: (B, H, W, 3), float32, float16 or bfloat16.
-        fill: levels of what geometric operations leave uncovered: red + 256 green + 65,536 blue.
-        ERASE: index into `ERASE_MODES`, or -1.
+        fill: levels of pixels that geometric operations leave uncovered: red + 256 green + 65,536 blue.
+        COLUMNS: the number of operations per sample.
+        ERASE: index into `ERASE_MODES`, or -1 for no erasing.
+        MIX: whether samples are mixed with their partners.
     """
     sample, pixels = tl.program_id(1), height * width
     offset = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     first, last = tl.program_id(0) * BLOCK // width, (tl.program_id(0) * BLOCK + BLOCK - 1) // width
-    live = offset < pixels
+    mask = offset < pixels
     x, y = offset % width, offset // width
     row = draws + sample * (_FIELDS + COLUMNS * _COLUMN)
     if MIX:
@@ -115,7 +131,9 @@ def finish_kernel(
         top, left, tall, wide = tl.load(row + 10), tl.load(row + 11), tl.load(row + 12), tl.load(row + 13)
         inside = (y >= top) & (y < top + tall) & (x >= left) & (x < left + wide) & (kind == _CUTMIX)
         weight = tl.where(kind == _MIXUP, load_float(row + 9), tl.where(inside, 0.0, 1.0))
-        r, g, b = _finished(
+        # The partner's pixels are computed here a second time: the programs of a launch run in no defined order, so its
+        # finished pixels cannot be read from `out`. Pixels of weight 0 are not read.
+        r, g, b = _augmented(
             images,
             prepared,
             tables,
@@ -124,7 +142,7 @@ def finish_kernel(
             sample,
             x,
             y,
-            live & (weight != 0.0),
+            mask & (weight != 0.0),
             first,
             last,
             height,
@@ -135,7 +153,7 @@ def finish_kernel(
         )
         if (kind == _MIXUP) | ((kind == _CUTMIX) & (first < top + tall) & (last >= top)):
             other_row = draws + partner * (_FIELDS + COLUMNS * _COLUMN)
-            other_r, other_g, other_b = _finished(
+            other_r, other_g, other_b = _augmented(
                 images,
                 prepared,
                 tables,
@@ -144,7 +162,7 @@ def finish_kernel(
                 partner,
                 x,
                 y,
-                live & (weight != 1.0),
+                mask & (weight != 1.0),
                 first,
                 last,
                 height,
@@ -157,7 +175,7 @@ def finish_kernel(
             g = g * weight + other_g * (1.0 - weight)
             b = b * weight + other_b * (1.0 - weight)
     else:
-        r, g, b = _finished(
+        r, g, b = _augmented(
             images,
             prepared,
             tables,
@@ -166,7 +184,7 @@ def finish_kernel(
             sample,
             x,
             y,
-            live,
+            mask,
             first,
             last,
             height,
@@ -175,7 +193,7 @@ def finish_kernel(
             COLUMNS,
             ERASE,
         )
-    to = out + sample.to(tl.int64) * 3 * pixels + offset * 3
-    tl.store(to, r.to(out.dtype.element_ty), mask=live)
-    tl.store(to + 1, g.to(out.dtype.element_ty), mask=live)
-    tl.store(to + 2, b.to(out.dtype.element_ty), mask=live)
+    target = out + sample.to(tl.int64) * 3 * pixels + offset * 3
+    tl.store(target, r.to(out.dtype.element_ty), mask=mask)
+    tl.store(target + 1, g.to(out.dtype.element_ty), mask=mask)
+    tl.store(target + 2, b.to(out.dtype.element_ty), mask=mask)

@@ -1,13 +1,13 @@
-"""The device stage in Triton kernels; the reference does what they cannot do first.
+"""Launches the device stage's Triton kernels.
 
-    uint8 (B, H, W, 3) --(reference: the samples with a blur, up to it)--> prepared
-    images, prepared, draws --(column by column, the samples that need it: statistics, neighbours)--> tables, prepared
-    images, prepared, tables, draws --(one kernel: one read of each pixel that counts, one write)--> (B, 3, H, W)
+    uint8 (B, H, W, 3) --(reference: samples with a blur, up to and including it)--> prepared
+    images, prepared, draws --(column by column, samples that need it: statistics, neighbours)--> tables, prepared
+    images, prepared, tables, draws --(one kernel: one read per pixel, one write)--> (B, 3, H, W)
 
-The last kernel does operations on a pixel alone, and geometric ones to the nearest pixel: one pass of the batch. Before
-it, each operation that needs statistics (contrast, autocontrast, equalize) takes one more read of its sample, to count
-levels that are made into a table, and each that needs neighbours (sharpness, bilinear resampling) one more read and
-write of uint8. A blur runs in the reference, on its samples alone: one read and write for each column up to the last.
+The last kernel applies operations on single pixels and geometric operations to the nearest pixel, in one pass over the
+batch. Before it, each operation that needs statistics (contrast, autocontrast, equalize) reads its sample once more to
+count levels, and each operation that needs neighbours (sharpness, bilinear resampling) reads and writes its sample once
+more as uint8. The kernels have no blur: samples with one go through the PyTorch reference first, up to their last blur.
 """
 
 from __future__ import annotations
@@ -27,56 +27,67 @@ from sdpnet.pipelines.planning.policies import Operation
 
 __all__ = ["COLUMN", "FIELDS", "finish", "runs_on", "split_draws"]
 
-# A row of draws, int32: FIELDS values, then COLUMN values for each operation. A slot is where the image lies in
-# `prepared` before all operations or after this one; -1: nowhere.
+# One row of draws per sample, int32: FIELDS values, then COLUMN values for each operation. Floats are stored bit by
+# bit. The first slot is the index in `prepared` of the image before all operations, an operation's slot that of the
+# image after it; -1 means that `prepared` does not hold it.
 FIELDS = 14  # slot, erase box (4), erase key (low, high), mix kind, partner, lambda, mix box (4)
 COLUMN = 9  # operation, magnitude, slot, inverse affine matrix (6)
 
-_LEAST_CAPABILITY = (7, 5)  # Triton's own: below it, its compiler fails
-_BLOCK = 256  # pixels a program; compiled for 9.0 that takes 46 registers a thread, 69 with noise
-_COUNTED_BLOCK, _COUNTED_BLOCKS = 256, 32  # so that a program adds 256 counts for 8,192 pixels
+_MIN_CAPABILITY = (7, 5)  # the oldest that Triton supports: below it, its compiler fails
+_BLOCK = 256  # pixels per program; compiled for capability 9.0 that takes 46 registers a thread, 69 with noise
+_COUNT_BLOCK, _COUNT_BLOCKS = 256, 32  # a program adds 256 counts per channel for 8,192 pixels
 _STATISTICAL = (Operation.CONTRAST, Operation.AUTOCONTRAST, Operation.EQUALIZE)
 
 
 @functools.cache
 def runs_on(device: torch.device) -> bool:
-    """Whether the kernels can run there: NVIDIA GPUs of compute capability 7.5 or more, if Triton can be imported."""
-    return triton_support.runs_on(device, _LEAST_CAPABILITY, _kernels)
+    """Whether the kernels can run on a device: NVIDIA GPUs of compute capability 7.5 or more, with Triton installed."""
+    return triton_support.runs_on(device, _MIN_CAPABILITY, _kernels)
 
 
 @functools.cache
 def _kernels() -> Any:
-    """The modules of the kernels, last kernel first, or None without Triton."""
-    room = "sdpnet.pipelines.augment.fused"
-    return triton_support.import_kernels(f"{room}.finish", f"{room}.neighbours", f"{room}.statistics")
+    """The modules `finish`, `neighbours` and `statistics`, or None if Triton is not installed."""
+    package = "sdpnet.pipelines.augment.fused"
+    return triton_support.import_kernels(f"{package}.finish", f"{package}.neighbours", f"{package}.statistics")
 
 
 def split_draws(operations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 (B, K) -> what the reference must do first, and what the kernels do then; both (B, K), else IDENTITY."""
-    unable = operations == Operation.GAUSSIAN_BLUR
-    still_to_come = np.cumsum(unable[:, ::-1], axis=1)[:, ::-1] > 0  # this one or a later one
-    return np.where(still_to_come, operations, np.uint8(0)), np.where(still_to_come, np.uint8(0), operations)
+    """Splits operations, uint8 (B, K), into those that the reference applies first and those of the kernels.
+
+    Both results are (B, K), with IDENTITY in the places of the other one. The reference takes each sample's operations
+    up to its last blur, since the order of operations must stay.
+    """
+    unsupported = operations == Operation.GAUSSIAN_BLUR
+    not_yet_last = np.cumsum(unsupported[:, ::-1], axis=1)[:, ::-1] > 0  # this operation or a later one is a blur
+    return np.where(not_yet_last, operations, np.uint8(0)), np.where(not_yet_last, np.uint8(0), operations)
 
 
 def finish(
     images: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype, options: AugmentOptions, plan: BatchPlan | None
 ) -> torch.Tensor:
-    """Operations, normalisation, erasing and the pixels of MixUp and CutMix; the host does not wait for the device.
+    """Applies operations, normalises, erases, and mixes the pixels of MixUp and CutMix.
+
+    The host does not wait for the device.
 
     Args:
         images: uint8 (B, H, W, 3).
-        scale: float32 (6,) on the images' device: levels times the first three, plus the last three.
-        dtype: of the result; the arithmetic is float32.
-        plan: None only normalises.
+        scale: float32 (6,) on the images' device: the factors of red, green and blue levels, then the addends.
+        dtype: the result's dtype; the arithmetic is float32.
+        options: the augmentation's settings.
+        plan: the draws of the batch, or None to normalise only.
 
     Returns:
         (B, 3, H, W), channels_last.
     """
+    # All launches turn off the contraction of products and sums to FMA (`enable_fp_fusion=False`): a level that falls
+    # on the other side of a threshold would be carried on by the operations after it, and the reference rounds twice.
     (last, neighbours, statistics), images = _kernels(), images.contiguous()
     batch, height, width, _ = images.shape
     columns = plan.ops.shape[1] if plan is not None and options.randaugment.enabled else 0
-    draws_here = torch.zeros((batch, FIELDS + columns * COLUMN), dtype=torch.int32, pin_memory=images.is_cuda)
-    draws, then = draws_here.numpy(), np.zeros((batch, 0), np.uint8)
+    # All draws of the batch travel in one pinned tensor: one copy, for which the host does not wait.
+    draws_on_host = torch.zeros((batch, FIELDS + columns * COLUMN), dtype=torch.int32, pin_memory=images.is_cuda)
+    draws, kernel_ops = draws_on_host.numpy(), np.zeros((batch, 0), np.uint8)
     draws[:, 0] = -1
     prepared, erasing, mixing = images, -1, False
     if plan is not None:
@@ -89,42 +100,42 @@ def finish(
         draws[:, 9] = np.ascontiguousarray(plan.mix_lambdas).view(np.int32)
         draws[:, 10:14] = plan.mix_boxes
         if columns:
-            prepared, then = _prepare(images, plan, options, draws)
-    draws_there = draws_here.to(images.device, non_blocking=True)
+            prepared, kernel_ops = _prepare(images, plan, options, draws)
+    draws_on_device = draws_on_host.to(images.device, non_blocking=True)
     out = torch.empty((batch, 3, height, width), dtype=dtype, device=images.device, memory_format=torch.channels_last)
     red, green, blue = options.randaugment.fill
     fill = round(red) + 256 * round(green) + 65536 * round(blue)
-    tables, counted = images, np.isin(then, _STATISTICAL)  # tables are not read where nothing is counted
+    tables, counted = images, np.isin(kernel_ops, _STATISTICAL)  # where nothing is counted, tables are not read
     with torch.cuda.device_of(images):
         if counted.any():
             counts = torch.zeros((batch, columns, 3, 256), dtype=torch.int32, device=images.device)
             tables = torch.empty((batch, columns, 3, 256), dtype=torch.uint8, device=images.device)
         for column in range(columns):
             if counted[:, column].any():
-                statistics.count_kernel[(-(-height * width // (_COUNTED_BLOCK * _COUNTED_BLOCKS)), batch)](
+                statistics.count_kernel[(-(-height * width // (_COUNT_BLOCK * _COUNT_BLOCKS)), batch)](
                     images,
                     prepared,
                     tables,
-                    draws_there,
+                    draws_on_device,
                     counts,
                     column,
                     height,
                     width,
                     fill,
                     COLUMNS=columns,
-                    BLOCK=_COUNTED_BLOCK,
-                    BLOCKS=_COUNTED_BLOCKS,
+                    BLOCK=_COUNT_BLOCK,
+                    BLOCKS=_COUNT_BLOCKS,
                     enable_fp_fusion=False,
                 )
                 statistics.table_kernel[(3, batch)](
-                    draws_there, counts, tables, column, height * width, COLUMNS=columns, enable_fp_fusion=False
+                    draws_on_device, counts, tables, column, height * width, COLUMNS=columns, enable_fp_fusion=False
                 )
             if (draws[:, FIELDS + column * COLUMN + 2] >= 0).any():
                 neighbours.neighbour_kernel[(-(-height * width // _BLOCK), batch)](
                     images,
                     prepared,
                     tables,
-                    draws_there,
+                    draws_on_device,
                     column,
                     height,
                     width,
@@ -140,7 +151,7 @@ def finish(
             images,
             prepared,
             tables,
-            draws_there,
+            draws_on_device,
             scale,
             out,
             height,
@@ -158,36 +169,40 @@ def finish(
 def _prepare(
     images: torch.Tensor, plan: BatchPlan, options: AugmentOptions, draws: np.ndarray
 ) -> tuple[torch.Tensor, np.ndarray]:
-    """Writes slots and operations into `draws`; what lies in the slots, those of the kernels empty, and the kernels'
-    operations."""
+    """Writes slots and operations into `draws`, and runs the reference's part.
+
+    Returns:
+        the prepared images, uint8 (slots, 3, H, W), in which the kernels' slots are still empty, and the operations
+        that are left to the kernels, uint8 (B, K).
+    """
     height, width = images.shape[1:3]
     interpolation, fill = options.randaugment.interpolation, options.randaugment.fill
-    before, then = split_draws(plan.ops)
-    kept = then == Operation.SHARPNESS
+    reference_ops, kernel_ops = split_draws(plan.ops)
+    has_slot = kernel_ops == Operation.SHARPNESS
     if interpolation == "bilinear":
-        kept |= np.isin(then, GEOMETRIC)
-    rows = np.flatnonzero(before.any(axis=1))
+        has_slot |= np.isin(kernel_ops, GEOMETRIC)
+    rows = np.flatnonzero(reference_ops.any(axis=1))
     draws[rows, 0] = np.arange(len(rows))
     slots = len(rows)
-    for k in range(then.shape[1]):
+    for k in range(kernel_ops.shape[1]):
         column = draws[:, FIELDS + k * COLUMN :]
-        column[:, 0] = then[:, k]
+        column[:, 0] = kernel_ops[:, k]
         column[:, 1] = np.ascontiguousarray(plan.magnitudes[:, k]).view(np.int32)
-        column[:, 2] = np.where(kept[:, k], slots + np.cumsum(kept[:, k]) - 1, -1)
-        slots += int(kept[:, k].sum())
-        moved = np.isin(then[:, k], GEOMETRIC)
-        matrices = affine_matrices(then[moved, k], plan.magnitudes[moved, k], height, width)
+        column[:, 2] = np.where(has_slot[:, k], slots + np.cumsum(has_slot[:, k]) - 1, -1)
+        slots += int(has_slot[:, k].sum())
+        moved = np.isin(kernel_ops[:, k], GEOMETRIC)
+        matrices = affine_matrices(kernel_ops[moved, k], plan.magnitudes[moved, k], height, width)
         column[moved, 3:9] = matrices.reshape(-1, 6).view(np.int32)
     if not slots:
-        return images, then
+        return images, kernel_ops
     prepared = torch.empty((slots, 3, height, width), dtype=torch.uint8, device=images.device)
     if len(rows):
-        there = torch.from_numpy(rows).to(images.device, non_blocking=True)
+        rows_on_device = torch.from_numpy(rows).to(images.device, non_blocking=True)
         prepared[: len(rows)] = apply_operations(
-            images.index_select(0, there).permute(0, 3, 1, 2),
-            before[rows],
+            images.index_select(0, rows_on_device).permute(0, 3, 1, 2),
+            reference_ops[rows],
             plan.magnitudes[rows],
             interpolation=interpolation,
             fill=fill,
         )
-    return prepared, then
+    return prepared, kernel_ops

@@ -1,6 +1,9 @@
-"""A pixel's levels after the operations on its image, in Triton: for the kernels that finish images or count levels.
+"""Computes a pixel's levels after the operations on its image, in Triton; used by all kernels of the device stage.
 
-row of draws, (x, y) --(backwards through the columns)--> uint8 pixels --(forwards through the operations)--> levels
+    row of draws, (x, y) --(backwards through the columns)--> uint8 pixels --(forwards through the operations)--> levels
+
+A column of draws holds the operation that each sample drew at one position of its sequence. Geometric operations move
+to the nearest pixel, so each output pixel has exactly one source pixel, however many of them follow each other.
 """
 
 from __future__ import annotations
@@ -27,33 +30,38 @@ _AUTOCONTRAST, _EQUALIZE = tl.constexpr(int(Operation.AUTOCONTRAST)), tl.constex
 
 @triton.jit
 def load_float(row):
+    """A float32 value that the int32 row of draws stores bit by bit."""
     return tl.load(row).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def to_even(x):
-    """The nearest whole number, ties to even, of |x| < 2^22: adding 1.5 * 2^23 leaves float32 no fraction."""
+    """The whole number nearest to x, ties to even, for |x| < 2^22."""
+    # The sum lies between 2^23 and 2^24, where float32 holds whole numbers only: the addition itself rounds.
     return (x + 12582912.0) - 12582912.0
 
 
 @triton.jit
 def clamp_level(x):
+    """Float levels limited to [0, 255] and truncated to int32."""
     return tl.minimum(tl.maximum(x, 0.0), 255.0).to(tl.int32)
 
 
 @triton.jit
 def grey_level(r, g, b):
+    """Grey levels int32, in integers, so that every device gives the same ones (see `reference.filters`)."""
     return (r * _GREY_RED + g * _GREY_GREEN + b * _GREY_BLUE + _GREY_ADDEND) >> _GREY_SHIFT
 
 
 @triton.jit
 def blend_level(v, grey, factor, weight):
+    """Levels `v` times `factor` plus `grey` times `weight`; each product and the sum are rounded separately."""
     return clamp_level(v.to(tl.float32) * factor + grey * weight)
 
 
 @triton.jit
 def source_of(column, x, y, height, width):
-    """Where one column's geometric operation takes the pixels at (x, y) from: column and row, float32."""
+    """The source coordinates (column, row), float32, of the pixels at (x, y) under one column's geometric operation."""
     from_x = x.to(tl.float32) - (width - 1) * 0.5
     from_y = y.to(tl.float32) - (height - 1) * 0.5
     to_x = from_x * load_float(column + 3) + from_y * load_float(column + 4) + load_float(column + 5)
@@ -63,9 +71,12 @@ def source_of(column, x, y, height, width):
 
 @triton.jit
 def _backwards(row, x, y, first, end, height, width, COLUMNS: tl.constexpr):
-    """Where the pixels at (x, y) after column `end` - 1 were before column `first`, and the last column that found
-    nothing there but the fill, or -1."""
-    born = tl.zeros_like(x) - 1
+    """Follows the pixels at (x, y) back from after column `end` - 1 to before column `first`.
+
+    Returns:
+        their source coordinates x and y, and the last column that filled the pixel from outside the image, or -1.
+    """
+    fill_column = tl.zeros_like(x) - 1
     for i in tl.static_range(COLUMNS):
         column = row + _FIELDS + (COLUMNS - 1 - i) * _COLUMN
         operation = tl.load(column)
@@ -74,14 +85,16 @@ def _backwards(row, x, y, first, end, height, width, COLUMNS: tl.constexpr):
             to_x, to_y = source_of(column, x, y, height, width)
             to_x, to_y = to_even(to_x), to_even(to_y)
             outside = (to_x < 0) | (to_x >= width) | (to_y < 0) | (to_y >= height)
-            born = tl.where((born < 0) & outside, COLUMNS - 1 - i, born)
+            fill_column = tl.where((fill_column < 0) & outside, COLUMNS - 1 - i, fill_column)
             x = tl.where(outside, 0, to_x).to(tl.int32)
             y = tl.where(outside, 0, to_y).to(tl.int32)
-    return x, y, born
+    return x, y, fill_column
 
 
 @triton.jit
 def _read(images, prepared, slot, sample, x, y, wanted, height, width):
+    """Levels int32 (r, g, b) at (x, y), from `prepared` if there is a slot and from `images` otherwise."""
+    # Offsets of samples and slots are int64: a large batch has more than 2^31 bytes.
     plane = height * width
     if slot >= 0:
         planar = prepared + slot.to(tl.int64) * 3 * plane + y * width + x
@@ -97,8 +110,11 @@ def _read(images, prepared, slot, sample, x, y, wanted, height, width):
 
 
 @triton.jit
-def _forwards(row, tables, sample, r, g, b, born, first, end, fill, COLUMNS: tl.constexpr):
-    """Levels through the operations of columns `first` to `end` - 1, or from that of the fill they were `born` in."""
+def _forwards(row, tables, sample, r, g, b, fill_column, first, end, fill, COLUMNS: tl.constexpr):
+    """Applies the operations of columns `first` to `end` - 1 to levels.
+
+    A pixel that column `fill_column` filled begins with the fill's levels after that column.
+    """
     for k in tl.static_range(COLUMNS):
         operation = tl.where((k >= first) & (k < end), tl.load(row + _FIELDS + k * _COLUMN), 0)
         magnitude = load_float(row + _FIELDS + k * _COLUMN + 1)
@@ -134,26 +150,29 @@ def _forwards(row, tables, sample, r, g, b, born, first, end, fill, COLUMNS: tl.
             r = tl.load(table + r).to(tl.int32)
             g = tl.load(table + 256 + g).to(tl.int32)
             b = tl.load(table + 512 + b).to(tl.int32)
-        r = tl.where(born == k, fill & 255, r)
-        g = tl.where(born == k, (fill >> 8) & 255, g)
-        b = tl.where(born == k, fill >> 16, b)
+        r = tl.where(fill_column == k, fill & 255, r)
+        g = tl.where(fill_column == k, (fill >> 8) & 255, g)
+        b = tl.where(fill_column == k, fill >> 16, b)
     return r, g, b
 
 
 @triton.jit
 def operate(images, prepared, tables, row, sample, x, y, wanted, end, height, width, fill, COLUMNS: tl.constexpr):
-    """Levels int32 (r, g, b) of one sample at (x, y) after its first `end` columns; any where not wanted.
+    """Levels int32 (r, g, b) of one sample at (x, y) after its first `end` columns.
 
     Args:
-        prepared: uint8 (N, 3, H, W), with the image after the last of these columns that has a slot, or before all of
-            them if the row has one.
-        tables: uint8 (B, COLUMNS, 3, 256), each level's new level, for operations that need statistics.
-        (the others as `finish_kernel`'s)
+        prepared: uint8 (N, 3, H, W). It holds the image after the last of these columns that has a slot, or the image
+            before all of them if the row itself has a slot.
+        tables: uint8 (B, COLUMNS, 3, 256), the new level for each level, for operations that need statistics.
+        row: the sample's row of draws.
+        wanted: which pixels are needed; the results of the others are undefined.
+
+    The other arguments are those of `finish_kernel`.
     """
     first, slot = 0, tl.load(row)
     for k in tl.static_range(COLUMNS):
         kept = tl.where(k < end, tl.load(row + _FIELDS + k * _COLUMN + 2), -1)
         first, slot = tl.where(kept >= 0, k + 1, first), tl.where(kept >= 0, kept, slot)
-    x, y, born = _backwards(row, x, y, first, end, height, width, COLUMNS)
-    r, g, b = _read(images, prepared, slot, sample, x, y, wanted & (born < 0), height, width)
-    return _forwards(row, tables, sample, r, g, b, born, first, end, fill, COLUMNS)
+    x, y, fill_column = _backwards(row, x, y, first, end, height, width, COLUMNS)
+    r, g, b = _read(images, prepared, slot, sample, x, y, wanted & (fill_column < 0), height, width)
+    return _forwards(row, tables, sample, r, g, b, fill_column, first, end, fill, COLUMNS)

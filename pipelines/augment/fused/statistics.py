@@ -1,8 +1,8 @@
-"""New levels for operations that need statistics of an image, in Triton: histograms, then a table for each channel.
+"""Contrast, autocontrast and equalize in Triton: counts an image's levels, then makes a table of new levels from them.
 
     row of draws + the image as it is before column k --(count_kernel)--> counts --(table_kernel)--> tables of column k
 
-Counts are integers: in whatever order they are added, each table is the same.
+Counts are integers, so the order in which programs add them does not change the tables.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ _CONTRAST, _AUTOCONTRAST = tl.constexpr(int(Operation.CONTRAST)), tl.constexpr(i
 _EQUALIZE = tl.constexpr(int(Operation.EQUALIZE))
 
 
+# A program counts BLOCKS blocks in registers before it adds the counts to memory: 256 atomic additions per channel for
+# all of its pixels. Counting 512 pixels at once instead of 256 took 109 registers a thread instead of 56, and 1,024
+# took 195 (records/LOG.md, with an earlier kernel).
 @triton.jit(do_not_specialize=["column"])
 def count_kernel(
     images,
@@ -36,14 +39,15 @@ def count_kernel(
     BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
-    """Counts the levels before one column, of the samples with such an operation there; grid (programs, B).
+    """Counts the levels of the samples whose operation in one column needs statistics. The grid is (programs, B).
 
     Args:
-        tables: uint8 (B, COLUMNS, 3, 256), filled in for the columns before.
-        counts: int32 (B, COLUMNS, 3, 256), zeros; contrast's are those of grey levels, in the first channel.
-        column: the number of columns before it.
-        BLOCKS: of BLOCK pixels each, one after the other, for each program.
-        (the others as `finish_kernel`'s)
+        tables: uint8 (B, COLUMNS, 3, 256), filled in for the columns before this one.
+        counts: int32 (B, COLUMNS, 3, 256), zeros on entry. For contrast, channel 0 counts grey levels.
+        column: index of the column; the image is counted as it is before that column.
+        BLOCKS: the number of blocks of BLOCK pixels that each program counts.
+
+    The other arguments are those of `finish_kernel`.
     """
     sample, pixels = tl.program_id(1), height * width
     row = draws + sample * (_FIELDS + COLUMNS * _COLUMN)
@@ -54,15 +58,15 @@ def count_kernel(
         first = tl.program_id(0) * BLOCKS
         for n in range(first, tl.minimum(first + BLOCKS, tl.cdiv(pixels, BLOCK))):
             offset = n * BLOCK + tl.arange(0, BLOCK)
-            live = offset < pixels
+            mask = offset < pixels
             x, y = offset % width, offset // width
-            r, g, b = operate(images, prepared, tables, row, sample, x, y, live, column, height, width, fill, COLUMNS)
+            r, g, b = operate(images, prepared, tables, row, sample, x, y, mask, column, height, width, fill, COLUMNS)
             if operation == _CONTRAST:
-                counts_r += tl.histogram(grey_level(r, g, b), 256, mask=live)
+                counts_r += tl.histogram(grey_level(r, g, b), 256, mask=mask)
             else:
-                counts_r += tl.histogram(r, 256, mask=live)
-                counts_g += tl.histogram(g, 256, mask=live)
-                counts_b += tl.histogram(b, 256, mask=live)
+                counts_r += tl.histogram(r, 256, mask=mask)
+                counts_g += tl.histogram(g, 256, mask=mask)
+                counts_b += tl.histogram(b, 256, mask=mask)
         to = counts + (sample * COLUMNS + column) * 768 + levels
         tl.atomic_add(to, counts_r, mask=counts_r > 0, sem="relaxed")
         tl.atomic_add(to + 256, counts_g, mask=counts_g > 0, sem="relaxed")
@@ -71,29 +75,32 @@ def count_kernel(
 
 @triton.jit(do_not_specialize=["column"])
 def table_kernel(draws, counts, tables, column, pixels, COLUMNS: tl.constexpr):
-    """One channel's new levels, from one column's counts, by `sdpnet.pipelines.augment.reference.levels`' arithmetic;
-    grid (3, B)."""
+    """Makes the tables of new levels for one column, from its counts. The grid is (3, B), one program per channel.
+
+    The arithmetic is that of `sdpnet.pipelines.augment.reference.levels`, with the same roundings: divisions are
+    correctly rounded (`div_rn`), and the sum for contrast is int64, since 255 times the pixels may exceed int32.
+    """
     channel, sample = tl.program_id(0), tl.program_id(1)
-    place = draws + sample * (_FIELDS + COLUMNS * _COLUMN) + _FIELDS + column * _COLUMN
-    operation, magnitude = tl.load(place), load_float(place + 1)
+    entry = draws + sample * (_FIELDS + COLUMNS * _COLUMN) + _FIELDS + column * _COLUMN
+    operation, magnitude = tl.load(entry), load_float(entry + 1)
     level = tl.arange(0, 256)
-    of_image = (sample * COLUMNS + column) * 768
-    of_channel = of_image + channel * 256 + level
+    image_offset = (sample * COLUMNS + column) * 768
+    channel_offset = image_offset + channel * 256 + level
     if operation == _CONTRAST:
-        total = tl.sum(tl.load(counts + of_image + level).to(tl.int64) * level)
+        total = tl.sum(tl.load(counts + image_offset + level).to(tl.int64) * level)
         mean = tl.div_rn(total.to(tl.float32), pixels * 1.0)
-        tl.store(tables + of_channel, blend_level(level, mean, 1.0 + magnitude, -magnitude).to(tl.uint8))
+        tl.store(tables + channel_offset, blend_level(level, mean, 1.0 + magnitude, -magnitude).to(tl.uint8))
     if operation == _AUTOCONTRAST:
-        count = tl.load(counts + of_channel)
+        count = tl.load(counts + channel_offset)
         low = tl.min(tl.where(count > 0, level, 255))
         high = tl.max(tl.where(count > 0, level, 0))
         scale = (high - low).to(tl.float32) * 0.00392156862745098  # 1 / 255
         stretched = tl.div_rn((level - low).to(tl.float32), tl.where(high > low, scale, 1.0))
-        tl.store(tables + of_channel, tl.where(high > low, clamp_level(stretched), level).to(tl.uint8))
+        tl.store(tables + channel_offset, tl.where(high > low, clamp_level(stretched), level).to(tl.uint8))
     if operation == _EQUALIZE:
-        count = tl.load(counts + of_channel)
+        count = tl.load(counts + channel_offset)
         highest = tl.max(tl.where(count > 0, level, 0))
         step = (pixels - tl.sum(tl.where(level == highest, count, 0))) // 255
         below = tl.cumsum(count) - count
         spread = tl.minimum((below + step // 2) // tl.maximum(step, 1), 255)
-        tl.store(tables + of_channel, tl.where(step > 0, spread, level).to(tl.uint8))
+        tl.store(tables + channel_offset, tl.where(step > 0, spread, level).to(tl.uint8))

@@ -1,3 +1,3 @@
-"""The device stage's operations in PyTorch: what every other implementation is compared with."""
+"""The device stage's operations in PyTorch, the reference for every other implementation."""
 
 __all__ = ["box_masks", "filters", "geometry", "mix", "noise", "operations"]

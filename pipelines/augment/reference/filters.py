@@ -1,8 +1,8 @@
 """Operations that read several values for each one they write: other channels (grey, colour) or neighbouring pixels.
 
-Results are the same on every CPU and GPU: the arithmetic is either on integers, or float32 in which each product and
-each sum is an operation of its own. Operations that do both at once (`addcmul`, `add` with `alpha`) round once or
-twice, depending on the processor and on how torch was compiled, so they are not used on floats here.
+The results are the same on every CPU and GPU. The arithmetic uses integers, or float32 where each product and each sum
+is a separate operation. Operations that multiply and add at once (`addcmul`, `add` with `alpha`) round once or twice,
+depending on the processor and on how torch was compiled, so they are not used on floats here.
 """
 
 from __future__ import annotations
@@ -14,22 +14,28 @@ from sdpnet.pipelines.planning.policies import Operation
 
 __all__ = ["FILTERS", "GREY_ADDEND", "GREY_SHIFT", "GREY_WEIGHTS", "IN_CACHE", "grey_levels", "to_levels"]
 
-IN_CACHE = 2  # images: what makes tens of passes over floats is three times as fast on a CPU for so few at once
+# Blur and bilinear resampling make tens of passes over floats, which have to stay in a CPU's second-level cache: two
+# images at once were 3 times as fast as sixteen (records/LOG.md).
+IN_CACHE = 2  # images
 _BLUR_RADIUS = 6  # pixels: three standard deviations of the widest blur
 
-# ITU-R 601's weights of red, green and blue as torchvision has them (0.2989, 0.587, 0.114), times 2^23. The exact sum
-# is a multiple of 1/10000, and the integer sum is less than 80 / 2^23 below it and less than 45 / 2^23 above it: with
-# an addend of 400 the bits from 23 on are the exact sum's whole part for all 2^24 colours, and no sum exceeds int32.
+# Grey levels are truncated, so a sum that is off by the last bit would change a level. The weights are those of
+# torchvision (0.2989, 0.587, 0.114; ITU-R 601), times 2^23. The exact sum is a multiple of 1/10000, and the integer sum
+# is less than 80 / 2^23 below it and less than 45 / 2^23 above it. With an addend of 400, the bits from 23 on are the
+# whole part of the exact sum for all 2^24 colours, and no sum exceeds int32.
 GREY_WEIGHTS, GREY_ADDEND, GREY_SHIFT = (2507355, 4924113, 956301), 400, 23
 
 
 def to_levels(values: torch.Tensor) -> torch.Tensor:
-    """Floats from 0 to 255, cut off: uint8. By way of int16, a quarter of the time of the direct way on a CPU."""
+    """Truncates floats from 0 to 255 to uint8, through int16: a quarter of the direct conversion's time on a CPU."""
     return values.to(torch.int16).to(torch.uint8)
 
 
 def grey_levels(images: torch.Tensor) -> torch.Tensor:
-    """uint8 (B, 3, H, W) -> int32 (B, 1, H, W): the whole part of 0.2989 red + 0.587 green + 0.114 blue, exactly."""
+    """Grey levels, int32 (B, 1, H, W), of images, uint8 (B, 3, H, W).
+
+    They are exactly the whole part of 0.2989 red + 0.587 green + 0.114 blue.
+    """
     red, green, blue = (
         plane.mul_(weight) for plane, weight in zip(images.to(torch.int32).unbind(1), GREY_WEIGHTS, strict=True)
     )
@@ -47,11 +53,14 @@ def colour(images: torch.Tensor, magnitudes: torch.Tensor) -> torch.Tensor:
 
 
 def sharpness(images: torch.Tensor, magnitudes: torch.Tensor) -> torch.Tensor:
-    """Away from, or towards, the mean over 3 x 3 pixels with the middle counted five times; borders stay."""
+    """Moves each level away from or towards the mean of its 3 x 3 pixels, in which the middle one counts five times.
+
+    Border pixels do not change.
+    """
     height, width = images.shape[2:]
     if height <= 2 or width <= 2:
         return images
-    rows = images.flatten(2).to(torch.int16)  # lines end to end: what is summed across their ends is a border pixel
+    rows = images.flatten(2).to(torch.int16)  # lines end to end: sums across a line's end fall on border pixels
     columns = rows[..., :-2] + rows[..., 1:-1]
     columns.add_(rows[..., 2:])
     total = rows[..., width + 1 : -width - 1] * 4
@@ -68,7 +77,10 @@ def sharpness(images: torch.Tensor, magnitudes: torch.Tensor) -> torch.Tensor:
 
 
 def gaussian_blur(images: torch.Tensor, magnitudes: torch.Tensor) -> torch.Tensor:
-    """Standard deviations (B,) in pixels; 13 x 13 pixels, separated, reflected at borders (images of 7 or more)."""
+    """Blurs with separable Gaussian filters of 13 x 13 pixels. Images must have at least 7 pixels a side.
+
+    The magnitudes (B,) are standard deviations in pixels. Pixels beyond the borders are reflected.
+    """
     if images.device.type == "cpu" and len(images) > IN_CACHE:
         parts = zip(images.split(IN_CACHE), magnitudes.split(IN_CACHE), strict=True)
         return torch.cat([gaussian_blur(*part) for part in parts])

@@ -1,8 +1,8 @@
-"""Operations whose result at a pixel depends on its own level alone, given its channel's or image's statistics.
+"""Operations whose result at a pixel depends only on its own level and on statistics of its channel or image.
 
-Float32 where torchvision's functions use it, else integers, and the same results on every CPU and GPU (see `filters`).
-On a CPU a table of 256 levels and torch's look-up take twice the time of brightness by arithmetic, and 3 to 19 times
-that of what needs integers alone (records/LOG.md); only equalize needs one.
+They use float32 where torchvision's functions do, and integers otherwise; results are the same on every CPU and GPU
+(see `filters`). Only equalize looks levels up in a table: on a CPU, a look-up takes twice the time of brightness by
+arithmetic, and 3 to 19 times that of the operations on integers (records/LOG.md).
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def brightness(images: torch.Tensor, magnitudes: torch.Tensor) -> torch.Tensor:
 def contrast(images: torch.Tensor, magnitudes: torch.Tensor) -> torch.Tensor:
     grey = grey_levels(images).flatten(1)
     totals = _per_sample(grey.sum(1)).float()
-    means = totals / torch.full_like(totals, grey.shape[1])  # a GPU would multiply by a number's reciprocal
+    # Divided by a tensor, because a GPU would multiply by the reciprocal of a plain number instead.
+    means = totals / torch.full_like(totals, grey.shape[1])
     factors = _per_sample(1.0 + magnitudes)
     return to_levels(images.float().mul_(factors.float()).add_(means * (1.0 - factors).float()).clamp_(0, 255))
 
@@ -38,12 +39,12 @@ def posterize(images: torch.Tensor, magnitudes: torch.Tensor) -> torch.Tensor:
 
 def solarize(images: torch.Tensor, magnitudes: torch.Tensor) -> torch.Tensor:
     below = _per_sample(magnitudes).ceil().to(torch.int16) - 1
-    changed = (below - images) >> 15  # -1, all bits, where a level is higher, else 0
+    changed = (below - images) >> 15  # -1, all bits set, where a level is higher, else 0
     return changed.to(torch.uint8).bitwise_xor_(images)
 
 
 def solarize_add(images: torch.Tensor, magnitudes: torch.Tensor) -> torch.Tensor:
-    dark = (images.to(torch.int16) - 128) >> 15  # -1, all bits, or 0
+    dark = (images.to(torch.int16) - 128) >> 15  # -1, all bits set, where a level is dark, else 0
     return dark.bitwise_and_(_per_sample(magnitudes).to(torch.int16)).to(torch.uint8).add_(images)
 
 
@@ -60,8 +61,8 @@ def autocontrast(images: torch.Tensor, magnitudes: torch.Tensor) -> torch.Tensor
 
 
 def _histograms(flat: torch.Tensor) -> torch.Tensor:
-    """uint8 (B, C, N) -> int32 (B, C, 256)."""
-    if flat.device.type == "cpu":  # one by one, which takes a fifth of scatter_add_'s time there
+    """Counts levels: int32 (B, C, 256) from uint8 (B, C, N)."""
+    if flat.device.type == "cpu":  # channel by channel, which takes a fifth of scatter_add_'s time on a CPU
         channels = [torch.bincount(channel, minlength=256) for channel in flat.flatten(0, 1)]
         return torch.stack(channels).int().view(*flat.shape[:2], 256)
     index = flat.long()
@@ -70,7 +71,10 @@ def _histograms(flat: torch.Tensor) -> torch.Tensor:
 
 
 def equalize(images: torch.Tensor, magnitudes: torch.Tensor) -> torch.Tensor:
-    """Pillow's `ImageOps.equalize` in integers; a channel with under 255 pixels below its highest level stays."""
+    """Equalizes histograms as Pillow's `ImageOps.equalize` does, in integers.
+
+    A channel with fewer than 255 pixels below its highest level does not change.
+    """
     flat = images.flatten(2)
     index, counts = flat.long(), _histograms(flat)
     highest = flat.amax(2, keepdim=True).long()

@@ -17,31 +17,40 @@ def mix(
     lambdas: torch.Tensor,
     boxes: torch.Tensor,
 ) -> torch.Tensor:
-    """Mixes every image with its partner's; the targets: `mix_targets`.
+    """Mixes every image with its partner. `mix_targets` mixes the targets.
 
     Args:
-        images: float (B, C, H, W).
-        partners: float (B, C, H, W), the image that is mixed into each.
-        kinds: uint8 (B,), `sdpnet.pipelines.plan.MIX_*`.
+        images: float (B, C, H, W). Changed in place.
+        partners: float (B, C, H, W), the image that is mixed into each. Overwritten.
+        kinds: uint8 (B,), one of `sdpnet.pipelines.plan.MIX_*`.
         lambdas: float32 (B,), the image's own weight in MixUp.
         boxes: int32 (B, 4), CutMix's region (top, left, height, width), whose pixels come from the partner.
 
     Returns:
-        images; they and `partners` are written to.
+        `images`.
     """
     own = torch.where(kinds == MIX_MIXUP, lambdas, 1.0).view(-1, 1, 1, 1)
-    cut = boxes * (kinds == MIX_CUTMIX).view(-1, 1)  # no height, no box
+    cut = boxes * (kinds == MIX_CUTMIX).view(-1, 1)  # a box of height 0 covers nothing
     weights = outside_boxes(cut, *images.shape[2:]).mul_(own).to(images.dtype)
     return images.mul_(weights).add_(partners.mul_(weights.neg_().add_(1)))
 
 
 def mix_targets(targets: torch.Tensor, partners: torch.Tensor, lambdas: torch.Tensor) -> torch.Tensor:
-    """Targets float (B, num_classes) mixed with their partners', with each sample's own weight (B,)."""
+    """Mixes targets, float (B, num_classes), with those of their partners.
+
+    Args:
+        targets: float (B, num_classes).
+        partners: int64 (B,), the index of each sample's partner.
+        lambdas: float32 (B,), the weight of the sample's own target.
+    """
     own = lambdas.view(-1, 1).to(targets.dtype)
     return targets * own + targets[partners] * (1 - own)
 
 
 def soft_targets(labels: torch.Tensor, num_classes: int, smoothing: float) -> torch.Tensor:
-    """Labels int64 (B,) -> float32 (B, num_classes), smoothed as in Szegedy et al., 2016 and torch's loss."""
+    """Turns labels, int64 (B,), into targets, float32 (B, num_classes).
+
+    `smoothing` is label smoothing as in Szegedy et al., 2016, and in `torch.nn.CrossEntropyLoss`.
+    """
     targets = torch.full((len(labels), num_classes), smoothing / num_classes, device=labels.device)
     return targets.scatter_(1, labels.view(-1, 1), 1 - smoothing + smoothing / num_classes)

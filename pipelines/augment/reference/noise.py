@@ -1,4 +1,4 @@
-"""Normal noise on the device from counters: a function of a sample's key and a position, on any device."""
+"""Counter-based normal noise: each value is a function of a sample's key and a position, on any device."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ __all__ = ["counter_hashes", "normal_noise"]
 
 
 def _signed(x: int) -> int:
+    """The int64 with the same bits as the uint64 x."""
     return x - (1 << 64) if x >= 1 << 63 else x
 
 
@@ -17,11 +18,12 @@ _GAMMA, _FIRST, _SECOND = map(_signed, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 
 
 
 def counter_hashes(keys: torch.Tensor, count: int) -> torch.Tensor:
-    """int64 (B, count): outputs 0, 1, ... of SplitMix64 from each key, int64 (B,); integers alone, equal on any device.
+    """Outputs 0, 1, ..., count - 1 of SplitMix64 from each key: int64 (B, count) from int64 (B,).
 
-    The generator of `sdpnet.pipelines.planning.draws`; int64 products wrap around as uint64 ones do, and right shifts
-    are masked.
+    This is the generator of `sdpnet.pipelines.planning.draws`. It uses integers only and is equal on every device.
     """
+    # torch supports few operations on uint64. int64 products wrap around to the same bits; a right shift copies the
+    # sign bit, which the masks clear.
     positions = torch.arange(1, count + 1, device=keys.device)
     x = keys.view(-1, 1) + positions * _GAMMA
     x = (x ^ (x >> 30 & (1 << 34) - 1)) * _FIRST
@@ -30,7 +32,7 @@ def counter_hashes(keys: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def normal_noise(keys: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """float32 (B, *shape), standard normal (Box & Muller, 1958), from the keys int64 (B,) of B samples.
+    """Standard normal noise (Box & Muller, 1958), float32 (B, *shape), from the keys, int64 (B,), of B samples.
 
     Devices agree up to the last bits of their logarithm and cosine.
     """

@@ -1,10 +1,10 @@
-"""The plan's operations on a batch: for each kind that occurs, on the samples that drew it, all at once.
+"""Applies the plan's operations to a batch: each kind of operation runs once, on all samples that drew it.
 
     uint8 (B, 3, H, W) --(column 0 of the draws)--> ... --(column K - 1)--> uint8 (B, 3, H, W)
 
-Planes, not interleaved pixels: grey levels, histograms and neighbourhoods then read contiguous memory. Which samples
-drew what is known on the host, from the plan, so nothing waits for the device. Two geometric operations in turn stay
-two passes: rounding twice to the nearest pixel is not rounding once.
+Images are planes, not interleaved pixels, so that grey levels, histograms and neighbourhoods read contiguous memory.
+The host knows from the plan which samples drew what, so nothing waits for the device. Two geometric operations that
+follow each other stay two passes, because rounding twice to the nearest pixel differs from rounding once.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ from sdpnet.pipelines.planning.policies import Operation
 
 __all__ = ["apply_operations", "pieces"]
 
-_PIECE = 16  # images that a CPU works on at once: they stay in its cache, and malloc keeps the memory
+_PIECE = 16  # images that a CPU works on at once: they stay in its cache, and malloc reuses their memory
 
 _BY_LEVEL_OR_NEIGHBOURS = {**LEVELS, **FILTERS}
 
 
 def pieces(count: int, size: int, device: torch.device) -> list[np.ndarray]:
-    """The numbers from 0 to `count` - 1 in runs, int64, of what is worked on at once: a CPU `size`, a GPU all."""
+    """Splits the indices 0 to `count` - 1 into int64 arrays of what is processed at once.
+
+    On a CPU that is `size` indices, on a GPU all of them.
+    """
     step = size if device.type == "cpu" else max(count, 1)
     return [np.arange(start, min(start + step, count)) for start in range(0, count, step)]
 
@@ -41,11 +44,11 @@ def apply_operations(
     """Applies each sample's operations in order, as `torchvision.transforms.v2.functional` would one by one.
 
     Args:
-        images: uint8 (B, 3, H, W), RGB, of any strides; left as they are.
-        operations: uint8 (B, K) of `sdpnet.pipelines.planning.policies.Operation`.
+        images: uint8 (B, 3, H, W), RGB, of any strides; not changed.
+        operations: uint8 (B, K), numbers of `sdpnet.pipelines.planning.policies.Operation`.
         magnitudes: float32 (B, K), in each operation's unit.
-        interpolation: "nearest" or "bilinear", of the geometric operations.
-        fill: RGB levels, 0 to 255, of what these leave uncovered.
+        interpolation: "nearest" or "bilinear", for the geometric operations.
+        fill: RGB levels, 0 to 255, of pixels that the geometric operations leave uncovered.
 
     Returns:
         uint8 (B, 3, H, W), contiguous.
@@ -84,6 +87,7 @@ def _apply(
                 parts.append(drawn)
                 values = send(strengths[drawn].astype(np.float64))
                 changed.append(function(images.index_select(0, send(drawn)), values))
-        # Back in order by whole images: writing into rows of uint8 (index_copy_) took 10 times as long on a CPU.
+        # The parts are joined and put back in order by whole images, because writing into rows of uint8 (index_copy_)
+        # took 10 times as long on a CPU.
         images = torch.cat(changed).index_select(0, send(np.argsort(np.concatenate(parts))))
     return images
