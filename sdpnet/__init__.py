@@ -3,8 +3,8 @@
 import os as _os
 
 if not _os.path.isdir(_os.path.join(__path__[0], "pipelines")):
-    # In a checkout, links in this folder lead to the folders beside it. A .zip file of a checkout, which torch.hub
-    # downloads, is unpacked without its links but still has the folders.
+    # In a checkout, symbolic links in this folder point to pipelines/, preprocess/ and configs/ beside it. torch.hub
+    # downloads a .zip file of a checkout, and unpacking it loses the links, but the folders are still there.
     __path__.append(_os.path.dirname(__path__[0]))
 
 from sdpnet.pipelines.startup import end_on_interrupt as _end_on_interrupt

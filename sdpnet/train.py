@@ -27,7 +27,7 @@ def train(
     processes: Processes,
     require_own: Callable[[], object] = lambda: None,
 ) -> int:
-    """Trains as `config` says and leaves the run in `out`.
+    """Trains as `config` says and writes the run to `out`.
 
     Args:
         out: the run's directory, which the main process holds; `require_own` is that of its `RunDirectory`.

@@ -28,26 +28,30 @@ CLASSES = ("ant", "bee", "cow")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Gives each of pytest-xdist's workers its share of the cores: threads beyond them spin while they wait. The number
-    is explicit, so that no run of a test depends on the load. GPUs are hidden, unless `-m gpu` asks for their tests:
-    trainings would otherwise run there, compiled for a minute each, and not come to a CPU's golden losses."""
+    """Sets the number of threads, hides GPUs and restores the handling of signals.
+
+    Each of pytest-xdist's workers gets its share of the cores, because surplus threads spin while they wait. The number
+    is explicit, so that no test depends on the load. GPUs are hidden unless `-m gpu` selects their tests: trainings
+    would otherwise run there, compile for a minute each, and not reproduce the golden losses of a CPU.
+    """
     if "gpu" not in config.option.markexpr:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for the processes that tests start, too
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # on machines that cannot resolve their own name too
-    # A shell ignores these for what it starts in the background, or under nohup, and so would all that the tests start.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # also applies to the processes that tests start
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # for machines that cannot resolve their own name
+    # A shell starts background jobs, and jobs under nohup, with these signals ignored. All processes that the tests
+    # start would inherit that.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("numprocesses", None):
-        return  # the process that starts the workers, which would inherit its number
+        return  # this process only starts the workers, which would inherit its number
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     threads = int(os.environ.get("OMP_NUM_THREADS", "0")) or max(1, core_share(workers))
     torch.set_num_threads(threads)
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # of what the tests start
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # for the processes that tests start
 
 
 def make_image(seed: int, height: int, width: int) -> np.ndarray:
-    """A smooth random picture with a little grain: uint8 (height, width, 3)."""
+    """A smooth random image with a little grain: uint8 (height, width, 3)."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float64)
@@ -56,7 +60,7 @@ def make_image(seed: int, height: int, width: int) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def native() -> None:
-    """The native libraries: skips where they cannot be built, and fails where they could be but are not."""
+    """Requires the native libraries: skips if they cannot be built, and fails if they could be but are not."""
     if os.environ.get("SDPNET_SKIP_NATIVE"):
         pytest.skip("SDPNET_SKIP_NATIVE is set")
     if jpeg.available() and native_decoder.available():
@@ -104,7 +108,7 @@ def shard_set(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="session")
 def tar_set(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same as tars, several in each split."""
+    """`image_folder` converted to tars, several in each split."""
     out = tmp_path_factory.mktemp("tars")
     manifest = convert_folder(image_folder, out, partial(TarWriter, shard_bytes=60_000))
     assert all(len(split.files) > 2 for split in manifest.splits.values())
@@ -113,14 +117,14 @@ def tar_set(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="session")
 def commands() -> Iterator[Commands]:
-    """Build commands with faults."""
+    """Runs build commands with faults."""
     with Commands() as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes, 10 training and 5 validation images of a few pixels; two and one of them bad."""
+    """Two classes with 10 training and 5 validation images of a few pixels; 2 and 1 of them are bad."""
     root = tmp_path_factory.mktemp("tiny")
     for split, count, bad in (("train", 5, (0, 7)), ("val", 2, (2,))):
         for label, name in enumerate(CLASSES[:2]):
@@ -135,7 +139,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_sets(commands: Commands, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """`tiny_folder` converted without a fault: by format."""
+    """`tiny_folder` converted without a fault, by format."""
     sets = {}
     for format in ("beton", "tar"):
         sets[format] = tmp_path_factory.mktemp("sets") / format
@@ -156,15 +160,15 @@ def region(tmp_path_factory: pytest.TempPathFactory) -> RegionLibrary:
 
 @pytest.fixture
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Makes trainings of this test stop after a step, as by Ctrl-C; see `trainings.stop_after`."""
-    from trainings import stop_after  # imports much, which tests of conversions do not need
+    """Stops the trainings of a test after a given step, as Ctrl-C would; see `trainings.stop_after`."""
+    from trainings import stop_after  # imports many modules, which tests of conversions do not need
 
     return lambda step: stop_after(step, monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(shard_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of a whole training that nothing stopped."""
+    """The directory of a training that was not interrupted."""
     from trainings import arguments
 
     from sdpnet.train import main

@@ -1,7 +1,7 @@
 """Times a conv block with torch's and with Triton's depthwise convolution: `python -m sdpnet.benchmarks.depthwise`.
 
-The shape is SdP-Net XXL's at 224 px. Each dtype has its own table; the contestants take turns, and the first round does
-not count. Without a GPU that the kernels run on, it says "not measured".
+The input has the shape of SdP-Net XXL at 224 px. The contestants take turns, for each dtype, and the first round does
+not count. Without a GPU on which the kernels run, the result is "not measured".
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ UNKNOWN: Final = "not measured: no NVIDIA GPU of compute capability 8.0 or more 
 
 
 def measure(device: torch.device, batch: int, rounds: int) -> dict[str, Any]:
-    """The record: milliseconds of forward, and of forward and backward, by dtype and contestant; or why none."""
+    """The record: milliseconds of a forward pass, and of forward and backward, by dtype and contestant.
+
+    On a device without the kernels, the record says why there are none.
+    """
     options = MODELS["sdpnet_xxl"]
     shape = (batch, options.dim, options.grid_size, options.grid_size)
     record: dict[str, Any] = {
@@ -66,9 +69,9 @@ def _figures(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch", type=int, default=256, help="images of a pass (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=256, help="images in a pass (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=20, help="timed rounds (default: %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the record there, not to the terminal")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the record to this file, not to the terminal")
 
 
 def run(arguments: argparse.Namespace) -> int:

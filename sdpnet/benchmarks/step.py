@@ -1,10 +1,10 @@
 """Times training steps part by part, models and feeds by turns: `sdpnet bench step [--data SHARDS]`.
 
 Each row is a model on a feed: fixed noise on the device (`synthetic`), or a pipeline that reads shards. An SdP-Net
-takes the very step that `train` takes with the config of that name, its dropout, clipping and accumulation included;
-models of timm's take the seed recipe's. Batches and images are of the same size for all, in one process; from round to
-round the order is reversed, and the first round does not count. The rate of large matrix products is measured between
-the rounds: the share of it that a step reaches says what is left to gain.
+takes the same step that `train` takes with the config of that name, including dropout, clipping and accumulation.
+Models of timm take the step of the seed recipe. All have batches and images of the same size and run in one process.
+The order is reversed from round to round, and the first round does not count. The rate of large matrix products is
+measured between the rounds; the share of it that a step reaches shows how much could still be gained.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from sdpnet.pipelines.terminal.status_line import StatusLine
 
 __all__ = ["MODELS_BY_DEFAULT", "PEERS", "add_arguments", "main", "run"]
 
-PEERS: Final = ("vit_base_patch16_224", "convmixer_1024_20_ks9_p14", "convnext_base")  # timm's
+PEERS: Final = ("vit_base_patch16_224", "convmixer_1024_20_ks9_p14", "convnext_base")  # models of timm
 MODELS_BY_DEFAULT: Final = ("sdpnet_l", "sdpnet_xl", "sdpnet_xxl", *PEERS)
 _COMPILE: Final = {"auto": "auto", "yes": "true", "no": "false"}
 FEEDS: Final = tuple(name for name in PIPELINES if name != SYNTHETIC)
@@ -48,21 +48,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add = parser.add_argument
     add("--model", metavar="NAMES", default=",".join(MODELS_BY_DEFAULT), help="comma-separated (default: %(default)s)")
-    add("--data", metavar="SHARDS", help="shard set: real feeds beside the synthetic one")
+    add("--data", metavar="SHARDS", help="shard set for feeds beside the synthetic one")
     add("--pipelines", metavar="NAMES", default="native,dali", help="feeds from --data (default: %(default)s)")
     add("--image-size", metavar="N", type=int, default=224, help="default: %(default)s")
     add("--batch-size", metavar="N", type=int, default=256, help="default: %(default)s")
-    add("--rounds", metavar="N", type=int, default=5, help="that count (default: %(default)s)")
-    add("--seconds", metavar="S", type=float, default=3.0, help="a round, about (default: %(default)s)")
+    add("--rounds", metavar="N", type=int, default=5, help="rounds that count (default: %(default)s)")
+    add("--seconds", metavar="S", type=float, default=3.0, help="approximate time of a round (default: %(default)s)")
     add("--amp", choices=["auto", "bf16", "fp16", "fp32"], default="auto", help="default: %(default)s")
     add("--compile", choices=["auto", "yes", "no"], default="auto", help="default: %(default)s")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: %(default)s")
-    add("--json", metavar="FILE", type=Path, help="also write the figures here")
-    add("--markdown", metavar="FILE", type=Path, help="also put them into this page's table")
+    add("--json", metavar="FILE", type=Path, help="also write the results to this file")
+    add("--markdown", metavar="FILE", type=Path, help="also write the results to the table in this page")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints tables, and with `--json` writes a record; returns 1 when nothing could be measured."""
+    """Prints tables and, with `--json`, writes a record. Returns 1 if nothing could be measured."""
     models = list(dict.fromkeys(arguments.model.split(",")))
     if unknown := [name for name in models if name.startswith("sdpnet") and name not in MODELS]:
         raise UserError(f"--model {arguments.model}: no {unknown[0]!r}: {nearest(unknown[0], MODELS)}")
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: this torch sees no CUDA device; sdpnet doctor says why")
     if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
-        raise UserError(f"--json {arguments.json}: its directory is not there")
+        raise UserError(f"--json {arguments.json}: its directory does not exist")
     if arguments.json is not None and arguments.json.is_dir():
         raise UserError(f"--json {arguments.json}: is a directory; give the name of a file")
     page = None if arguments.markdown is None else Page(arguments.markdown)
@@ -87,10 +87,10 @@ def run(arguments: argparse.Namespace) -> int:
         settings.append(text_setting("data.path", arguments.data))
         manifest, reader = open_split(arguments.data, "train")
         num_classes = max(num_classes, len(manifest.classes))
-        most = f"at most {reader.num_samples}, the samples of the split"
-        require(arguments.batch_size <= reader.num_samples, "--batch-size", arguments.batch_size, most)
+        limit = f"at most {reader.num_samples}, the samples of the split"
+        require(arguments.batch_size <= reader.num_samples, "--batch-size", arguments.batch_size, limit)
     settings += [f"train.amp={arguments.amp}", f"train.compile={_COMPILE[arguments.compile]}"]
-    for name in models:  # a mistake in the arguments is reported before anything is measured
+    for name in models:  # so that a mistake in the arguments is reported before anything is measured
         recipe_of(name, settings)
     on_gpu = arguments.device != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
@@ -142,7 +142,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None, program: str = "sdpnet bench step") -> int:
-    """The command line; returns the exit status: 1 when nothing could be measured."""
+    """The command line. Returns the exit status, which is 1 if nothing could be measured."""
     return run_alone(program, "Times training steps part by part, models and feeds by turns.", add_arguments, run, argv)
 
 

@@ -33,19 +33,20 @@ from sdpnet.training.step import PARTS, make_training_step
 
 __all__ = ["CONV_BLOCKS", "SYNTHETIC", "Entry", "PartClock", "Race", "Round", "is_peer", "recipe_of", "run_race"]
 
-CONV_BLOCKS: Final = "conv blocks"  # within forward and backward
+CONV_BLOCKS: Final = "conv blocks"  # a part of both forward and backward
 _WITHIN: Final = {"conv forward": "forward", "conv backward": "backward"}
 WARM_UP: Final = 2  # steps before a round's clock runs
 SYNTHETIC: Final = "synthetic"
-_ALONE_SECONDS: Final = 0.5  # of what is measured by itself
+_ALONE_SECONDS: Final = 0.5  # the time of each measurement outside of a step
 
 
 class PartClock:
-    """Seconds of a step's parts (`StepMarks`): on a GPU of the device's own time between events, on a CPU of the wall
-    clock. A part is taken to begin where the one before it ended.
+    """Measures the seconds of a step's parts (`StepMarks`): on a GPU the device's time between events, on a CPU the
+    wall clock.
 
-    So on a GPU "data wait" is the time in which the device had nothing to do before a batch was complete there, and
-    "augment" the time before that batch was augmented, beside the step before.
+    A part is taken to start where the part before it ended. On a GPU, "data wait" is therefore the time for which the
+    device was idle before a batch was complete on it, and "augment" the time for which it was idle before that batch
+    was augmented; both are done during the step before, on the side stream.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -64,14 +65,16 @@ class PartClock:
         self._marks.append((part, at))
 
     def watch_conv_blocks(self, x: torch.Tensor, where: Literal["begin", "end"]) -> None:
-        """Tells the conv blocks apart in the passes forward and backward: see `SdPNet.watch_conv_blocks`."""
+        """Marks the conv blocks within the forward and the backward pass: see `SdPNet.watch_conv_blocks`."""
         self.end("forward" if where == "begin" else "conv forward")
-        backward = "conv backward" if where == "begin" else "backward"  # the backward pass runs the other way
+        backward = (
+            "conv backward" if where == "begin" else "backward"
+        )  # the backward pass runs in the opposite direction
         if x.requires_grad:
             x.register_hook(lambda _: self.end(backward))
 
     def seconds(self) -> dict[str, float]:
-        """By part, over all steps, and of the conv blocks; the device must have finished."""
+        """The total seconds of each part and of the conv blocks. The device must have finished its work."""
         totals = dict.fromkeys((*PARTS, CONV_BLOCKS), 0.0)
         for (_, began), (part, ended) in itertools.pairwise(self._marks):
             seconds = ended - began if self._stream is None else began.elapsed_time(ended) / 1000
@@ -82,7 +85,7 @@ class PartClock:
 
 @dataclass(frozen=True)
 class Round:
-    """So many steps in a row; `peak_bytes` is None on CPUs."""
+    """The measurement of several steps in a row. `peak_bytes` is None on CPUs."""
 
     num_images: int
     seconds: float
@@ -96,8 +99,13 @@ class Round:
 
 @dataclass
 class Entry:
-    """A model on a feed: what it did, or in `reason` why it did nothing. `macs`: of a forward pass, an image, and of
-    these the conv blocks'; 0 of what is no SdP-Net."""
+    """The results of a model on a feed.
+
+    Attributes:
+        macs: the multiply-accumulates of a forward pass for one image.
+        conv_macs: those in the conv blocks; 0 for models that are not an SdP-Net.
+        reason: why there are no results; empty if there are.
+    """
 
     model: str
     feed: str
@@ -113,14 +121,20 @@ class Entry:
         return [round_.rate for round_ in self.rounds]
 
     def milliseconds(self, part: str) -> list[float]:
-        """Of a step, by round."""
+        """The milliseconds of a part in one step, for each round."""
         return [1000 * round_.part_seconds[part] / self.num_steps for round_ in self.rounds]
 
 
 @dataclass
 class Race:
-    """All of them; by round `matmul_rates` (FLOP/s), and of a batch by itself `augment_seconds` and, on GPUs,
-    `copy_seconds`; `notes` on what was chosen for a model."""
+    """The results of all models on all feeds.
+
+    Attributes:
+        notes: lines about the choices that were made for a model.
+        matmul_rates: the rate of large matrix products in FLOP/s, for each round.
+        augment_seconds: the time to augment one batch outside of a step, for each round.
+        copy_seconds: the time to copy one batch to the GPU outside of a step, for each round; empty on CPUs.
+    """
 
     entries: list[Entry]
     notes: list[str] = field(default_factory=list)
@@ -134,7 +148,7 @@ class Race:
 
 
 class _Contestant:
-    """A model under its recipe: the step that `train` would take."""
+    """A model with the training step of its recipe, as `train` would take it."""
 
     def __init__(self, name: str, recipe: Config, num_classes: int, device: torch.device) -> None:
         self.recipe = recipe
@@ -194,7 +208,10 @@ class _Contestant:
         self.training_step.optimizer.zero_grad(set_to_none=True)
 
     def _resident(self) -> int:
-        """Bytes of the weights, their average and the optimizer's state: others' weights lie beside them."""
+        """Bytes of the weights, their average and the optimizer's state.
+
+        The peak is measured relative to the memory in use, which includes the weights of all other contestants.
+        """
         step = self.training_step
         tensors = [*step.model.state_dict().values(), *(step.ema.module.state_dict().values() if step.ema else ())]
         parts = step.optimizer.parts.values() if isinstance(step.optimizer, MuonAdamW) else [step.optimizer]
@@ -209,14 +226,14 @@ def _finish(device: torch.device) -> None:
 
 
 class _Feeds:
-    """Batches by the feed's name, each loader opened once; what is drawn for them is each recipe's."""
+    """Batches for each feed. A loader is opened once and shared by all models; the draws follow each recipe."""
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
         self._num_classes, self._device = num_classes, device
         self._loaders: dict[str, Loader] = {}
 
     def batches(self, feed: str, recipe: Config, num_steps: int) -> Generator[Batch, None, None]:
-        """Endless synthetic batches, or as many of a pipeline as `num_steps` steps and their warm-up take."""
+        """Endless synthetic batches, or as many batches of a pipeline as `num_steps` steps and their warm-up need."""
         if feed == SYNTHETIC:
             return noise(recipe, self._num_classes, self._device)
         if feed not in self._loaders:
@@ -228,7 +245,7 @@ class _Feeds:
         loader = self._loaders[feed]
         sizes = loader.source.reader.sizes
         plan = make_plan(recipe.data, recipe.augment, sizes, train=True, world_size=1, seed=recipe.seed)
-        # More than asked for, so that the last ones are made as all others are: with the next under way.
+        # The plan has more batches than are used, so that a further batch is in preparation during the last steps too.
         count = (WARM_UP + num_steps) * recipe.train.accumulate + recipe.data.prefetch[1] + 1
         loader.set_plan(RepeatedPlan(plan, count))
         return loader.batches()
@@ -239,14 +256,14 @@ class _Feeds:
 
 
 def is_peer(name: str) -> bool:
-    """Whether this is one of timm's models: no config and no SdP-Net has the name."""
+    """Whether this is a model of timm, because no config and no SdP-Net has the name."""
     return name not in MODELS and not (CONFIG_DIRECTORY / f"{name}.yaml").is_file()
 
 
 def recipe_of(name: str, settings: Sequence[str]) -> Config:
-    """What a contestant trains with: the config of that name; the seed recipe for another SdP-Net or a model of timm's.
+    """The config of a contestant: that of its name or, for another SdP-Net or a model of timm, the seed recipe.
 
-    A step that is not finite does not end a benchmark: what it trains on need not make sense.
+    A step that is not finite does not end a benchmark, because it may train on noise.
     """
     settings = [*settings, "train.on_nonfinite=skip", f"train.max_nonfinite={10**9}"]
     if (CONFIG_DIRECTORY / f"{name}.yaml").is_file():
@@ -266,13 +283,16 @@ def run_race(
     seconds: float,
     say: Callable[[str], None] = lambda text: None,
 ) -> Race:
-    """Every model on every feed, by turns; the first round does not count, and the order turns from round to round.
+    """Times every model on every feed, by turns. The first round does not count, and the order alternates.
 
     Args:
-        models: names of configs, of `sdpnet.model.sdpnet.MODELS` or of timm's models.
-        feeds: "synthetic" or pipelines; these read the shard set in `settings`.
-        settings: "section.key=value", applied to every recipe; images and batches are of the same size for all.
-        seconds: a round, about; at least two steps.
+        models: names of configs, of `sdpnet.model.sdpnet.MODELS` or of models of timm.
+        feeds: "synthetic" or names of pipelines, which read the shard set in `settings`.
+        settings: texts "section.key=value", applied to every recipe. They give all models the same size of images and
+            batches.
+        rounds: the number of rounds that count.
+        seconds: the approximate time of a round, which has at least two steps.
+        say: is called with one line of text about the progress.
     """
     race = Race([Entry(model, feed) for model in models for feed in feeds])
     contestants: dict[str, _Contestant] = {}

@@ -1,4 +1,4 @@
-"""What `sdpnet bench step` measured: as tables in the terminal, as a record, and as a table of a Markdown page."""
+"""The results of `sdpnet bench step` as tables in the terminal, as a record, and as a table in a Markdown page."""
 
 from __future__ import annotations
 
@@ -26,25 +26,26 @@ __all__ = ["Page", "record", "tables"]
 _BEGIN: Final = "<!-- sdpnet bench step -->"
 _END: Final = "<!-- end of sdpnet bench step -->"
 _NOTE: Final = (
-    "Images/s are of each round. Parts are ms a step: of the GPU's own time between events, of the wall clock on "
-    "CPUs; the GPU's data wait and augment are the times without a complete and without an augmented batch, both "
-    "being made beside the step before. Augment and copy by themselves: of one batch, on an idle device. Share of "
-    "matmul: 6 FLOP for each multiply-accumulate of the forward pass, by the rate of large matrix products in the "
-    "step's dtype, measured between the rounds. Conv blocks: their share of forward and backward, and of the "
-    "arithmetic. Peak memory: torch's, of this model alone; a pipeline's own is not in it."
+    "Images/s are given for each round. Parts are in ms of a step: the GPU's time between events, or the wall clock on "
+    "CPUs. On a GPU, data wait and augment are the times for which it was idle before a batch was complete and before "
+    "it was augmented; both are done during the step before. augment_ms and copy_ms are for one batch, on an idle "
+    "device. Share of matmul: 6 FLOP for each multiply-accumulate of the forward pass, relative to the rate of large "
+    "matrix products in the step's dtype, which is measured between the rounds. Conv blocks: their share of the time "
+    "of forward and backward, and of the arithmetic. Peak memory: the memory that torch allocates for this model "
+    "alone, without that of a pipeline."
 )
 
 
 def _share_of_matmul(race: Race, entry: Entry) -> float:
-    """Of the matrix products' rate that the model's arithmetic reaches, the median over rounds."""
+    """The model's FLOP/s as a fraction of the rate of large matrix products, the median over rounds."""
     flops = TRAINING_FLOPS_PER_MAC * entry.macs
     return statistics.median(
         rate * flops / matmul for rate, matmul in zip(entry.rates, race.matmul_rates, strict=False)
     )
 
 
-def _to_synthetic(race: Race, entry: Entry) -> float | None:
-    """The rate by that of the same model on fixed noise, the median over rounds."""
+def _ratio_to_synthetic(race: Race, entry: Entry) -> float | None:
+    """The rate divided by that of the same model on fixed noise, the median over rounds."""
     for other in race.running:
         if other.model == entry.model and other.feed == SYNTHETIC:
             ratios = (rate / free for rate, free in zip(entry.rates, other.rates, strict=False))
@@ -52,21 +53,21 @@ def _to_synthetic(race: Race, entry: Entry) -> float | None:
     return None
 
 
-def _share(entry: Entry, part: str, of: tuple[str, ...]) -> float:
-    """A part's time by those of several, the median over rounds."""
-    whole = zip(*(entry.milliseconds(name) for name in of), strict=True)
-    return statistics.median(part / sum(all_) for part, all_ in zip(entry.milliseconds(part), whole, strict=True))
+def _share(entry: Entry, part: str, parts: tuple[str, ...]) -> float:
+    """The time of a part divided by the sum of several parts, the median over rounds."""
+    totals = map(sum, zip(*(entry.milliseconds(name) for name in parts), strict=True))
+    return statistics.median(part / total for part, total in zip(entry.milliseconds(part), totals, strict=True))
 
 
 def _conv_blocks(entry: Entry) -> tuple[float, float] | None:
-    """(share of forward and backward, share of the arithmetic), or None of what has none."""
+    """(share of the time of forward and backward, share of the arithmetic), or None for models without conv blocks."""
     if not entry.conv_macs:
         return None
     return _share(entry, CONV_BLOCKS, ("forward", "backward")), entry.conv_macs / entry.macs
 
 
 def _share_of_augment(race: Race, entry: Entry) -> float:
-    """The device stage's time by itself, by a whole step's, the median over rounds."""
+    """The time of the device stage alone divided by that of a step, the median over rounds."""
     steps = (round_.seconds / entry.num_steps for round_ in entry.rounds)
     return statistics.median(alone / step for alone, step in zip(race.augment_seconds, steps, strict=False))
 
@@ -76,7 +77,7 @@ def _peak_bytes(entry: Entry) -> int | None:
 
 
 def tables(race: Race, title: str) -> list[Table]:
-    """Rates, and parts of a step."""
+    """A table of rates, and a table of the parts of a step."""
     rates, parts = (
         Table(title=heading, title_justify="left", title_style="bold", box=None, pad_edge=False)
         for heading in (title, "ms of a step")
@@ -112,7 +113,7 @@ def _result(race: Race, entry: Entry) -> dict[str, Any]:
     if entry.reason:
         return {**row, "not_measured": entry.reason}
     parts = {part: entry.milliseconds(part) for part in (*PARTS, CONV_BLOCKS)}
-    conv, ratio = _conv_blocks(entry), _to_synthetic(race, entry)
+    conv, ratio = _conv_blocks(entry), _ratio_to_synthetic(race, entry)
     return {
         **row,
         "parameters": entry.num_parameters,
@@ -136,7 +137,7 @@ def _result(race: Race, entry: Entry) -> dict[str, Any]:
 
 
 def record(race: Race, command: str, sizes: dict[str, int], card: Card, choices: StepChoices) -> dict[str, Any]:
-    """As those in records/; `sizes` are the command's."""
+    """The results as a record of the form in records/. `sizes` are arguments of the command that the record repeats."""
     now = datetime.datetime.now(datetime.timezone.utc)
     on_gpu = card.capability is not None
     return {
@@ -165,9 +166,10 @@ def record(race: Race, command: str, sizes: dict[str, int], card: Card, choices:
 
 
 class Page:
-    """A Markdown page with a place for the table, between two comments.
+    """A Markdown page with two comments between which the table is written.
 
-    Raises `UserError` when it cannot be read or has no such place.
+    Raises:
+        UserError: the page cannot be read, or the comments are not in it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -179,11 +181,13 @@ class Page:
         before, begin, rest = text.partition(_BEGIN)
         _, end, after = rest.partition(_END)
         if not begin or not end:
-            raise UserError(f"--markdown {path}: has no line {_BEGIN!r} with {_END!r} after it, between which to write")
+            raise UserError(
+                f"--markdown {path}: needs a line {_BEGIN!r} and after it a line {_END!r}; the table goes between them"
+            )
         self._around = f"{before}{begin}\n", f"{end}{after}"
 
     def fill(self, race: Race, title: str, json_file: Path | None) -> None:
-        """Writes the page anew with what was measured in the place of what stood there."""
+        """Replaces the text between the comments by the results, and writes the page."""
         before, after = self._around
         date = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
         where = os.path.relpath(json_file, self._path.parent) if json_file else ""
@@ -199,7 +203,7 @@ def _markdown(race: Race) -> Iterator[str]:
     for entry in race.entries:
         cells = [entry.reason.replace("|", "/") or "not measured", *[""] * 5]
         if not entry.reason:
-            peak, conv, ratio = _peak_bytes(entry), _conv_blocks(entry), _to_synthetic(race, entry)
+            peak, conv, ratio = _peak_bytes(entry), _conv_blocks(entry), _ratio_to_synthetic(race, entry)
             cells = [
                 f"{statistics.median(entry.rates):,.0f} ({min(entry.rates):,.0f} to {max(entry.rates):,.0f})",
                 f"{ratio:.3f}" if ratio is not None and entry.feed != SYNTHETIC else "",

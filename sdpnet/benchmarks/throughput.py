@@ -1,5 +1,7 @@
-"""How fast each part of training is on this machine, measured alone: reading, decoding, copying, augmenting, the
-model's step."""
+"""The rates of the parts of training on this machine, each measured alone.
+
+The parts are reading, decoding, copying to the GPU, augmentation, and the training step of the model.
+"""
 
 from __future__ import annotations
 
@@ -33,14 +35,18 @@ DECODE_BATCH = 64
 
 @dataclass(frozen=True)
 class Reading:
-    """Encoded samples in random order; bytes a second are for the same reads."""
+    """The rate of reading encoded samples in random order, in images and in bytes per second."""
 
     images_per_second: float
     bytes_per_second: float
 
 
 def reading_rates(data: str, split: str, threads: int, seconds: float) -> tuple[Reading | None, Reading]:
-    """(from the disk, from memory). The first is None where the system would not drop the files from memory."""
+    """Measures reading from the disk and from memory.
+
+    Returns:
+        (from the disk, from memory). The first is None if the system has not dropped the files from memory.
+    """
     manifest, reader = open_split(data, split)
     for file in manifest.splits[split].files:
         descriptor = os.open(Path(data) / file.name, os.O_RDONLY)
@@ -55,7 +61,7 @@ def reading_rates(data: str, split: str, threads: int, seconds: float) -> tuple[
         def take() -> list[int]:
             taken = []
             for sample in queue:
-                reader.encoded(sample).max()  # numpy lets other threads run meanwhile
+                reader.encoded(sample).max()  # numpy releases the lock of the interpreter meanwhile
                 taken.append(sample)
                 if time.perf_counter() - began > seconds:
                     break
@@ -74,7 +80,7 @@ def reading_rates(data: str, split: str, threads: int, seconds: float) -> tuple[
 
 
 def _fetched_bytes() -> int:
-    """What this process made the system fetch from storage so far."""
+    """The number of bytes that the system has fetched from storage for this process so far."""
     try:
         lines = Path("/proc/self/io").read_text().splitlines()
     except OSError:
@@ -85,7 +91,7 @@ def _fetched_bytes() -> int:
 def decode_round(
     data: str, split: str, pipeline: str, image_size: int, cores: list[int], device: torch.device, seconds: float
 ) -> Round:
-    """One round of a pipeline on these cores, from files in memory. Raises `ContestantError`."""
+    """Runs one round of a pipeline on the given cores, with the files in memory. Raises `ContestantError`."""
     num_samples = open_split(data, split)[1].num_samples
     batch_size = min(DECODE_BATCH, num_samples)
     job = Job(pipeline, data, split, "train", image_size, batch_size, tuple(cores), device.type)
@@ -95,10 +101,10 @@ def decode_round(
 
 
 def copy_rate(image_size: int, device: torch.device, seconds: float) -> float:
-    """Images/s from pinned memory to the GPU, as uint8."""
+    """Images/s of copies of uint8 images from pinned memory to the GPU."""
     images = torch.empty(256, image_size, image_size, 3, dtype=torch.uint8, pin_memory=True)
-    there = torch.empty_like(images, device=device)
-    return _rate(lambda: there.copy_(images, non_blocking=True), len(images), device, seconds)
+    target = torch.empty_like(images, device=device)
+    return _rate(lambda: target.copy_(images, non_blocking=True), len(images), device, seconds)
 
 
 def augment_rate(stage: DeviceStage, batch: Batch, seconds: float) -> float:
@@ -107,16 +113,16 @@ def augment_rate(stage: DeviceStage, batch: Batch, seconds: float) -> float:
 
 
 def matmul_rate(dtype: torch.dtype, device: torch.device, seconds: float) -> float:
-    """FLOP/s of products of large square matrices in this dtype: what no training step comes near."""
+    """FLOP/s of products of large square matrices in `dtype`, an upper limit for any training step."""
     size = 8192 if device.type == "cuda" else 1024
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     return 2 * size**3 * _rate(lambda: left @ right, 1, device, seconds)
 
 
 def step_rate(config: Config, batch_size: int, device: torch.device, seconds: float) -> float:
-    """Images/s of the step that `train` would take with this config on this device, on noise, in one process."""
+    """Images/s of the training step of `train` with this config, on noise, in one process."""
     num_classes = config.model.num_classes or 1000
-    quiet = replace(config.train, on_nonfinite="skip", max_nonfinite=10**9)  # noise may well lead to no number
+    quiet = replace(config.train, on_nonfinite="skip", max_nonfinite=10**9)  # on noise, a step may well not be finite
     config = replace(config, train=quiet, data=replace(config.data, batch_size_per_gpu=batch_size))
     model = SdPNet(config.model.options(num_classes)).to(device)
     training_step, _ = make_training_step(config, model, num_classes, Processes(ShardOptions(), device))
@@ -127,7 +133,7 @@ def step_rate(config: Config, batch_size: int, device: torch.device, seconds: fl
 
 
 def noise(config: Config, num_classes: int, device: torch.device) -> Generator[Batch, None, None]:
-    """Endless batches of one noise that is on the device already, with the draws of a plan."""
+    """Yields endless batches with the draws of a plan. Their images are one noise that is on the device already."""
     size, count = config.data.image_size, config.data.batch_size_per_gpu
     generator = np.random.default_rng(0)
     images = torch.from_numpy(generator.integers(0, 256, (count, size, size, 3), np.uint8)).to(device)
@@ -141,7 +147,7 @@ def noise(config: Config, num_classes: int, device: torch.device) -> Generator[B
 
 
 def _rate(work: Callable[[], object], num_images: int, device: torch.device, seconds: float) -> float:
-    """Images/s of `work`, which handles `num_images` a call, after two calls that do not count."""
+    """Images/s of `work`, which processes `num_images` images in a call. Two calls before the timing do not count."""
 
     def finish() -> None:
         if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""Checkpoints and models on the disk, and how a training is continued from them."""
+"""Checkpoints and models on the disk, and the checks before a training continues from them."""
 
 from sdpnet.checkpoints.model import load_model, save_model
 from sdpnet.checkpoints.model_card import ModelCard

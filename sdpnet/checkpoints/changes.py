@@ -1,4 +1,4 @@
-"""What of a run has changed since its checkpoint, when it is continued: its classes, its images, keys of its config."""
+"""The differences between a run that continues and its checkpoint: in its classes, its images and its config."""
 
 from __future__ import annotations
 
@@ -19,8 +19,16 @@ def require_same_classes(
 ) -> str | None:
     """Checks that the `classes` of the shard set at `data` are those of the run that saved `state` at `path`.
 
-    Checkpoints of version 1 do not tell theirs. Returns the line that names the first difference where others are
-    allowed, or None. Raises `UserError`, naming it, where they are not.
+    Checkpoints of version 1 do not contain the class names and are not checked.
+
+    Args:
+        allow: whether the classes may differ.
+
+    Returns:
+        A line that names the first difference, or None where there is none.
+
+    Raises:
+        UserError: the classes differ and `allow` is False. The message names the first difference.
     """
     difference = first_difference(state["card"]["classes"], classes) if "card" in state else None
     if difference is None:
@@ -34,8 +42,16 @@ def require_same_classes(
 
 
 def changed_images(state: Mapping[str, Any], fingerprints: Mapping[str, str], data: str) -> str | None:
-    """The line that names the splits of the shard set at `data` whose files are not those that the run has used so far
-    (`sdpnet.pipelines.shards.manifest.Split.fingerprint`), or None. Older checkpoints do not tell."""
+    """Compares the splits of the shard set at `data` with those that the run has used so far.
+
+    Older checkpoints do not contain fingerprints and are not compared.
+
+    Args:
+        fingerprints: `sdpnet.pipelines.shards.manifest.Split.fingerprint` by the name of the split.
+
+    Returns:
+        A line that names the splits whose files have changed, or None where none has.
+    """
     before = state.get("data", {})
     changed = [repr(name) for name, value in fingerprints.items() if before.get(name, value) != value]
     if not changed:
@@ -45,10 +61,13 @@ def changed_images(state: Mapping[str, Any], fingerprints: Mapping[str, str], da
 
 
 def changed_keys(state: Mapping[str, Any], config: Mapping[str, Any], where: Path) -> list[str]:
-    """A line for each key of `config` (nested, resolved) that the run which saved `state` had set otherwise.
+    """Compares `config` (nested, resolved) with the config of the run that saved `state`.
 
-    Relative paths of an older checkpoint are taken as relative to `where`. Keys that it does not know are left out;
-    those that it has under an old name are compared under today's.
+    Relative paths in an older checkpoint are taken as relative to `where`. Keys that the checkpoint does not have are
+    skipped. Keys that it has under an old name are compared under their present name.
+
+    Returns:
+        A line for each key whose value differs.
     """
     before = {current_key(key): value for key, value in flat_values(state.get("config", {}))}
     lines = []
@@ -68,7 +87,7 @@ def _plain(value: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """As in a config file."""
+    """The value as it is written in a config file."""
     words: dict[Any, str] = {True: "true", False: "false", None: "null", "": "empty"}
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_shown, value))}]"

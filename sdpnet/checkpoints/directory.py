@@ -1,7 +1,13 @@
-"""The checkpoints of a run: the last ones and the best, saved while training goes on.
+"""The checkpoints of a run: the newest ones and the best one, saved while training goes on.
 
-step_XXXXXXXX.pt    the state after so many steps
-best.json           {"step", "score"} of the best one; it is replaced before the one that it named may go
+step_XXXXXXXX.pt    the state of the run after XXXXXXXX steps
+best.json           {"step", "score"} of the best checkpoint
+
+The order of the writes of one save makes every moment safe to be killed in:
+
+1. The new checkpoint is written under a temporary name, synced to the disk and renamed.
+2. `best.json` is replaced where the new checkpoint is the best one. It now names a file that is complete.
+3. Only then are older checkpoints removed, so that neither the newest nor the best one is ever missing.
 """
 
 from __future__ import annotations
@@ -30,7 +36,7 @@ _NAME: Final = re.compile(r"step_([0-9]{1,18})\.pt")
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
-    """The checkpoints of a directory by step, the newest last; none where there is no such directory."""
+    """The checkpoints of a directory, sorted by step; an empty list where the directory does not exist."""
     names = directory.iterdir() if directory.is_dir() else ()
     return sorted((path for path in names if _NAME.fullmatch(path.name)), key=_step)
 
@@ -42,17 +48,22 @@ def latest_checkpoint(directory: Path) -> Path | None:
 
 
 class Checkpoints:
-    """Saves states and keeps the `keep` newest checkpoints, with `keep_best` also the one of the highest score.
+    """Saves states to `directory` and removes the checkpoints that need not be kept.
 
-    For the one process that holds the run directory. Whenever the process is killed, the checkpoints that were there
-    before a save are there until its own is complete, and `best` names one that is there; what a killed save left is
-    removed here. `asynchronous`: `save` returns when the state is copied to host memory, and a thread writes it.
+    It is for the one process that holds the run's directory. The process may be killed at any moment: older checkpoints
+    stay until the new one is complete, and `best` always names an existing file. The temporary files of a killed save
+    are removed here.
 
-    A save that the system refuses is tried once more, with the state of that moment: `has_failed` says that this is
-    due. Only when this fails as well does a method raise an error.
+    A save that the system refuses is tried once more, with the state of that later moment; `has_failed` tells the
+    training loop to call `save` again. A method raises an error only if the second try fails as well.
 
-    `say` gets a line when a save has failed, and when the disk has no room for another checkpoint; it may be called
-    from the thread. `require_own` raises `OSError` where a save would be written into another run's directory.
+    Args:
+        keep: the number of newest checkpoints that are kept.
+        keep_best: whether the checkpoint with the highest score is kept as well.
+        asynchronous: `save` returns as soon as the state is copied to host memory, and a thread writes the file.
+        say: is called with one line of text when a save has failed, and when the disk has no room for another
+            checkpoint. The thread may call it.
+        require_own: raises `OSError` where a save would be written into another run's directory.
     """
 
     def __init__(
@@ -69,7 +80,7 @@ class Checkpoints:
         self._host = HostCopy() if asynchronous else None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._refused: tuple[int, dict[str, Any], float | None] | None = None  # what the last save was to write
+        self._refused: tuple[int, dict[str, Any], float | None] | None = None  # the arguments of the last save
         directory.mkdir(parents=True, exist_ok=True)
         with refusals(directory):
             for path in directory.glob(".*.partial"):
@@ -90,19 +101,23 @@ class Checkpoints:
 
     @property
     def has_failed(self) -> bool:
-        """Whether the last save is over and has failed, so that the next one should come now; waits for nothing."""
+        """Whether the last save has ended with an error, so that `save` should be called now. Does not wait."""
         return self._error is not None and (self._thread is None or not self._thread.is_alive())
 
     def save(self, step: int, state: dict[str, Any], score: float | None = None) -> None:
-        """Saves the state after `step` steps, then removes older checkpoints, and newer ones of an abandoned run.
+        """Saves the state after `step` steps, then removes older checkpoints and those of later steps.
 
-        Waits for the save before it. When the system has refused that one, this is the second try: it is on the disk
-        when `save` returns. The state may change when `save` has returned. `score`: higher is better; a NaN is never
-        the best.
+        Checkpoints of later steps come from a run that was continued from an earlier checkpoint. `save` first waits for
+        the save before it. If the system has refused that one, this call is the second try and returns when the file is
+        on the disk. The caller may change the state as soon as `save` has returned.
 
-        Raises `UserError` when a second try was refused too, or a weight is not finite; the checkpoints before it stay.
+        Args:
+            score: higher is better; NaN is never the best.
+
+        Raises:
+            UserError: the system has refused the second try too, or a weight is not finite. Earlier checkpoints stay.
         """
-        again = self._ended()
+        again = self._wait_for_last()
         if again is not None:
             self._say(f"{again.cause}; trying once more, with the state after step {step}")
         if self._host is None:
@@ -114,15 +129,17 @@ class Checkpoints:
         elif self._host is None:
             self._write_or_note(step, state, score)
             if not isinstance(self._error, Refusal):
-                self._ended()  # raises what there is
+                self._wait_for_last()  # raises the error, if there is one
         else:
             arguments = (step, state, score)
             self._thread = threading.Thread(target=self._write_or_note, args=arguments, name="checkpoint")
             self._thread.start()
 
     def finish(self, step: int, score: float | None) -> None:
-        """Does what a save of `step` does after its checkpoint is written, where a kill came before that: its `score`
-        is noted if it is the best one, and older checkpoints go."""
+        """Completes the save of `step` where the process was killed after it had written the checkpoint.
+
+        Updates `best.json` if `score` is the best one and removes older checkpoints. Checkpoints of later steps stay.
+        """
         path = _path(self._directory, step)
         if path.is_file():
             with refusals(path):
@@ -131,8 +148,8 @@ class Checkpoints:
                 self._remove_old(step, abandoned=False)
 
     def wait(self) -> None:
-        """Returns when the last save is on the disk. One that the system has refused is tried once more."""
-        error = self._ended()
+        """Returns when the last save is on the disk. A save that the system has refused is tried once more."""
+        error = self._wait_for_last()
         if error is not None:
             assert self._refused is not None
             step, state, score = self._refused
@@ -140,7 +157,7 @@ class Checkpoints:
             self._write(step, state, score)
 
     def close(self) -> None:
-        """Waits as `wait` does and gives the host memory back."""
+        """Waits as `wait` does and frees the host memory of the copies."""
         try:
             self.wait()
         finally:
@@ -148,8 +165,8 @@ class Checkpoints:
             if self._host is not None:
                 self._host = HostCopy()
 
-    def _ended(self) -> Refusal | None:
-        """Waits for the last save; the system's refusal of it, once. Raises any other error of it."""
+    def _wait_for_last(self) -> Refusal | None:
+        """Waits for the last save. Returns the system's refusal of it, once, and raises any other error of it."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -164,7 +181,7 @@ class Checkpoints:
             self._write(step, state, score)
         except BaseException as error:
             if isinstance(error, Refusal):
-                # Without a thread the state is the model's own, which goes on changing.
+                # In a synchronous save the state's tensors are the model's own, and training goes on changing them.
                 self._refused = step, state if self._host is not None else HostCopy()(state), score
             self._error = error
 
@@ -172,6 +189,7 @@ class Checkpoints:
         path = _path(self._directory, step)
         with refusals(path):
             self._require_own()
+            # This order of writes is safe to be killed in at any point; see the docstring of the module.
             size = write_checkpoint(path, state)
             self._note_best(step, score)
             self._remove_old(step)
@@ -184,7 +202,11 @@ class Checkpoints:
                 publish_bytes(self._directory / BEST_NAME, json.dumps({"step": step, "score": score}).encode())
 
     def _remove_old(self, step: int, *, abandoned: bool = True) -> None:
-        """Removes what need not be kept of the checkpoints up to `step`, and with `abandoned` all later ones."""
+        """Removes the checkpoints up to `step` that need not be kept, and with `abandoned` all later ones.
+
+        A run may continue from an earlier checkpoint than the newest file, for instance because newer files are
+        damaged. Its first save then makes the later files obsolete: their steps will be trained again.
+        """
         files = [path for path in list_checkpoints(self._directory) if not path.is_dir()]
         older = [path for path in files if _step(path) <= step]
         kept = {*older[-self._keep :], *({self.best()} & set(older))}
@@ -193,17 +215,17 @@ class Checkpoints:
                 path.unlink()
 
     def _best(self, newest: float = math.inf) -> tuple[int | None, float]:
-        """(step, score) of the best one up to the step `newest`."""
+        """(step, score) of the best checkpoint, if it exists and its step is at most `newest`; else (None, -inf)."""
         try:
             best = json.loads(read_small(self._directory / BEST_NAME))
             step, score = int(best["step"]), float(best["score"])
-            here = step <= newest and _path(self._directory, step).is_file()
+            exists = step <= newest and _path(self._directory, step).is_file()
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return None, -math.inf
-        return (step, score) if here else (None, -math.inf)
+        return (step, score) if exists else (None, -math.inf)
 
     def _warn_of_full_disk(self, size: int) -> None:
-        with suppress(OSError):  # a disk that does not say
+        with suppress(OSError):  # some file systems do not report their free space
             free = shutil.disk_usage(self._directory).free
             if free < size:
                 self._say(

@@ -1,8 +1,8 @@
-"""One checkpoint file: it is there whole or not at all, and it is read only when nothing in it is damaged or foreign.
+"""One checkpoint file: it is written completely or not at all, and it is checked before it is read.
 
-A checkpoint is a file of `torch.save`: a zip archive that stores its members uncompressed, each with its CRC-32.
-`torch.load` does not look at the CRC-32s, believes what an archive says of sizes, and may call more than a checkpoint
-needs, `weights_only` or not. So all of that is checked first.
+A checkpoint is a file of `torch.save`: a zip archive with uncompressed members, each with its CRC-32. `torch.load`
+ignores the CRC-32s, trusts the sizes that the archive claims, and may call more functions than a checkpoint needs, even
+with `weights_only`. All of this is therefore checked before the file is passed to `torch.load`.
 """
 
 from __future__ import annotations
@@ -20,21 +20,23 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from sdpnet.checkpoints.sections import VERSION, missing
+from sdpnet.checkpoints.sections import VERSION, defect
 from sdpnet.pipelines.errors import UserError
 from sdpnet.pipelines.files.atomic_write import errors_name, partial_path, publish, write_all
 from sdpnet.pipelines.files.regular import open_regular_file
 
 __all__ = ["VERSION", "Refusal", "load_checkpoint", "plain_state", "refusals", "write_atomically", "write_checkpoint"]
 
-# All that the pickle of a state names: tensors, their storages, and the mapping that holds a tensor's hooks (none).
+# The only names in the pickle of a state: tensors, their storages, and the (empty) mapping of a tensor's hooks.
 _GLOBAL: Final = re.compile(r"torch\._utils _rebuild_tensor_v2|torch [A-Za-z0-9]+Storage|collections OrderedDict")
-_DIRECTORY: Final = 0x10  # of an archive's file attributes: torch would leave what such a member held uninitialised
+# The bit in a member's attributes that marks a directory. torch.load reads no byte of such a member and returns
+# uninitialised memory as its tensor. No checksum covers this bit (records/LOG.md, 2026-11-23).
+_DIRECTORY: Final = 0x10
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Refusal(UserError):
-    """The system refused to write a file, which it may take later. `cause` is the message without its advice."""
+    """The system refused to write a file; a later try may succeed. `cause` is the message without the advice."""
 
     def __init__(self, cause: str, advice: str) -> None:
         super().__init__(f"{cause}; {advice}")
@@ -43,7 +45,7 @@ class Refusal(UserError):
 
 @contextmanager
 def refusals(path: Path) -> Iterator[None]:
-    """Turns the system's refusal to write `path` into a `Refusal`."""
+    """Turns an `OSError` on writing `path` into a `Refusal`."""
     try:
         yield
     except OSError as error:
@@ -53,7 +55,7 @@ def refusals(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls `write(temporary path)`, waits for the disk, then gives the file its name. An `OSError` names `path`."""
+    """Calls `write(temporary path)`, syncs the file to the disk and renames it to `path`. An `OSError` names `path`."""
     temporary = partial_path(path)
     with errors_name(path):
         try:
@@ -67,24 +69,34 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             raise
 
 
-def plain_state(state: Any, of_tensor: Callable[[Tensor, tuple[Any, ...]], Tensor], where: tuple[Any, ...] = ()) -> Any:
-    """`state` in plain dicts, lists and tuples, with `of_tensor(tensor, its keys)` for each tensor.
+def plain_state(
+    state: Any, replace_tensor: Callable[[Tensor, tuple[Any, ...]], Tensor], where: tuple[Any, ...] = ()
+) -> Any:
+    """A copy of `state` in plain dicts, lists and tuples, in which each tensor is replaced.
 
-    Raises `TypeError` for what `load_checkpoint` would refuse: anything but these, numbers, text and None.
+    Args:
+        replace_tensor: is called with a tensor and its path of keys in `state`; returns the tensor's replacement.
+        where: the path of keys that leads to `state`.
+
+    Raises:
+        TypeError: a value is none of these, no number, no text and not None. `load_checkpoint` would refuse it.
     """
     if isinstance(state, Tensor):
-        return of_tensor(state.detach(), where)
+        return replace_tensor(state.detach(), where)
     if isinstance(state, Mapping):
-        return {key: plain_state(value, of_tensor, (*where, key)) for key, value in state.items()}
+        return {key: plain_state(value, replace_tensor, (*where, key)) for key, value in state.items()}
     if type(state) in (list, tuple):
-        return type(state)(plain_state(value, of_tensor, (*where, index)) for index, value in enumerate(state))
+        return type(state)(plain_state(value, replace_tensor, (*where, index)) for index, value in enumerate(state))
     if type(state) not in (int, float, str, bool, type(None)):
         raise TypeError(f"{'.'.join(map(str, where))}: a checkpoint cannot hold a {type(state).__name__}")
     return state
 
 
 class _Output:
-    """The file that `torch.save` writes to. Keeps the first error: raised through torch's writer it would be lost."""
+    """The file that `torch.save` writes to.
+
+    It keeps the first error instead of raising it, because an error that passes through torch's writer is lost.
+    """
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor, self.size = descriptor, 0
@@ -104,11 +116,11 @@ class _Output:
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> int:
-    """Writes a state of plain values; the file's size in bytes.
+    """Writes a state of plain values to `path` and returns the file's size in bytes.
 
     Raises:
-        UserError: a weight is NaN or infinite (such a checkpoint could not be loaded), and nothing is written.
-        OSError: the system refuses; nothing is left but what was there.
+        UserError: a weight is NaN or infinite, so that the checkpoint could not be loaded. Nothing is written.
+        OSError: the system refuses to write. An earlier file at `path` stays, and no temporary file is left.
     """
     if (name := _non_finite(state)) is not None:
         raise UserError(f"{path}: not saved, because {name} is not finite; the checkpoints before it are still there")
@@ -131,20 +143,22 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> int:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The state that a training run saved, on the CPU: of version 2, or 1 (which has no key "version").
+    """Loads the state that a training run saved, with its tensors on the CPU.
 
-    Nothing of the file is executed, and no more memory is taken than it has bytes. Raises `UserError` for a file that
-    is damaged, unfinished, foreign or hostile, and for one whose weights are not finite.
+    The state is of version 2, or of version 1, which has no key "version". Nothing in the file is executed, and no more
+    memory is allocated than the file has bytes.
+
+    Raises:
+        UserError: the file is damaged, unfinished, not a checkpoint or hostile, or a weight in it is not finite.
     """
     try:
-        with open(
-            open_regular_file(path), "rb"
-        ) as file:  # one open file is checked and read, whatever becomes of its name
+        # One open file is both checked and read, so that replacing the file in between has no effect.
+        with open(open_regular_file(path), "rb") as file:
             _require_intact(file)
             file.seek(0)
             state = torch.load(file, map_location="cpu", weights_only=True)
             _require_real_tensors(state)
-            what = missing(state)
+            what = defect(state)
             name = None if what else _non_finite(state)
     except OSError as error:
         raise UserError(f"{path}: not a readable checkpoint ({error.strerror or error})") from None
@@ -159,7 +173,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _require_intact(file: Any) -> None:
-    """Raises `ValueError`, or one of `zipfile`'s errors, for what is no undamaged archive of `torch.save`."""
+    """Raises `ValueError`, or one of `zipfile`'s errors, unless the file is an undamaged archive of `torch.save`."""
     if file.read(4) != b"PK\x03\x04" or not zipfile.is_zipfile(file):  # torch's older format is a bare pickle stream
         raise ValueError("damaged, or not written by torch.save")
     with zipfile.ZipFile(file) as archive:
@@ -185,7 +199,7 @@ def _require_intact(file: Any) -> None:
 
 
 def _require_real_tensors(state: Any) -> None:
-    """Raises `ValueError` for a tensor that takes more memory when it is copied than it has in the file."""
+    """Raises `ValueError` for a tensor that would take more memory when it is copied than it takes in the file."""
     todo, seen = [state], set()
     while todo:
         value = todo.pop()
@@ -199,7 +213,7 @@ def _require_real_tensors(state: Any) -> None:
 
 
 def _non_finite(state: dict[str, Any]) -> str | None:
-    """The name of a weight that has a NaN or an infinity; None: there is none."""
+    """The name of a weight that contains a NaN or an infinity, or None."""
     for section in ("model", "ema"):
         for name, weight in (state.get(section) or {}).items():
             if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):

@@ -1,4 +1,4 @@
-"""A copy of a training state in host memory that is allocated once and used again."""
+"""A copy of a training state in host memory that is allocated once and reused."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ __all__ = ["HostCopy"]
 
 
 class HostCopy:
-    """Call it with a state: returns the state with its tensors in host memory, pinned for those of a GPU.
+    """Copies a state's tensors to host memory, which is pinned for tensors of a GPU.
 
-    The copy is complete on return and is valid until the next call, which writes to the same memory.
+    The call returns the state with the copies in it. They are complete on return and valid until the next call, which
+    overwrites the same memory.
     """
 
     def __init__(self) -> None:
@@ -24,6 +25,9 @@ class HostCopy:
     def __call__(self, state: dict[str, Any]) -> dict[str, Any]:
         buffers: dict[tuple[Any, ...], Tensor] = {}
         devices: set[torch.device] = set()
+
+        # A save blocks training only while the state is copied, so the copy must be fast: buffers of the last call are
+        # reused where shape and dtype agree, and all copies are queued before the first wait for the device.
 
         def copy(tensor: Tensor, where: tuple[Any, ...]) -> Tensor:
             buffer = self._buffers.get(where)

@@ -1,7 +1,7 @@
-"""What a run leaves on disk: checkpoints to resume from, and the finished model for sharing.
+"""The files of a run: checkpoints to resume from, and the finished model for sharing.
 
-A file has its final name only when it is complete: it is written beside it, synced, renamed, and the directory synced.
-Loading never unpickles code (`torch.load(weights_only=True)`, safetensors and JSON).
+A file gets its final name only when it is complete: it is written under a temporary name, synced and renamed, and then
+its directory is synced. Loading never unpickles code (`torch.load(weights_only=True)`, safetensors and JSON).
 """
 
 from __future__ import annotations
@@ -43,22 +43,25 @@ __all__ = [
     "write_atomically",
 ]
 
-_MOMENTS: Final = ({"step", "exp_avg", "exp_avg_sq"}, {"momentum"})  # of a weight, in AdamW and in Muon
-_LARGEST_HEADER: Final = 1 << 26  # bytes, of a safetensors file before its tensors
-_LARGEST_ELEMENT: Final = 8  # bytes, of float64
+_MOMENTS: Final = ({"step", "exp_avg", "exp_avg_sq"}, {"momentum"})  # the state of a weight in AdamW and in Muon
+_LARGEST_HEADER: Final = 1 << 26  # bytes before the tensors of a safetensors file
+_LARGEST_ELEMENT: Final = 8  # bytes of a float64
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Copies weights into the model. Raises `UserError`, naming the first difference, when they are another model's."""
+    """Copies weights into the model. Raises `UserError`, which names the first difference, if they do not fit it."""
     _require_same_model(model, weights, path)
     model.load_state_dict(weights)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], path: Path) -> None:
-    """Loads the state of an optimizer over the same parameters: its moments, counts of steps and last learning rates,
-    not its other settings.
+    """Loads the state of an optimizer over the same parameters.
 
-    Raises `UserError` when it is another one's.
+    The moments, the step counts and the last learning rates are loaded. All other settings stay as the config and the
+    machine have them now.
+
+    Raises:
+        UserError: the state is that of another optimizer.
     """
     try:
         parts = optimizer.parts.values() if isinstance(optimizer, MuonAdamW) else [optimizer]
@@ -70,8 +73,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], path
         optimizer.load_state_dict(state)
         groups = [(part, group) for part in parts for group in part.param_groups]
         for (part, group), settings in zip(groups, own, strict=True):
-            last = group.get("lr")  # the next step sets another; a save before it must not tell the first one
-            group.update(settings)  # as the config and the machine have them now
+            # Each step sets the learning rate anew. A checkpoint that is saved before the next step must still record
+            # the last one, or a resumed run would write another file than an uninterrupted one.
+            last = group.get("lr")
+            group.update(settings)
             if isinstance(last, float):
                 group["lr"] = last
             for parameter in group["params"]:
@@ -84,7 +89,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], path
 
 
 def _fit_state(values: dict[str, Any], parameter: torch.Tensor, *, on_device: bool) -> None:
-    """Gives a parameter's loaded state its strides, and its count of steps the place where the optimizer wants it."""
+    """Converts a parameter's loaded state: moments to the parameter's strides, the step count to its device.
+
+    torch's fused optimizers want the step count on the device, all others on the CPU.
+    """
     if values and set(values) not in _MOMENTS:
         raise ValueError(f"of a weight it has {', '.join(map(str, values))}")
     for name, value in values.items():
@@ -93,7 +101,7 @@ def _fit_state(values: dict[str, Any], parameter: torch.Tensor, *, on_device: bo
         if name == "step":
             values[name] = value.reshape(()).to(parameter.device if on_device else "cpu", torch.float32)
         elif value.shape != parameter.shape or value.dtype != parameter.dtype:
-            wrong, right = (f"{tuple(of.shape)} of {of.dtype}" for of in (value, parameter))
+            wrong, right = (f"{tuple(tensor.shape)} of {tensor.dtype}" for tensor in (value, parameter))
             raise ValueError(f"{name} is {wrong} where the weight is {right}")
         else:
             values[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
@@ -103,7 +111,7 @@ def _require_same_model(model: nn.Module, weights: Mapping[str, torch.Tensor], p
     own = model.state_dict()
     for name in (*own, *weights):
         if name not in weights or name not in own:
-            side = "lacks" if name not in weights else "has, and this model has not,"
+            side = "lacks" if name not in weights else "also has"
             raise UserError(f"{path}: is of another model: it {side} {name}; use the config that it was trained with")
         if own[name].shape != weights[name].shape:
             raise UserError(
@@ -117,10 +125,17 @@ def _require_same_model(model: nn.Module, weights: Mapping[str, torch.Tensor], p
 
 
 def save_model(directory: Path, model: SdPNet, card: ModelCard, ema: Mapping[str, torch.Tensor] | None = None) -> bool:
-    """Writes `model.safetensors` and `model.json`: of the averaged weights `ema`, by name, where there are any.
+    """Writes `model.safetensors` and `model.json`.
 
-    What `ema` lacks (a buffer) is taken from the model. Returns False when both files hold this already. Raises
-    `UserError` when the system refuses.
+    Args:
+        ema: averaged weights by name, which are written instead of the model's own. Names that it lacks (buffers) are
+            taken from the model.
+
+    Returns:
+        Whether a file was written; False if both files exist already with this content.
+
+    Raises:
+        UserError: the system refuses to write.
     """
     state = {**model.state_dict(), **(ema or {})}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
@@ -143,11 +158,14 @@ def load_model(
 ) -> tuple[SdPNet, ModelCard]:
     """Loads a model, in eval mode, with its card.
 
-    `where` is a finished model (`model.safetensors` or the `model.json` beside it), a checkpoint of a run, or a run's
-    directory: then it is the finished model, or the newest checkpoint that can be read (`say` gets a line for each that
-    cannot). `weights`: "ema" takes averaged weights where there are any, "raw" those of the last step.
+    Args:
+        where: a finished model (`model.safetensors` or the `model.json` beside it), a checkpoint, or the directory of a
+            run. From a directory the finished model is loaded or, where there is none, the newest readable checkpoint.
+        weights: "ema" takes the averaged weights where there are any, "raw" the weights of the last step.
+        say: is called with one line of text for each checkpoint that cannot be read.
 
-    Raises `UserError` when there is none, or it is damaged or inconsistent.
+    Raises:
+        UserError: there is no model, or its files are damaged or inconsistent.
     """
     path = Path(where)
     if path.name == "model.json":
@@ -176,7 +194,7 @@ def load_model(
 
 
 def _read_weights(path: Path, card: ModelCard) -> dict[str, torch.Tensor]:
-    """The tensors of the safetensors file that `card` was written for. No more is read than its model can have."""
+    """The tensors of the safetensors file that `card` describes. No more bytes are read than its model can have."""
     elements = sum(weight.numel() for weight in _claimed(path, card).state_dict().values())
     try:
         content = read_small(path, _LARGEST_HEADER + _LARGEST_ELEMENT * elements)
@@ -202,7 +220,7 @@ def _read_weights(path: Path, card: ModelCard) -> dict[str, torch.Tensor]:
 
 def _from_checkpoint(path: Path, state: dict[str, Any], weights: Literal["ema", "raw"]) -> tuple[SdPNet, ModelCard]:
     if "card" not in state:
-        raise UserError(f"{path}: is of an earlier version and does not say of which model; finish its run first")
+        raise UserError(f"{path}: is of an earlier version, without a description of the model; finish its run first")
     averaged = state.get("ema") if weights == "ema" else None
     try:
         card = parse_card({**state["card"], "weights": "raw" if averaged is None else "ema"})
@@ -212,7 +230,10 @@ def _from_checkpoint(path: Path, state: dict[str, Any], weights: Literal["ema", 
 
 
 def _build(path: Path, weights: dict[str, torch.Tensor], card: ModelCard) -> SdPNet:
-    """The model of the card with these weights. A card that claims more than the weights have costs no memory."""
+    """The model of the card with these weights.
+
+    A card that claims a larger model than the weights belong to is refused before memory is allocated for it.
+    """
     _require_same_model(_claimed(path, card), weights, path)
     model = SdPNet(card.model)
     model.load_state_dict(weights)

@@ -1,4 +1,4 @@
-"""`model.json`, the card beside a model's weights: what a user of them needs to know, checked as a config is."""
+"""`model.json`, the card beside a model's weights, with all that a user of the weights needs to know."""
 
 from __future__ import annotations
 
@@ -20,20 +20,23 @@ __all__ = ["ModelCard", "card_text", "parse_card", "read_card"]
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a user of the weights needs to know.
+    """All that a user of a model's weights needs to know.
+
+    Cards of earlier versions lack the last three attributes.
 
     Attributes:
-        model: how the model is built.
-        classes: `classes[label]` is a class's name; no more of them than the model has.
-        image_size: pixels a side, of its training; a multiple of the patch size.
-        centre_fraction: of the shorter side that evaluation keeps, in (0, 1].
-        mean, std: of RGB in [0, 1], by which images are normalised.
-        metrics: those of the last evaluation.
-        weights: whether the weights are averaged ones ("ema") or those of the last step.
-        preprocessing: what was done to the images before the crop.
-        weights_sha256: of `model.safetensors`, hex; "" where nobody says.
+        model: the shape of the model.
+        classes: `classes[label]` is the name of a class; there are at most as many names as the model has outputs.
+        image_size: the image size of the training, in pixels a side; a multiple of the patch size.
+        centre_fraction: the fraction of the shorter side that evaluation keeps, in (0, 1].
+        mean, std: the values by which images are normalised, for RGB in [0, 1].
+        metrics: the scores of the last evaluation, by name.
+        weights: "ema" for averaged weights, "raw" for those of the last step.
+        preprocessing: the steps that were applied to the images before the crop.
+        weights_sha256: the SHA-256 of `model.safetensors` in hexadecimal, or "" where it is not known.
 
-    Cards of earlier versions lack the last three. Raises `UserError` for what is out of range.
+    Raises:
+        UserError: a value is out of range.
     """
 
     model: ModelOptions
@@ -48,7 +51,7 @@ class ModelCard:
     weights_sha256: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        patch, most, size = self.model.patch_size, self.model.num_classes, self.image_size
+        patch, num_outputs, size = self.model.patch_size, self.model.num_classes, self.image_size
         require(type(size) is int and size % patch == 0, "image_size", size, f"a multiple of the patch size {patch}")
         for name in ("mean", "std"):
             values = getattr(self, name)
@@ -57,7 +60,12 @@ class ModelCard:
         require(_is_number(self.centre_fraction), "centre_fraction", _shortened(self.centre_fraction), "a number")
         DataOptions(image_size=size, centre_fraction=self.centre_fraction)
         AugmentOptions(mean=self.mean, std=self.std)
-        require(1 <= len(self.classes) <= most, "classes", f"{len(self.classes)} names", f"1 to {most}, as the model")
+        require(
+            1 <= len(self.classes) <= num_outputs,
+            "classes",
+            f"{len(self.classes)} names",
+            f"1 to {num_outputs}, as the model",
+        )
         for name in self.classes:
             require(isinstance(name, str), "classes", _shortened(name), "text")
         for name, value in self.metrics.items():
@@ -68,12 +76,12 @@ class ModelCard:
 
 
 def card_text(card: ModelCard) -> str:
-    """As it stands in `model.json`."""
+    """The content of `model.json`."""
     return f"{json.dumps(asdict(card), indent=1)}\n"
 
 
 def read_card(path: Path) -> ModelCard:
-    """The card in a file. Raises `UserError` for what is none, and `OSError` where it cannot be read."""
+    """The card in a file. Raises `UserError` if the content is not a card, and `OSError` if the file cannot be read."""
     try:
         return parse_card(json.loads(read_small(path).decode("utf-8")))
     except (ValueError, RecursionError) as error:
@@ -81,7 +89,7 @@ def read_card(path: Path) -> ModelCard:
 
 
 def parse_card(raw: Any) -> ModelCard:
-    """The card that JSON, or a checkpoint, holds. Raises `UserError` for what is none."""
+    """The card in parsed JSON or in a checkpoint. Raises `UserError` if it is not a card."""
     try:
         return ModelCard(
             model=ModelOptions(**raw["model"]),
@@ -121,11 +129,11 @@ def _reason(error: BaseException) -> str:
 
 
 def _shortened(value: Any) -> Any:
-    """A value as a message shows it, without the middle of a long one."""
+    """The value for a message, without the middle where it is long."""
     if isinstance(value, (Mapping, list, tuple)):
         return f"{type(value).__name__} of {len(value)}"
     try:
         text = repr(value)
-    except ValueError:  # thousands of digits
+    except ValueError:  # Python refuses to print integers of thousands of digits
         text = hex(value)
     return value if len(text) <= 80 else f"{text[:40]}...{text[-10:]}"

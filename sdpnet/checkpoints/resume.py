@@ -1,4 +1,4 @@
-"""How a run is continued: from which checkpoint, and whether the order of samples stays the same."""
+"""The checks before a run continues: its newest readable checkpoint, and whether the order of samples is the same."""
 
 from __future__ import annotations
 
@@ -15,9 +15,18 @@ __all__ = ["load_newest", "require_same_order", "require_same_step"]
 
 
 def load_newest(directory: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint that can be read, and its state; None where there is no checkpoint at all.
+    """Loads the newest checkpoint in `directory` that can be read.
 
-    `say` gets a line for each newer one that is damaged. Raises `UserError` when all are.
+    A damaged checkpoint is skipped, so that the damage costs only the steps since the checkpoint before it.
+
+    Args:
+        say: is called with one line of text for each checkpoint that is damaged.
+
+    Returns:
+        Its path and its state, or None where there is no checkpoint.
+
+    Raises:
+        UserError: there are checkpoints, but none can be read.
     """
     found = list_checkpoints(directory)
     for path in reversed(found):
@@ -26,21 +35,31 @@ def load_newest(directory: Path, say: Callable[[str], None]) -> tuple[Path, dict
         except UserError as error:
             say(f"{error}; trying the one before it")
     if found:
-        raise UserError(f"{directory}: none of its {len(found)} checkpoints can be read; begin anew in another --out")
+        raise UserError(
+            f"{directory}: none of its {len(found)} checkpoints can be read; start a new run in another --out"
+        )
     return None
 
 
 def require_same_order(
     path: Path, state: Mapping[str, Any], order: Mapping[str, int | str], world: Mapping[str, int]
 ) -> str | None:
-    """Checks that samples come in the order in which they came in the run that saved `state` at `path`.
+    """Checks that samples come in the same order as in the run that saved `state` at `path`.
 
-    `order` is what the order depends on: seed, global_batch_size, num_samples, and data.order (which checkpoints that
-    are older than it do not tell). `world` is how a global batch is spread: world_size, batch_size_per_gpu, accumulate;
-    it may change. Returns the line that says how it did, or None.
+    Args:
+        order: the values that the order depends on: seed, global_batch_size, num_samples and data.order. Checkpoints
+            that are older than data.order do not have it and are not checked for it.
+        world: the spread of a global batch over the processes: world_size, batch_size_per_gpu and accumulate. It may
+            change.
 
-    Raises `UserError`, naming all of `order` that changed.
+    Returns:
+        A line that says how `world` has changed, or None.
+
+    Raises:
+        UserError: a value of `order` has changed. The message names all that have.
     """
+    # A batch of the plan is cut by its global size only. A different number of processes with the same global batch
+    # therefore sees the same samples in the same steps, which is why `world` may change and `order` may not.
     was = state["order"]
     changed = [name for name, value in order.items() if was.get(name, value if name == "data.order" else None) != value]
     if changed:
@@ -59,7 +78,10 @@ def require_same_order(
 
 
 def require_same_step(step: int, out: Path, processes: Processes) -> None:
-    """Every process must call it. Raises `UserError` when they stand at different steps."""
+    """Raises `UserError` if the processes are at different steps. Every process must call it.
+
+    Where `out` is not on a disk that the machines share, each machine finds other checkpoints, or none.
+    """
     if min_over_processes(step, processes) != max_over_processes(step, processes):
         raise UserError(f"{out}: not the same checkpoints for all processes; --out must be on a disk that they share")
 

@@ -1,4 +1,4 @@
-"""What the sections of a checkpoint hold, and whether a state has all of it: types and ranges, no weights' shapes."""
+"""The sections of a checkpoint, with checks of their types and ranges. The shapes of weights are not checked here."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any, Final
 
 from torch import Tensor
 
-__all__ = ["VERSION", "missing"]
+__all__ = ["VERSION", "defect"]
 
 VERSION: Final = 2
 _LARGEST: Final = 2**53
-_DEEPEST: Final = 32  # of the sections of a config
+_DEEPEST: Final = 32  # levels of nested sections in a config
 _SECTIONS: Final[dict[int, dict[str, type]]] = {
     1: dict.fromkeys(("model", "optimizer", "scaler", "cursor", "order", "evaluation"), dict)
 }
 _SECTIONS[2] = {**_SECTIONS[1], **dict.fromkeys(("card", "config", "world", "guard"), dict)}
 
 
-def missing(state: Any) -> str | None:
-    """What keeps `state` from being a checkpoint; None: nothing."""
+def defect(state: Any) -> str | None:
+    """The reason why `state` is not a checkpoint, or None if it is one."""
     if not isinstance(state, dict):
         return f"a {type(state).__name__}"
     version = state.get("version", 1)
@@ -56,7 +56,7 @@ def _is_cursor(value: Any) -> bool:
 
 
 def _are_facts(value: Any) -> bool:
-    """Numbers and text by name."""
+    """Whether `value` is a mapping from names to numbers and text."""
     return isinstance(value, Mapping) and all(
         isinstance(name, str) and (isinstance(fact, str) or type(fact) is bool or _is_number(fact))
         for name, fact in value.items()
@@ -68,7 +68,7 @@ def _are_numbers(value: Any) -> bool:
 
 
 def _is_plain(value: Any, depth: int = 0) -> bool:
-    """Whether it is what YAML can hold, not too deep."""
+    """Whether YAML could hold the value, and it is not nested too deeply."""
     if isinstance(value, Mapping):
         return depth < _DEEPEST and all(isinstance(k, str) and _is_plain(v, depth + 1) for k, v in value.items())
     if isinstance(value, (list, tuple)):
@@ -77,7 +77,7 @@ def _is_plain(value: Any, depth: int = 0) -> bool:
 
 
 def _is_card(value: Any) -> bool:
-    """As far as a training looks at it; the rest is checked where a model is built of it."""
+    """Checks the parts of a card that training uses. `parse_card` checks the rest when a model is built from it."""
     classes = value.get("classes", ())
     return _is_plain(value) and isinstance(classes, (list, tuple)) and all(isinstance(name, str) for name in classes)
 

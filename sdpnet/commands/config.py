@@ -98,6 +98,6 @@ def _differences(one: str, other: str, section: str | None) -> list[str]:
 
 
 def _file(name: str) -> str:
-    """What `load_config` takes: a run is known by its config.yaml."""
+    """The argument of `load_config` for a config or, by its config.yaml, for a run."""
     own = Path(name) / "config.yaml"
     return str(own) if own.is_file() else name

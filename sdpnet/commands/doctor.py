@@ -38,24 +38,28 @@ __all__ = ["add_arguments", "build_supports", "run", "verdict"]
 T = TypeVar("T")
 UNKNOWN: Final = "not measured"
 DEFAULT_CONFIG: Final = "sdpnet_xl"
-SECONDS: Final = 1.5  # of each measurement
+SECONDS: Final = 1.5  # the time of each measurement
 CPU_BATCH: Final = 8
-LOADED: Final = 0.05
-OLD_TORCH: Final = ("torch==2.10.*", "torchvision==0.25.*")  # the last with code for cards before Turing
+LOADED: Final = 0.05  # if other processes take a larger share of the time, a note says so
+OLD_TORCH: Final = ("torch==2.10.*", "torchvision==0.25.*")  # the last versions with code for cards before Turing
 
 ADVICE: Final = {
     "reading": "put the shards on a local SSD, or where they stay in memory; data.order=blocks spares slow disks",
     "decoding": "give it more cores, convert with a smaller --max-side, or train at a smaller data.image_size",
-    "copying": "look whether the card has all its PCIe lanes",
+    "copying": "check whether the card has all its PCIe lanes",
     "the model step": "the data path keeps up; more or faster GPUs, or a smaller model",
 }
 
 
 def build_supports(capability: tuple[int, int], architectures: list[str]) -> bool:
-    """Whether a build of torch with these architectures (`torch.cuda.get_arch_list()`) runs on such a card.
+    """Whether a build of torch runs on a card.
 
-    Machine code (sm_80) runs on cards of the same generation from its number on (sm_80a: on 8.0 alone), PTX
-    (compute_80) on all from its number on.
+    Machine code (sm_80) runs on cards of the same major version with at least its minor version; with the suffix "a"
+    (sm_90a) it runs on exactly that capability. PTX (compute_80) runs on all cards of at least its capability.
+
+    Args:
+        capability: the compute capability of the card.
+        architectures: the architectures of the build, as `torch.cuda.get_arch_list()` returns them.
     """
     for architecture in architectures:
         found = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", architecture)
@@ -74,9 +78,11 @@ def build_supports(capability: tuple[int, int], architectures: list[str]) -> boo
 
 
 def verdict(rates: dict[str, float | None], remedies: dict[str, str]) -> list[str]:
-    """What limits training, what to expect and what to do, from images/s by stage; None is not measured.
+    """The lines that say what limits training, what rate to expect and what to do.
 
-    `remedies` says for stages how they would be measured.
+    Args:
+        rates: images/s of each stage; None if it was not measured.
+        remedies: how to measure a stage that was not measured.
     """
     measured = {stage: rate for stage, rate in rates.items() if rate is not None}
     unknown = [stage for stage in rates if stage not in measured]
@@ -90,7 +96,7 @@ def verdict(rates: dict[str, float | None], remedies: dict[str, str]) -> list[st
 
 
 def _gpus() -> tuple[list[dict[str, Any]], str]:
-    """The cards that torch sees, and where it sees none, why."""
+    """The facts of each GPU that torch finds and, if it finds none, the reason."""
     if not torch.cuda.is_available():
         if torch.version.cuda is None:
             return [], "none: this torch is built without CUDA"
@@ -113,7 +119,7 @@ def _gpus() -> tuple[list[dict[str, Any]], str]:
 
 
 def _attempt(measure: Callable[[], T], problems: list[str], what: str) -> T | None:
-    """What `measure` returns, or None and a line in `problems`: one thing that fails must not hide the others."""
+    """The result of `measure`. On an error, None and a line in `problems`, so that others are still measured."""
     try:
         return measure()
     except (ContestantError, RuntimeError, OSError) as error:
@@ -123,8 +129,11 @@ def _attempt(measure: Callable[[], T], problems: list[str], what: str) -> T | No
 
 
 def _step(config: Config, device: torch.device) -> tuple[float, int]:
-    """Images/s of the step that `train` would take, and its batch size: the config's, halved until it fits into the
-    card's memory, and always even, because MixUp and CutMix mix pairs."""
+    """Measures the step that `train` would take. Returns images/s and the batch size.
+
+    The batch size of the config is halved until the step fits into the memory of the GPU. It stays even, because MixUp
+    and CutMix mix pairs.
+    """
     batch_size = config.data.batch_size_per_gpu if device.type == "cuda" else CPU_BATCH
     while True:
         try:
@@ -165,7 +174,9 @@ def _measure(arguments: argparse.Namespace, config: Config, say: Callable[[str],
             say(what)
             done = _attempt(lambda: decode_round(data, split, name, size, some, device, SECONDS), problems, what)
             if done is not None and (done.foreign or 0) > LOADED:
-                problems.append(f"{what}: other processes took {done.foreign:.0%} of their time; expect more without")
+                problems.append(
+                    f"{what}: other processes took {done.foreign:.0%} of the cores; without them the rate is higher"
+                )
             return None if done is None else done.rate
 
         rates["decode_one_core"] = decode(cores[:1])
@@ -191,7 +202,7 @@ def _available_memory() -> int:
 
 
 def _stages(rates: dict[str, Any]) -> tuple[dict[str, float | None], dict[str, str]]:
-    """Images/s by stage for the whole machine, and how those that are not measured would be."""
+    """Images/s of each stage for the whole machine, and how to measure the stages that were not measured."""
     reading = rates["memory"] if rates["fits_in_memory"] else rates["disk"]
     stages: dict[str, float | None] = {
         "reading": reading["images_per_second"] if reading else None,
@@ -293,9 +304,11 @@ def _print(facts: dict[str, Any], console: Console) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--data", type=Path, metavar="SHARDS", help="shard set: its reading and decoding are measured")
+    add("--data", type=Path, metavar="SHARDS", help="shard set for which reading and decoding are measured")
     add("--split", default="train", help="default: %(default)s")
-    add("--config", default=DEFAULT_CONFIG, help="whose model and image size are measured (default: %(default)s)")
+    add(
+        "--config", default=DEFAULT_CONFIG, help="config whose model and image size are measured (default: %(default)s)"
+    )
     add("--step", action="store_true", help="measure the model's step without a GPU too")
     add("--json", action="store_true", help="print JSON")
 
@@ -309,7 +322,7 @@ def _next(arguments: argparse.Namespace) -> str:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Always 0 where the arguments are right: what is missing is part of the answer."""
+    """Runs the command. Returns 0 if the arguments are valid, even if something is missing on this machine."""
     config = load_config(arguments.config)
     if arguments.data:
         open_split(arguments.data, arguments.split)

@@ -34,20 +34,31 @@ from sdpnet.training.same_start import code_facts, require_same_start, shard_fac
 
 __all__ = ["add_arguments", "run", "table"]
 
-_LOWEST = 5  # classes that the table names
+_LOWEST = 5  # the number of classes with the lowest top-1 in the table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", required=True, type=Path, help="run directory, checkpoint or model.safetensors")
-    weights = "averaged ones where there are any, or those of the last step (default: %(default)s)"
+    weights = "averaged weights if there are any, or those of the last step (default: %(default)s)"
     add("--weights", choices=["ema", "raw"], default="ema", help=weights)
     add("--data", required=True, type=Path, help="shard set")
     add("--split", default="val", help="(default: %(default)s)")
     add("--pipeline", choices=["auto", *PIPELINES], default="auto", help="(default: %(default)s)")
-    add("--batch-size", type=int, default=128, metavar="N", help="of each process (default: %(default)s)")
-    add("--image-size", type=int, metavar="N", help="pixels a side (default: the model's, of its training)")
-    add("--centre-fraction", type=float, metavar="X", help="of the shorter side, kept (default: the model's)")
+    add(
+        "--batch-size",
+        type=int,
+        default=128,
+        metavar="N",
+        help="images in a batch of each process (default: %(default)s)",
+    )
+    add("--image-size", type=int, metavar="N", help="pixels a side (default: that of the training)")
+    add(
+        "--centre-fraction",
+        type=float,
+        metavar="X",
+        help="fraction of the shorter side that is kept (default: that of the model)",
+    )
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="(default: %(default)s)")
     add("--amp", choices=["auto", "bf16", "fp16", "fp32"], default="auto", help="(default: %(default)s)")
     add("--per-class", type=Path, metavar="FILE", help="write each class's accuracy to a CSV file")
@@ -55,8 +66,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints a table, or with `--json` one JSON object: top1, top5, val_loss, num_samples, weights (ema or raw); in the
-    main process only."""
+    """Prints the scores in the main process: a table, or with `--json` one JSON object.
+
+    The object has the keys top1, top5, val_loss, num_samples and weights (ema or raw).
+    """
     size, fraction, out = arguments.image_size, arguments.centre_fraction, arguments.per_class
     require(arguments.batch_size >= 1, "--batch-size", arguments.batch_size, "at least 1")
     require(fraction is None or 0 < fraction <= 1, "--centre-fraction", fraction, "in (0, 1]")
@@ -99,7 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
                 say_json({**scores.as_dict(), "num_samples": scores.num_samples, "weights": card.weights})
             else:
                 say(*table(scores, card.weights, names))
-            if out is not None:  # what it took long to find out is said by now
+            if out is not None:  # after the output: if the file cannot be written, the scores are not lost
                 write_per_class(out, card.classes, scores.counts)
             if not arguments.json:
                 say(next_line(*export_command(arguments.model)))
@@ -109,7 +122,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _facts(arguments: argparse.Namespace, model: SdPNet, card: ModelCard) -> dict[str, str]:
-    """What all processes must have alike; paths may differ from machine to machine."""
+    """The facts that must be equal in all processes. Paths are not included: they may differ."""
     names = ("split", "pipeline", "batch_size", "image_size", "centre_fraction", "amp")
     flags = {f"--{name.replace('_', '-')}": str(getattr(arguments, name)) for name in names}
     digest = hashlib.sha256(card_text(card).encode())
@@ -120,7 +133,7 @@ def _facts(arguments: argparse.Namespace, model: SdPNet, card: ModelCard) -> dic
 
 
 def table(scores: Scores, weights: str, names: Sequence[str] = ()) -> list[str]:
-    """The lines of the table for people; with the classes' names also the classes with the lowest top-1."""
+    """The lines of the table. With the names of the classes, it includes the classes with the lowest top-1."""
     rows = [
         ("images", f"{scores.num_samples:,}"),
         ("top-1", f"{scores.top1:.2%}"),
@@ -139,7 +152,7 @@ def table(scores: Scores, weights: str, names: Sequence[str] = ()) -> list[str]:
 
 
 def _warn(data: Path, theirs: Preprocessing, ours: Preprocessing) -> None:
-    """Says on stderr where the images were turned otherwise than those that the model was trained on."""
+    """Warns on stderr if the EXIF orientation was treated differently in the images that the model was trained on."""
     if theirs.exif != ours.exif:
         print(
             f"{printable(data)}: was made with --exif {theirs.exif}, and the model was trained on images made with "

@@ -1,8 +1,8 @@
 """A finished model as a file for other programs: ONNX, or PyTorch's exported program.
 
-The file takes normalised images and gives logits. What a program must know besides is beside it, as FILE.json: the
-classes, and all that is done to an image file before (`steps` in words, and the values). A file is run and compared
-with the model before it gets its name.
+The exported model takes normalised images and returns logits. FILE.json beside it has all else that a program needs:
+the classes, and the steps from an image file to the input, in words (`steps`) and as values. The exported model is run
+and compared with the original before the file gets its name.
 """
 
 from __future__ import annotations
@@ -33,19 +33,28 @@ Format = Literal["onnx", "torch-export"]
 Batch = int | Literal["dynamic"]
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
-TOLERANCE: Final = 1e-4  # largest difference of a logit, as a share of the largest logit (or of 1, if that is more)
+TOLERANCE: Final = 1e-4  # the largest allowed difference of a logit, relative to the largest logit or 1
 
 
 def export(
     model: SdPNet, card: ModelCard, out: Path, format: Format, image_size: int, batch: Batch = "dynamic"
 ) -> float:
-    """Writes `out` and `out`.json; returns the largest difference to the model's own logits (see `TOLERANCE`).
+    """Writes `out` and `out`.json.
 
-    `model` is in eval mode, on the CPU. The file's input is `images`, float32 (batch, 3, image_size, image_size), and
-    its output `logits`, float32 (batch, num_classes). It is compared on random images in batches of several sizes where
-    `batch` is "dynamic", else of `batch`: with onnxruntime where that is installed, else with ONNX's reference.
+    The input of the exported model is `images`, float32 (batch, 3, image_size, image_size), and its output `logits`,
+    float32 (batch, num_classes). It is compared with `model` on random images. ONNX files are run by onnxruntime if it
+    is installed, else by the reference implementation of ONNX.
 
-    Raises `UserError` for a missing package, an impossible size, or a difference above `TOLERANCE`, and leaves no file.
+    Args:
+        model: in eval mode, on the CPU.
+        batch: a fixed batch size, or "dynamic" for any. The comparison uses this size, or several ones for "dynamic".
+
+    Returns:
+        The largest difference of the logits, on the scale of `TOLERANCE`.
+
+    Raises:
+        UserError: a package is missing, a size is not possible, or the difference is above `TOLERANCE`. No file is
+            written.
     """
     assert not model.training
     patch = model.options.patch_size
@@ -55,7 +64,7 @@ def export(
     require_place(out)
     if format == "onnx":
         _require_onnx()
-    sizes = (2, 1, 5) if batch == "dynamic" else (batch,)  # the example is not 1: torch.export would fix that size
+    sizes = (2, 1, 5) if batch == "dynamic" else (batch,)  # the first is not 1: torch.export would fix it
     generator = torch.Generator().manual_seed(0)
     examples = [torch.randn(size, 3, image_size, image_size, generator=generator) for size in sizes]
     dynamic = ({0: torch.export.Dim("batch")},) if batch == "dynamic" else None
@@ -71,7 +80,7 @@ def export(
                 difference = (
                     torch.stack([_difference(forward(images), model(images)) for images in examples]).max().item()
                 )
-            if not difference <= TOLERANCE:  # nor when it is NaN
+            if not difference <= TOLERANCE:  # also true for NaN
                 raise UserError(
                     f"{out}: not written: as {format} the logits differ by {difference:.2g} from the model's; "
                     f"the tolerance is {TOLERANCE:g}"
@@ -82,10 +91,10 @@ def export(
 
     write_atomically(out, write)
     shape = f"({batch}, 3, {image_size}, {image_size})"
-    of_card = asdict(replace(card, image_size=image_size))
-    del of_card["weights_sha256"]  # of another file
+    card_facts = asdict(replace(card, image_size=image_size))
+    del card_facts["weights_sha256"]  # it is the checksum of model.safetensors
     facts = {
-        **of_card,
+        **card_facts,
         "format": format,
         "steps": _steps(card, image_size),
         "input": f"images: float32 {shape}, RGB in [0, 1], less mean, divided by std",
@@ -97,7 +106,7 @@ def export(
 
 
 def _steps(card: ModelCard, image_size: int) -> list[str]:
-    """What makes an image file into an input, in order, as `sdpnet predict` does it."""
+    """The steps that make an input from an image file, in their order, as `sdpnet predict` takes them."""
     exif, max_side = card.preprocessing.exif, card.preprocessing.max_side
     reduce = f"reduce the longer side to {max_side} pixels by area averaging, where it is longer"
     return [
@@ -117,9 +126,11 @@ def _difference(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
 
 
 def _save_torch(model: SdPNet, example: torch.Tensor, dynamic: tuple[object, ...] | None, path: Path) -> None:
-    content = BytesIO()  # a full disk under torch's writer ends the process: its destructor throws
+    # On a full disk, the destructor of torch's writer throws, which ends the process. So torch writes to memory.
+    content = BytesIO()
     torch.export.save(torch.export.export(model, (example,), dynamic_shapes=dynamic), content)
-    path.write_bytes(content.getvalue())  # a view that an error leaves behind crashes Python before 3.12.3 (gh-111049)
+    # Not getbuffer(): a view that is left over after an error crashes Python before 3.12.3 (gh-111049).
+    path.write_bytes(content.getvalue())
 
 
 def _load_torch(path: Path) -> Forward:
@@ -163,8 +174,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, type=Path, help="run directory or model.safetensors")
     parser.add_argument("--format", required=True, choices=get_args(Format))
     parser.add_argument("--out", required=True, type=Path, metavar="FILE")
-    parser.add_argument("--image-size", type=int, help="pixels a side; the training size by default")
-    parser.add_argument("--batch", type=_batch, default="dynamic", help="a fixed batch size; any size by default")
+    parser.add_argument("--image-size", type=int, help="pixels a side (default: that of the training)")
+    parser.add_argument("--batch", type=_batch, default="dynamic", help="a fixed batch size (default: any size)")
 
 
 def _batch(text: str) -> Batch:

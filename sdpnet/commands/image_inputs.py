@@ -1,4 +1,4 @@
-"""The image files that a command is given: files by name, everything below folders, and patterns such as "*.jpg"."""
+"""The image files for a command, given as names of files, as folders, and as patterns such as "*.jpg"."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from sdpnet.pipelines.images.kinds import HEAD_BYTES, kind_of
 
-__all__ = ["LeftOut", "Missing", "find_images"]
+__all__ = ["Missing", "SkippedFiles", "find_images"]
 
-_MAX_DEPTH: Final = 100  # of folders in folders
+_MAX_DEPTH: Final = 100  # levels of folders in folders
 
 
 @dataclass(frozen=True)
 class Missing:
-    """An input that gives no file, and why."""
+    """An input without any file, and the reason."""
 
     path: str
     reason: str
 
 
 @dataclass
-class LeftOut:
-    """Files in folders that are no images: how many, and the first of them."""
+class SkippedFiles:
+    """The number of files in folders that are not images, and the path of the first one."""
 
     count: int = 0
     example: str = ""
@@ -38,20 +38,25 @@ class LeftOut:
         self.count += 1
 
 
-def find_images(inputs: Iterable[str], left_out: LeftOut | None = None) -> Iterator[str | Missing]:
-    """The path of each image, as they are found: no more than one folder's names are held at a time.
+def find_images(inputs: Iterable[str], skipped: SkippedFiles | None = None) -> Iterator[str | Missing]:
+    """Yields the path of each image as it is found, so that only the names in one folder at a time are in memory.
 
-    A file that is named is taken whatever it is. Of a folder all files below it are taken, in the order of their names
-    and links followed, but for hidden ones and those that neither have one of torchvision's image suffixes nor begin
-    as an image; these are added to `left_out`. What does not exist and has one of "*?[" is a pattern: "**" goes through
-    folders at any depth.
+    Args:
+        inputs: files, folders and patterns. A file that is given by its name is always yielded. Of a folder, all images
+            below it are yielded in the order of their names, following links but skipping hidden files. A file counts
+            as an image if it has one of torchvision's image suffixes or begins like an image. A text that is not the
+            name of a file and contains one of "*?[" is a pattern, in which "**" matches folders at any depth.
+        skipped: gets the files in folders that are not images.
+
+    Yields:
+        A path, or `Missing` for an input without any file.
     """
-    left_out = LeftOut() if left_out is None else left_out
+    skipped = SkippedFiles() if skipped is None else skipped
     for given in inputs:
         if not given:
             yield Missing("''", "an empty name")
         elif os.path.isdir(given):
-            yield from _below_folder(given, left_out)
+            yield from _below_folder(given, skipped)
         elif os.path.lexists(given) or not glob.has_magic(given):
             yield given
         else:
@@ -61,12 +66,12 @@ def find_images(inputs: Iterable[str], left_out: LeftOut | None = None) -> Itera
             for path in found:
                 if not os.path.isdir(path):
                     yield path
-                elif "**" not in given:  # which gives what is in the folder too
-                    yield from _below_folder(path, left_out)
+                elif "**" not in given:  # "**" also finds the files in the folder
+                    yield from _below_folder(path, skipped)
 
 
 def _loops(path: str, pattern: str) -> bool:
-    """Whether a path that `glob` found goes through a folder twice, by a link to a folder above it."""
+    """Whether a path from `glob` passes through one folder twice, because of a link to a folder above it."""
     if "**" not in pattern:
         return False
     first = next(number for number, part in enumerate(pattern.split(os.sep)) if glob.has_magic(part))
@@ -81,17 +86,20 @@ def _identity(folder: str) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _below_folder(folder: str, left_out: LeftOut) -> Iterator[str | Missing]:
-    some = False
-    for found in _walk(folder, (), left_out):
-        some = True
+def _below_folder(folder: str, skipped: SkippedFiles) -> Iterator[str | Missing]:
+    found_any = False
+    for found in _walk(folder, (), skipped):
+        found_any = True
         yield found
-    if not some:
+    if not found_any:
         yield Missing(folder, "no image is in this folder")
 
 
-def _walk(folder: str, above: tuple[tuple[int, int], ...], left_out: LeftOut) -> Iterator[str | Missing]:
-    """`above` are device and inode of the folders that this one lies in: a link to one of them is not followed."""
+def _walk(folder: str, above: tuple[tuple[int, int], ...], skipped: SkippedFiles) -> Iterator[str | Missing]:
+    """Yields the images below `folder`.
+
+    `above` has device and inode of the folders that contain this one; a link to one of them is not followed.
+    """
     try:
         status = os.stat(folder)
         with os.scandir(folder) as entries:
@@ -105,15 +113,15 @@ def _walk(folder: str, above: tuple[tuple[int, int], ...], left_out: LeftOut) ->
     for name, is_folder in names:
         path = os.path.join(folder, name)
         if is_folder:
-            yield from _walk(path, (*above, identity), left_out)
+            yield from _walk(path, (*above, identity), skipped)
         elif name.lower().endswith(IMG_EXTENSIONS) or _begins_as_image(path):
             yield path
         else:
-            left_out.add(path)
+            skipped.add(path)
 
 
 def _begins_as_image(path: str) -> bool:
-    """Whether it is a file that begins as an image does; one that cannot be opened may be one."""
+    """Whether it is a file that begins like an image. A file that cannot be opened counts as one, so it is reported."""
     if not os.path.isfile(path):
         return False
     try:

@@ -1,6 +1,6 @@
-"""Prediction, and command `sdpnet predict`: image files in, the five likeliest classes of each out.
+"""Prediction, and command `sdpnet predict`: the five most likely classes of each image file.
 
-files and folders -> threads that read, decode and crop -> batches of uint8 -> the model -> results, in order
+files and folders -> threads that read, decode and crop -> batches of uint8 -> the model -> results in input order
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resized_crop
 
 from sdpnet.checkpoints.model import ModelCard, load_model
-from sdpnet.commands.image_inputs import LeftOut, Missing, find_images
+from sdpnet.commands.image_inputs import Missing, SkippedFiles, find_images
 from sdpnet.execution.threads import use_threads
 from sdpnet.model.sdpnet import SdPNet
 from sdpnet.pipelines.augment import DeviceStage
@@ -39,7 +39,7 @@ from sdpnet.reporting.output import say, say_json
 
 __all__ = ["Prediction", "Result", "add_arguments", "predict", "run"]
 
-_MAX_THREADS: Final = 16  # each holds one whole image
+_MAX_THREADS: Final = 16  # a thread holds one decoded image
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ class Prediction:
     """One class and its probability in [0, 1].
 
     Attributes:
-        label: its number.
-        class_name: as the shard set calls it.
-        name: for people: `readable_names`.
-        probability: of all the model's classes.
+        label: the number of the class.
+        class_name: the name of the class in the shard set.
+        name: the readable name of the class (`readable_names`).
+        probability: the softmax over all classes of the model.
     """
 
     label: int
@@ -61,7 +61,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one input: the likeliest classes, the likeliest first, or why there are none."""
+    """The result for one input: the most likely classes in descending order, or the reason why there are none."""
 
     path: str
     predictions: tuple[Prediction, ...] = ()
@@ -77,15 +77,21 @@ def predict(
     top: int = 5,
     device: torch.device | None = None,
 ) -> Iterator[Result]:
-    """The `top` likeliest classes of each image file, preprocessed, cropped and normalised as in evaluation.
+    """Predicts the most likely classes of image files, which are preprocessed and cropped as in evaluation.
 
-    Results come in the order of the inputs, after each `batch_size` of them. A file that cannot be read or decoded
-    gives a result with an error. No more than a few batches of crops are held, and one whole image for each thread.
+    Memory holds at most a few batches of crops, and one decoded image for each thread.
 
     Args:
-        model: as `load_model` gives it; it is moved to `device` (default: where it is).
-        card: of the model.
-        inputs: files, and what `find_images` says of others.
+        model: a model from `load_model`. It is moved to `device`.
+        card: the card of the model.
+        inputs: paths of files, and `Missing` entries of `find_images`.
+        batch_size: the number of images in a batch.
+        top: the number of classes for each image.
+        device: by default, the device of the model.
+
+    Yields:
+        A result for each input, in their order, whenever a batch is complete. The result of a file that cannot be read
+        or decoded has an error.
     """
     device = device or next(model.parameters()).device
     model = model.to(device).to(memory_format=torch.channels_last)
@@ -120,7 +126,7 @@ def _likeliest(
 def _crops(
     card: ModelCard, inputs: Iterable[str | os.PathLike[str] | Missing], ahead: int
 ) -> Iterator[tuple[str, torch.Tensor | str]]:
-    """Each input with its crop, uint8 (image_size, image_size, 3), or what is wrong with it; `ahead` are begun."""
+    """Yields each input and its crop, uint8 (image_size, image_size, 3), or an error; `ahead` are in progress."""
     pool = ThreadPoolExecutor(min(_MAX_THREADS, len(usable_cores())), "decode")
     begun: deque[tuple[str, Future[torch.Tensor] | str]] = deque()
 
@@ -149,11 +155,11 @@ def _crops(
 
 
 def _crop(path: str, card: ModelCard) -> torch.Tensor:
-    """The crop of one image file as evaluation takes it. Raises `UserError` without the file's name."""
+    """The crop of one image file as in evaluation. Raises `UserError`; its message does not name the file."""
     try:
         is_file = stat.S_ISREG(os.stat(path).st_mode)
-        data = Path(path).read_bytes() if is_file else b""  # reading a pipe would wait for ever
-    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        data = Path(path).read_bytes() if is_file else b""  # reading a pipe could wait forever
+    except (OSError, ValueError) as error:  # ValueError: the name has a null byte
         raise UserError(f"cannot be read ({getattr(error, 'strerror', None) or error})") from None
     if not is_file:
         raise UserError("not a file")
@@ -174,43 +180,43 @@ def _crop(path: str, card: ModelCard) -> torch.Tensor:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("images", nargs="+", metavar="IMAGE", help="a file, a folder (with all below it) or a quoted pattern")
+    add("images", nargs="+", metavar="IMAGE", help="a file, a folder (with all images below it) or a quoted pattern")
     add("--model", required=True, help="run directory, checkpoint or model.safetensors")
     add("--batch-size", type=int, default=32, metavar="N", help="images at a time (default: %(default)s)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="(default: %(default)s)")
     add("--json", action="store_true", help="print one JSON object for each image, on a line of its own")
     parser.epilog = (
-        "A file that is no readable image is named on stderr and costs itself only. Exit status: 0 when all images "
-        "were predicted, 1 when some were not, 2 when none was."
+        "A file that is not a readable image is reported on stderr and skipped. Exit status: 0 if all images were "
+        "predicted, 1 if some were not, 2 if none was."
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints each result as it comes; returns the exit status: see `add_arguments`."""
+    """Prints each result as soon as it is known. Returns the exit status, which `add_arguments` describes."""
     require(arguments.batch_size >= 1, "--batch-size", arguments.batch_size, "at least 1")
     device = _device(arguments.device)
     if device.type == "cpu" and (chosen := use_threads()).reduced:
         print(chosen, file=sys.stderr)
     model, card = load_model(arguments.model)
-    left_out = LeftOut()
-    found = find_images(arguments.images, left_out)
+    skipped = SkippedFiles()
+    found = find_images(arguments.images, skipped)
     try:
         bad, total = _print_all(predict(model, card, found, batch_size=arguments.batch_size, device=device), arguments)
-    except BrokenPipeError:  # as `| head` does it: whoever reads has seen enough
+    except BrokenPipeError:  # the reader has closed the pipe, as `| head` does
         return 141
-    if left_out.count:
-        many = left_out.count > 1
-        what = f"{left_out.count:,} files are no images" if many else "1 file is no image"
-        print(printable(f"left out in folders: {what}, {'such as ' * many}{left_out.example}"), file=sys.stderr)
+    if skipped.count:
+        many = skipped.count > 1
+        what = f"{skipped.count:,} files that are not images" if many else "1 file that is not an image"
+        print(printable(f"skipped in folders: {what}, {'such as ' * many}{skipped.example}"), file=sys.stderr)
     if bad and total > 1:
         print(f"{bad:,} of {total:,} images could not be predicted", file=sys.stderr)
     return 0 if not bad else 2 if bad == total else 1
 
 
 def _print_all(results: Iterator[Result], arguments: argparse.Namespace) -> tuple[int, int]:
-    """Prints the results; how many are bad, of how many in all."""
+    """Prints the results. Returns the number of images that could not be predicted, and the total number."""
     bad = total = 0
-    of = f" of {sum(1 for _ in find_images(arguments.images)):,}" if sys.stderr.isatty() else ""
+    of_total = f" of {sum(1 for _ in find_images(arguments.images)):,}" if sys.stderr.isatty() else ""
     began = time.monotonic()
     with StatusLine() as status:
         for result in results:
@@ -224,7 +230,7 @@ def _print_all(results: Iterator[Result], arguments: argparse.Namespace) -> tupl
             elif result.error is None:
                 lines = [f"  {prediction.probability:7.2%}  {prediction.name}" for prediction in result.predictions]
                 say(result.path, *lines)
-            status(f"{total:,}{of} images, {total / (time.monotonic() - began):,.1f} images/s")
+            status(f"{total:,}{of_total} images, {total / (time.monotonic() - began):,.1f} images/s")
     return bad, total
 
 

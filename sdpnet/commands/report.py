@@ -24,14 +24,15 @@ from sdpnet.reporting.run_page import page, summary
 
 __all__ = ["add_arguments", "page_path", "run"]
 
-LONGEST_NAME: Final = 120  # bytes of the runs' names in that of a page; file systems take 255 in all
+LONGEST_NAME: Final = 120  # bytes of the names of runs in the name of a page; file systems allow 255 in all
 
 
 def page_path(directories: Sequence[Path]) -> Path:
-    """Where the page goes by default: `report.html` in the directory of one run; of several, a name in that of the
-    first which says what is compared, so that no page takes another's place.
+    """The default path of the page.
 
-    Runs whose directories have the same name, or too long ones, are told apart by a checksum of their paths.
+    For one run it is `report.html` in its directory. For several runs it is a file in the directory of the first one,
+    with a name made of the names of all runs, so that reports of different comparisons do not overwrite each other. If
+    these names are equal or too long, a checksum of the paths is appended.
     """
     first = directories[0]
     if len(directories) == 1:
@@ -52,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         metavar="FILE",
-        help="the page (default: report.html in RUN; of several, report-RUN-vs-RUN.html in the first)",
+        help="the page (default: report.html in RUN; for several runs, report-RUN-vs-RUN.html in the first)",
     )
 
 
@@ -82,13 +83,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _next(directories: Sequence[Path], runs: Sequence[Run]) -> tuple[str | Path, ...]:
-    """Evaluates the best finished run on its own data or, where that is not there, exports it; else resumes the first
-    that nobody is training now."""
+    """The next command.
+
+    It evaluates the best finished run on its data or, if the data does not exist here, exports it. If no run is
+    finished, the command resumes the first one that is not being trained at present.
+    """
     finished = [index for index, run in enumerate(runs) if run.finished]
     if finished:
         best = max(finished, key=lambda index: _best_top1(runs[index]))
         data = Path(str(runs[best].config.get("data.path", "")))
-        if os.path.isfile(data / MANIFEST_NAME):  # False for a path that no system takes, too
+        if os.path.isfile(data / MANIFEST_NAME):  # also False for a path that is not valid on this system
             return sdpnet("evaluate", "--model", directories[best], "--data", data)
         return export_command(directories[best])
     idle = [path for path in directories if (path / "config.yaml").is_file() and not (path / LOCK_NAME).exists()]

@@ -34,7 +34,7 @@ from sdpnet.reporting.output import say
 
 __all__ = ["add_arguments", "augmented_batch", "describe", "draw", "run"]
 
-CELL_WIDTH: Final = 240  # pixels, at least; smaller images are enlarged by a whole factor
+CELL_WIDTH: Final = 240  # the minimum in pixels; smaller images are enlarged by an integer factor
 MARGIN: Final = 10
 FONT_SIZE: Final = 12
 LINE_HEIGHT: Final = 15
@@ -44,16 +44,16 @@ FAINT: Final = (85, 85, 85)
 
 
 def describe(plan: BatchPlan, i: int, sizes: np.ndarray, classes: Sequence[str]) -> list[str]:
-    """What the plan decided for sample `i` of its batch, a line each, in the order in which it is done.
-
-    Args:
-        plan: of B samples.
-        i: 0 <= i < B.
-        sizes: int (B, 2), height and width of the stored images: crop boxes are given as shares of them.
-        classes: B names, each sample's own.
+    """The decisions of the plan for one sample, one line each, in the order in which they are applied.
 
     The first line is the target: the class, or both classes of a mixed sample with their weights before label
     smoothing. Boxes of erasing and CutMix are in output pixels, from the left (x) and the top (y).
+
+    Args:
+        plan: the plan of a batch of B samples.
+        i: the index of the sample in the batch.
+        sizes: int (B, 2), height and width of the stored images. Crop boxes are given as fractions of them.
+        classes: the name of the class of each of the B samples.
     """
     own, partner = plan.mix_lambdas[i], plan.mix_partners[i]
     mixed = plan.mix_kinds[i] != MIX_NONE
@@ -87,10 +87,18 @@ def _box(box: np.ndarray) -> str:
 
 
 def augmented_batch(config: Config, epoch: int, index: int) -> tuple[np.ndarray, list[list[str]]]:
-    """A training batch (for one process; a micro-batch where gradients accumulate), decoded and augmented on the CPU.
+    """A training batch of one process, decoded and augmented on the CPU.
 
-    Returns the images without their normalisation, uint8 (B, image_size, image_size, 3), rounded and clipped to 0 to
-    255, and what `describe` says of each. Raises what `make_loader` raises, and `UserError` without such a batch.
+    Args:
+        epoch: the epoch, from 0.
+        index: the batch in the epoch, from 0.
+
+    Returns:
+        The images with their normalisation undone, uint8 (B, image_size, image_size, 3), rounded and clipped to 0 to
+        255, and the lines of `describe` for each.
+
+    Raises:
+        UserError: there is no such batch, or `make_loader` raises it.
     """
     require(epoch >= 0, "--epoch", epoch, "0 or more")
     loader = make_loader(config.data, config.augment, "train", ShardOptions(), torch.device("cpu"), seed=config.seed)
@@ -109,10 +117,11 @@ def augmented_batch(config: Config, epoch: int, index: int) -> tuple[np.ndarray,
 
 
 def draw(heading: str, images: np.ndarray, lines: Sequence[Sequence[str]]) -> Image.Image:
-    """Images uint8 (N, S, S, 3) in rows, under each its lines of text, and the heading above.
+    """Draws images, uint8 (N, S, S, 3), in rows below a heading, with the lines of text of each image below it.
 
-    There are four cells in a row, or more to make N of them about square; an even number, so that pairs that are mixed
-    with each other stand side by side. Images below `CELL_WIDTH` are enlarged by a whole factor without interpolation.
+    A row has at least four cells, or so many that the sheet is about square. Their number is even, so that two samples
+    that are mixed with each other are side by side. Images that are smaller than `CELL_WIDTH` are enlarged by an
+    integer factor without interpolation.
     """
     count, side = images.shape[:2]
     columns = min(count, max(4, 2 * round(count**0.5 / 2)))
@@ -121,7 +130,7 @@ def draw(heading: str, images: np.ndarray, lines: Sequence[Sequence[str]]) -> Im
     total = columns * (cell + MARGIN) + MARGIN
     font = ImageFont.load_default(FONT_SIZE)
     above = _wrapped(heading, total - 2 * MARGIN, font)
-    texts = [[_wrapped(line, cell, font) for line in of_one] for of_one in lines]
+    texts = [[_wrapped(line, cell, font) for line in image_lines] for image_lines in lines]
     heights = [sum(map(len, text)) * LINE_HEIGHT for text in texts]
     rows = [max(heights[start : start + columns]) for start in range(0, count, columns)]
     top = 2 * MARGIN + len(above) * LINE_HEIGHT
@@ -141,8 +150,10 @@ def draw(heading: str, images: np.ndarray, lines: Sequence[Sequence[str]]) -> Im
 
 
 def _wrapped(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
-    """The text in lines of at most `width` pixels, broken at spaces where there are any; what the font lacks is
-    escaped."""
+    """Splits a text into lines of at most `width` pixels, at spaces if possible.
+
+    Characters outside of ASCII are escaped, because the font does not have them.
+    """
     lines, line = [], ""
     for word in ascii(text)[1:-1].split(" "):
         longer = f"{line} {word}" if line else word
@@ -164,7 +175,7 @@ def _write(
     colour: tuple[int, int, int],
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
 ) -> int:
-    """Writes the lines from `at` (x, y) downwards and returns the y of the next."""
+    """Writes lines from `at` (x, y) downwards. Returns y for the next line."""
     x, y = at
     for line in lines:
         pen.text((x, y), line, fill=colour, font=font)
@@ -178,9 +189,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", help="shard set (config key data.path)")
     add("--pipeline", choices=["auto", *PIPELINES], help="config key data.pipeline")
     add_settings(parser)
-    add("--epoch", type=int, default=0, metavar="N", help="from 0 (default: %(default)s)")
-    add("--batch", type=int, default=0, metavar="N", help="of the epoch, from 0 (default: %(default)s)")
-    add("--count", type=int, metavar="N", help=f"of its images, the first (default: {SHOWN}, or a smaller batch whole)")
+    add("--epoch", type=int, default=0, metavar="N", help="the epoch, from 0 (default: %(default)s)")
+    add("--batch", type=int, default=0, metavar="N", help="the batch in the epoch, from 0 (default: %(default)s)")
+    add("--count", type=int, metavar="N", help=f"the number of images, from the first on (default: at most {SHOWN})")
     add("--out", type=Path, default=Path("sheet.png"), metavar="FILE", help="a .png file (default: %(default)s)")
 
 

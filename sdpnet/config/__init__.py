@@ -1,4 +1,4 @@
-"""The options of a training, and how they are read from YAML files and the command line."""
+"""The options of a training, and the functions that read them from YAML files and the command line."""
 
 from sdpnet.config.load import dump_config, load_config
 from sdpnet.config.options import Config

@@ -19,9 +19,9 @@ from sdpnet.pipelines.errors import UserError
 
 __all__ = ["Key", "Section", "as_yaml", "sections"]
 
-_SHARED: Final = {ModelConfig: ModelOptions}  # whose docstring has the meanings that are not in the section's own
-_FAR_BELOW: Final = -(10**9)  # every range, and a whole number
-_NO_NAME: Final = "?"  # like no model's name, so that the message lists all of them
+_SHARED: Final = {ModelConfig: ModelOptions}  # the docstring of the value has meanings that the key's does not have
+_FAR_BELOW: Final = -(10**9)  # a whole number below every range
+_NO_NAME: Final = "?"  # similar to no name of a model, so that the message lists all names
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Key:
     """One config key.
 
     Attributes:
-        name: With its sections, as `--set` takes it: "data.crop.scale".
-        meaning: What it decides: sentences, with names in backticks.
-        default: As YAML.
+        name: The dotted name, as `--set` accepts it: "data.crop.scale".
+        meaning: The effect of the key, in sentences with names in backticks.
+        default: The default as YAML.
         allowed: The choices, or the type and the range, in words.
     """
 
@@ -43,7 +43,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Section:
-    """One section of a config: its dotted name ("" is the top level), what it is about, and its own keys."""
+    """One section of a config: its dotted name ("" is the top level), a summary, and its own keys."""
 
     name: str
     summary: str
@@ -87,7 +87,7 @@ def _meanings(cls: type) -> dict[str, str]:
     """The entries under "Attributes:" in a class's docstring, each on one line."""
     found = _meanings(_SHARED[cls]) if cls in _SHARED else {}
     _, _, listed = (inspect.getdoc(cls) or "").partition("\nAttributes:\n")
-    listed = re.split(r"\n(?=\S)", listed)[0]  # up to the text that follows the list
+    listed = re.split(r"\n(?=\S)", listed)[0]  # without the text after the list
     for entry in re.split(r"^ {4}(?=\w+: )", listed, flags=re.MULTILINE)[1:]:
         name, _, meaning = entry.partition(": ")
         found[name] = " ".join(meaning.split())
@@ -95,10 +95,10 @@ def _meanings(cls: type) -> dict[str, str]:
 
 
 def _allowed(hint: Any, key: str, config: Config) -> str:
-    """What a key may be, in words."""
+    """The allowed values of a key, in words."""
     members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     words = [word for member in members if typing.get_origin(member) is Literal for word in typing.get_args(member)]
-    words = [word for word in words if not _refusal(word, key, config)]  # some are for evaluation's own use
+    words = [word for word in words if not _refusal(word, key, config)]  # some words are for internal use by evaluation
     if bool in members:
         words += ["true", "false"]
     if type(None) in members:
@@ -107,7 +107,7 @@ def _allowed(hint: Any, key: str, config: Config) -> str:
     if not kinds:
         return _listed(words)
     limits = _refusal(_probe(members), key, config)
-    # Limits that list the words or the names themselves ("auto, null or at least 1") are complete.
+    # Limits that name the words themselves ("auto, null or at least 1") need no list of words before them.
     if (kinds[0] == "text" and limits) or any(str(word) in re.findall(r"\w+", limits) for word in words):
         return limits
     return _listed([*words, f"{kinds[0]}: {limits}" if limits else kinds[0]])
@@ -137,9 +137,9 @@ def _probe(members: tuple[Any, ...]) -> Any:
 
 
 def _refusal(value: Any, key: str, config: Config) -> str:
-    """What the validation says that a key must be when it refuses `value`; "" where it does not.
+    """The allowed values that the validation names when it refuses `value`; "" if it accepts `value`.
 
-    So a range is written once, in the check itself, and the documents cannot say another one.
+    A range is thus written only once, in the check itself, and the documents cannot disagree with it.
     """
     try:
         _replaced(config, key.split("."), value)

@@ -1,14 +1,14 @@
-"""Configs: YAML -> frozen, validated dataclasses; a mistake is one line that names the nearest key or what is allowed.
+"""Configs: YAML files become frozen, validated dataclasses. A mistake is reported in one line with the remedy.
 
     seed: 0
     model: {name: sdpnet_xl, dropout: 0.2}
     optim: {lr: 1e-3}
     ...
 
-The sections and their keys are those of `sdpnet.config.options.Config`, with `sdpnet.pipelines.options`'s for data and
-augmentation. A file may start from another one with `extends: NAME`. Keys of earlier versions are understood
-(`sdpnet.config.renamed_keys`), so that a run which was begun with them can be continued. What follows from other values
-(the scaled learning rate, the number of steps) is computed where it is needed and stored nowhere.
+`sdpnet.config.options.Config` defines the sections and their keys; those for data and augmentation come from
+`sdpnet.pipelines.options`. A file may start from another one with `extends: NAME`. Keys of earlier versions still work
+(`sdpnet.config.renamed_keys`), so that older runs can be continued. Values that follow from others (the scaled learning
+rate, the number of steps) are computed where they are needed and are not part of a config.
 """
 
 from __future__ import annotations
@@ -36,18 +36,23 @@ CONFIG_DIRECTORY = next(
     folder for place in sdpnet.__path__ if (folder := Path(place, "configs")).is_dir()
 )  # see sdpnet/__init__.py
 PATH_KEYS: Final = ("data.path", "train.start_from")
-LARGEST_FLOAT: Final = 3.4028234663852886e38  # of float32: a larger value would be infinite on the device
-WHOLE_NUMBERS: Final = range(-(2**63), 2**63)  # 64 bits; the seed may be unsigned
+LARGEST_FLOAT: Final = 3.4028234663852886e38  # the largest float32; a larger value would be infinite on the device
+WHOLE_NUMBERS: Final = range(-(2**63), 2**63)  # signed 64 bits; only the seed may be unsigned
 _LONGEST_CHAIN: Final = 20
-SEEDS: Final = range(-(2**63), 2**64)  # what torch.manual_seed takes
+SEEDS: Final = range(-(2**63), 2**64)  # the values that torch.manual_seed accepts
 
 
 def load_config(name: str, settings: Iterable[str] = ()) -> Config:
-    """Loads a config by name (a file in `configs/`) or path and applies `settings` ("section.key=value", in order).
+    """Loads a config and applies settings to it.
+
+    Args:
+        name: the name of a config (a file in `configs/`) or the path of a .yaml file.
+        settings: texts "section.key=value", which are applied in their order.
 
     Raises:
-        UserError: no such config, not YAML, an unknown key (the nearest one is named), a value of the wrong type or
-            outside its range. No number of any key may be infinite, NaN, or beyond 64 bits (float32's range).
+        UserError: the config does not exist or is not YAML, a key is unknown (the message names the nearest one), or a
+            value has the wrong type or is out of range. Whole numbers must have at most 64 bits, and other numbers must
+            be finite in float32.
     """
     values = _read(name, ())
     for setting in settings:
@@ -73,14 +78,14 @@ def load_config(name: str, settings: Iterable[str] = ()) -> Config:
 
 
 def dump_config(config: Config) -> str:
-    """The resolved config as YAML that `load_config` reads back to an equal config."""
+    """The config as YAML, with all keys. `load_config` makes an equal config of it."""
     return yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
 
 
 def absolute_paths(config: Config) -> Config:
-    """The same with its paths absolute (and `~` expanded), so that they hold in another working directory too.
+    """The config with absolute paths (and `~` expanded), so that they are valid in any working directory.
 
-    Links in them stay links, so that the person who moves what a link names need not change the config.
+    Symbolic links are not resolved: if the target of a link is moved and the link updated, the config stays valid.
     """
     for key in PATH_KEYS:
         section, name = key.split(".")
@@ -92,7 +97,7 @@ def absolute_paths(config: Config) -> Config:
 
 
 def flat_values(values: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of nested sections, each with its dotted key."""
+    """Yields each value of nested sections with its dotted key."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from flat_values(value, f"{where}{name}.")
@@ -135,7 +140,7 @@ def _read(name: str, chain: tuple[Path, ...]) -> dict[str, Any]:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # a name that is too long, or not for a file
+    except (OSError, ValueError):  # the name is too long, or has a null byte
         return False
 
 
@@ -147,7 +152,7 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _build(cls: Any, values: Any, where: str) -> Any:
-    """`values` (from YAML) as an instance of the dataclass `cls`; `where` is its key, for messages."""
+    """Makes an instance of the dataclass `cls` from `values` (parsed YAML). `where` is its key, for messages."""
     if not isinstance(values, dict):
         keys = ", ".join(f.name for f in fields(cls))
         raise UserError(f"{where or 'config'} = {_shortened(values)!r}: must be a section with the keys {keys}")
@@ -175,13 +180,13 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if value is None and type(None) in arguments:
             return None
         *others, last = (a for a in arguments if a is not type(None))
-        words = [word for a in others for word in typing.get_args(a)]  # of the Literals before the other type
+        words = [word for a in others for word in typing.get_args(a)]  # the values of the Literals before the last type
         if words and isinstance(value, str):
             return _convert(Literal[tuple(words)], value, where)
         return _convert(last, value, where)
     if origin is Literal:
         if value is False and "off" in arguments:
-            return "off"  # YAML 1.1 reads off, without quotes, as false
+            return "off"  # YAML 1.1 parses an unquoted off as false
         if value not in arguments:
             shown = _shortened(value)
             raise UserError(f"{where} = {shown!r}: {nearest(str(shown), [str(a) for a in arguments])}")
@@ -193,13 +198,13 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         number = None
         try:
-            number = float(value)  # YAML 1.1 reads 1e-5, without a point, as text
+            number = float(value)  # YAML 1.1 parses 1e-5, which has no point, as text
         except OverflowError:
             number = math.inf
         except ValueError:
             pass
         if number is not None:
-            # NaN compares as false.
+            # A comparison with NaN is false, so NaN is refused too.
             require(abs(number) <= LARGEST_FLOAT, where, _shortened(value), "a finite number (at most 3.4e38)")
             return number
     elif hint is int and isinstance(value, int) and not isinstance(value, bool):
@@ -213,9 +218,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def _shortened(value: Any) -> Any:
-    """A value as a message shows it, without the middle of hundreds of digits or words."""
+    """The value for a message, without the middle where it is long."""
     try:
         text = repr(value)
-    except ValueError:  # thousands of digits
+    except ValueError:  # Python refuses to print integers of thousands of digits
         text = hex(value)
     return value if len(text) <= 80 else f"{text[:12]}...{text[-4:]}"

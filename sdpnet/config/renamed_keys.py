@@ -1,4 +1,4 @@
-"""Config keys that had another name before. Files, settings and checkpoints with the old names still work."""
+"""Config keys that were renamed. Files, settings and checkpoints with the old names still work."""
 
 from __future__ import annotations
 
@@ -18,14 +18,21 @@ RENAMED: Final = {
 
 
 def current_key(key: str) -> str:
-    """Today's name of a dotted key."""
+    """The present name of a dotted key."""
     return RENAMED.get(key, key)
 
 
 def rename_keys(values: dict[str, Any]) -> Iterator[str]:
-    """Moves the values of old keys of a config (nested dicts, as YAML gives them) to today's; yields a line for each.
+    """Moves the values of old keys to the present ones, in place.
 
-    Raises `UserError` where both the old and the new key are set.
+    Args:
+        values: nested dicts, as YAML gives them.
+
+    Yields:
+        A line for the user about each key that was moved.
+
+    Raises:
+        UserError: both the old and the present key are set.
     """
     for old, new in RENAMED.items():
         section, name = old.split(".")
@@ -35,7 +42,7 @@ def rename_keys(values: dict[str, Any]) -> Iterator[str]:
         _, inner, new_name = new.split(".")
         nested = outer.setdefault(inner, {})
         if not isinstance(nested, dict):
-            continue  # the old key is then an unknown one, and the new section a wrong value
+            continue  # the new section is not a section; loading reports that
         if new_name in nested:
             raise UserError(f"{old} is the old name of {new}, which is set too; remove {old}")
         nested[new_name] = outer.pop(name)
@@ -43,6 +50,6 @@ def rename_keys(values: dict[str, Any]) -> Iterator[str]:
 
 
 def say_once(line: str, environment: Mapping[str, str] = os.environ) -> None:
-    """Prints a line on stderr, in the first of torchrun's processes only."""
+    """Prints a line on stderr, under torchrun in the first process only."""
     if environment.get("RANK", "0") == "0":
         print(printable(line), file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Settings ("section.key=value") for `sdpnet.config.load.load_config`: on a command line, and of text."""
+"""Settings ("section.key=value") for `sdpnet.config.load.load_config`, on a command line or made from a text."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ class _Setting(LooseWords):
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Adds `--set KEY=VALUE` to a command's parser (a `CommandParser`). Every KEY=VALUE that no flag takes counts as if
-    `--set` stood before it. The settings are in the namespace's `set`, a list in the order of the command line."""
+    """Adds `--set KEY=VALUE` to a command's parser, which must be a `CommandParser`.
+
+    A KEY=VALUE without a flag is treated as if `--set` preceded it. The parsed namespace has the settings in `set`, a
+    list in the order of the command line.
+    """
     help = "any config key, such as optim.lr=1e-3; --set may be left out"
     parser.add_argument("--set", action=_Setting, default=[], metavar="KEY=VALUE", help=help)
 
 
 def text_setting(key: str, text: str) -> str:
-    """`key="text"`, in which YAML reads back exactly this text: of a folder named [x], 1 or ~ too."""
+    """The setting `key="text"`, quoted so that YAML parses exactly this text, even for a folder named [x], 1 or ~."""
     escaped = "".join(c if c.isascii() and c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in text)
     return f'{key}="{escaped}"'

@@ -1,3 +1,3 @@
-"""The processes of one training, their interruption and restart, and the directory they write to."""
+"""The processes of one training, their interruption and restart, and the directory that they write to."""
 
 __all__ = ["interrupt", "processes", "restart", "run_directory"]

@@ -1,4 +1,4 @@
-"""Stopping between two steps: SIGINT, SIGTERM, SIGUSR1 and SIGHUP are noted, and the loop asks."""
+"""Stopping between two steps: SIGINT, SIGTERM, SIGUSR1 and SIGHUP are recorded for the training loop."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIG
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collects the signals that stop a training, so that the loop stops between two steps.
+    """Collects the signals that stop a training, so that the loop can stop between two steps.
 
-    SIGINT (a second Ctrl-C stops at once), SIGTERM, SIGUSR1 (what SLURM sends before the time is up, with
-    `--signal=USR1@120`), and SIGHUP (what a closed terminal sends), unless the process was started by `nohup`.
+    These are SIGINT (a second one stops at once), SIGTERM, SIGUSR1 (which SLURM sends before the time limit with
+    `--signal=USR1@120`) and SIGHUP (which a closed terminal sends) unless the process was started by `nohup`.
+
+    Yields:
+        The numbers of the signals received so far, in their order; the list grows.
     """
     received: list[int] = []
 
@@ -26,8 +29,9 @@ def stop_signals() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         received.append(number)
 
-    without_terminal = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    numbers = [number for number in STOP_SIGNALS if not (without_terminal and number == signal.SIGHUP)]
+    # nohup starts a process with SIGHUP ignored; such a process must survive a closed terminal.
+    under_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    numbers = [number for number in STOP_SIGNALS if not (under_nohup and number == signal.SIGHUP)]
     previous = {number: signal.signal(number, receive) for number in numbers}
     try:
         yield received

@@ -1,4 +1,4 @@
-"""The processes of one training run: who this one is, on which device, and what they agree on."""
+"""The processes of one training: the rank and device of this process, and values that all processes agree on."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
     "leave_group",
     "max_over_processes",
     "min_over_processes",
-    "one_line_when_lost",
+    "report_lost_process",
     "same_weights",
     "sum_on_device",
     "sum_over_processes",
@@ -41,7 +41,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among all: its part of every batch and its device."""
+    """The place of this process among all: its part of every batch, and its device."""
 
     shard: ShardOptions
     device: torch.device
@@ -56,10 +56,14 @@ class Processes:
 
 
 def join_group(device: str = "auto", timeout_seconds: float = 600) -> Processes:
-    """Joins the group that torchrun describes in the environment, or stands alone without one.
+    """Joins the process group that torchrun describes in the environment; without torchrun there is one process.
 
-    `device` is "auto" (CUDA when there is a card), "cuda" or "cpu". NCCL connects GPUs, gloo CPUs. A process that waits
-    for another one longer than `timeout_seconds` gives up.
+    Args:
+        device: "auto" (CUDA where torch finds a GPU), "cuda" or "cpu". NCCL connects GPUs, gloo connects CPUs.
+        timeout_seconds: the time for which a process waits for another one before it fails.
+
+    Raises:
+        UserError: the environment is not valid, or there is no GPU for this process.
     """
     rank, world_size, local_rank, local_world_size = map(
         _number, ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -87,18 +91,19 @@ def join_group(device: str = "auto", timeout_seconds: float = 600) -> Processes:
         importlib.import_module("torch.distributed.nn.functional")
         backend, timeout = "nccl" if chosen.type == "cuda" else "gloo", timedelta(seconds=timeout_seconds)
         store, *_ = next(iter(dist.rendezvous("env://", rank, world_size, timeout=timeout)))
-        # torchrun may keep its store over a restart: processes then found the addresses of killed ones, and hung.
+        # torchrun may keep its store over a restart. Without a prefix for each restart, processes found the addresses
+        # of killed ones in it, and hung.
         store = dist.PrefixStore(f"restart{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     return Processes(ShardOptions(rank, world_size, local_world_size), chosen)
 
 
 def _number(variable: str) -> int:
-    """A count or number that torchrun sets; without torchrun that of a process that stands alone."""
-    text = os.environ.get(variable, str(int(variable.endswith("WORLD_SIZE"))))
-    least = int(variable.endswith("WORLD_SIZE"))
-    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < least:
-        raise UserError(f"{variable} = {text!r}: must be a number from {least} on, as torchrun sets it")
+    """The value of one of torchrun's variables; without torchrun, its value in a group of one process."""
+    smallest = int(variable.endswith("WORLD_SIZE"))
+    text = os.environ.get(variable, str(smallest))
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < smallest:
+        raise UserError(f"{variable} = {text!r}: must be a number from {smallest} on, as torchrun sets it")
     return int(text)
 
 
@@ -113,10 +118,11 @@ _OF_OTHER_PROCESSES = re.compile(r"gloo|connection (closed|reset)", re.IGNORECAS
 
 
 @contextlib.contextmanager
-def one_line_when_lost(timeout_seconds: float) -> Iterator[None]:
-    """Turns torch's errors about a process that has ended, or keeps silent, into a `UserError`.
+def report_lost_process(timeout_seconds: float) -> Iterator[None]:
+    """Turns torch's errors about a process that has ended or does not answer into a `UserError`.
 
-    gloo's are plain `RuntimeError`s. NCCL's come on a thread of its own, which ends the process with NCCL's report.
+    gloo raises plain `RuntimeError`s, which only their text identifies. NCCL's errors do not get here: they occur on a
+    thread of NCCL's, which ends the process with a report of its own.
     """
     try:
         yield
@@ -180,7 +186,7 @@ def sum_over_processes(values: torch.Tensor, processes: Processes) -> torch.Tens
 
 
 def same_weights(model: nn.Module, processes: Processes) -> None:
-    """Gives every process the main process's buffers (batch-norm statistics), so that all evaluate one model."""
+    """Copies the main process's buffers (batch-norm statistics) to every process, so that all evaluate one model."""
     if processes.world_size > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
@@ -194,10 +200,10 @@ def sum_on_device(values: torch.Tensor, processes: Processes) -> torch.Tensor:
 
 
 class AsyncRead:
-    """A tensor's values on their way to the host. Starting the copy waits for nothing; `read` waits for the copy."""
+    """A tensor's values, copied to the host asynchronously: only `read` waits for the copy."""
 
     def __init__(self, values: torch.Tensor) -> None:
-        self._copy = values.to("cpu", non_blocking=True)  # pinned, where the values are a GPU's
+        self._copy = values.to("cpu", non_blocking=True)  # in pinned memory, if the values are on a GPU
         self._copied = torch.cuda.current_stream(values.device).record_event() if values.is_cuda else None
 
     @property
@@ -206,25 +212,25 @@ class AsyncRead:
         return self._copied is None or self._copied.query()
 
     def read(self) -> Any:
-        """Floats, in lists of the tensor's shape. Waits for the copy, not for later work of the device."""
+        """The values as nested lists of floats. Waits for the copy, but for no other work of the device."""
         if self._copied is not None:
             self._copied.synchronize()
         return self._copy.numpy().tolist()
 
 
 class Wish(IntEnum):
-    """What a process wishes after a step; the largest wish of all is granted."""
+    """The wish of a process after a step. The largest wish of all processes is carried out by all of them."""
 
     GO_ON = 0
-    SAVE = 1  # a save has failed, and is to be tried once more
+    SAVE = 1  # a save has failed and should be tried once more
     STOP = 2
 
 
 class Vote:
-    """The largest wish of any process, decided by all processes after each step; all get the same answer.
+    """Decides on the largest wish of any process. Every process calls it after each step; all get the same answer.
 
-    With `asynchronous` the votes of several processes are counted on the device and read after the next step, so that
-    nobody waits for them.
+    With `asynchronous` the votes are counted on the device and read after the next step, so that no process waits for
+    them. A decision then comes one step later.
     """
 
     def __init__(self, processes: Processes, *, asynchronous: bool) -> None:

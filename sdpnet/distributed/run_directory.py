@@ -1,4 +1,4 @@
-"""A run's directory: it belongs to one process at a time, and a mistyped or replaced one is recognised."""
+"""The directory of a run: its lock, and the recognition of a directory that was mistyped or replaced."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ _WRITTEN: Final = ("config.yaml", "metrics.jsonl", "per_class.csv", "model.safet
 
 
 class RunDirectory:
-    """The directory at `path` that this process holds. It is kept open, and so is its lock, so that neither their names
-    nor the numbers of their inodes can come to mean others unnoticed.
+    """The directory of a run, held by this process.
+
+    The directory and its lock stay open while they are held. A name can come to mean another directory, and the file
+    system may give the inode number of a removed file to a new one, but not while the old one is open. Comparing the
+    open directory with the one at `path` therefore finds every replacement.
 
     Attributes:
-        path: what the user calls it.
+        path: the path as the user gave it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -32,25 +35,28 @@ class RunDirectory:
         self._lock: os.stat_result | None = None
 
     def require_own(self) -> None:
-        """Raises `OSError` when what lies at `path` is not what this process holds: the directory was removed, renamed
-        or replaced, or another run has begun in it. What is written there then would be written into another run."""
+        """Raises `OSError` if `path` is not the directory that this process holds any more.
+
+        This is so if the directory was removed, renamed or replaced, or if another run has started in it. Files that
+        are written to `path` from then on would go into another run.
+        """
         try:
-            there = os.stat(self.path)
+            present = os.stat(self.path)
         except FileNotFoundError:
             raise OSError(errno.ENOENT, "the run's folder was removed or renamed", str(self.path)) from None
-        if not os.path.samestat(there, os.fstat(self._descriptor)):
+        if not os.path.samestat(present, os.fstat(self._descriptor)):
             raise OSError(errno.ESTALE, "the run's folder was replaced by another one", str(self.path))
         lock = self._present_lock()
         if lock is not None and self._lock is not None and not os.path.samestat(lock, self._lock):
             raise OSError(errno.ESTALE, "another run has begun in the run's folder", str(self.path))
 
-    def note_lock(self) -> None:
-        """Notes which file is the lock, when this process holds it."""
+    def remember_lock(self) -> None:
+        """Records the identity of the lock file; to be called once this process holds the lock."""
         self._lock = self._present_lock()
         self.require_own()
 
     def remove_lock(self) -> None:
-        """Removes this process's own lock, wherever its directory is by now, and no other."""
+        """Removes the lock of this process, even if its directory was renamed. The lock of another process stays."""
         lock = self._present_lock()
         if lock is not None and self._lock is not None and os.path.samestat(lock, self._lock):
             os.unlink(LOCK_NAME, dir_fd=self._descriptor)
@@ -66,11 +72,14 @@ class RunDirectory:
 
 @contextmanager
 def run_directory(out: Path) -> Iterator[RunDirectory]:
-    """Makes the directory of a run and holds its lock, in the main process; what a killed run left there is removed.
+    """Creates the directory of a run and holds its lock; for the main process.
 
-    The lock ends with the process, however that ends, so that the next one may begin at once. A directory that was made
-    here and is still empty goes again. When the directory was renamed or replaced meanwhile, nothing of the one that is
-    in its place is touched. Raises `UserError`, naming the process, when another run holds it.
+    Temporary files that a killed run left in it are removed. The lock ends with the process, even if the process is
+    killed, so that the next run can start at once. On exit, directories that were created here and are still empty are
+    removed. If the directory was renamed or replaced meanwhile, the one in its place is not touched.
+
+    Raises:
+        UserError: another run holds the directory. The message names its process.
     """
     missing = [folder for folder in (out, *out.parents) if not folder.exists()]
     made: list[tuple[Path, os.stat_result]] = []
@@ -80,7 +89,7 @@ def run_directory(out: Path) -> Iterator[RunDirectory]:
         directory = RunDirectory(out)
         try:
             with exclusive(out / LOCK_NAME):
-                directory.note_lock()
+                directory.remember_lock()
                 try:
                     for name in _WRITTEN:
                         partial_path(out / name).unlink(missing_ok=True)
@@ -91,13 +100,13 @@ def run_directory(out: Path) -> Iterator[RunDirectory]:
             directory.close()
     finally:
         for folder, status in made:
-            with suppress(OSError):  # not empty, another run begins in it, or it is gone
+            with suppress(OSError):  # it is not empty, another run starts in it, or it does not exist any more
                 if os.path.samestat(folder.stat(), status):
                     folder.rmdir()
 
 
 def no_run_in(out: Path) -> str:
-    """The line for a person who wants to resume a run where there is none: it names the run that may be meant."""
+    """The message for a user who wants to resume a run where there is none; it names the run that may be meant."""
     if (out / "checkpoints").is_dir():
         return f"{out}: has checkpoints, but no config.yaml; pass --config NAME as the run had it"
     for folder in out.parents if ".." not in out.parts else ():
@@ -109,7 +118,7 @@ def no_run_in(out: Path) -> str:
         return f"{out}: is not a run, but holds {_listed(inside)}; pass the folder of one as --out"
     base = out.parent if existing == out else existing
     missing = out.relative_to(base)
-    depth = len(missing.parts)  # of the folders that are not there; more than two are no slip of the fingers
+    depth = len(missing.parts)  # the number of missing folders; more than two are no typing error
     beside = _runs(base, depth) if depth <= 2 else []
     names = {str(run.relative_to(base)): run for run in beside}
     if near := get_close_matches(str(missing), names, n=1, cutoff=0.5):
@@ -125,7 +134,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _runs(base: Path, depth: int) -> list[Path]:
-    """The runs so many folders below `base`, as far as they can be read."""
+    """The runs that are `depth` levels of folders below `base`, as far as the folders can be read."""
     found = [base]
     for _ in range(depth):
         below: list[Path] = []

@@ -1,4 +1,4 @@
-"""How a step is executed on this hardware: dtype, memory format, compilation, micro-batches, threads."""
+"""The execution of a step on this hardware: dtype, memory format, compilation, micro batches and threads."""
 
 __all__ = [
     "compiled",

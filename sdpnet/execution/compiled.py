@@ -1,4 +1,4 @@
-"""A model's blocks compiled, each by itself: like blocks share their graphs, and compiling takes seconds."""
+"""Compilation of a model's blocks, one by one. Blocks of one kind share their graphs, so compiling takes seconds."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from torch import nn
 
 __all__ = ["compile_blocks"]
 
-_GRAPHS = 64  # of one kind of block: image sizes, micro batches, evaluation; beyond torch's 8 it would run uncompiled
+# torch.compile makes a new graph of a block for each image size, for each size of a micro batch and for evaluation.
+# With more than `recompile_limit` graphs (torch's default is 8) it runs the block uncompiled, after a single warning.
+_GRAPHS = 64
 
 
 def compile_blocks(blocks: Iterable[nn.Module]) -> None:
-    """Compiles them when they are first called, for this process; sets two of torch.compile's global options."""
+    """Compiles each block when it is first called. Sets two global options of torch.compile in this process."""
     torch._dynamo.config.recompile_limit = _GRAPHS
-    # DDP's own way of cutting graphs at its buckets: blocks are smaller already, and what is cut in the forward pass
-    # and not in its recomputation (checkpointing) is an error.
+    # With this option, torch.compile cuts graphs at DDP's buckets, but only in the forward pass. The recomputation of a
+    # checkpointed block then has other graphs than its forward pass, which is an error. Blocks are smaller than buckets
+    # anyway.
     torch._dynamo.config.optimize_ddp = False
     for block in blocks:
         block.compile()

@@ -1,4 +1,8 @@
-"""Whether a model's depthwise convolutions are torch's or Triton's: on a GPU, one conv block is timed with both."""
+"""The choice between torch's and Triton's depthwise convolution: on a GPU, one conv block is timed with both.
+
+Neither is always the faster one. On H200 cards a block took 2.86 ms with torch and 2.33 ms with Triton in one
+measurement, and 3.00 ms with torch and 3.33 ms with Triton in another (records/LOG.md, 2026-11-27).
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ from sdpnet.pipelines.errors import UserError
 
 __all__ = ["CANDIDATES", "block_seconds", "choose_depthwise", "known_seconds"]
 
-# name -> (Triton's, the block's memory format)
+# Name -> (whether the convolution is Triton's, the memory format of the block).
 CANDIDATES: Final = {
     "torch channels_last": (False, torch.channels_last),
     "torch contiguous": (False, torch.contiguous_format),
@@ -32,20 +36,24 @@ CANDIDATES: Final = {
     "triton contiguous": (True, torch.contiguous_format),
 }
 _ROUNDS: Final = 5
-_PASSES: Final = 3  # of a round, timed together: the host is ahead of the GPU
-_MOST_IMAGES: Final = 256  # beyond that, time is proportional to their number
+_PASSES: Final = 3  # passes that are timed together, so that the host runs ahead of the GPU as it does in training
+_MOST_IMAGES: Final = 256  # with more images, the time is proportional to their number
 
 
 def choose_depthwise(
     options: TrainOptions, model: SdPNet, batch_size: int, image_size: int, dtype: torch.dtype, processes: Processes
 ) -> list[str]:
-    """Sets the conv blocks' `triton` by `train.depthwise`, and returns lines for the user; every process must call it.
+    """Sets `triton` of the conv blocks as `train.depthwise` says. Every process must call it.
 
-    `auto` takes the faster one in the memory formats that `train.memory_format` allows, by forward and backward passes
-    of a conv block of the model's shape on the main process's GPU, and torch where the kernels cannot run. Torch's
-    generators are left as they were.
+    `auto` chooses the faster one in the memory formats that `train.memory_format` allows: the main process times
+    forward and backward passes of a conv block of the model's shape on its GPU. Where the kernels cannot run, `auto`
+    chooses torch. The state of torch's generators does not change.
 
-    Raises `UserError` for `triton` where the kernels cannot run.
+    Returns:
+        Lines for the user about the choice.
+
+    Raises:
+        UserError: `triton` is asked for where the kernels cannot run.
     """
     device, notes = processes.device, []
     chosen = options.depthwise == "triton"
@@ -70,8 +78,8 @@ def choose_depthwise(
 
 
 def _faster(seconds: dict[str, float], memory_format: str) -> bool:
-    """Whether Triton's is, in that memory format, or `probe`: each in its better one."""
-    least = {
+    """Whether Triton's convolution is the faster one in a memory format; with `probe`, each in its better format."""
+    shortest = {
         triton: min(
             value
             for name, value in seconds.items()
@@ -79,15 +87,16 @@ def _faster(seconds: dict[str, float], memory_format: str) -> bool:
         )
         for triton in (False, True)
     }
-    return least[True] < least[False]
+    return shortest[True] < shortest[False]
 
 
 def known_seconds(
     shape: tuple[int, ...], kernel_size: int, dtype: torch.dtype, device: torch.device, *, compiled: bool
 ) -> dict[str, float]:
-    """Median seconds of each of `CANDIDATES`, from the user's cache directory or else measured and kept there.
+    """The median seconds of each of `CANDIDATES`, from a file in the user's cache directory.
 
-    A cache that cannot be read or written is done without.
+    Times that are not in the file are measured and added to it. Without a readable and writable file they are measured
+    each time.
     """
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     path = Path(root) / "sdpnet" / "depthwise.json"
@@ -125,11 +134,18 @@ def block_seconds(
     backward: bool = True,
     compiled: bool = False,
 ) -> dict[str, list[float]]:
-    """Seconds of a training pass of a conv block, of each of `CANDIDATES`, in each round; they take turns.
+    """Times a training pass of a conv block with each of `CANDIDATES`, which take turns.
 
-    `shape` is that of the block's input (B, dim, rows, columns). Float32 parameters, under autocast where `dtype` is
-    another. Without `backward`, the forward pass alone, which keeps what backward would need. `compiled`: by
-    torch.compile.
+    Args:
+        shape: the shape of the block's input: (B, dim, rows, columns).
+        dtype: the dtype of the input. Parameters are float32, with autocast where `dtype` is another one.
+        rounds: the number of times that are measured for each candidate.
+        backward: whether the backward pass is timed too. Without it the forward pass still saves what a backward pass
+            would need.
+        compiled: whether the block is compiled.
+
+    Returns:
+        Seconds of a pass, by candidate and round.
     """
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         block = ConvBlock(shape[1], kernel_size, 0.0).to(device)
@@ -137,20 +153,21 @@ def block_seconds(
             compile_blocks([block])
         x, gradient = torch.randn(2, *shape, device=device, dtype=dtype)
     seconds: dict[str, list[float]] = {name: [] for name in CANDIDATES}
-    for _ in range(rounds + 1):  # the first one compiles and warms up
+    for _ in range(rounds + 1):  # the first round compiles and warms up
         for name, (triton, memory_format) in CANDIDATES.items():
             block.triton = triton
             block.to(memory_format=memory_format)
-            here, above = (value.contiguous(memory_format=memory_format) for value in (x, gradient))
-            here.requires_grad_()
+            images, upstream = (value.contiguous(memory_format=memory_format) for value in (x, gradient))
+            images.requires_grad_()
             _wait(device)
             began = time.perf_counter()
             for _ in range(_PASSES):
-                _one_pass(block, here, above if backward else None, dtype)
+                _one_pass(block, images, upstream if backward else None, dtype)
             _wait(device)
             seconds[name].append((time.perf_counter() - began) / _PASSES)
     if compiled:
-        torch._dynamo.reset()  # what it learnt of this batch size and these formats is not the training model's
+        # What torch.compile has recorded about these batch sizes and formats must not affect the training model.
+        torch._dynamo.reset()
     return {name: values[1:] for name, values in seconds.items()}
 
 

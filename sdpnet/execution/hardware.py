@@ -1,4 +1,4 @@
-"""What a training step is made of on a card: its dtype, attention, kernels, whether it is compiled and ever waits."""
+"""The choices for a training step on a card: dtype, attention, kernels, compilation, and whether the host waits."""
 
 from __future__ import annotations
 
@@ -16,14 +16,24 @@ from sdpnet.pipelines.errors import UserError
 __all__ = ["Card", "StepChoices", "amp_dtype", "choose_dtype", "choose_step", "look_at"]
 
 _DTYPES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-_TRITON: Final = (7, 5)  # the least compute capability that Triton compiles for
-_AMPERE: Final = (8, 0)  # the least of torch's FlashAttention; inductor calls cards below it too old for speed
+_TRITON: Final = (7, 5)  # the lowest compute capability that Triton compiles for
+_AMPERE: Final = (
+    8,
+    0,
+)  # the lowest for torch's FlashAttention; inductor warns of older cards as too old for a speed-up
 
 
 @dataclass(frozen=True)
 class Card:
-    """What the choices depend on: of a GPU its name, compute capability and whether bf16 is in hardware, and whether
-    this installation has Triton and the C compiler that it starts kernels with. `capability` None is a CPU."""
+    """The facts that the choices depend on.
+
+    Attributes:
+        name: the name of the GPU, or "CPU".
+        capability: the compute capability, or None for a CPU.
+        has_bf16: whether the GPU computes in bfloat16 in hardware.
+        has_triton: whether Triton is installed.
+        has_compiler: whether there is a C compiler, with which Triton builds the launchers of its kernels.
+    """
 
     name: str = "CPU"
     capability: tuple[int, int] | None = None
@@ -34,14 +44,15 @@ class Card:
 
 @dataclass(frozen=True)
 class StepChoices:
-    """How a step is taken.
+    """The choices for a training step.
 
-    dtype: of the forward pass; float16 goes with a gradient scaler.
-    attention: which of torch's kernels it takes by itself there.
-    triton: the device stage's pixels may come from Triton kernels (`augment.fused`).
-    compile: the blocks are compiled.
-    asynchronous: the host never waits for the device within a step: the optimizer is fused, and a step that is not
-        finite is skipped on the device and reported one step later (see `sdpnet.optim.nonfinite`).
+    Attributes:
+        dtype: the dtype of the forward pass. With float16, a gradient scaler is used.
+        attention: the attention kernel that torch selects on this card.
+        triton: whether the device stage may use Triton kernels (`augment.fused`).
+        compile: whether the blocks are compiled.
+        asynchronous: whether the host never waits for the device within a step. The optimizer is then fused, and a step
+            that is not finite is skipped on the device and reported one step later (see `sdpnet.optim.nonfinite`).
     """
 
     dtype: torch.dtype
@@ -66,11 +77,11 @@ class StepChoices:
 
 
 def look_at(device: torch.device) -> Card:
-    """The card that `device` is."""
+    """The facts about `device`."""
     if device.type != "cuda":
         return Card(has_compiler=_has_compiler())
     with torch.cuda.device(device):
-        # is_bf16_supported() alone also says yes to cards (V100) that only emulate it.
+        # is_bf16_supported() alone is also True for cards that only emulate bfloat16, such as the V100.
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     return Card(
         torch.cuda.get_device_name(device),
@@ -87,7 +98,10 @@ def _has_compiler() -> bool:
 
 
 def choose_dtype(amp: str, card: Card) -> torch.dtype:
-    """The dtype of the forward pass (`train.amp`): bf16 where the card has it in hardware, else fp16, fp32 on CPUs."""
+    """The dtype of the forward pass for `train.amp`.
+
+    "auto" is bfloat16 on GPUs that have it in hardware, float16 on other GPUs and float32 on CPUs.
+    """
     if amp != "auto":
         return _DTYPES[amp]
     if card.capability is None:
@@ -96,11 +110,12 @@ def choose_dtype(amp: str, card: Card) -> torch.dtype:
 
 
 def choose_step(card: Card, *, amp: str = "auto", compile: bool | Literal["auto"] = "auto") -> StepChoices:
-    """The choices for a card and the keys `train.amp` and `train.compile`.
+    """The choices for a card and the config keys `train.amp` and `train.compile`.
 
-    What a key asks for is done; `auto` compiles on GPUs from compute capability 8.0 on that have all it takes.
+    `compile="auto"` compiles on GPUs of compute capability 8.0 or more if Triton and a C compiler are installed.
 
-    Raises `UserError` when compiling is asked for and cannot be done.
+    Raises:
+        UserError: `compile` is True on a machine that cannot compile.
     """
     dtype, on_gpu, capability = choose_dtype(amp, card), card.capability is not None, card.capability or (0, 0)
     triton = capability >= _TRITON and card.has_triton

@@ -1,4 +1,4 @@
-"""Which memory format a model trains faster in: it differs by GPU and size, so it is tried out."""
+"""The memory format of a model. The faster one differs between GPUs and model sizes, so it can be measured."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ _ROUNDS = 5
 def choose_memory_format(
     choice: str, model: nn.Module, batch_size: int, image_size: int, dtype: torch.dtype, processes: Processes
 ) -> torch.memory_format:
-    """The format of section `train`'s `memory_format`: channels_last, contiguous, or what `probe` finds.
+    """The memory format for the config key `train.memory_format`. Every process must call it.
 
-    The probe times forward and backward in both, by turns, on noise; the main process's finding counts for all. Model,
-    gradients, statistics and torch's generators are as before, but for the model's memory format.
+    `channels_last` and `contiguous` name a format. `probe` times forward and backward passes on noise in both formats
+    by turns; the result of the main process counts for all. Afterwards the gradients, the batch-norm statistics and
+    torch's generators are as before; the memory format of the model may have changed.
     """
     if choice != "probe":
         return torch.channels_last if choice == "channels_last" else torch.contiguous_format
@@ -38,8 +39,8 @@ def _times(model: nn.Module, batch_size: int, image_size: int, dtype: torch.dtyp
     model.train()
     images = torch.randn(batch_size, 3, image_size, image_size, device=device)
     seconds: list[list[float]] = [[] for _ in _FORMATS]
-    for _ in range(_ROUNDS + 1):  # the first one warms up
-        for of_format, memory_format in zip(seconds, _FORMATS, strict=True):
+    for _ in range(_ROUNDS + 1):  # the first round warms up
+        for format_seconds, memory_format in zip(seconds, _FORMATS, strict=True):
             model.to(memory_format=memory_format)
             batch = images.to(memory_format=memory_format)
             _wait(device)
@@ -48,13 +49,13 @@ def _times(model: nn.Module, batch_size: int, image_size: int, dtype: torch.dtyp
                 loss = model(batch).float().square().mean()
             loss.backward()
             _wait(device)
-            of_format.append(time.perf_counter() - began)
+            format_seconds.append(time.perf_counter() - began)
             model.zero_grad(set_to_none=True)
     model.train(training)
     with torch.no_grad():
         for name, buffer in model.named_buffers():
             buffer.copy_(kept[name])
-    return [statistics.median(of_format[1:]) for of_format in seconds]
+    return [statistics.median(format_seconds[1:]) for format_seconds in seconds]
 
 
 def _wait(device: torch.device) -> None:

@@ -1,12 +1,12 @@
-"""Micro batches: what a batch is split into where the GPU cannot hold all of its activations at once.
+"""Micro batches: the parts of a batch whose activations fit into the memory of the GPU.
 
     size = choose_micro_batch(options.micro_batch, batch_size, model, one_pass, processes)
     for part in parts(batch_size, size):
         loss = loss_function(network(images[part]), targets[part]) * (part.stop - part.start) / batch_size
         loss.backward()
 
-Losses and gradients add up to the whole batch's. Batch norm, though, sees micro batches: its statistics are of so many
-images, and its running averages move once for each.
+Losses and gradients add up to those of the whole batch. Batch norm sees micro batches: it normalises by the statistics
+of one micro batch, and its running averages move once for each.
 """
 
 from __future__ import annotations
@@ -26,12 +26,15 @@ from sdpnet.pipelines.errors import UserError
 
 __all__ = ["Fit", "OutOfGpuMemory", "choose_micro_batch", "out_of_memory", "parts", "probe", "training_pass"]
 
-_HEADROOM = 0.05  # of the GPU's memory: for fragmentation
-_BESIDE = 26  # bytes for each value of a batch that is made ready meanwhile: 2 as loaded, 20 in the stage, 4 in use
+_HEADROOM = 0.05  # the fraction of the GPU's memory that is set aside for fragmentation
+# Bytes for each value of a batch that the side stream prepares during the step. torch keeps freed memory for the stream
+# that used it, so the device stage cannot reuse the step's. Measured as peak memory of the stage in PyTorch: 20 bytes
+# in the stage, 2 as loaded and 4 in use (records/LOG.md, 2026-11-23).
+_PREPARED_BYTES = 26
 
 
 def parts(batch_size: int, micro_batch: int) -> list[slice]:
-    """The fewest parts of a batch with at most `micro_batch` images each, and as equal as possible."""
+    """Splits a batch into as few parts as possible, of at most `micro_batch` images each and of nearly equal size."""
     count = math.ceil(batch_size / micro_batch)
     edges = [batch_size * i // count for i in range(count + 1)]
     return [slice(start, stop) for start, stop in pairwise(edges)]
@@ -44,10 +47,12 @@ def choose_micro_batch(
     one_pass: Callable[[int], None],
     processes: Processes,
 ) -> int:
-    """Images of one forward and backward pass; every process must call it, and all get the same answer.
+    """The number of images in one forward and backward pass. Every process must call it; all get the same answer.
 
-    None is the whole batch, a number that many, `auto` what fits on every process's GPU by `probe`; on a CPU, the whole
-    batch. The arguments are `probe`'s.
+    Args:
+        choice: None for the whole batch, a number of images, or "auto" for the number that fits on the GPUs of all
+            processes (see `probe`; on a CPU, the whole batch).
+        batch_size, model, one_pass: see `probe`.
     """
     if choice is None:
         return batch_size
@@ -66,18 +71,22 @@ def training_pass(
     dtype: torch.dtype,
     beside: int = 0,
 ) -> Callable[[int], None]:
-    """One forward and backward pass over a given number of blank images, as training does it in `dtype`, with memory
-    for `beside` images that are made ready at the same time."""
+    """A function that runs one forward and backward pass of training over a given number of blank images.
+
+    Args:
+        dtype: the dtype of the forward pass.
+        beside: the number of images that are prepared during the pass; memory for them is held meanwhile.
+    """
     device = next(model.parameters()).device
 
     def one_pass(num_images: int) -> None:
-        made_ready = torch.empty(_BESIDE * beside * 3 * image_size**2, dtype=torch.uint8, device=device)
+        prepared = torch.empty(_PREPARED_BYTES * beside * 3 * image_size**2, dtype=torch.uint8, device=device)
         images = torch.zeros(num_images, 3, image_size, image_size, dtype=dtype, device=device)
         targets = torch.full((num_images, num_classes), 1 / num_classes, device=device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             logits = model(images.to(memory_format=torch.channels_last))
         loss_function(logits, targets).backward()
-        del made_ready
+        del prepared
 
     return one_pass
 
@@ -88,7 +97,14 @@ class OutOfGpuMemory(UserError):
 
 @dataclass(frozen=True)
 class Fit:
-    """The most images of those tried that fitted, and the memory in bytes: without a batch, with it, and there is."""
+    """The result of `probe`.
+
+    Attributes:
+        images: the largest number of images that was tried and fitted.
+        base: the memory in use without a batch, in bytes.
+        peak: the peak memory with `images` images, in bytes.
+        limit: the memory that this process can use, in bytes.
+    """
 
     images: int
     base: int
@@ -97,21 +113,20 @@ class Fit:
 
     @property
     def estimate(self) -> int:
-        """Images that should fit, as every image takes the same."""
+        """The number of images that should fit, because every image takes the same memory."""
         if self.peak <= self.base:
             return self.images
         return max(self.images, (self.limit - self.base) * self.images // (self.peak - self.base))
 
 
 def probe(model: nn.Module, one_pass: Callable[[int], None], batch_size: int) -> Fit:
-    """Tries `batch_size` images, then half as many, and so on, until they fit.
+    """Tries `batch_size` images, then half as many, and so on, until they fit into the memory of the GPU.
 
-    The optimizer's moments, DDP's buckets and some headroom are set aside meanwhile. The model's weights and buffers
-    and torch's generators are left as they were, its gradients at None.
+    Afterwards the model's weights and buffers and torch's generators are as before, and its gradients are None.
 
     Args:
-        model: in training mode, not its DDP wrapper: the processes may need different numbers of tries.
-        one_pass: forward and backward over that many images, such as `training_pass` makes; may raise
+        model: in training mode; not its DDP wrapper, because the processes may need different numbers of tries.
+        one_pass: runs a forward and a backward pass over a number of images, as `training_pass` makes it. It may raise
             `torch.OutOfMemoryError`.
 
     Raises:
@@ -123,12 +138,14 @@ def probe(model: nn.Module, one_pass: Callable[[int], None], batch_size: int) ->
     limit, size = 0, 0
     if on_gpu:
         limit = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+        # A real step also holds the optimizer's two moments and DDP's buckets, each as large as the parameters. They
+        # do not exist yet, so their memory is set aside, together with the headroom.
         size = 3 * sum(p.numel() * p.element_size() for p in model.parameters()) + round(_HEADROOM * limit)
     held: list[torch.Tensor] = []
     try:
         with torch.random.fork_rng([device] if on_gpu else []):
             room = _fits(lambda size: held.append(torch.empty(size, dtype=torch.uint8, device=device)), size)
-            if not room or not _fits(one_pass, 1):  # the first pass makes the gradients, which are no image's
+            if not room or not _fits(one_pass, 1):  # allocates the gradients, which belong to no image
                 raise UserError("out of GPU memory with a single image; use a smaller model or data.image_size")
             base = torch.cuda.memory_allocated(device) if on_gpu else 0
             images = batch_size
@@ -152,7 +169,7 @@ def _fits(allocate: Callable[[int], None], amount: int) -> bool:
         allocate(amount)
         return True
     except torch.OutOfMemoryError:
-        pass  # what the traceback holds is freed from here on
+        pass  # after this block, the tensors that the traceback refers to can be freed
     gc.collect()
     torch.cuda.empty_cache()
     return False
@@ -161,10 +178,10 @@ def _fits(allocate: Callable[[int], None], amount: int) -> bool:
 def out_of_memory(
     model: nn.Module, one_pass: Callable[[int], None] | None, micro_batch: int, *, batch_size: int
 ) -> OutOfGpuMemory:
-    """The error to end on after a training step of `micro_batch` images at a time ran out of GPU memory.
+    """The error for a training step that ran out of GPU memory with `micro_batch` images at a time.
 
-    Says what would fit, by `probe`, unless `one_pass` is None. To be called after the `except` block, when nothing
-    refers to the failed step's tensors any more.
+    The message says how many images would fit, as `probe` finds it, unless `one_pass` is None. It must be called after
+    the `except` block, when nothing refers to the failed step's tensors any more.
     """
     gc.collect()
     torch.cuda.empty_cache()

@@ -1,6 +1,6 @@
-"""Batch normalisation over the batches of all processes, so that several processes train as one would.
+"""Batch normalisation over the batches of all processes, so that several processes train like one.
 
-torch's own `SyncBatchNorm` does it on GPUs only; this one also on CPUs, where it serves tests and small runs.
+torch's `SyncBatchNorm` works on GPUs only. The class here does the same on CPUs, for tests and small runs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ __all__ = ["synchronize_batch_norm"]
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all processes; so is its gradient."""
+    """The sum over all processes.
+
+    Every process adds its own loss to the total, and each loss depends on this sum. The gradient is therefore the sum
+    of the gradients of all processes, too.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
@@ -31,16 +35,18 @@ class _Sum(torch.autograd.Function):
 
 
 class _CpuSyncBatchNorm(nn.BatchNorm2d):
-    """As `nn.BatchNorm2d` on (B, C, H, W), with the mean and variance of all processes' samples in training.
+    """`nn.BatchNorm2d` on (B, C, H, W) that normalises by the mean and variance of all processes' samples in training.
 
-    Two passes: the mean, then the squared distances from it, each summed over the processes. Backward sums the
-    gradients of both over the processes, as torch's `SyncBatchNorm` does.
+    The forward pass sums the values and then the squared distances from the mean over the processes. The backward pass
+    sums the gradients of both sums over the processes, as torch's `SyncBatchNorm` does.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return super().forward(x)
         dtype, x = x.dtype, x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        # The mean is summed before the squared distances from it. One pass with E[x^2] - E[x]^2 would lose the digits
+        # of a variance that is small beside the mean.
         count = x.new_tensor([x.numel() / x.shape[1]])
         dist.all_reduce(count)
         mean = _Sum.apply(x.sum(dim=(0, 2, 3))) / count
@@ -57,9 +63,12 @@ class _CpuSyncBatchNorm(nn.BatchNorm2d):
 
 
 def synchronize_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
-    """The same model, whose batch norms see the samples of all processes; weights and names stay.
+    """Replaces the batch norms of `model` by ones that see the samples of all processes; weights and names stay.
 
-    On GPUs `torch.nn.SyncBatchNorm`. Call it in every process, after the process group was made.
+    On GPUs the replacement is `torch.nn.SyncBatchNorm`. Every process must call it, after it has joined the group.
+
+    Returns:
+        `model` itself.
     """
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)

@@ -1,7 +1,8 @@
-"""How many threads torch computes with on a CPU: as many as there are cores that are free for them.
+"""The number of threads with which torch computes on a CPU: one for each core that is free.
 
-torch takes a thread for each core. On cores that others use too, all of its threads then wait at the end of each
-operation for the one that the system has stopped: training on two busy cores fell to a tenth of one thread's speed.
+By default torch uses a thread for each core. Where other programs use the cores too, all threads wait at the end of
+each operation for the one that the system has suspended. Training on two busy cores fell to a tenth of the speed of one
+thread.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _EXPLICIT: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # torchrun sets the f
 
 @dataclass(frozen=True)
 class ThreadChoice:
-    """A number of threads and the reason for it. `reduced` says that other processes' load is the reason."""
+    """A number of threads and the reason for it. `reduced` is True where the reason is the load of other processes."""
 
     count: int
     reason: str
@@ -35,13 +36,18 @@ class ThreadChoice:
 def choose_threads(
     processes: int = 1, recorded: int | None = None, *, busy: Callable[[], float] = busy_cores
 ) -> ThreadChoice:
-    """The number of threads for each of `processes` on this machine.
+    """The number of threads for each process.
 
-    What the environment says (OMP_NUM_THREADS, which torchrun sets, or MKL_NUM_THREADS) is kept, and torch's present
-    number is never raised, but for a run that continues: `recorded` is the number that it began with, and sums of
-    another number of threads differ in their last bits. Otherwise it is the cores that this process may use (affinity
-    and the container's limit), less those that others keep busy; several processes here, which begin together, would
-    take each other for others, so that they divide the cores and nothing more.
+    A number in the environment (OMP_NUM_THREADS, which torchrun sets, or MKL_NUM_THREADS) is kept. A run that continues
+    uses the number that it began with, because sums over another number of threads differ in their last bits. In all
+    other cases it is the number of cores that this process may use (by affinity and the container's limit), less those
+    that other programs keep busy, and never more than torch uses at present. Several processes of one training share
+    the cores equally instead: they start together and would take each other for other programs.
+
+    Args:
+        processes: the number of processes of this training on this machine.
+        recorded: the number of threads with which a run that continues began, or None.
+        busy: measures the number of cores that other processes use.
     """
     present, share, cores = torch.get_num_threads(), core_share(processes), len(usable_cores())
     explicit = next((name for name in _EXPLICIT if os.environ.get(name)), None)
@@ -65,7 +71,7 @@ def choose_threads(
 
 
 def use_threads(processes: int = 1, recorded: int | None = None) -> ThreadChoice:
-    """Gives torch the number that `choose_threads` finds."""
+    """Sets torch's number of threads to what `choose_threads` returns."""
     choice = choose_threads(processes, recorded)
     if choice.count != torch.get_num_threads():
         torch.set_num_threads(choice.count)

@@ -1,4 +1,4 @@
-"""SdP-Net: blocks, positions, depthwise convolution, counts of operations, and its entry into timm."""
+"""SdP-Net: its blocks, position embeddings, depthwise convolution, operation counts and registration in timm."""
 
 from sdpnet.model.sdpnet import MODELS, ModelOptions, SdPNet, create_model, create_model_options
 

@@ -1,10 +1,15 @@
 """Depthwise convolution of channels-last images with bias and GELU, and its gradients, in Triton.
 
-A program does some channels of one tile of one image: TILE columns of up to ROWS rows. A thread has two channels; it
-keeps the sums of a row's TILE pixels in registers, so that each value it loads serves up to KERNEL of them.
+A program computes some channels of one tile of one image: TILE columns of up to ROWS rows. Instructions limit these
+kernels rather than memory (records/LOG.md, "What the depthwise kernels keep for backward"). A thread therefore has two
+channels and keeps the sums of a row's TILE pixels in registers, so that each value that it loads is used for up to
+KERNEL of them.
+
+DIM is a compile-time constant, and a row is addressed from one pointer, because the kernels then need fewer registers:
+78 a thread instead of 121 in the forward pass (the next entry of the log).
 """
 
-# ruff: noqa: RUF005 -- Triton knows no (*values, value)
+# ruff: noqa: RUF005 -- Triton does not support (*values, value)
 from __future__ import annotations
 
 import triton
@@ -22,16 +27,19 @@ def zeros(COUNT: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def place_of(place, height, width, DIM: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr):
-    """Of a tile: the offset of its image, its first row and its first column."""
+def locate_tile(tile, height, width, DIM: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr):
+    """The offset of a tile's image, the tile's first row and its first column."""
     tiles, bands = tl.cdiv(width, TILE), tl.cdiv(height, ROWS)
-    sample = place // (tiles * bands)
-    return sample.to(tl.int64) * height * width * DIM, place // tiles % bands * ROWS, place % tiles * TILE
+    sample = tile // (tiles * bands)
+    return sample.to(tl.int64) * height * width * DIM, tile // tiles % bands * ROWS, tile % tiles * TILE
 
 
 @triton.jit
 def within(channel, column, width, DIM: tl.constexpr, WHOLE: tl.constexpr):
-    """Which channels there are of this column. A mask of both would be integers in Triton's interpreter."""
+    """The mask of the channels to load in a column: none where the column is outside of the image.
+
+    Triton's interpreter would make integers of the conjunction of two masks, so there is a single comparison.
+    """
     return channel < (DIM if WHOLE else tl.where((column >= 0) & (column < width), DIM, 0))
 
 
@@ -48,12 +56,13 @@ def load_row(
     COUNT: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
-    """float32 values of COUNT pixels from column `left` on, times `factor` with FACTOR; 0 outside of the image.
+    """Loads COUNT pixels of a row from column `left` on as float32; 0 outside of the image.
 
-    `at` are the offsets of the pixel at `left`. With WHOLE, all columns are inside.
+    With FACTOR, the values are multiplied by those of `factor`. `at` holds the offsets of the pixel at `left`. With
+    WHOLE, all columns are inside of the image.
     """
     values = ()
-    for n in tl.static_range(COUNT):  # constant offsets from one address: part of the instruction
+    for n in tl.static_range(COUNT):  # a constant offset from one address is part of the load instruction
         inside = within(channel, left + n, width, DIM, WHOLE)
         value = tl.load(source + at + n * DIM, mask=inside, other=0.0).to(tl.float32)
         if FACTOR:
@@ -64,7 +73,11 @@ def load_row(
 
 @triton.jit
 def below_and_density(value):
-    """Of the normal distribution, to 8e-8: with one exponential for both (Abramowitz & Stegun, 7.1.26)."""
+    """The distribution function and the density of the normal distribution, to 8e-8.
+
+    Both share one exponential (Abramowitz & Stegun, 7.1.26). This removed about 350 of 1,300 arithmetic instructions
+    of the forward pass (records/LOG.md).
+    """
     exponential = tl.exp(-0.5 * value * value)
     t = 1.0 / (1.0 + 0.23164189 * tl.abs(value))  # 0.3275911 / sqrt(2)
     tail = t * (0.127414796 + t * (-0.142248368 + t * (0.7107068705 + t * (-0.7265760135 + t * 0.5307027145))))
@@ -91,23 +104,29 @@ def convolve_kernel(
     SLOPE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Forward: GELU of the convolution. Backward: `x` is the gradient to that, `out` becomes the gradient to its input.
+    """Computes GELU of the convolution or, with BACKWARD, the gradient to the input of the convolution.
+
+    The grid is one-dimensional: blocks of BLOCK channels change fastest, then tiles, bands of rows and samples.
 
     Args:
-        x, out, factor, slope: (B, height, width, dim) in memory.
-        factor: backward: the slope that forward wrote; what is convolved, with the filter turned, is x times it.
+        x: (B, height, width, dim) in memory. BACKWARD: the gradient to the result of the forward pass.
+        factor: BACKWARD: the slope that the forward pass wrote, of the shape of x. x times factor is convolved with the
+            filter rotated by 180 degrees.
         weight: (KERNEL * KERNEL, dim).
-        bias: (dim,), forward only.
-        slope: forward, with SLOPE: written, GELU's derivative.
-        WHOLE: TILE is the width.
-        (grid: blocks of BLOCK channels, fastest, times tiles, bands of rows and samples)
+        bias: (dim,), used in the forward pass only.
+        out: the result, of the shape of x.
+        slope: forward pass with SLOPE: GELU's derivative is written to it; of the shape of x.
+        WHOLE: whether TILE is the width.
     """
     radius: tl.constexpr = KERNEL // 2
-    margin: tl.constexpr = 0 if WHOLE else radius  # columns beside the tile
+    margin: tl.constexpr = 0 if WHOLE else radius  # the columns to load on each side of the tile
     blocks = tl.cdiv(DIM, BLOCK)
     channel = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     live = channel < DIM
-    image, top, left = place_of(tl.program_id(0) // blocks, height, width, DIM, TILE, ROWS)
+    image, top, left = locate_tile(tl.program_id(0) // blocks, height, width, DIM, TILE, ROWS)
+    # The sums of a row are a tuple of TILE tensors, so that each of them stays in registers of its own while the rows
+    # of the input are read. Taps outside of the image are skipped by the limits of the loops and by `if` at compile
+    # time: for 14 x 14 pixels and a filter of 7 x 7 they are 23 % of all taps.
     for row in range(top, tl.minimum(top + ROWS, height)):
         sums = zeros(TILE, BLOCK)
         for source_row in range(tl.maximum(row - radius, 0), tl.minimum(row + radius + 1, height)):
@@ -135,7 +154,7 @@ def convolve_kernel(
             tl.store(out + at + n * DIM, value.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["height", "width", "places", "places_each"])
+@triton.jit(do_not_specialize=["height", "width", "num_tiles", "tiles_per_program"])
 def weight_gradient_kernel(
     gradient,
     slope,
@@ -143,8 +162,8 @@ def weight_gradient_kernel(
     partial,
     height,
     width,
-    places,
-    places_each,
+    num_tiles,
+    tiles_per_program,
     DIM: tl.constexpr,
     KERNEL: tl.constexpr,
     TILE: tl.constexpr,
@@ -152,13 +171,17 @@ def weight_gradient_kernel(
     WHOLE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Sums over `places_each` tiles a program of what weight and bias get from each.
+    """Sums the gradients to weight and bias over `tiles_per_program` tiles in each program.
+
+    The grid is one-dimensional: blocks of channels change fastest, then programs.
 
     Args:
-        gradient, slope, x: (B, height, width, dim) in memory: to the output, and forward's.
-        partial: float32 (programs, KERNEL * KERNEL + 1, dim), the last for the bias.
-        places: tiles in all.
-        (the others as `convolve_kernel`'s; grid: blocks of channels, fastest, times programs)
+        gradient: the gradient to the result of the forward pass: (B, height, width, dim) in memory.
+        slope, x: the slope and the input of the forward pass, of the same shape.
+        partial: float32 (programs, KERNEL * KERNEL + 1, dim) for the sums; the last row is that of the bias.
+        num_tiles: the total number of tiles.
+        tiles_per_program: the number of tiles in each program.
+        DIM, KERNEL, TILE, ROWS, WHOLE, BLOCK: as for `convolve_kernel`.
     """
     radius: tl.constexpr = KERNEL // 2
     margin: tl.constexpr = 0 if WHOLE else radius
@@ -166,14 +189,16 @@ def weight_gradient_kernel(
     channel = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     live = channel < DIM
     program = tl.program_id(0) // blocks
-    sums, of_bias = zeros(KERNEL * KERNEL, BLOCK), tl.zeros([BLOCK], tl.float32)
-    for place in range(program * places_each, tl.minimum((program + 1) * places_each, places)):
-        image, top, left = place_of(place, height, width, DIM, TILE, ROWS)
+    # All KERNEL * KERNEL sums stay in registers over several tiles. For a filter of 7 x 7 that takes 191 registers a
+    # thread, without spills (records/LOG.md).
+    sums, bias_sum = zeros(KERNEL * KERNEL, BLOCK), tl.zeros([BLOCK], tl.float32)
+    for tile in range(program * tiles_per_program, tl.minimum((program + 1) * tiles_per_program, num_tiles)):
+        image, top, left = locate_tile(tile, height, width, DIM, TILE, ROWS)
         for row in range(top, tl.minimum(top + ROWS, height)):
             at = image + (row * width + left) * DIM + channel
-            above = load_row(gradient, slope, at, left, width, channel, DIM, True, TILE, WHOLE)
+            upstream = load_row(gradient, slope, at, left, width, channel, DIM, True, TILE, WHOLE)
             for n in tl.static_range(TILE):
-                of_bias += above[n]
+                bias_sum += upstream[n]
             for i in tl.static_range(KERNEL):
                 source_row = row + i - radius
                 if (source_row >= 0) & (source_row < height):
@@ -182,9 +207,9 @@ def weight_gradient_kernel(
                     for j in tl.static_range(KERNEL):
                         for n in tl.static_range(TILE):
                             if n + j - radius + margin >= 0 and n + j - radius < TILE + margin:
-                                value = sums[i * KERNEL + j] + values[n + j - radius + margin] * above[n]
+                                value = sums[i * KERNEL + j] + values[n + j - radius + margin] * upstream[n]
                                 sums = sums[: i * KERNEL + j] + (value,) + sums[i * KERNEL + j + 1 :]
     to = partial + program.to(tl.int64) * (KERNEL * KERNEL + 1) * DIM + channel
     for tap in tl.static_range(KERNEL * KERNEL):
         tl.store(to + tap * DIM, sums[tap], mask=live)
-    tl.store(to + KERNEL * KERNEL * DIM, of_bias, mask=live)
+    tl.store(to + KERNEL * KERNEL * DIM, bias_sum, mask=live)

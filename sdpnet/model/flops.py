@@ -1,4 +1,4 @@
-"""The arithmetic of a model: multiply-accumulates of a forward pass, and FLOPs of a training step."""
+"""Operation counts of a model: multiply-accumulates of a forward pass, and FLOPs of a training step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sdpnet.model.sdpnet import ModelOptions
 
 __all__ = ["TRAINING_FLOPS_PER_MAC", "conv_block_macs", "counted_macs", "forward_macs"]
 
-TRAINING_FLOPS_PER_MAC: Final = 6  # a multiplication and an addition; the backward pass takes two products for each
+TRAINING_FLOPS_PER_MAC: Final = 6  # 2 FLOPs in the forward pass, and two products of 2 FLOPs in the backward pass
 
 
 def forward_macs(options: ModelOptions, image_size: int) -> int:
@@ -32,13 +32,16 @@ def forward_macs(options: ModelOptions, image_size: int) -> int:
 
 
 def conv_block_macs(options: ModelOptions, image_size: int) -> int:
-    """Of these, the conv blocks'."""
+    """The part of `forward_macs` that the conv blocks take."""
     patches = (image_size // options.patch_size) ** 2
     return options.conv_blocks * patches * options.dim * (options.kernel_size**2 + options.dim)
 
 
 def counted_macs(make: Callable[[], nn.Module], image_size: int) -> int:
-    """The same of any model, as torch counts them; `make` is called for a model without memory (the meta device)."""
+    """The multiply-accumulates of a forward pass of any model, as torch counts them.
+
+    `make` is called on the meta device, so that the model takes no memory.
+    """
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         make().eval()(torch.empty(1, 3, image_size, image_size))
     return counter.get_total_flops() // 2

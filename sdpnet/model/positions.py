@@ -1,7 +1,7 @@
-"""Where a patch is: position embeddings for a grid of patches, learned and resampled or computed, for any grid.
+"""Position embeddings for a grid of patches of any size: learned and resampled, or computed.
 
-A grid is (rows, columns); patches are in row-major order. Each computed embedding has one band of frequencies for the
-row and one for the column: base^(-i/n) for i of n bands.
+A grid is (rows, columns), with its patches in row-major order. A computed embedding has n frequencies base^(-i/n),
+i = 0, ..., n - 1, for the row and the same n frequencies for the column.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ ROTARY_BASE = 100.0  # RoPE-ViT's axial form (Heo et al., 2024)
 
 
 def resample_grid(embedding: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """A learned embedding (1, n * n, dim) of a square grid for another grid: (1, rows * columns, dim), same dtype.
+    """Resamples a learned embedding (1, n * n, dim) of a square grid to (1, rows * columns, dim), in the same dtype.
 
-    Bicubic without antialiasing, as ViT's and DeiT's fine-tuning does it; differentiable.
+    The interpolation is bicubic without antialiasing, as in the fine-tuning of ViT and DeiT. It is differentiable.
     """
     side = round(embedding.shape[1] ** 0.5)
     assert side * side == embedding.shape[1], embedding.shape
@@ -33,24 +33,33 @@ def resample_grid(embedding: torch.Tensor, grid: tuple[int, int]) -> torch.Tenso
 
 
 def sincos_embedding(grid: tuple[int, int], dim: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """2-D sine-cosine embedding, fixed (MAE): (rows * columns, dim), channels in timm's order. `dim` is 4 n."""
+    """The fixed 2-D sine-cosine embedding of MAE: (rows * columns, dim), with the channels in timm's order.
+
+    `dim` must be a multiple of 4.
+    """
     return _kept(_sincos, grid, dim, device, dtype)
 
 
 def rotary_embedding(
     grid: tuple[int, int], num_prefix: int, dim: int, device: torch.device, dtype: torch.dtype
 ) -> torch.Tensor:
-    """Cosines and sines for `rotate`: (2, num_prefix + rows * columns, dim / 2). `dim`, one head's, is 4 n.
+    """The cosines and sines for `rotate`: (2, num_prefix + rows * columns, dim / 2).
 
-    The first `num_prefix` tokens are not patches: their angle is 0, and `rotate` leaves them as they are, to the bit.
+    `dim` is the number of channels in one head and must be a multiple of 4. The first `num_prefix` tokens are not
+    patches: their angle is 0, so that `rotate` does not change a bit of them.
     """
     return _kept(_rotary, grid, num_prefix, dim, device, dtype)
 
 
 def rotate(x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding (Su et al., 2021), axial: turns channels i and i + dim / 2 of x (B, heads, tokens, dim).
+    """Applies an axial rotary embedding (Su et al., 2021): rotates channels i and i + dim / 2 of x.
 
-    Computed in the embedding's dtype (float32 or wider), returned in x's.
+    Args:
+        x: (B, heads, tokens, dim).
+        embedding: what `rotary_embedding` returns, in float32 or wider, in which the products are computed.
+
+    Returns:
+        The same shape and dtype as x.
     """
     cos, sin = embedding.unbind()
     first, second = x.chunk(2, dim=-1)
@@ -58,22 +67,25 @@ def rotate(x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
 
 
 def _kept(make: Callable[..., torch.Tensor], *arguments: Any) -> torch.Tensor:
-    """What `make` returns; outside compilation it is kept, so that a step computes nothing and waits for nothing."""
-    if torch.compiler.is_compiling():  # also while exporting: the compiler fuses it or folds it into a constant
+    """The result of `make`, which is cached so that a step does not compute it again.
+
+    Under compilation and export it is not cached: the compiler fuses the computation or folds it into a constant.
+    """
+    if torch.compiler.is_compiling():
         return make(*arguments)
     return _cached(make, *arguments)
 
 
 @lru_cache(maxsize=32)
 def _cached(make: Callable[..., torch.Tensor], *arguments: Any) -> torch.Tensor:
-    with torch.inference_mode(False):  # made during an evaluation, it must still do for training
+    with torch.inference_mode(False):  # a tensor that is first made in an evaluation must also work in training
         return make(*arguments)
 
 
 def _angles(
     grid: tuple[int, int], num_bands: int, base: float, device: torch.device, dtype: torch.dtype
 ) -> torch.Tensor:
-    """(rows * columns, 2 * num_bands): the row's angles, then the column's."""
+    """The angles of the row, then those of the column: (rows * columns, 2 * num_bands)."""
     rows, columns = grid
     bands = base ** (-torch.arange(num_bands, device=device, dtype=dtype) / num_bands)
     row = torch.arange(rows, device=device, dtype=dtype)[:, None, None] * bands

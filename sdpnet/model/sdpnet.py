@@ -30,7 +30,7 @@ __all__ = ["MODELS", "ModelOptions", "Position", "SdPNet", "create_model", "crea
 Position = Literal["none", "learned", "sincos", "rope"]
 
 
-# Far above what any machine trains, and low enough that no product of them overflows.
+# These limits are far above what any machine can train, and no product of them overflows.
 _LARGEST: Final[dict[str, int]] = {
     **dict.fromkeys(("conv_blocks", "transformer_blocks", "mlp_ratio", "patch_size", "kernel_size"), 512),
     **dict.fromkeys(("dim", "heads", "head_hidden", "registers"), 1 << 17),
@@ -42,7 +42,7 @@ _LARGEST_SCALE: Final = 1e6
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """The shape of an SdP-Net; together with the weights it is all that is needed to rebuild one.
+    """The shape of an SdP-Net. Together with the weights it is all that is needed to rebuild a model.
 
     Attributes:
         num_classes: The number of classes.
@@ -56,12 +56,11 @@ class ModelOptions:
         head_hidden: Width of the head's hidden tanh layer.
         registers: Register tokens beside the class token.
         dropout: Dropout rate in the feed-forward part of the transformer blocks.
-        position: How the encoder knows where a patch is. `learned`: a parameter for `grid_size` x `grid_size` patches,
-            resampled for other grids. `sincos`: fixed sines and cosines. Both are added to the patch tokens. `rope`
-            turns the queries and keys of the patch tokens. Class and register tokens have no position.
-        grid_size: Patches a side for which a learned position embedding is made.
-        layer_scale: What the two residual branches of a transformer block are multiplied by at the start of training;
-            0 is no LayerScale.
+        position: The position embedding of the patch tokens. `learned` is a parameter for `grid_size` x `grid_size`
+            patches, which is resampled for other grids; `sincos` is fixed. Both are added to the patch tokens. `rope`
+            rotates their queries and keys. Class and register tokens have no position.
+        grid_size: The patches a side of the grid that a learned position embedding is made for.
+        layer_scale: The initial factor of the two residual branches of a transformer block; 0 is without LayerScale.
         drop_path: The rate of stochastic depth in the last block. It rises linearly from 0 over all blocks.
         final_norm: Whether there is a LayerNorm before the head.
     """
@@ -84,10 +83,10 @@ class ModelOptions:
     final_norm: bool = False
 
     def __post_init__(self) -> None:
-        for name, most in _LARGEST.items():
-            value, least = getattr(self, name), 0 if name in ("conv_blocks", "registers") else 1
+        for name, largest in _LARGEST.items():
+            value, smallest = getattr(self, name), 0 if name in ("conv_blocks", "registers") else 1
             require(type(value) is int, f"model.{name}", value, "a whole number")
-            require(least <= value <= most, f"model.{name}", value, f"at least {least}, at most {most:,}")
+            require(smallest <= value <= largest, f"model.{name}", value, f"at least {smallest}, at most {largest:,}")
         if self.dim % self.heads:
             raise UserError(f"model.heads = {self.heads}: must divide model.dim = {self.dim}")
         if self.kernel_size % 2 == 0:
@@ -117,13 +116,18 @@ MODELS: Final[dict[str, ModelOptions]] = {
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training, a sample's branch is 0 at `rate`, else divided by 1 - rate. Any shape (B, ...)."""
+    """Stochastic depth (Huang et al., 2016) on inputs of any shape (B, ...).
+
+    In training, a sample is set to 0 with probability `rate`; otherwise it is divided by 1 - rate.
+    """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
         self.drops = rate > 0
-        # A tensor, or torch.compile would make a graph for each rate.
+        # torch.compile makes a graph for each number that a module holds, and at most eight of one piece of code. As a
+        # number, the rate left 16 of the 30 blocks of a modern XXL uncompiled (records/LOG.md); as a tensor, the blocks
+        # share their graphs.
         self.kept: torch.Tensor
         self.register_buffer("kept", torch.tensor(1 - rate), persistent=False)
 
@@ -138,10 +142,10 @@ class DropPath(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """A factor for each channel: (..., dim) -> the same shape.
+    """Multiplies each channel by a learned factor (Touvron et al., 2021): (..., dim) -> the same shape.
 
-    Under autocast the product, and with it the residual stream, is float32: a branch times 1e-4 would be rounded away
-    in a bfloat16 sum.
+    The factors are float32, so under autocast the product and with it the residual stream are float32 too. In bfloat16
+    the sum would lose a branch that is multiplied by 1e-4.
     """
 
     def __init__(self, dim: int, initial: float) -> None:
@@ -155,8 +159,8 @@ class LayerScale(nn.Module):
 class ConvBlock(nn.Module):
     """y = BN(GELU(depthwise(x))); BN(GELU(conv1x1(x + y))): (B, dim, h, w) -> the same shape.
 
-    `drop_path` drops y, the only part with a way around it. With `triton` set, GELU(depthwise(x)) is
-    `sdpnet.model.depthwise`'s, from the same parameters.
+    `drop_path` is applied to y, the only residual branch. With `triton` set, `sdpnet.model.depthwise` computes
+    GELU(depthwise(x)) from the same parameters.
     """
 
     def __init__(self, dim: int, kernel_size: int, drop_path: float) -> None:
@@ -179,9 +183,9 @@ class ConvBlock(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm encoder block; dropout in the feed-forward part only: (B, tokens, dim) -> the same shape.
+    """Pre-norm encoder block with dropout in the feed-forward part only: (B, tokens, dim) -> the same shape.
 
-    `rotary` is what `sdpnet.model.positions.rotary_embedding` returns for the tokens, or None.
+    `rotary` is the result of `sdpnet.model.positions.rotary_embedding` for the tokens, or None.
     """
 
     def __init__(self, options: ModelOptions, drop_path: float) -> None:
@@ -218,13 +222,15 @@ class TransformerBlock(nn.Module):
 
 
 class SdPNet(nn.Module):
-    """The model. `forward` takes images (B, 3, H, W) of any H, W that are at least the patch size.
+    """The model. `forward` takes images (B, 3, H, W) whose sides are at least the patch size.
 
-    With `checkpointing` set, training keeps only the blocks' inputs and computes the rest a second time in the backward
-    pass, with the same random draws: the same gradients for less memory and about a third more time.
-
-    `watch_conv_blocks`, where it is set, is called with what enters the first conv block and "begin", and with what
-    leaves the last one and "end". A benchmark times them so: hooks of modules would be traced by torch.compile.
+    Attributes:
+        checkpointing: if True, training keeps only the inputs of the blocks and computes the rest a second time in the
+            backward pass, with the same random draws. The gradients are the same; it takes less memory and about a
+            third more time.
+        watch_conv_blocks: if set, it is called with the input of the first conv block and "begin", and with the output
+            of the last one and "end". A benchmark times the conv blocks with it, because torch.compile would trace
+            hooks of modules.
     """
 
     def __init__(self, options: ModelOptions) -> None:
@@ -254,7 +260,7 @@ class SdPNet(nn.Module):
         self._initialize()
 
     def _initialize(self) -> None:
-        """Truncated normal 0.02 for the encoder, tokens and head, as in ViT; PyTorch's own for the convolutions."""
+        """Initialises encoder, tokens and head as in ViT (truncated normal, 0.02). Convolutions keep PyTorch's."""
         for module in (*self.transformer_blocks.modules(), *self.head.modules()):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -266,11 +272,11 @@ class SdPNet(nn.Module):
             nn.init.trunc_normal_(self.position_embedding, std=0.02)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images float (B, 3, H, W), normalised -> logits (B, num_classes)."""
+        """Normalised images, float (B, 3, H, W) -> logits (B, num_classes)."""
         return self.head(self.norm(self.tokens(images)[:, 0]))
 
     def tokens(self, images: torch.Tensor) -> torch.Tensor:
-        """Images as in `forward` -> the last block's tokens [class, registers, patches] (B, 1 + R + N, dim)."""
+        """Images as for `forward` -> the last block's tokens [class, registers, patches] (B, 1 + R + N, dim)."""
         x = self.patch_norm(self.patch(images))
         if self.watch_conv_blocks is not None:
             self.watch_conv_blocks(x, "begin")
@@ -284,8 +290,10 @@ class SdPNet(nn.Module):
         return x
 
     def encoder_input(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What the transformer blocks take: patches (B, dim, h, w) -> the tokens (B, 1 + R + N, dim) with their
-        positions, and `rotary` of `TransformerBlock`."""
+        """The inputs of the transformer blocks: patches (B, dim, h, w) -> (tokens (B, 1 + R + N, dim), `rotary`).
+
+        Learned and sine-cosine positions are added to the tokens; `rotary` is that of `TransformerBlock`.
+        """
         batch, dim, rows, columns = x.shape
         options, grid, wide = self.options, (rows, columns), torch.promote_types(x.dtype, torch.float32)
         x, rotary = x.flatten(2).transpose(1, 2), None
@@ -301,7 +309,7 @@ class SdPNet(nn.Module):
     def _run(self, block: nn.Module, *inputs: torch.Tensor | None) -> torch.Tensor:
         if not (self.checkpointing and torch.is_grad_enabled()):
             return block(*inputs)
-        if torch.compiler.is_compiling():  # its recomputation leaves out what writes to buffers
+        if torch.compiler.is_compiling():  # a compiled recomputation does not write to buffers anyway
             return checkpoint(block, *inputs, use_reentrant=False)
         contexts = lambda: (nullcontext(), _statistics_kept(block))  # noqa: E731
         return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
@@ -313,11 +321,15 @@ class SdPNet(nn.Module):
 
 @contextmanager
 def _statistics_kept(block: nn.Module) -> Iterator[None]:
-    """For computing a block a second time: its batch norms do as before and leave their running statistics alone."""
-    norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]  # SyncBatchNorm too
+    """A context in which a block is computed a second time without updating the running statistics of its batch norms.
+
+    Otherwise every training step with activation checkpointing would move them twice.
+    """
+    norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]  # includes SyncBatchNorm
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        # Not track_running_stats: without them the backward pass has other tensors than the first time.
+        # With track_running_stats=False, the recomputation would save other tensors for the backward pass than the
+        # first forward pass did, which torch reports as an error.
         norm.momentum = 0.0
         norm.num_batches_tracked = None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone()
     try:
@@ -328,7 +340,7 @@ def _statistics_kept(block: nn.Module) -> Iterator[None]:
 
 
 def create_model_options(name: str, num_classes: int = 1000, **overrides: Any) -> ModelOptions:
-    """The options of a named model (see `MODELS`) with any field overridden; raises as `create_model` does."""
+    """The options of a named model (see `MODELS`), with any field overridden. Raises as `create_model` does."""
     for word, known, what in (
         (name, MODELS, "model"),
         *((key, asdict(ModelOptions()), "model option") for key in overrides),
@@ -339,8 +351,14 @@ def create_model_options(name: str, num_classes: int = 1000, **overrides: Any) -
 
 
 def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> SdPNet:
-    """A randomly initialised SdP-Net by name (see `MODELS`), with any field of `ModelOptions` overridden.
+    """Creates a randomly initialised SdP-Net.
 
-    Raises `UserError` for an unknown name or field, naming the nearest, and for impossible values.
+    Args:
+        name: a key of `MODELS`.
+        num_classes: the number of logits.
+        **overrides: values for any fields of `ModelOptions`.
+
+    Raises:
+        UserError: a name or field is unknown (the message names the nearest one), or a value is out of range.
     """
     return SdPNet(create_model_options(name, num_classes, **overrides))

@@ -5,12 +5,12 @@
 
     model = timm.create_model("sdpnet_xl", checkpoint_path="RUN/model.safetensors")
 
-Parameters have the same names as in `sdpnet.model.sdpnet`. timm reads the weights and not the `model.json` beside them:
-what that says of `model` and is not the name's own goes along as keywords (num_classes=100, position="rope", ...), or
-all of it does: `**json.loads(Path("RUN/model.json").read_text())["model"]`.
+Parameters have the same names as in `sdpnet.model.sdpnet`. timm reads the weights but not the `model.json` beside them.
+Options of the model that differ from those of the named model must therefore be passed as keywords (num_classes=100,
+position="rope", ...). Passing all of them works too: `**json.loads(Path("RUN/model.json").read_text())["model"]`.
 
-`features_only=True` gives the patches' features after chosen blocks, as for timm's vision transformers: the conv blocks
-are counted first, then the transformer blocks. Needs the extra `timm` (in a checkout:
+`features_only=True` returns the features of the patches after chosen blocks, as for timm's vision transformers. Conv
+blocks are counted first, then transformer blocks. This module needs the extra `timm` (in a checkout:
 pip install -e '.[timm]').
 """
 
@@ -32,9 +32,10 @@ __all__ = ["TimmSdPNet", "sdpnet_l", "sdpnet_tiny", "sdpnet_xl", "sdpnet_xxl"]
 
 
 class TimmSdPNet(SdPNet):
-    """`SdPNet` with what timm asks of a model. `num_classes` 0 is without the last layer: (B, head_hidden).
+    """`SdPNet` with the methods that timm expects of a model.
 
-    `drop_rate` and `drop_path_rate` are timm's names of `dropout` and `drop_path`.
+    With `num_classes=0` the model has no last layer and returns (B, head_hidden). `drop_rate` and `drop_path_rate` are
+    timm's names for `dropout` and `drop_path`.
     """
 
     def __init__(self, name: str, num_classes: int = 1000, in_chans: int = 3, **options: Any) -> None:
@@ -55,7 +56,7 @@ class TimmSdPNet(SdPNet):
             self.reset_classifier(0)
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Images (B, 3, H, W), normalised -> tokens [class, registers, patches] (B, 1 + R + N, dim)."""
+        """Normalised images (B, 3, H, W) -> tokens [class, registers, patches] (B, 1 + R + N, dim)."""
         return self.norm(self.tokens(x))
 
     def forward_intermediates(
@@ -68,23 +69,25 @@ class TimmSdPNet(SdPNet):
         output_fmt: Literal["NCHW", "NLC"] = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """The features after chosen blocks, as timm's vision transformers give them.
+        """The features after chosen blocks, as timm's vision transformers return them.
 
         Args:
-            x: images (B, 3, H, W), normalised.
-            indices: blocks from 0, conv blocks first, negative ones from the end; or how many of the last; None: all.
-            return_prefix_tokens: each feature is a pair with the class and register tokens (B, 1 + R, dim). Only
-                transformer blocks have them.
-            norm: apply the final norm to the features of transformer blocks.
-            stop_early: do not run the blocks after the last chosen one.
-            output_fmt: "NCHW" is (B, dim, H / patch_size, W / patch_size), "NLC" (B, N, dim).
-            intermediates_only: return the list of features alone.
+            x: normalised images (B, 3, H, W).
+            indices: the numbers of the blocks from 0, with conv blocks first and negative numbers from the end; or the
+                number of last blocks; or None for all blocks.
+            return_prefix_tokens: whether each feature is a pair with the class and register tokens (B, 1 + R, dim).
+                Only transformer blocks have them.
+            norm: whether the final norm is applied to the features of transformer blocks.
+            stop_early: whether the blocks after the last chosen one are skipped.
+            output_fmt: "NCHW" for (B, dim, H / patch_size, W / patch_size), "NLC" for (B, N, dim).
+            intermediates_only: whether only the list of features is returned.
 
         Returns:
-            (tokens of `forward_features`, list of features in the order of the blocks), or the list alone. Where
-            `stop_early` ends among the conv blocks, the first is their output (B, dim, h, w).
+            (tokens of `forward_features`, list of features in the order of the blocks), or the list alone. If
+            `stop_early` ends among the conv blocks, the first element is the output (B, dim, h, w) of the last block.
 
-        Raises `UserError` for another `output_fmt`, and for prefix tokens of conv blocks.
+        Raises:
+            UserError: `output_fmt` is another one, or prefix tokens of conv blocks are asked for.
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise UserError(f"output_fmt = {output_fmt!r}: must be 'NCHW' or 'NLC'")
@@ -125,7 +128,7 @@ class TimmSdPNet(SdPNet):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Removes the blocks after the last chosen one, and by choice norm and head; the chosen blocks' numbers."""
+        """Removes the blocks after the last chosen one and, if asked for, norm and head. Returns the chosen numbers."""
         conv = len(self.conv_blocks)
         chosen = _chosen(conv + len(self.transformer_blocks), indices)
         last = max(chosen)
@@ -147,7 +150,7 @@ class TimmSdPNet(SdPNet):
         return self.head[2]
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Another last layer, at its start; 0: none. Pooling is the class token's, and cannot be chosen."""
+        """Replaces the last layer by a new one, or by none for 0. The head always takes the class token."""
         if global_pool not in (None, "", "token"):
             raise UserError(f"global_pool = {global_pool!r}: SdP-Net's head takes the class token; must be 'token'")
         self.num_classes = num_classes
@@ -167,7 +170,7 @@ class TimmSdPNet(SdPNet):
         return {"class_token", "registers", "position_embedding"}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns that give each parameter its depth, for layer-wise learning rates."""
+        """The patterns by which timm finds the depth of a parameter, for layer-wise learning rates."""
         return {
             "stem": r"^patch|^class_token|^registers|^position_embedding",
             "conv_blocks": r"^conv_blocks\.(\d+)",
@@ -176,7 +179,7 @@ class TimmSdPNet(SdPNet):
 
 
 def _chosen(blocks: int, indices: int | Sequence[int] | None) -> list[int]:
-    """The numbers of the blocks that `forward_intermediates` calls `indices`. Raises `UserError` outside of them."""
+    """The numbers of the blocks for `indices` of `forward_intermediates`. Raises `UserError` if one does not exist."""
     if indices is None:
         return list(range(blocks))
     if isinstance(indices, int):
@@ -188,7 +191,7 @@ def _chosen(blocks: int, indices: int | Sequence[int] | None) -> list[int]:
 
 
 def _create(name: str, pretrained: bool, **options: Any) -> TimmSdPNet:
-    features = {"out_indices": 3, "feature_cls": "getter"}  # as timm's vision transformers
+    features = {"out_indices": 3, "feature_cls": "getter"}  # as in timm's vision transformers
     return build_model_with_cfg(TimmSdPNet, name, pretrained, name=name, feature_cfg=features, **options)
 
 
@@ -206,7 +209,7 @@ _CFG = {
 }
 default_cfgs = generate_default_cfgs(
     {
-        "sdpnet_tiny.untrained": {**_CFG, "input_size": (3, 64, 64)},  # that of configs/demo.yaml and debug.yaml
+        "sdpnet_tiny.untrained": {**_CFG, "input_size": (3, 64, 64)},  # the size in configs/demo.yaml and debug.yaml
         **{f"{name}.untrained": _CFG for name in ("sdpnet_l", "sdpnet_xl", "sdpnet_xxl")},
     }
 )
@@ -214,7 +217,7 @@ default_cfgs = generate_default_cfgs(
 
 @register_model
 def sdpnet_tiny(pretrained: bool = False, **options: Any) -> TimmSdPNet:
-    """Small, with patches of 8 pixels: for trying things out, as the demo does."""
+    """A small model with patches of 8 pixels, for experiments and the demo."""
     return _create("sdpnet_tiny", pretrained, **options)
 
 

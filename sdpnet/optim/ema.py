@@ -13,26 +13,29 @@ __all__ = ["ModelEma"]
 
 
 class ModelEma:
-    """A float32 copy of `model`, in eval mode, that follows its parameters and buffers: `module`, ready to evaluate.
+    """An exponential moving average of the parameters and buffers of `model`.
 
-    As in timm's ModelEmaV3 all floating-point entries of the state are averaged, batch-norm statistics too, and the
-    others copied. With `options.warmup` the decay of update t = 0, 1, 2, ... is min(decay, (1 + t) / (10 + t)).
+    As in timm's ModelEmaV3, all floating-point entries of the state are averaged, including batch-norm statistics, and
+    the others are copied. With `options.warmup` the decay of update t = 0, 1, 2, ... is min(decay, (1 + t) / (10 + t)).
 
-    Under DDP the processes' batch-norm statistics differ, and so do their averages: before an evaluation
-    `sdpnet.distributed.processes.same_weights` must see `module` too.
+    Under DDP, each process has batch-norm statistics of its own and therefore averages of its own. Before an evaluation
+    `sdpnet.distributed.processes.same_weights` must be called for `module`, as for the model.
+
+    Attributes:
+        module: the average: a float32 copy of the model in eval mode.
     """
 
     def __init__(self, model: nn.Module, options: EmaOptions) -> None:
         self.options = options
         self.module = copy.deepcopy(model).float().eval().requires_grad_(False)
         self._calls = 0
-        self._skipped: torch.Tensor | None = (
-            None  # the number of calls for skipped steps, a float64 scalar on the device
-        )
+        # The number of calls for skipped steps, a float64 scalar on the device. Whether a step was skipped is known on
+        # the device only; a count on the host would have to wait for it.
+        self._skipped: torch.Tensor | None = None
 
     @property
     def num_updates(self) -> int:
-        """The number of updates so far, without those of skipped steps. Waits for the device."""
+        """The number of updates so far, not counting skipped steps. Waits for the device."""
         return self._calls - (0 if self._skipped is None else int(self._skipped.item()))
 
     @num_updates.setter
@@ -69,7 +72,7 @@ class ModelEma:
         self._calls += 1
 
     def _weight(self, device: torch.device, bad: torch.Tensor | None) -> torch.Tensor:
-        """1 - decay, or 0 for a skipped step, which is then counted as such: a float32 scalar."""
+        """The weight of the new values, a float32 scalar: 1 - decay, or 0 for a skipped step, which is counted here."""
         if self._skipped is None:
             self._skipped = torch.zeros((), dtype=torch.float64, device=device)
         skip = torch.zeros_like(self._skipped) if bad is None else bad.double()

@@ -14,7 +14,7 @@ __all__ = ["make_loss", "soft_binary_cross_entropy", "soft_cross_entropy"]
 
 
 def make_loss(options: LossOptions) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """The loss of logits (B, num_classes) and soft targets (B, num_classes) that `options` names."""
+    """The loss function that `options` names. It takes logits and soft targets, both (B, num_classes)."""
     if options.kind == "ce":
         return soft_cross_entropy
     return partial(
@@ -23,14 +23,14 @@ def make_loss(options: LossOptions) -> Callable[[torch.Tensor, torch.Tensor], to
 
 
 def soft_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Mean cross entropy with soft targets, in float32 whatever the logits' dtype.
+    """Mean cross entropy with soft targets, computed in float32.
 
     Args:
         logits: float (B, num_classes).
-        targets: float32 (B, num_classes), each row a distribution, or zero: that sample adds nothing.
+        targets: float32 (B, num_classes). Each row is a distribution, or zero for a sample that adds nothing.
 
     Returns:
-        float32, a scalar.
+        A float32 scalar.
     """
     return F.cross_entropy(logits.float(), targets)
 
@@ -42,12 +42,18 @@ def soft_binary_cross_entropy(
     target_threshold: float | None = None,
     sum_classes: bool = False,
 ) -> torch.Tensor:
-    """Binary cross entropy of every class, its mean over classes and samples ("ResNet strikes back", Wightman et al.,
-    2021), in float32; arguments and masked samples as for `soft_cross_entropy`.
+    """Binary cross entropy of every class, averaged over classes and samples, computed in float32.
+
+    Source: "ResNet strikes back" (Wightman et al., 2021).
 
     Args:
-        target_threshold: targets above it become 1, the others 0; None leaves them soft.
-        sum_classes: the sum over classes, where otherwise their mean is taken.
+        logits: float (B, num_classes).
+        targets: float32 (B, num_classes). A sample whose row is zero adds nothing.
+        target_threshold: targets above it become 1 and the others 0. With None they stay soft.
+        sum_classes: whether the losses are summed over the classes instead of averaged.
+
+    Returns:
+        A float32 scalar.
     """
     valid = targets.sum(dim=1, keepdim=True) > 0
     if target_threshold is not None:

@@ -1,4 +1,4 @@
-"""Muon: momentum whose matrices are orthogonalised (Jordan et al., 2024)."""
+"""Muon: momentum with orthogonalised matrices (Jordan et al., 2024)."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ import torch
 
 __all__ = ["Muon", "MuonAdamW"]
 
-_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration, Jordan's
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan's coefficients of the quintic iteration
 _ITERATIONS = 5
 
 
 class Muon(torch.optim.Optimizer):
-    """`torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`, but matrices of one shape are worked on together, and
-    a filter (out, in, h, w) counts as the matrix (out, in x h x w): torch's own takes no 1 x 1 convolutions.
+    """`torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`, and two differences.
 
-    Updates have the root mean square of AdamW's (Liu et al., 2025): the two share a learning rate and weight decay.
+    Matrices of one shape are orthogonalised together, in one batched product instead of many small ones. A filter
+    (out, in, h, w) is treated as the matrix (out, in x h x w), because torch's Muon does not accept 1 x 1 convolutions.
 
-    As with torch's fused optimizers, a step changes nothing where the attribute `found_inf` (a float32 scalar on the
-    device) is 1, whatever the gradients are.
+    Updates have the same root mean square as those of AdamW (Liu et al., 2025), so the two share a learning rate and a
+    weight decay.
+
+    As in torch's fused optimizers, a step changes nothing if the attribute `found_inf` (a float32 scalar on the device)
+    is 1, whatever the gradients are. The host does not wait for this value.
     """
 
     found_inf: torch.Tensor | None = None
@@ -41,7 +44,11 @@ class Muon(torch.optim.Optimizer):
             gradients = [p.grad for p in parameters]
             averages = [self.state[p]["momentum"] for p in parameters]
             bad = None if self.found_inf is None else self.found_inf.bool()
-            if bad is not None:  # an average that moves towards itself stays as it is
+            # A bad step must not change any state, and the host does not know yet whether this step is bad. So the
+            # arithmetic always runs, on values that have no effect: an average that moves towards itself stays as it
+            # is, a decay factor of 1 and an update of 0 change no parameter. Multiplying by 0 would not do, because NaN
+            # times 0 is NaN.
+            if bad is not None:
                 gradients = [torch.where(bad, average, g) for g, average in zip(gradients, averages, strict=True)]
             torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
             updates = torch._foreach_lerp(gradients, averages, group["momentum"])  # Nesterov's
@@ -61,14 +68,15 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
-    """(n, rows, columns) -> about the nearest semi-orthogonal matrices, singular values within about 0.7 to 1.2.
+    """Approximates the nearest semi-orthogonal matrices: (n, rows, columns) -> the same shape and dtype.
 
-    Newton-Schulz iterations, in bf16 where the device has it in hardware.
+    The singular values of the result are within about 0.7 to 1.2. Newton-Schulz iterations need products only; they are
+    computed in bfloat16 if the device has it in hardware, else in float32.
     """
     a, b, c = _COEFFICIENTS
     fast = matrices.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     x = matrices.to(torch.bfloat16 if fast else torch.float32)
-    tall = x.shape[1] > x.shape[2]
+    tall = x.shape[1] > x.shape[2]  # the Gram matrix of the shorter side is the smaller one
     if tall:
         x = x.mT
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
@@ -79,11 +87,11 @@ def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Muon and AdamW, each for its own parameters, as one optimizer; `param_groups` are Muon's, then AdamW's."""
+    """Muon and AdamW for different parameters, as one optimizer. `param_groups` lists Muon's groups, then AdamW's."""
 
     def __init__(self, muon: Muon, adamw: torch.optim.AdamW) -> None:
         self.parts = {"muon": muon, "adamw": adamw}
-        super().__init__(self._groups(), {})  # the parts' own dicts: a rate set in one is set in the other
+        super().__init__(self._groups(), {})  # the dicts are shared, so a learning rate set here is set in the part
 
     def _groups(self) -> list[dict[str, Any]]:
         return [group for part in self.parts.values() for group in part.param_groups]

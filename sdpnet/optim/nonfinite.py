@@ -1,4 +1,4 @@
-"""Steps whose loss, gradients or statistics are not finite: they are skipped, and this says what follows from them."""
+"""The handling of steps whose loss, gradients or statistics are not finite: they are skipped, and then judged."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from sdpnet.pipelines.errors import UserError
 __all__ = ["Guard", "NonFinite", "Verdict"]
 
 _WINDOW = 1000  # the number of steps within which bad ones are counted
-_MIN_SCALE = 1.0  # at this loss scale, gradients overflow fp16 by themselves
+_MIN_SCALE = 1.0  # at this loss scale, an overflow in fp16 is not caused by the scale
 
 
 class NonFinite(UserError):
-    """Training ends: a step was not finite, once or too often."""
+    """Training ends because a step was not finite, once or too often."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a step, and a line for the user, or "".
+    """The judgement of a step, and a line for the user, or "".
 
     step: it was taken.
     skip: it was skipped; the model is as before its forward pass.
@@ -79,14 +79,18 @@ class Guard:
         self.scaler = scaler
         self.processes = processes
         self._unread = 1 if asynchronous else 0  # the number of newest steps that `verdict` does not read
-        self._bad_steps: list[int] = []  # of the last _WINDOW steps
-        self._buffers: dict[torch.dtype, list[torch.Tensor]] = {}  # by dtype: one kernel copies all of a dtype
+        self._bad_steps: list[int] = []  # the numbers of bad steps among the last _WINDOW steps
+        self._buffers: dict[
+            torch.dtype, list[torch.Tensor]
+        ] = {}  # by dtype, because one kernel copies all buffers of a dtype
         persistent = model.state_dict().keys()
         for buffer in (buffer for name, buffer in model.named_buffers() if name in persistent):
             self._buffers.setdefault(buffer.dtype, []).append(buffer)
         self._kept = {dtype: [torch.empty_like(b) for b in buffers] for dtype, buffers in self._buffers.items()}
-        self._is_kept = False  # whether a step is under way whose buffers can be put back
-        self._found: deque[tuple[int, AsyncRead]] = deque()  # steps without a verdict: what was bad, and the scale
+        self._is_kept = False  # whether a step has started whose buffers can be restored
+        self._found: deque[tuple[int, AsyncRead]] = (
+            deque()
+        )  # steps without a verdict: the counts of bad values, and the scale
 
     @torch.no_grad()
     def keep(self) -> None:
@@ -97,7 +101,7 @@ class Guard:
 
     @torch.no_grad()
     def undo(self) -> None:
-        """Gives up the step that is under way, if there is one: puts the buffers back as they were before it."""
+        """Abandons a step that has started but is not finished: restores the buffers as they were before it."""
         if self._is_kept:
             for dtype, buffers in self._buffers.items():
                 torch._foreach_copy_(buffers, self._kept[dtype])
@@ -117,17 +121,19 @@ class Guard:
         """
         self._is_kept = False
         counts = sum_on_device(self._not_finite(loss, grad_norm), self.processes)
-        scale = self.scaler.scale(torch.ones((1,), device=loss.device)).double()  # get_scale() would wait for it
+        scale = self.scaler.scale(
+            torch.ones((1,), device=loss.device)
+        ).double()  # get_scale() would wait for the device
         self._found.append((step, AsyncRead(torch.cat([counts, scale]))))
         bad = counts.any()
-        for dtype, buffers in self._buffers.items():  # not by arithmetic: NaN times 0 is NaN
+        for dtype, buffers in self._buffers.items():  # no arithmetic can restore them, because NaN times 0 is NaN
             for buffer, kept in zip(buffers, self._kept[dtype], strict=True):
                 torch.where(bad, kept, buffer, out=buffer)
         return bad.float()
 
     def verdict(self, *, all_steps: bool = False) -> Verdict:
-        """What follows from the steps that have no verdict yet: all of them, or with `asynchronous` and without
-        `all_steps` all but the newest.
+        """Judges the steps that have no verdict yet: all of them or, with `asynchronous` and without `all_steps`, all
+        but the newest.
 
         All processes must ask about the same steps, and all get the same answer.
 
@@ -153,7 +159,7 @@ class Guard:
         return (~torch.isfinite(values)).double()
 
     def _judge(self, step: int, bad: Sequence[float], scale: float) -> Verdict:
-        """What follows from a bad step; `bad` are numbers of processes, in the order of `_not_finite`."""
+        """The verdict on a bad step. `bad` has the number of processes for each value of `_not_finite`."""
         if not bad[0] and not bad[2] and self.scaler.is_enabled() and scale > _MIN_SCALE:
             return Verdict("skip")
         return self._decide(step, bad)

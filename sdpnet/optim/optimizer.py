@@ -1,4 +1,4 @@
-"""The optimizer and the learning rate as a function of the step."""
+"""The optimizer, and the learning rate as a function of the step."""
 
 from __future__ import annotations
 
@@ -18,15 +18,19 @@ _TOKENS = ("class_token", "registers", "position")
 
 
 def make_optimizer(model: nn.Module, options: OptimOptions, *, fused: bool | None = None) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter, 2017), by default fused where the parameters are on a GPU; with `name: muon`,
-    Muon for the blocks' matrices and 1 x 1 convolutions, and AdamW for the rest (patch convolution, depthwise filters,
-    head).
+    """Makes the optimizer: AdamW (Loshchilov & Hutter, 2017) or, with `name: muon`, Muon and AdamW.
 
-    Weight decay acts on matrices and filters only, not on norms, biases, layer scales, the class token, the registers
-    or the position embedding. Each group has an `lr_scale`, for `set_learning_rate`: `layer_decay` to the power of the
-    number of layers above it (BEiT, Bao et al., 2021). The top layer is the head with its norm; below come the
-    transformer blocks and the conv blocks, each a layer; the last is what makes the tokens. A model that is no SdP-Net
-    is one layer without matrices for Muon.
+    Muon takes the matrices and 1 x 1 convolutions of the blocks, and AdamW the rest: patch convolution, depthwise
+    filters and head.
+
+    Weight decay applies to matrices and filters only, not to norms, biases, layer scales, the class token, the
+    registers or the position embedding. Each group has an `lr_scale` for `set_learning_rate`: `layer_decay` to the
+    power of the number of layers above it (BEiT, Bao et al., 2021). The top layer is the head with its norm. Below it,
+    each transformer block and each conv block is a layer. The lowest layer consists of the patch convolution, the
+    tokens and the position embedding. A model that is not an SdP-Net is a single layer without matrices for Muon.
+
+    Args:
+        fused: whether AdamW is fused. By default it is fused if the parameters are on a GPU.
     """
     blocks: list[str] = []
     if isinstance(model, SdPNet):
@@ -38,7 +42,7 @@ def make_optimizer(model: nn.Module, options: OptimOptions, *, fused: bool | Non
             return len(blocks) + 1
         return next((len(blocks) - i for i, block in enumerate(blocks) if name.startswith(block)), 0)
 
-    # By whether Muon takes them, their lr_scale, and whether they are spared from weight decay.
+    # The key is: whether Muon takes the parameters, their lr_scale, and whether they have no weight decay.
     groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         spared = parameter.ndim < 2 or "scale" in name or name.startswith(_TOKENS)
@@ -62,10 +66,11 @@ def make_optimizer(model: nn.Module, options: OptimOptions, *, fused: bool | Non
 
 
 def step_unless(optimizer: torch.optim.Optimizer, bad: torch.Tensor) -> None:
-    """Takes an optimizer step, or none where `bad` (a float32 scalar on the parameters' device) is 1.
+    """Takes an optimizer step unless `bad` (a float32 scalar on the parameters' device) is 1.
 
-    In a skipped step weights, moments and step counts stay as they are, whatever the gradients are. Fused optimizers
-    and Muon skip it on the device: the host does not wait. Others, which only a CPU has, look at the value.
+    In a skipped step, weights, moments and step counts do not change, whatever the gradients are. Fused optimizers and
+    Muon skip the step on the device, without making the host wait. Other optimizers, which are used on CPUs only, read
+    the value on the host.
     """
     parts = list(optimizer.parts.values()) if isinstance(optimizer, MuonAdamW) else [optimizer]
     if not all(isinstance(part, Muon) or part.defaults.get("fused") for part in parts):
@@ -81,24 +86,24 @@ def step_unless(optimizer: torch.optim.Optimizer, bad: torch.Tensor) -> None:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Gives every group of `make_optimizer` its part of `lr`."""
+    """Sets the learning rate of every group of `make_optimizer` to `lr` times its `lr_scale`."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
 
 
 def peak_learning_rate(options: OptimOptions, global_batch_size: int) -> float:
-    """`lr` scaled linearly with the batch: lr x global batch / reference batch."""
+    """The peak learning rate, scaled linearly with the batch: lr x global batch / reference batch."""
     if options.lr_reference_batch == 0:
         return options.lr
     return options.lr * global_batch_size / options.lr_reference_batch
 
 
 def learning_rate(step: int, options: OptimOptions, *, peak: float, steps_per_epoch: int, epochs: int) -> float:
-    """The learning rate of step 0, 1, 2, ...: linear warm-up to `peak`, then what `options.schedule` says.
+    """The learning rate of step 0, 1, 2, ...: a linear warm-up to `peak`, then the schedule of `options.schedule`.
 
-    Warm-up rises in equal parts and reaches `peak` with its last step. Each cycle of the cosine falls from `peak` to
-    `min_lr` (Loshchilov & Hutter, 2016, eq. 5), as `torch.optim.lr_scheduler.CosineAnnealingWarmRestarts` does step by
-    step.
+    The warm-up rises in equal parts and reaches `peak` with its last step. Each cosine cycle falls from `peak` to
+    `min_lr` (Loshchilov & Hutter, 2016, eq. 5), with the same values as a scheduler
+    `torch.optim.lr_scheduler.CosineAnnealingWarmRestarts` that is called once per step.
     """
     warmup = round(options.warmup_epochs * steps_per_epoch)
     if step < warmup:

@@ -1,3 +1,3 @@
-"""What a training reports while it runs, and the pages drawn from it afterwards."""
+"""The output of a training while it runs, and the pages that are made from it afterwards."""
 
 __all__ = ["csv_cells", "finished_run", "output", "reporter", "run_metrics", "run_page", "step_profile", "trackers"]

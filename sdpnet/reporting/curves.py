@@ -13,11 +13,11 @@ from sdpnet.pipelines.pages.chart import Chart, layout, plotly_text
 
 __all__ = ["Curve", "chart", "number", "percent"]
 
-COLUMNS: Final = 600  # of a long curve, each with its lowest, mean and highest value
-DOTS_UP_TO: Final = 40  # points of a curve; more are drawn without dots
-LOG_FROM: Final = 30.0  # highest value over the median, from where the vertical axis is logarithmic, if it may be
-MARGIN: Final = 1.01  # where the horizontal axis ends, so that the last point is seen whole
-FRACTIONS: Final = (0.25, 0.5, 0.75, 1.0)  # of the horizontal axis, where the table gives values
+COLUMNS: Final = 600  # a long curve is reduced to so many columns with a lowest, a mean and a highest value
+DOTS_UP_TO: Final = 40  # curves of more points are drawn without dots
+LOG_FROM: Final = 30.0  # the ratio of highest value to median above which the vertical axis may be logarithmic
+MARGIN: Final = 1.01  # the length of the horizontal axis relative to the data, so that the last dot is not cut
+FRACTIONS: Final = (0.25, 0.5, 0.75, 1.0)  # the positions on the horizontal axis for which the table has values
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,11 +25,11 @@ class Curve:
     """One line of a chart.
 
     Attributes:
-        name: what its points are called when the mouse is on them.
-        x: float64 (n,), rising, finite.
-        y: float64 (n,); what is not finite is a gap, marked at the top.
+        name: the label of a point under the mouse.
+        x: float64 (n,), finite and rising.
+        y: float64 (n,). A value that is not finite is a gap in the line, with a mark at the top of the chart.
         colour: "#rrggbb".
-        dashed: whether the line is.
+        dashed: whether the line is dashed.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Curve:
 
 
 def number(value: float) -> str:
-    """Few characters: 0.0005, 950, 12.5k, 3M."""
+    """A number in few characters: 0.0005, 950, 12.5k, 3M."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= max(size, 10_000):
             return f"{value / size:.4g}{unit}"
@@ -48,7 +48,7 @@ def number(value: float) -> str:
 
 
 def percent(value: float) -> str:
-    """A fraction in percent."""
+    """A fraction as a percentage."""
     return f"{100 * value:.4g} %"
 
 
@@ -63,17 +63,17 @@ def chart(
     from_zero: bool = False,
     may_be_log: bool = False,
 ) -> Chart:
-    """The curves as one chart.
+    """Draws the curves as one chart.
 
-    A long curve with over two points in a column of the plot becomes, column by column, the band from the lowest to
-    the highest value, and the line of their mean: no extreme is lost.
+    A curve with more than two points in each column of the plot is drawn as a band from the lowest to the highest value
+    of each column, and a line of the means. In this way, no extreme value is lost.
 
     Args:
-        label: of the vertical axis: what is measured.
-        x_end: of the horizontal axis, which starts at 0; above 0.
-        text: of a value in the table; with `percent` the vertical axis is in percent, too.
+        label: the label of the vertical axis.
+        x_end: the end of the horizontal axis, above 0. The axis starts at 0.
+        text: formats a value for the table. With `percent` the vertical axis is in percent, too.
         from_zero: whether the vertical axis includes 0.
-        may_be_log: whether the vertical axis is logarithmic where the values are positive and the highest is far from
+        may_be_log: whether the vertical axis is logarithmic if all values are positive and the highest one is far above
             their median.
     """
     finite = np.concatenate([np.zeros(0), *(curve.y[np.isfinite(curve.y)] for curve in curves)])
@@ -89,7 +89,7 @@ def chart(
     if text is percent:
         y_axis |= {"tickformat": ".4~%", "hoverformat": ".4~%"}
     if len(finite) and np.abs(finite).max() < 0.01:
-        y_axis |= {"exponentformat": "power"}  # a learning rate in millionths (µ) is hard to read
+        y_axis |= {"exponentformat": "power"}  # by default, Plotly would write small learning rates with the prefix µ
     if log:
         y_axis |= {"type": "log"}
     elif from_zero:
@@ -114,7 +114,7 @@ def chart(
 
 
 def _traces(curve: Curve, x_end: float) -> list[dict[str, Any]]:
-    """The curve as Plotly's traces: its band, if it has one, its line, and marks where it is not finite."""
+    """Plotly's traces of a curve: its band, if it has one, its line, and marks where it is not finite."""
     columns = np.minimum((curve.x / x_end * COLUMNS).astype(np.int64), COLUMNS - 1)
     x, y, ok = curve.x, curve.y, np.isfinite(curve.y)
     marks = (np.unique(columns[~ok]) + 0.5) * x_end / COLUMNS
@@ -129,7 +129,7 @@ def _traces(curve: Curve, x_end: float) -> list[dict[str, Any]]:
             "customdata": [[f"{a:.4g}", f"{b:.4g}"] for a, b in zip(low, high, strict=True)],
             "hovertemplate": "%{y} (%{customdata[0]} to %{customdata[1]})",
         }
-    alone = ok & ~np.r_[False, ok[:-1]] & ~np.r_[ok[1:], False]  # a line needs two points
+    alone = ok & ~np.r_[False, ok[:-1]] & ~np.r_[ok[1:], False]  # a point without neighbours has no line
     dots = ok if len(ok) <= DOTS_UP_TO else alone
     if dots.any():
         shared |= {"mode": "lines+markers", "marker": {"color": curve.colour, "size": np.where(dots, 5, 0).tolist()}}
@@ -151,19 +151,19 @@ def _traces(curve: Curve, x_end: float) -> list[dict[str, Any]]:
 
 
 def _by_column(columns: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Columns that have points, and the lowest, mean and highest value of each; NaN without a finite value."""
+    """The columns that have points, and the lowest, mean and highest finite value of each (NaN if there is none)."""
     occupied, starts = np.unique(columns, return_index=True)
     ok = np.isfinite(values)
     counts = np.add.reduceat(ok.astype(np.int64), starts)
     low = np.minimum.reduceat(np.where(ok, values, np.inf), starts)
     high = np.maximum.reduceat(np.where(ok, values, -np.inf), starts)
     mean = np.add.reduceat(np.where(ok, values, 0), starts) / np.maximum(counts, 1)
-    low, mean, high = (np.where(counts, of_column, np.nan) for of_column in (low, mean, high))
+    low, mean, high = (np.where(counts, statistic, np.nan) for statistic in (low, mean, high))
     return occupied, low, mean, high
 
 
 def _band(x: np.ndarray, low: np.ndarray, high: np.ndarray, ok: np.ndarray, colour: str) -> dict[str, Any]:
-    """Closed outlines from the lowest to the highest values, one for each stretch without a gap."""
+    """A trace of closed outlines from the lowest to the highest values, one for each stretch without a gap."""
     xs: list[float | None] = []
     ys: list[float | None] = []
     changes = np.flatnonzero(np.diff(np.r_[False, ok, False].astype(np.int8)))
@@ -176,7 +176,7 @@ def _band(x: np.ndarray, low: np.ndarray, high: np.ndarray, ok: np.ndarray, colo
 
 
 def _values(curve: Curve, x_end: float, text: Callable[[float], str]) -> list[str]:
-    """The table's row: the last value up to each of `FRACTIONS` of the horizontal axis, the lowest and the highest."""
+    """The row of the table: the last value before each of `FRACTIONS`, the lowest value and the highest value."""
     ends = np.searchsorted(curve.x, np.array(FRACTIONS) * x_end, side="right")
     values = [float(curve.y[end - 1]) if end else None for end in ends.tolist()]
     finite = curve.y[np.isfinite(curve.y)].tolist()
@@ -187,5 +187,5 @@ def _values(curve: Curve, x_end: float, text: Callable[[float], str]) -> list[st
 
 
 def _numbers(values: np.ndarray) -> list[float | None]:
-    """For JSON: seven digits, as float32 has; None is a gap."""
+    """The values for JSON, with seven digits, as float32 has; None is a gap."""
     return [float(f"{value:.7g}") if math.isfinite(value) else None for value in values.tolist()]

@@ -1,4 +1,4 @@
-"""The commands that come after a finished run: exporting its model, and loading what was exported."""
+"""The next commands after a finished run: the export of its model, and loading the exported file."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ __all__ = ["export_command", "load_command"]
 
 
 def export_command(model: Path) -> tuple[str | Path, ...]:
-    """Exports a run, a checkpoint or a `model.safetensors`: as ONNX where its packages are installed, else as
-    PyTorch's program."""
+    """The command that exports a run, a checkpoint or a `model.safetensors`.
+
+    The format is ONNX if its packages are installed, else PyTorch's exported program.
+    """
     onnx = all(find_spec(name) for name in ("onnx", "onnxscript"))
     folder = model if model.is_dir() else model.parent
     out = fresh(folder / ("model.onnx" if onnx else "model.pt2"))
@@ -20,7 +22,7 @@ def export_command(model: Path) -> tuple[str | Path, ...]:
 
 
 def load_command(out: Path, format: str) -> tuple[str | Path, ...]:
-    """Loads an exported file as another program would, and prints what it takes or holds."""
+    """The command that loads an exported file as another program would, and prints its input or its program."""
     path = str(out)
     if format != "onnx":
         code = f"import torch; print(torch.export.load({path!r}))"

@@ -1,7 +1,8 @@
-"""`metrics.jsonl`: lines of JSON that are appended while a run trains, also when the disk is full for a while.
+"""`metrics.jsonl`: lines of JSON that are appended while a run trains. No line is lost if the disk is full for a while.
 
-A step has one line of training and one line of evaluation at most. A run that was killed may have written lines that
-its newest checkpoint knows nothing of; it writes them again when it continues, and the first ones go.
+A step has at most one line of training metrics and one line of scores. A run that is killed may have written lines of
+steps that its newest checkpoint does not include. It trains these steps again when it continues and writes the same
+lines again, so the earlier ones are removed first.
 """
 
 from __future__ import annotations
@@ -18,31 +19,33 @@ from sdpnet.pipelines.files.regular import NotRegularError, open_regular_file
 
 __all__ = ["LAST_STEP", "MetricsFile", "is_evaluation", "metrics_line", "metrics_lines"]
 
-LAST_STEP: Final = 2**53  # float64, as which steps are drawn, counts no further
+LAST_STEP: Final = 2**53  # charts use float64, which cannot represent every larger integer
 _LONGEST_LINE: Final = 1 << 20  # characters
 _LARGEST_FILE: Final = 1 << 31  # bytes
 
 
 def metrics_line(text: str) -> dict[str, Any] | None:
-    """The object of a line, or None where it is no JSON object with a step from 0 to `LAST_STEP`."""
+    """The JSON object in a line, or None if the line is not a JSON object with a step from 0 to `LAST_STEP`."""
     try:
         line = json.loads(text)
         step = float(line["step"])
-        return line if isinstance(line, dict) and 0 <= step <= LAST_STEP else None  # NaN compares as false
+        return line if isinstance(line, dict) and 0 <= step <= LAST_STEP else None  # False for NaN
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 
 def is_evaluation(line: Mapping[str, Any]) -> bool:
-    """Whether a line has the scores of an evaluation; else it is one of training."""
+    """Whether a line has the scores of an evaluation. All other lines have metrics of training."""
     return "top1" in line or "ema_top1" in line
 
 
 def metrics_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | None]]:
-    """The lines of a file as text, each with what `metrics_line` makes of it.
+    """Yields each line of a file as text, with the result of `metrics_line` for it.
 
-    However large the file and its lines are, a few megabytes of memory are taken. A line over a million characters
-    comes in parts. Raises `UserError` for what is no file or far too large to be a run's metrics.
+    A line of over a million characters is yielded in parts, so that any file takes only a few megabytes of memory.
+
+    Raises:
+        UserError: `path` is not a regular file, or is far too large to be the metrics of a run.
     """
     try:
         descriptor = open_regular_file(path)
@@ -57,11 +60,15 @@ def metrics_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | None]]:
 
 
 class MetricsFile:
-    """Appends one JSON object per line.
+    """Appends JSON objects to a file, one per line.
 
-    A line that the system refuses to write is kept, and written before the next one: no line is lost while the run
-    lasts, and none is cut short. `say` gets a line when that begins, when it ends, and when lines are lost at the end.
-    `require_own` raises `OSError` where the file would be written into another run's directory.
+    A line that the system refuses to write is kept in memory and written before the next one. A full disk must not end
+    a training, and no line is lost or incomplete once there is space again.
+
+    Args:
+        say: is called with one line of text when the system first refuses a line, when writing works again, and when
+            lines are lost at the end of the run.
+        require_own: raises `OSError` where the file would be written into another run's directory.
     """
 
     def __init__(
@@ -72,9 +79,12 @@ class MetricsFile:
         self._is_refused = False
 
     def keep_up_to(self, step: int, *, evaluated: bool = True) -> None:
-        """Removes the lines that a run which continues after `step` will write again: those of later steps, that of the
-        step's evaluation where the checkpoint does not know of it (`evaluated` is False), and lines that a crash cut
-        short. Where a step has two lines of one kind, the last stays."""
+        """Removes the lines that a run will write again when it continues after `step`.
+
+        These are the lines of later steps and, if `evaluated` is False, the scores of `step` itself: its checkpoint was
+        then saved before the evaluation, which is repeated. Incomplete lines are removed too. If a step has two lines
+        of one kind, the last one stays.
+        """
         if not os.path.lexists(self._path):
             return
         kept: dict[tuple[float, bool], bytes] = {}
@@ -92,7 +102,7 @@ class MetricsFile:
         self._write()
 
     def close(self) -> None:
-        """Tries once more to write what is still kept."""
+        """Tries once more to write the lines that are kept in memory."""
         if self._pending:
             self._write()
         if self._pending:
@@ -104,6 +114,8 @@ class MetricsFile:
             self._require_own()
             descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
             try:
+                # A write may fail after a part of it is in the file. That part is cut off again, so that the next try
+                # does not append to an incomplete line.
                 end = os.fstat(descriptor).st_size
                 try:
                     write_all(descriptor, b"".join(self._pending), end)
@@ -114,10 +126,10 @@ class MetricsFile:
                 os.close(descriptor)
         except OSError as error:
             if not self._is_refused:
-                self._say(f"{self._path}: cannot be written ({error.strerror}); its lines are kept until it can")
+                self._say(f"{self._path}: cannot be written ({error.strerror}); new lines wait in memory")
             self._is_refused = True
             return
         self._pending.clear()
         if self._is_refused:
-            self._say(f"{self._path}: is written again, no line is lost")
+            self._say(f"{self._path}: can be written again; no line is lost")
         self._is_refused = False

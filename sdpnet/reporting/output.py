@@ -1,4 +1,4 @@
-"""Lines on stdout: whatever the terminal's encoding, at once, and with a reason where they cannot be written."""
+"""Lines on stdout, in any encoding of the terminal, without delay, and with a clear error if they cannot be written."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ __all__ = ["say", "say_json"]
 
 
 def say(*lines: str) -> None:
-    """Prints lines; what in them would act on a terminal, or has no place in its encoding, is escaped.
+    """Prints lines. Control characters, and characters that the terminal's encoding does not have, are escaped.
 
-    Raises `OSError` that names standard output: `BrokenPipeError` when its reader has gone, others for a full disk.
-    After that, stdout leads nowhere, so that Python's end does not fail on it once more.
+    Raises:
+        OSError: standard output cannot be written; the error names it. It is a `BrokenPipeError` if the reader has
+            closed it. From then on stdout is redirected to the null device, because Python would otherwise fail again
+            when it flushes stdout at its exit.
     """
     encoding = sys.stdout.encoding or "utf-8"
     text = "\n".join(printable(line).encode(encoding, "backslashreplace").decode(encoding) for line in lines)
     try:
         print(text, flush=True)
     except OSError as error:
-        with suppress(OSError, ValueError):  # a test's stdout is no file
+        with suppress(OSError, ValueError):  # in tests, stdout is not a file
             descriptor = sys.stdout.fileno()
             with open(os.devnull, "wb") as nowhere:
                 os.dup2(nowhere.fileno(), descriptor)
@@ -33,5 +35,5 @@ def say(*lines: str) -> None:
 
 
 def say_json(facts: Mapping[str, Any]) -> None:
-    """Prints one JSON object on one line, in ASCII without control characters, as `say` does."""
+    """Prints one JSON object on one line, in ASCII without control characters. Raises as `say` does."""
     say(json.dumps(facts).replace("\x7f", "\\u007f"))

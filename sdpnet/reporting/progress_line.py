@@ -1,4 +1,4 @@
-"""The one line on a terminal that says where training stands, in whatever width there is."""
+"""The progress of training as one line on a terminal of any width."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _BAR_WIDTHS = (10, 40)  # cells: at least, at most
 
 
 class ProgressLine(Progress):
-    """Shows epoch, bar, counter of steps, remaining time, and the `details` that `show` was given.
+    """Shows epoch, bar, step counter, remaining time, and the details that are passed to `show`.
 
-    Where the terminal is too narrow for all, counter, epoch and remaining time stay the longest. Of the rest the first
-    details come first, then the bar, then the other details.
+    On a narrow terminal, parts are omitted. The order of importance is: counter, epoch, remaining time, the first two
+    details, the bar, the other details.
     """
 
     def __init__(self, console: Console) -> None:
@@ -29,7 +29,7 @@ class ProgressLine(Progress):
         self._details: Sequence[str] = ()
 
     def begin(self, epoch: int, step: int, steps: int) -> None:
-        """`epoch` counts from 1; `step` steps of it are done."""
+        """Starts the line of an epoch, which counts from 1. `step` of its `steps` steps are done already."""
         if self._shown is not None:
             self.remove_task(self._shown)
         self._shown = self.add_task(f"epoch {epoch}", total=steps, completed=step)
@@ -39,7 +39,7 @@ class ProgressLine(Progress):
             self.advance(self._shown)
 
     def show(self, details: Sequence[str]) -> None:
-        """The most important ones first; the first two come before the bar."""
+        """Sets the details, in the order of their importance."""
         self._details = details
 
     def get_renderables(self) -> Iterable[RenderableType]:

@@ -1,4 +1,4 @@
-"""What a run says while it works: one progress line on a terminal, plain lines elsewhere, and `metrics.jsonl`."""
+"""The output of a run while it trains: a progress line on a terminal, plain lines elsewhere, and `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class Clock:
-    """Images per second, time of a step and the share of the time spent waiting for data, since the last reading."""
+    """Measures images per second, the time of a step and the fraction of time spent waiting for data."""
 
     def __init__(self) -> None:
         self.images = 0
@@ -34,12 +34,12 @@ class Clock:
         self._since = time.perf_counter()
 
     def stepped(self, images: int) -> None:
-        """Counts one step and its images (of all processes)."""
+        """Counts one step and the images of all processes in it."""
         self.images += images
         self._steps += 1
 
     def timed(self, batches: Iterator[T]) -> Iterator[T]:
-        """The same batches; the time until each arrives counts as waiting."""
+        """Yields the same batches and measures the time spent waiting for them."""
         while True:
             start = time.perf_counter()
             batch = next(batches, None)
@@ -49,6 +49,7 @@ class Clock:
             yield batch
 
     def read(self) -> dict[str, float]:
+        """The metrics since the last call, by their names in `metrics.jsonl`."""
         now = time.perf_counter()
         elapsed = now - self._since
         result = {"images_per_second": self.images / elapsed, "data_wait_fraction": self._waited / elapsed}
@@ -59,39 +60,46 @@ class Clock:
 
 
 class GpuGauge:
-    """What this process's GPU does: on a CPU nothing, and without NVML (package nvidia-ml-py) no utilisation."""
+    """Memory and utilisation of this process's GPU. Utilisation needs NVML (package nvidia-ml-py)."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._has_nvml = True
 
     def read(self) -> dict[str, float]:
-        """`gpu_memory_gb`, the most that torch has held of it so far, in 10^9 bytes, and `gpu_utilisation`, the share
-        of the last sampling period (under a second) in which a kernel ran, in [0, 1]."""
+        """The metrics by their names in `metrics.jsonl`; none on a CPU.
+
+        `gpu_memory_gb` is the largest amount of memory that torch has reserved so far, in 10^9 bytes. `gpu_utilisation`
+        is the fraction, in [0, 1], of NVML's last sampling period (under a second) in which a kernel ran.
+        """
         if self._device.type != "cuda":
             return {}
         result = {"gpu_memory_gb": torch.cuda.max_memory_reserved(self._device) / 1e9}
         if self._has_nvml:
             try:
                 result["gpu_utilisation"] = torch.cuda.utilization(self._device) / 100
-            except Exception:  # no package, no library, or a card (MIG) that does not say: NVML's errors share no base
+            except Exception:  # NVML or its package is missing, or a MIG card does not report it; no common base class
                 self._has_nvml = False
         return result
 
 
 class Reporter:
-    """The main process's voice; in other processes it is silent.
+    """Reports metrics and messages, in the main process only.
 
     `metrics.jsonl` has one JSON object per line: after a log interval `epoch, step, train_loss, lr, grad_norm,
     images_per_second, data_wait_fraction, step_ms` and on a GPU `gpu_memory_gb, gpu_utilisation`; after an evaluation
-    `epoch, step, top1, top5, val_loss` and with averaged weights `ema_top1, ema_top5, ema_val_loss`. The `trackers` get
-    the same. Metrics whose values are still on their way from a GPU are told after the next step.
+    `epoch, step, top1, top5, val_loss` and with averaged weights `ema_top1, ema_top5, ema_val_loss`. The trackers get
+    the same metrics. Metrics whose values are still being copied from a GPU are reported after the next step.
 
-    A run that continues after `resumed_step` drops the lines of later steps, and where `evaluated` is False that step's
-    evaluation too.
+    No failure of the output ends a run: lines that a full disk refuses are kept for later, a tracker that fails gets no
+    more metrics, and `sdpnet.pipelines.lasting_output` handles a stdout that cannot be written.
 
-    Nothing of this ends a run: lines that a full disk refuses are kept for later, a tracker that fails is left out from
-    then on, and what stdout does not take is `sdpnet.pipelines.lasting_output`'s matter.
+    Args:
+        path: `metrics.jsonl`.
+        resumed_step: the step of the checkpoint that the run continues from, or 0. Lines of later steps are removed.
+        evaluated: whether the checkpoint was saved after the evaluation of that step. If not, its scores are removed
+            too.
+        require_own: raises `OSError` where the file would be written into another run's directory.
     """
 
     def __init__(
@@ -108,7 +116,9 @@ class Reporter:
         self._trackers = list(trackers)
         self._console = Console(quiet=not is_main, highlight=False)
         self._progress: ProgressLine | None = None
-        self._coming: dict[str, Any] | None = None  # metrics of a log interval, with values that may not be here yet
+        # Metrics of a log interval whose values may still be on their way from the GPU. Waiting for them here would
+        # stop the host from running ahead of the device.
+        self._pending: dict[str, Any] | None = None
         self._file = MetricsFile(path, self.say, require_own)
         if is_main:
             self._file.keep_up_to(resumed_step, evaluated=evaluated)
@@ -120,15 +130,16 @@ class Reporter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        with contextlib.suppress(*([] if error is None else [RuntimeError])):  # the GPU's, which is being told already
-            self._tell()
+        # After another error, an error of the GPU on reading the values would hide the first one.
+        with contextlib.suppress(*([] if error is None else [RuntimeError])):
+            self._report_pending()
         if self._progress is not None:
             self._progress.stop()
         self._file.close()
         self._track(lambda tracker: tracker.close(failed=kind is not None))
 
     def say(self, text: str) -> None:
-        """One line for the person who watches; control characters, as names of files may have them, are escaped."""
+        """Prints one line. Control characters, which names of files may contain, are escaped."""
         self._console.print(printable(text), markup=False, soft_wrap=True)
 
     def begin_epoch(self, epoch: int, step: int, steps: int) -> None:
@@ -136,28 +147,31 @@ class Reporter:
             self._progress.begin(epoch + 1, step, steps)
 
     def advance(self) -> None:
-        """After each step."""
-        self._tell()
+        """Moves the progress line on by one step. To be called after each step."""
+        self._report_pending()
         if self._progress is not None:
             self._progress.step()
 
     def training(self, metrics: dict[str, Any]) -> None:
-        """After a log interval; values may be of `AsyncRead`."""
-        self._tell()
-        self._coming = metrics
+        """Reports the metrics of a log interval. Values may be of type `AsyncRead`."""
+        self._report_pending()
+        self._pending = metrics
         if all(value.ready for value in metrics.values() if isinstance(value, AsyncRead)):
-            self._tell()
+            self._report_pending()
 
     def settle(self) -> None:
-        """Before a checkpoint: writes metrics that are still on their way, which a run that continues from it would not
-        write again."""
-        self._tell()
+        """Waits for the values of pending metrics and reports them. To be called before a checkpoint is saved.
 
-    def _tell(self) -> None:
-        if self._coming is None:
+        A run that continues from the checkpoint does not train the steps before it again, so it would not write their
+        metrics.
+        """
+        self._report_pending()
+
+    def _report_pending(self) -> None:
+        if self._pending is None:
             return
-        coming, self._coming = self._coming, None
-        metrics = {key: value.read() if isinstance(value, AsyncRead) else value for key, value in coming.items()}
+        pending, self._pending = self._pending, None
+        metrics = {key: value.read() if isinstance(value, AsyncRead) else value for key, value in pending.items()}
         self._write(metrics)
         loss, rate = f"loss {metrics['train_loss']:.4f}", f"{metrics['images_per_second']:,.0f} images/s"
         lr, waiting = f"lr {metrics['lr']:.2e}", f"waiting for data {metrics['data_wait_fraction']:.0%}"
@@ -167,7 +181,7 @@ class Reporter:
             self.say(f"epoch {metrics['epoch'] + 1}  step {metrics['step']}  {loss}  {lr}  {rate}  {waiting}")
 
     def evaluation(self, metrics: dict[str, Any], num_samples: int) -> None:
-        self._tell()
+        self._report_pending()
         self._write(metrics)
         self.say(
             f"epoch {metrics['epoch'] + 1}  step {metrics['step']}  {_scores(metrics, '')}"
@@ -175,7 +189,7 @@ class Reporter:
         )
 
     def masked(self, epoch: int, split: str, count: int) -> None:
-        """Says how many images of an epoch were masked (`DataOptions.on_error`), if any."""
+        """Reports the number of images of an epoch that were masked (`DataOptions.on_error`), unless it is 0."""
         if count:
             self.say(
                 f"epoch {epoch + 1}: {count:,} images of split {split!r} could not be decoded and were masked; "
@@ -191,12 +205,12 @@ class Reporter:
         for tracker in list(self._trackers):
             try:
                 action(tracker)
-            except Exception as error:  # of a library: a full disk, no network, its own faults
+            except Exception as error:  # the library may fail by a full disk, a lost network or a fault of its own
                 self._trackers.remove(tracker)
                 reason = (str(error).strip().splitlines() or [""])[0]
                 self.say(
-                    f"{tracker.name} has failed and gets nothing from here on ({type(error).__name__}: {reason}); "
-                    "metrics.jsonl has all"
+                    f"{tracker.name} has failed and gets no more metrics ({type(error).__name__}: {reason}); "
+                    "metrics.jsonl has all of them"
                 )
 
 

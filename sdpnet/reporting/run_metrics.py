@@ -1,4 +1,4 @@
-"""What a run directory tells of its training: the resolved config and the numbers of `metrics.jsonl`."""
+"""The data of a run that a report shows: the resolved config and the numbers of `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ from sdpnet.reporting.metrics_file import LAST_STEP, metrics_lines
 
 __all__ = ["Run", "Series", "config_differences", "figures", "read_runs"]
 
-_SMALLEST_FLOAT: Final = 1.4e-45  # of float32, above 0
+_SMALLEST_FLOAT: Final = 1.4e-45  # the smallest float32 above 0
 
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """One quantity of a run, in the order of steps: float64 (n,) each; values may be NaN or infinite, and are else in
-    float32's range."""
+    """One quantity of a run, in the order of steps.
+
+    Both arrays are float64 (n,). Values are NaN, infinite or in the range of float32.
+    """
 
     steps: np.ndarray
     values: np.ndarray
@@ -40,12 +42,13 @@ class Run:
     """One run.
 
     Attributes:
-        name: as it is called beside the others.
-        config: value by full key ("optim.lr").
-        series: by its name in `metrics.jsonl`.
-        epoch_ends: float64 (n, 2), rising, from (0, 0): step and epochs done there. Known at evaluations.
-        finished: whether it left `model.safetensors`.
-        unreadable: lines of `metrics.jsonl` that are no JSON object with a step.
+        name: the name of the run in the report.
+        config: each value by its dotted key ("optim.lr").
+        series: each quantity by its name in `metrics.jsonl`.
+        epoch_ends: float64 (n, 2), rising from (0, 0): a step and the number of epochs that are done after it. These
+            are known from evaluations only.
+        finished: whether the run has written `model.safetensors`.
+        unreadable: the number of lines of `metrics.jsonl` that are not JSON objects with a step.
     """
 
     name: str
@@ -60,16 +63,17 @@ class Run:
         return max((int(series.steps[-1]) for series in self.series.values()), default=0)
 
     def epochs_at(self, steps: np.ndarray) -> np.ndarray:
-        """Epochs done at these steps; needs one evaluation. Beyond the last one, the last epoch's pace goes on."""
+        """The number of epochs done at each step. Needs an evaluation; after the last one, its rate is continued."""
         at, epochs = self.epoch_ends.T
         pace = (epochs[-1] - epochs[-2]) / (at[-1] - at[-2])
         return np.interp(steps, at, epochs) + np.maximum(steps - at[-1], 0) * pace
 
 
 def read_runs(directories: Sequence[Path]) -> list[Run]:
-    """The runs, each with a name of its own: the directory's, or where those are alike the path as it was given.
+    """Reads runs and gives each a name: that of its directory or, if two are equal, the path as it was given.
 
-    Raises `UserError` for a directory that holds no run, or a config that is no YAML.
+    Raises:
+        UserError: a directory is not a run, or its config is not YAML.
     """
     names = [directory.resolve().name for directory in directories]
     return [
@@ -100,7 +104,7 @@ def _read(directory: Path, name: str) -> Run:
         step, epoch = float(line["step"]), line.get("epoch")
         for key, value in line.items():
             number = None if key in ("epoch", "step") else _number(value)
-            if number is not None:  # of two lines, as a killed run may have left them, the last counts
+            if number is not None:  # a killed run may have two lines for one step, of which the last one counts
                 points.setdefault(key, {})[step] = number
         if "top1" in line and type(epoch) is int and 0 <= epoch < LAST_STEP:
             scored[step] = epoch + 1
@@ -108,13 +112,13 @@ def _read(directory: Path, name: str) -> Run:
     for step in sorted(scored):
         if scored[step] > max(ends.values()) and step > max(ends):
             ends[step] = scored[step]
-    series = {key: Series(*np.array(sorted(of_key.items()), np.float64).T) for key, of_key in points.items()}
+    series = {key: Series(*np.array(sorted(by_step.items()), np.float64).T) for key, by_step in points.items()}
     finished = (directory / "model.safetensors").is_file()
     return Run(name, dict(_flat(config, "")), series, np.array(list(ends.items())), finished, unreadable)
 
 
 def _no_run(directory: Path) -> str:
-    """Why this is no run, and what to do."""
+    """The reason why `directory` is not a run, and the remedy."""
     if (directory / MANIFEST_NAME).is_file():
         return "a shard set, which sdpnet describe shows; give a run's --out"
     if directory.is_file():
@@ -128,7 +132,7 @@ def _no_run(directory: Path) -> str:
 
 
 def _number(value: Any) -> float | None:
-    """A number as a float, in float32's range: infinite above it, 0 below it; None for anything else."""
+    """`value` as a float in the range of float32 (above it infinite, below it 0), or None if it is not a number."""
     if type(value) not in (int, float):
         return None
     if abs(value) > LARGEST_FLOAT:
@@ -145,8 +149,11 @@ def _flat(value: Any, where: str) -> Iterator[tuple[str, Any]]:
 
 
 def config_differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """The keys whose values are not the same in all runs that have a config: (key, its value in each run as text, "-"
-    where it is not set), in the configs' order."""
+    """The keys whose values differ between the runs that have a config, in the order of the configs.
+
+    Returns:
+        Pairs of a key and its value in each run as text, "-" where it is not set.
+    """
     keys = dict.fromkeys(key for run in runs for key in run.config)
     rows = []
     for key in keys:
@@ -157,7 +164,7 @@ def config_differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
 
 
 def figures(run: Run) -> list[tuple[str, str]]:
-    """Where the run stands and what it reached: (name, text); "-" is not known."""
+    """The progress and the best results of a run, as pairs of a name and a text; "-" is for unknown values."""
 
     def last(key: str, form: str) -> str:
         series = run.series.get(key)

@@ -1,4 +1,4 @@
-"""The page about one or more runs: one HTML file that needs nothing else."""
+"""The page about one or more runs: one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ TEMPLATE: Final = Path(__file__).with_name("run_page.html.j2")
 
 @dataclass(frozen=True)
 class _Chart:
-    """A quantity: heading, axis' label, names in `metrics.jsonl` (as trained, averaged), and how it is drawn."""
+    """A quantity and its style.
+
+    Attributes:
+        title, label: the heading of the chart, and the label of its vertical axis.
+        keys: the names in `metrics.jsonl`, first for the trained weights, then for the averaged ones, if any.
+        text, from_zero, may_be_log: see `sdpnet.reporting.curves.chart`.
+    """
 
     title: str
     label: str
@@ -47,13 +53,13 @@ CHARTS: Final = (
 
 
 def summary(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """The table of final figures: for each known one its name and its text for each run."""
+    """The rows of the table of final figures: a name, and a text for each run. Unknown figures are omitted."""
     rows = [(cells[0][0], [text for _, text in cells]) for cells in zip(*map(figures, runs), strict=True)]
     return [(name, texts) for name, texts in rows if any(text != "-" for text in texts)]
 
 
 def page(runs: Sequence[Run]) -> str:
-    """The whole HTML document."""
+    """The complete HTML document."""
     colours = _colours(len(runs))
     charts = _charts(runs, colours)
     return render(
@@ -68,7 +74,10 @@ def page(runs: Sequence[Run]) -> str:
 
 
 def _colours(count: int) -> list[str]:
-    """Colours ("#rrggbb") that are seen on light and dark paper: Plotly's palette for up to ten runs, else a wheel."""
+    """Colours ("#rrggbb") that are visible on light and dark backgrounds.
+
+    Up to ten runs have the colours of Plotly's palette, more runs those of a colour wheel.
+    """
     from plotly.colors import qualitative, sample_colorscale, unlabel_rgb
 
     if count <= len(qualitative.D3):
@@ -78,7 +87,7 @@ def _colours(count: int) -> list[str]:
 
 
 def _charts(runs: Sequence[Run], colours: Sequence[str]) -> list[Chart]:
-    """By epochs where all runs know theirs, else by steps."""
+    """The charts, over epochs if these are known for all runs, else over steps."""
     by_epoch = all(len(run.epoch_ends) > 1 for run in runs if run.series)
     x_label = "epoch" if by_epoch else "step"
 

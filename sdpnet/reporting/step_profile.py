@@ -1,4 +1,4 @@
-"""A Chrome trace of a few training steps: what the CPU and the GPU do, between named marks."""
+"""A Chrome trace of the work of CPU and GPU in a few training steps, with named spans."""
 
 from __future__ import annotations
 
@@ -16,17 +16,23 @@ from sdpnet.checkpoints.model import write_atomically
 
 __all__ = ["DEFAULT_STEPS", "StepProfile"]
 
-DEFAULT_STEPS: Final = (10, 5)  # of train --profile: first, count
+DEFAULT_STEPS: Final = (10, 5)  # first step and number of steps for train --profile
 _NOTHING: Final = contextlib.nullcontext()
 _RECORDING: Final = (ProfilerAction.RECORD, ProfilerAction.RECORD_AND_SAVE)
 
 
 class StepProfile:
-    """Records `count` steps from the `first` on, counted from 1 at the start of this process, into one trace file.
+    """Records training steps into a trace file, which chrome://tracing and ui.perfetto.dev display.
 
-    The loop calls `step()` after each step and puts its parts into `with mark("forward"): ...`. With `steps` (0, 0)
-    both do nothing. The step before `first` warms the profiler up, so `first` is at least 2. Training that ends earlier
-    leaves the steps that were recorded. chrome://tracing and ui.perfetto.dev show the file.
+    The training loop calls `step()` after each step and runs the parts of a step within `with mark("forward"): ...`. If
+    training ends early, the file has the steps that were recorded until then.
+
+    Args:
+        path: the trace file.
+        steps: (first, count): the first recorded step, counted from 1 at the start of this process, and the number of
+            steps. `first` must be at least 2, because the step before it warms up the profiler. With (0, 0) nothing is
+            recorded.
+        say: is called with one line of text when the file was written, or could not be written.
     """
 
     def __init__(
@@ -57,12 +63,12 @@ class StepProfile:
         return record_function(name)
 
     def step(self) -> None:
-        """Ends one step, and with the last one writes the file."""
+        """Ends a step. After the last recorded step, this writes the file."""
         if self._profile is None:
             return
         action = self._profile.current_action
         if action in _RECORDING and self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)  # the step's kernels belong to it
+            torch.cuda.synchronize(self._device)  # so that the trace of the step includes all of its kernels
         if action == ProfilerAction.RECORD_AND_SAVE:
             self._end()
         else:
@@ -76,7 +82,7 @@ class StepProfile:
     def _write(self, finished: profile) -> None:
         try:
             write_atomically(self._path, lambda path: finished.export_chrome_trace(str(path)))
-        except OSError as error:  # a full disk: no reason to end the training
+        except OSError as error:  # a full disk must not end the training
             self._say(f"profile: {self._path}: cannot be written ({error.strerror})")
             return
         self._say(f"profile: {self._path}; open it in chrome://tracing or ui.perfetto.dev")

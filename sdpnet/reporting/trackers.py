@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases: they get the lines of `metrics.jsonl`, under the same names."""
+"""TensorBoard and Weights & Biases, which get the metrics of `metrics.jsonl` under the same names."""
 
 from __future__ import annotations
 
@@ -15,28 +15,30 @@ __all__ = ["Tracker", "open_trackers"]
 
 
 class Tracker(Protocol):
-    """Where else metrics go; `name` is what messages call it."""
+    """A receiver of metrics. Messages refer to it by `name`."""
 
     name: str
 
     def write(self, metrics: Mapping[str, Any]) -> None:
-        """One line of `metrics.jsonl`; `step` is its place."""
+        """Writes the metrics of one line of `metrics.jsonl`, for its `step`."""
         ...
 
-    def close(self, *, failed: bool) -> None: ...
+    def close(self, *, failed: bool) -> None:
+        """Ends the run in the tracker. `failed` says whether training ended with an error."""
+        ...
 
 
 def open_trackers(options: LogOptions, out: Path, *, resumed_step: int, config: Mapping[str, Any]) -> list[Tracker]:
-    """The trackers that section `log` asks for; for the main process alone.
+    """Opens the trackers that the config section `log` names, for the main process.
 
     Args:
-        out: the run directory: TensorBoard's events go to `out/tensorboard`, those of W&B to `out/wandb`.
-        resumed_step: of the checkpoint that the run continues, else 0. TensorBoard drops what was written of later
-            steps; W&B, which cannot, ignores a step that it has already.
+        out: the run's directory. TensorBoard's events go to `out/tensorboard`, the files of W&B to `out/wandb`.
+        resumed_step: the step of the checkpoint that the run continues from, or 0. TensorBoard hides the events of
+            later steps. W&B cannot do so; it ignores metrics of a step that it has already.
         config: the resolved config, for W&B.
 
     Raises:
-        UserError: a package that is asked for is not installed.
+        UserError: the package of a tracker is not installed.
     """
     trackers: list[Tracker] = []
     if options.tensorboard:
@@ -74,7 +76,7 @@ class _WandB:
             import wandb
         except ImportError as error:
             raise _missing(f"log.wandb = {project!r}", "wandb", error) from None
-        kept = out / "wandb_run_id"  # so that a resumed run is the same run there
+        kept = out / "wandb_run_id"  # with the same id, a resumed run is the same run in W&B
         run_id = kept.read_text(encoding="utf-8").strip() if kept.is_file() else uuid4().hex
         kept.write_text(f"{run_id}\n", encoding="utf-8")
         self._run = wandb.init(
@@ -84,7 +86,7 @@ class _WandB:
             resume="allow",
             dir=str(out),
             config=dict(config),
-            settings=wandb.Settings(console="off"),  # it would capture the progress display, redrawn all the time
+            settings=wandb.Settings(console="off"),  # W&B would capture the progress line, which changes all the time
         )
 
     def write(self, metrics: Mapping[str, Any]) -> None:

@@ -21,8 +21,8 @@ class Checkpointing:
     methods.
 
     Args:
-        score: that of the newest checkpoint of a run that continues, or None.
-        require_own: raises when another process has taken over the run's directory.
+        score: the score of the newest checkpoint of a run that continues, or None.
+        require_own: raises if another process has taken over the run's directory.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Checkpointing:
             saved = load_newest(self._directory, self._reporter.say)
             assert saved is not None, "one is saved before the first step"
             self._run.restore(*saved)
-            wait_for_all(self._run.processes)  # until all have read it: the next save may remove it
+            wait_for_all(self._run.processes)  # the next save may remove the file, so all must have read it
 
     @contextlib.contextmanager
     def saved_when_data_is_lost(self) -> Iterator[None]:
@@ -92,5 +92,5 @@ class Checkpointing:
                 self._run.guard.verdict(all_steps=True)
             self.save()
             step = self._run.cursor.step
-            self._reporter.say(f"the data failed after step {step}, which is saved; --resume goes on from there")
+            self._reporter.say(f"the data failed after step {step}, which is saved; --resume continues there")
             raise

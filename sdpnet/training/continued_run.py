@@ -1,4 +1,4 @@
-"""What continues a run, and what is said where one has stopped or is finished."""
+"""Continuing a run from its newest checkpoint, and the messages for a run that has stopped or is finished."""
 
 from __future__ import annotations
 
@@ -26,10 +26,14 @@ __all__ = ["begin_or_continue", "finished_before", "how_to_continue", "next_comm
 
 
 def begin_or_continue(config: Config, out: Path, *, resume: bool, processes: Processes) -> tuple[Run, float | None]:
-    """The run in `out`: a new one, or with `resume` continued from its newest checkpoint, if there is one.
+    """Starts a new run in `out` or, with `resume`, continues the one there from its newest checkpoint.
 
-    Returns it with the score of that checkpoint, or None. Raises `UserError` when there is a checkpoint but `resume` is
-    not given, or when the checkpoint is not of this run.
+    Returns:
+        The run, and the score of the checkpoint that it continues from, or None.
+
+    Raises:
+        UserError: there is a checkpoint but `resume` is False, or the checkpoint does not belong to this config, data
+            and model.
     """
     directory = out / "checkpoints"
     if not resume and latest_checkpoint(directory) is not None:
@@ -51,7 +55,9 @@ def _say(text: str, processes: Processes) -> None:
 
 
 def _continue_from(run: Run, path: Path, state: dict[str, Any]) -> None:
-    """Loads what a run saved; the run's notes say what has changed since."""
+    """Loads a checkpoint into `run`, after checks of classes and order; changes since then go to the run's notes."""
+    # Classes and order are checked before any weight is loaded. A run with other classes or another order would train
+    # on without an error, and its result would be wrong.
     data = run.config.data.path
     allow = run.config.train.other_classes == "keep"
     classes = require_same_classes(path, state, run.train_loader.manifest.classes, data, allow=allow)
@@ -63,14 +69,20 @@ def _continue_from(run: Run, path: Path, state: dict[str, Any]) -> None:
 
 
 def finished_before(run: Run, out: Path, score: float | None, require_own: Callable[[], object]) -> int:
-    """Says that a resumed run has nothing left to do, and completes what a kill after its last checkpoint left undone.
+    """Reports that a resumed run is finished, and writes its final files where they are missing.
 
-    `score` is that of its last checkpoint. Returns the exit status, 0.
+    A run may be killed between its last checkpoint and the files that follow it: `best.json` and the finished model.
+
+    Args:
+        score: the score of the last checkpoint, or None.
+
+    Returns:
+        The exit status, 0.
     """
     epochs, wanted, options = run.cursor.epoch, run.config.train.epochs, run.config.train
     say = lambda text: _say(text, run.processes)  # noqa: E731
     say(f"{out}: the run is finished: epoch {epochs} of {wanted}, {run.cursor.step} steps; nothing is left to do")
-    say(f"to train on: {how_to_continue(run, out)} --set train.epochs={epochs + max(1, epochs // 10)}")
+    say(f"to train longer: {how_to_continue(run, out)} --set train.epochs={epochs + max(1, epochs // 10)}")
     if run.processes.is_main:
         directory = out / "checkpoints"
         checkpoints = Checkpoints(directory, options.keep_checkpoints, options.keep_best, False, say, require_own)
@@ -83,7 +95,7 @@ def finished_before(run: Run, out: Path, score: float | None, require_own: Calla
 
 
 def how_to_continue(run: Run, out: Path) -> str:
-    """The command to type; torchrun's own options are not known here."""
+    """The command that continues the run. The options of torchrun are not known here, so they are not repeated."""
     return resume_command(out) if run.processes.world_size == 1 else "the same command with --resume"
 
 
@@ -92,6 +104,6 @@ def resume_command(out: Path) -> str:
 
 
 def next_commands(out: Path) -> str:
-    """What a person may type after a training."""
+    """The line that names the next commands after a training."""
     run = shlex.quote(str(out))
     return f"next: sdpnet report {run}, or: sdpnet predict --model {run} IMAGE"

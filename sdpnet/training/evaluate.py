@@ -1,4 +1,4 @@
-"""Evaluation: every sample of a split scored exactly once, at any batch and world size."""
+"""Evaluation: every sample of a split is scored exactly once, with any batch size and number of processes."""
 
 from __future__ import annotations
 
@@ -23,14 +23,18 @@ from sdpnet.reporting.csv_cells import csv_cell
 
 __all__ = ["Scores", "evaluate", "write_per_class"]
 
-_BATCHES_BETWEEN_QUESTIONS = 16
+_BATCHES_BETWEEN_STOP_CHECKS = 16  # with several processes, a check makes all of them wait for each other
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Exact results over the `num_samples` valid images: fractions in [0, 1] and the mean cross entropy.
+    """The exact scores over all valid images of a split.
 
-    `counts` are int64 (num_classes, 3): of each class the images, the top-1 hits and the top-5 hits.
+    Attributes:
+        top1, top5: the fractions, in [0, 1], of images whose class has the highest logit, or one of the five highest.
+        loss: the mean cross entropy.
+        num_samples: the number of valid images.
+        counts: int64 (num_classes, 3): for each class the number of images, of top-1 hits and of top-5 hits.
     """
 
     top1: float
@@ -40,7 +44,7 @@ class Scores:
     counts: np.ndarray = field(compare=False, repr=False)
 
     def as_dict(self, prefix: str = "") -> dict[str, float]:
-        """As in `metrics.jsonl`; `prefix` is "ema_" for the averaged weights' scores."""
+        """The scores by their names in `metrics.jsonl`. `prefix` is "ema_" for the averaged weights."""
         return {f"{prefix}top1": self.top1, f"{prefix}top5": self.top5, f"{prefix}val_loss": self.loss}
 
 
@@ -51,17 +55,21 @@ def evaluate(
     processes: Processes,
     interrupted: Callable[[], int] = lambda: 0,
 ) -> Scores | None:
-    """Scores `model` on all batches of an evaluation loader, but for samples that are not valid.
+    """Scores `model` on all valid samples of an evaluation loader. Afterwards the model is in eval mode.
 
-    Returns None when `interrupted` was not 0 between two batches (several processes ask after each 16). The model is
-    left in eval mode.
+    Args:
+        interrupted: is called between two batches (in several processes between each 16) and stops the evaluation if it
+            does not return 0.
+
+    Returns:
+        The scores, or None if the evaluation was stopped.
 
     Raises:
         UserError: no sample could be decoded.
     """
     model.eval()
-    # Of each class: images, top-1 hits, top-5 hits. float64 is exact for them; the sum of losses is kept apart from
-    # index_add_, whose order of additions CUDA leaves open.
+    # Columns: images, top-1 hits, top-5 hits. Sums of whole numbers are exact in float64, so the unspecified order in
+    # which index_add_ adds on CUDA does not matter. It would matter for the losses, which are summed separately.
     counts = torch.zeros(stage.num_classes, 3, dtype=torch.float64, device=processes.device)
     total_loss = torch.zeros((), dtype=torch.float64, device=processes.device)
     with torch.inference_mode():
@@ -75,8 +83,7 @@ def evaluate(
             total_loss += losses.where(batch.valid, 0.0).double().sum()
             hits = torch.stack([batch.valid, batch.valid & best[:, 0], batch.valid & best.any(dim=1)], dim=1)
             counts.index_add_(0, batch.labels, hits.double())
-            # Several processes ask each other, and wait.
-            if (processes.world_size == 1 or number % _BATCHES_BETWEEN_QUESTIONS == 0) and interrupted():
+            if (processes.world_size == 1 or number % _BATCHES_BETWEEN_STOP_CHECKS == 0) and interrupted():
                 return None
     loss, *summed = sum_over_processes(torch.cat([total_loss.view(1), counts.view(-1)]), processes).tolist()
     by_class = np.array(summed).round().astype(np.int64).reshape(-1, 3)
@@ -89,14 +96,13 @@ def evaluate(
 def write_per_class(path: Path, classes: Sequence[str], counts: np.ndarray) -> None:
     """Writes a CSV file with a row for each class: class (its number), name, samples, top1, top5.
 
-    Args:
-        path: the file.
-        classes: their names.
-        counts: `Scores.counts`; rows beyond the names are classes that the data has not.
+    The fractions top1 and top5 are in [0, 1], and empty for a class without samples. If the classes also have readable
+    names (`readable_names`: "tench" for n01440764), there is a last column "words" with them. Names are written by
+    `csv_cell`. The file gets its name when it is complete.
 
-    Where there are other names for people (`readable_names`: "tench" for n01440764), they are a last column "words".
-    top1 and top5 are fractions in [0, 1], empty for a class without samples. Names are `csv_cell`s. The file appears
-    complete.
+    Args:
+        classes: the names of the classes.
+        counts: `Scores.counts`. Rows without a name are outputs of the model for which the data has no class.
     """
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")

@@ -1,6 +1,7 @@
-"""Fine-tuning: a new model starts from another run's weights, at another resolution or with other classes.
+"""Fine-tuning: a new model starts from the weights of another run, at another resolution or with other classes.
 
-Everything else must be the same: the first difference is named, and nothing is left out silently.
+All other options of the model must be equal; otherwise an error names the first difference. No weight is skipped
+silently.
 """
 
 from __future__ import annotations
@@ -28,30 +29,36 @@ def start_from(
     classes: Sequence[str] | None = None,
     other_classes: Literal["refuse", "keep", "new_head"] = "refuse",
 ) -> str:
-    """Copies another run's weights into a new model; returns one line that says what became of them.
+    """Copies the weights of another run into a new model.
 
-    `where` is what `sdpnet.checkpoints.model.load_model` takes. A learned position embedding is resampled where
-    `grid_size` differs. Where the number of classes differs, the head's last layer keeps the new model's own start; as
-    in timm, the rest is taken. Dropout and stochastic depth may differ; so may LayerScale's start, but not whether
-    there is one.
+    If `grid_size` differs, a learned position embedding is resampled. If the number of classes differs, the last layer
+    of the head keeps its new initial values, and all other weights are copied, as in timm. The rates of dropout and
+    stochastic depth may differ, and so may the initial value of LayerScale, but not whether the model has LayerScale.
 
-    `classes` are the names of the new model's classes (None: unknown). Where there are as many as the weights were
-    trained on, but others or in another order, `other_classes` decides: see `sdpnet.config.options.TrainOptions`.
+    Args:
+        where: a model as for `sdpnet.checkpoints.model.load_model`.
+        classes: the names of the new model's classes, or None if they are not known.
+        other_classes: what happens if there are as many classes as the weights were trained on, but with other names or
+            in another order: see `sdpnet.config.options.TrainOptions`.
 
-    Raises `UserError`, naming the first difference, when the weights are of another model in any other respect.
+    Returns:
+        A line for the user that says which weights were copied and which were not.
+
+    Raises:
+        UserError: the weights are those of another model in any other respect. The message names the first difference.
     """
     source, card = load_model(where)
-    there, here = source.options, model.options
+    theirs, ours = source.options, model.options
     for name in (field.name for field in fields(ModelOptions) if field.name not in MAY_DIFFER):
-        was, wanted = getattr(there, name), getattr(here, name)
+        was, wanted = getattr(theirs, name), getattr(ours, name)
         if was != wanted and not (name == "layer_scale" and was and wanted):
             raise UserError(f"{where}: was trained with model.{name} {was!r}, not {wanted!r}: its weights do not fit")
     weights, changes, kept = source.state_dict(), [], ""
-    if there.position == "learned" and there.grid_size != here.grid_size:
-        weights["position_embedding"] = resample_grid(weights["position_embedding"], (here.grid_size, here.grid_size))
-        sizes = f"{there.grid_size} x {there.grid_size} to {here.grid_size} x {here.grid_size}"
+    if theirs.position == "learned" and theirs.grid_size != ours.grid_size:
+        weights["position_embedding"] = resample_grid(weights["position_embedding"], (ours.grid_size, ours.grid_size))
+        sizes = f"{theirs.grid_size} x {theirs.grid_size} to {ours.grid_size} x {ours.grid_size}"
         changes.append(f"position embedding resampled from {sizes} patches")
-    other_number = there.num_classes != here.num_classes
+    other_number = theirs.num_classes != ours.num_classes
     difference = None if classes is None or other_number else first_difference(card.classes, classes)
     if difference and other_classes == "refuse":
         raise UserError(
@@ -61,7 +68,7 @@ def start_from(
     if other_number or (difference and other_classes == "new_head"):
         own = model.state_dict()
         weights |= {name: own[name] for name in CLASSIFIER}
-        why = f"{there.num_classes} -> {here.num_classes} classes" if other_number else difference
+        why = f"{theirs.num_classes} -> {ours.num_classes} classes" if other_number else difference
         changes.append(f"the head's last layer starts anew ({why})")
     elif difference:
         kept = f"; the head is kept although its classes are others: {difference}"

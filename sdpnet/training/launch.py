@@ -1,4 +1,4 @@
-"""From a command line to the processes of a training: its config, its group of processes, and its directory."""
+"""The launch of a training from a command line: its config, its group of processes, and its directory."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 from sdpnet.config.load import PATH_KEYS, absolute_paths, flat_values, load_config
 from sdpnet.config.options import Config
 from sdpnet.config.setting import add_settings
-from sdpnet.distributed.processes import Processes, from_main, join_group, leave_group, one_line_when_lost
-from sdpnet.distributed.restart import begun_by_this_launch
+from sdpnet.distributed.processes import Processes, from_main, join_group, leave_group, report_lost_process
+from sdpnet.distributed.restart import is_restart_of_own_run
 from sdpnet.distributed.run_directory import no_run_in, run_directory
 from sdpnet.pipelines.errors import UserError
 from sdpnet.pipelines.executors.registry import PIPELINES
@@ -50,8 +50,8 @@ def config_from(arguments: argparse.Namespace) -> Config:
     if not arguments.config and not (arguments.resume and own.is_file()):
         if arguments.resume:
             raise UserError(no_run_in(arguments.out))
-        there = f", or continue the run that is there: {resume_command(arguments.out)}" if own.is_file() else ""
-        raise UserError(f"no config given: pass --config NAME (see configs/){there}")
+        alternative = f", or continue the run that is there: {resume_command(arguments.out)}" if own.is_file() else ""
+        raise UserError(f"no config given: pass --config NAME (see configs/){alternative}")
     return absolute_paths(load_config(arguments.config or str(own), settings))
 
 
@@ -74,20 +74,20 @@ def launched(config: Config, out: Path, *, resume: bool) -> Iterator[Launch]:
     """
     with (
         lasting_output(f"training goes on; {out / 'metrics.jsonl'} has its figures"),
-        one_line_when_lost(config.train.timeout_seconds),
+        report_lost_process(config.train.timeout_seconds),
     ):
         processes = join_group(config.train.device, config.train.timeout_seconds)
         try:
             with run_directory(out) if processes.is_main else contextlib.nullcontext() as held:
                 require_same_start(lambda: _facts(config), processes)
-                resume = resume or from_main(begun_by_this_launch(out), processes) == 1
+                resume = resume or from_main(is_restart_of_own_run(out), processes) == 1
                 yield Launch(processes, resume, held.require_own if held else lambda: None)
         finally:
             leave_group()
 
 
 def _facts(config: Config) -> dict[str, str]:
-    """What must be the same in all processes; paths may differ from machine to machine."""
+    """The facts that must be equal in all processes. Paths are not included: they may differ."""
     values = {key: str(value) for key, value in flat_values(asdict(config)) if key not in PATH_KEYS}
     data = config.data
     shards = shard_facts(data.path, (data.train_split, data.val_split)) if data.path else {}

@@ -1,4 +1,4 @@
-"""The state of one training run: its loaders, its step, and where it stands."""
+"""The state of one training run: its loaders, its training step and its progress."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["Cursor", "Run", "take_step"]
 
 @dataclass
 class Cursor:
-    """Where training stands: the epoch, the steps taken in it, and the optimizer steps taken in all."""
+    """The progress of a training: the epoch, the steps taken in it, and the total number of optimizer steps."""
 
     epoch: int = 0
     step_in_epoch: int = 0
@@ -98,25 +98,25 @@ class Run:
 
     @property
     def models(self) -> dict[str, nn.Module]:
-        """What is evaluated, by the prefix of its metrics: the model, and its average where there is one."""
+        """The models to evaluate, by the prefix of their metrics: the model and, if there is one, its average."""
         return {"": self.model, **({"ema_": self.ema.module} if self.ema else {})}
 
     @property
     def order(self) -> dict[str, int | str]:
-        """What the order of samples depends on: a run continues only where all of it is the same."""
+        """The values that the order of samples depends on. A run can continue only if all of them are the same."""
         num_samples = self.train_loader.source.plan.num_samples
         sizes = {"global_batch_size": self.global_batch_size, "num_samples": num_samples}
         return {"seed": self.config.seed, **sizes, "data.order": self.config.data.order}
 
     @property
     def data(self) -> dict[str, str]:
-        """Which images the run trains on and is scored by: the fingerprints of the two splits."""
+        """The fingerprints of the splits for training and evaluation, which identify their images."""
         options, splits = self.config.data, self.train_loader.manifest.splits
         return {name: splits[name].fingerprint for name in (options.train_split, options.val_split)}
 
     @property
     def world(self) -> dict[str, int]:
-        """How a global batch is spread over the processes, which may change when a run continues."""
+        """The spread of a global batch over the processes, which may change when a run continues."""
         return {
             "world_size": self.processes.world_size,
             "batch_size_per_gpu": self.config.data.batch_size_per_gpu,
@@ -138,7 +138,7 @@ class Run:
         )
 
     def state(self) -> dict[str, Any]:
-        """All that a checkpoint holds. It has no state of torch's generators: their draws follow from the cursor."""
+        """The content of a checkpoint. It has no state of torch's generators: their draws follow from the cursor."""
         return {
             "version": 2,
             "model": self.model.state_dict(),
@@ -154,20 +154,20 @@ class Run:
             "evaluation": self.evaluation,
             "card": asdict(self.card),
             "config": asdict(self.config),
-            "threads": torch.get_num_threads(),  # the last bits of a CPU's sums depend on it
+            "threads": torch.get_num_threads(),  # on a CPU, the last bits of sums depend on it
         }
 
     def save_model(self, directory: Path) -> bool:
-        """Writes the finished model, with the averaged weights where there are any. Returns False when it was there."""
+        """Writes the finished model, with the averaged weights if there are any. Returns False if it exists already."""
         return save_model(directory, self.model, self.card, self.ema.module.state_dict() if self.ema else None)
 
     def load(self, path: Path, state: dict[str, Any]) -> None:
-        """Continues from what `state` wrote. Raises `UserError` when `path` is a checkpoint of another model."""
+        """Continues from a state that `state()` returned. Raises `UserError` if `path` is that of another model."""
         self.restore(path, state)
         cursor = Cursor(**state["cursor"])
         if cursor.step_in_epoch > self.steps_per_epoch:
             steps = f"step {cursor.step_in_epoch} of an epoch of {self.steps_per_epoch}"
-            raise UserError(f"{path}: stands at {steps}: is not of this run; begin anew in another --out")
+            raise UserError(f"{path}: is at {steps}, so it is not from this run; start a new run in another --out")
         self.guard.load_state_dict({"bad_steps": [], **state.get("guard", {})})
         self.cursor = cursor
         self.evaluation = state["evaluation"]
@@ -183,7 +183,7 @@ class Run:
             load_weights(self.ema.module, averaged, path)
             self.ema.num_updates = state.get("ema_updates", 0)
         load_optimizer(self.optimizer, state["optimizer"], path)
-        if state["scaler"]:  # empty after bf16 and fp32
+        if state["scaler"]:  # it is empty after training in bf16 or fp32
             try:
                 self.training_step.scaler.load_state_dict(state["scaler"])
             except (KeyError, TypeError, ValueError, RuntimeError):

@@ -1,8 +1,8 @@
-"""Before the first step: all processes of a run must have the same config, code and shard set.
+"""The check before the first step that all processes of a run have the same config, code and shard set.
 
-torchrun gives all processes one command line, but each machine has its own files: an older checkout, another copy of
-the shards, a config of the same name. Gradients of different settings would be averaged without an error, or the
-processes would wait for each other until they give up.
+torchrun starts all processes with one command line, but each machine has its own files: it may have an older checkout,
+another copy of the shards, or another config of the same name. Without the check, gradients of different settings would
+be averaged without an error, or the processes would wait for each other until they time out.
 """
 
 from __future__ import annotations
@@ -27,24 +27,28 @@ __all__ = ["code_facts", "require_same_start", "shard_facts"]
 
 
 def require_same_start(gather: Callable[[], Mapping[str, str]], processes: Processes) -> None:
-    """Compares what `gather` finds in this process with what it finds in the main process; every process must call it.
-    A process that stands alone has nothing to compare.
+    """Compares facts of this process with those of the main process. Every process must call it.
 
-    Raises `UserError` in all of them where any differs: a process that differs names what does.
+    Args:
+        gather: returns the facts, by name. It is not called if there is only one process.
+
+    Raises:
+        UserError: some process has other facts than the main process. It is raised in all processes; one that differs
+            names the difference.
     """
     if processes.world_size == 1:
         return
     facts = gather()
-    of_main = [dict(facts)]
-    dist.broadcast_object_list(of_main, src=0, device=processes.device)
-    (theirs,) = of_main
+    main_facts = [dict(facts)]
+    dist.broadcast_object_list(main_facts, src=0, device=processes.device)
+    (theirs,) = main_facts
     differing = [name for name in {**theirs, **facts} if theirs.get(name) != facts.get(name)]
     others = count_over_processes(int(bool(differing)), processes)
     rank = processes.shard.rank
     if differing:
         name = differing[0]
         more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
-        was, own = (_shown(of.get(name, "not there")) for of in (theirs, facts))
+        was, own = (_shown(values.get(name, "not there")) for values in (theirs, facts))
         raise UserError(
             f"process {rank}: {name} is {own}, and in process 0 {was}{more}: all processes of a run need the same "
             "config, code and shard set"
@@ -55,13 +59,13 @@ def require_same_start(gather: Callable[[], Mapping[str, str]], processes: Proce
 
 
 def code_facts() -> dict[str, str]:
-    """What this process runs: the versions, and a checksum of this project's modules."""
+    """The versions of Python and torch, and a checksum of the modules of sdpnet."""
     versions = {"Python": ".".join(platform.python_version_tuple()[:2]), "torch": torch.__version__}
     return {**versions, "sdpnet's code (SHA-256)": _code_sha256()}
 
 
 def shard_facts(path: str | Path, splits: Iterable[str]) -> dict[str, str]:
-    """The classes and images of a shard set. Raises `ShardError` where there is none."""
+    """Checksums of the classes and of the splits of a shard set. Raises `ShardError` if there is none at `path`."""
     manifest = read_manifest(path)
     classes = hashlib.sha256(json.dumps(manifest.classes).encode()).hexdigest()
     found = {name: manifest.splits[name].fingerprint for name in splits if name in manifest.splits}
@@ -72,11 +76,11 @@ def shard_facts(path: str | Path, splits: Iterable[str]) -> dict[str, str]:
 def _code_sha256() -> str:
     found: dict[str, Path] = {}
     for package, prefix in ((sdpnet, ""), (sdpnet.pipelines, "pipelines/")):
-        folder = Path(package.__path__[0])  # a checkout's sdpnet/ has a link to pipelines/, which rglob does not follow
+        folder = Path(package.__path__[0])  # rglob does not follow the link to pipelines/ in a checkout
         found |= {f"{prefix}{path.relative_to(folder).as_posix()}": path for path in folder.rglob("*.py")}
     digest = hashlib.sha256()
     for name, path in sorted(found.items()):
-        if not name.startswith("preprocess/"):  # does not run in a training
+        if not name.startswith("preprocess/"):  # these modules do not run in a training
             digest.update(f"{name}\n".encode() + path.read_bytes())
     return digest.hexdigest()
 

@@ -1,4 +1,4 @@
-"""Scores a run between two epochs: its model, and the average of its weights where there is one."""
+"""The evaluation of a run between two epochs: of its model and, if there is one, of its average."""
 
 from __future__ import annotations
 
@@ -18,8 +18,13 @@ def score_run(
 ) -> float | None:
     """Evaluates the run's models, reports their scores and writes `per_class.csv`.
 
-    Returns the top-1 accuracy that the best checkpoint is chosen by: the average's where there is one. Returns None,
-    and reports nothing, when `stopped` was not 0 in the meantime.
+    Args:
+        stopped: returns the number of the signal that stops the run, or 0.
+        require_own: raises `OSError` if another process has taken over `out`.
+
+    Returns:
+        The top-1 accuracy by which the best checkpoint is chosen, which is that of the average if there is one. None if
+        `stopped` did not return 0; nothing is reported then.
     """
     evaluation: dict[str, float] = {}
     for prefix, model in run.models.items():
@@ -35,7 +40,7 @@ def score_run(
         try:
             require_own()
             write_per_class(out / "per_class.csv", run.train_loader.manifest.classes, scores.counts)
-        except OSError as error:  # a full disk; the scores are reported all the same
+        except OSError as error:  # a full disk must not prevent the report of the scores
             reporter.say(f"{out / 'per_class.csv'}: cannot be written ({error.strerror})")
     reporter.evaluation({"epoch": run.cursor.epoch, "step": run.cursor.step, **evaluation}, scores.num_samples)
     return evaluation.get("ema_top1", evaluation["top1"])

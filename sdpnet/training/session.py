@@ -1,4 +1,4 @@
-"""What surrounds the loop of one training: reporter, checkpoints, signals and profile, opened and closed together."""
+"""The surroundings of the training loop: reporter, checkpoints, signals and profile, opened and closed together."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sdpnet.distributed.processes import (
     max_over_processes,
     sum_on_device,
 )
-from sdpnet.distributed.restart import note_launch
+from sdpnet.distributed.restart import record_launch
 from sdpnet.pipelines.contract import Batch
 from sdpnet.reporting.reporter import Clock, GpuGauge, Reporter
 from sdpnet.reporting.step_profile import StepProfile
@@ -35,13 +35,13 @@ __all__ = ["Session", "open_session"]
 
 @dataclass
 class Session:
-    """A run that trains in this process, and what the loop asks of its surroundings between two steps."""
+    """A run that trains in this process, with the operations that the training loop needs between two steps."""
 
     run: Run
     reporter: Reporter
     checkpointing: Checkpointing
     profile: StepProfile
-    signals: list[int]  # received so far
+    signals: list[int]  # the numbers of the signals received so far
     vote: Vote
     gauge: GpuGauge
     clock: Clock
@@ -51,7 +51,7 @@ class Session:
         return max_over_processes(self.signals[0] if self.signals else 0, self.run.processes)
 
     def decide(self) -> Wish:
-        """What all processes do after a step: go on, save or stop."""
+        """The decision of all processes after a step: to go on, to save or to stop."""
         if self.signals:
             return self.vote(Wish.STOP)
         return self.vote(Wish.SAVE if self.checkpointing.has_failed else Wish.GO_ON)
@@ -100,7 +100,7 @@ class Session:
 def open_session(
     run: Run, out: Path, score: float | None, require_own: Callable[[], object] = lambda: None
 ) -> Iterator[Session]:
-    """Opens everything, tells the user what begins, and within it saves the run if its data is lost.
+    """Opens all parts of a session and prints its introduction. If the data is lost meanwhile, the run is saved.
 
     Args:
         out: the run's directory, which gets `config.yaml`, `metrics.jsonl`, `checkpoints/` and a trace.
@@ -113,14 +113,14 @@ def open_session(
         if processes.is_main:
             text = dump_config(run.config)
             write_atomically(out / "config.yaml", lambda path: path.write_text(text, encoding="utf-8"))
-            note_launch(out)
+            record_launch(out)
             trackers = open_trackers(run.config.log, out, resumed_step=cursor.step, config=run.state()["config"])
         reporter = stack.enter_context(
             Reporter(
                 out / "metrics.jsonl",
                 is_main=processes.is_main,
                 resumed_step=cursor.step,
-                evaluated=cursor.step_in_epoch == 0,  # else the checkpoint was saved before the epoch's evaluation
+                evaluated=cursor.step_in_epoch == 0,  # else it was saved before the evaluation of the epoch
                 trackers=trackers,
                 require_own=require_own,
             )

@@ -1,4 +1,4 @@
-"""Puts a run together from its config: the loaders, the model and all that trains it, on this machine."""
+"""Set-up of a run from its config: the loaders, the model, and the training step on this machine."""
 
 from __future__ import annotations
 
@@ -23,9 +23,12 @@ __all__ = ["introduction", "prepare"]
 
 
 def prepare(config: Config, processes: Processes, *, begins: bool = True, threads: int | None = None) -> Run:
-    """Opens the shards, makes the model and places it. The weights' start follows from the seed, or `train.start_from`,
-    which is not looked at unless the run `begins`: what continues has weights, and `threads` is the number of torch's
-    threads that it began with.
+    """Opens the shards, creates the model and makes its training step.
+
+    Args:
+        begins: whether the run is a new one. The model of a new run gets initial weights from `config.seed` or
+            `train.start_from`. A run that continues loads its weights later.
+        threads: the number of torch's threads with which a run that continues began, or None.
 
     Raises:
         UserError: config, data and machine do not fit together.
@@ -69,7 +72,7 @@ def prepare(config: Config, processes: Processes, *, begins: bool = True, thread
 
 
 def introduction(run: Run) -> Iterator[str]:
-    """What the user is told before the first step."""
+    """Yields the lines that are printed before the first step."""
     config, processes = run.config, run.processes
     if config.data.pipeline == "auto":
         shards = run.train_loader.manifest.splits[config.data.train_split]

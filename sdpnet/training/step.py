@@ -37,11 +37,11 @@ from sdpnet.pipelines.planning.draws import derive_seed
 __all__ = ["PARTS", "NoMarks", "StepMarks", "TrainingStep", "make_training_step"]
 
 PARTS = ("data wait", "augment", "forward", "backward", "optimizer", "EMA")
-_PROBED_IMAGES = 64  # the most that the memory format's probe uses: they fit where one pass of training does
+_PROBED_IMAGES = 64  # the maximum for the probe of the memory format, which must not run out of memory itself
 
 
 class StepMarks(Protocol):
-    """Watches the parts of a step, for a trace or a benchmark. A part of `PARTS` may occur several times in a step."""
+    """An observer of the parts of a step, for a trace or a benchmark. A part of `PARTS` may occur several times."""
 
     def mark(self, part: str) -> AbstractContextManager[object]:
         """A context around the work of `part`. It must not wait for the device."""
@@ -49,7 +49,7 @@ class StepMarks(Protocol):
 
 
 class NoMarks:
-    """Watches nothing."""
+    """Marks that do nothing."""
 
     def mark(self, part: str) -> AbstractContextManager[object]:
         return contextlib.nullcontext()
@@ -60,9 +60,10 @@ class TrainingStep:
     """A model with everything that trains it, on one device; calling it takes one optimizer step.
 
     Attributes:
-        model: what is trained: an SdP-Net, or for comparisons any other module from images to logits.
-        ddp: wraps `model` where there are several processes.
-        stage: makes a batch's images and targets on the device; it runs on the stream `side`, beside the step before.
+        model: the model that is trained: an SdP-Net or, for comparisons, any other module from images to logits.
+        ddp: the DDP wrapper of `model` in several processes, else None.
+        stage: makes the images and targets of a batch on the device. It runs on the stream `side`, during the step
+            before.
         one_pass: runs a forward and a backward pass over a given number of blank images; None in several processes,
             where DDP would take its gradients for those of a step.
         guard: skips steps whose loss, gradients or batch-norm statistics are not finite.
@@ -88,7 +89,7 @@ class TrainingStep:
 
     @property
     def network(self) -> nn.Module:
-        """What the forward pass calls: the model, wrapped by DDP in several processes."""
+        """The module that the forward pass calls: the model, in several processes wrapped by DDP."""
         return self.ddp or self.model
 
     def __call__(
@@ -127,7 +128,9 @@ class TrainingStep:
                         with marks.mark("backward"):
                             self.scaler.scale(part_loss).backward()
                 except torch.OutOfMemoryError:
-                    too_large = True  # the error is made outside: the traceback here keeps the step's tensors alive
+                    too_large = (
+                        True  # raised below: within this block, the traceback keeps the tensors of the step alive
+                    )
                 if too_large:
                     del images, targets
                     batch_size = config.data.batch_size_per_gpu
@@ -154,7 +157,7 @@ class TrainingStep:
         return torch.autocast(self.processes.device.type, dtype, enabled=dtype != torch.float32)
 
     def _update(self, number: int, loss: torch.Tensor, marks: StepMarks) -> tuple[torch.Tensor, torch.Tensor, Verdict]:
-        """Moves the weights and their average, unless something of the step is not finite."""
+        """Updates the weights and their average, unless a value of the step is not finite."""
         with marks.mark("optimizer"):
             self.scaler.unscale_(self.optimizer)
             grad_norm = self._grad_norm()
@@ -178,11 +181,14 @@ class TrainingStep:
 def make_training_step(
     config: Config, model: nn.Module, num_classes: int, processes: Processes
 ) -> tuple[TrainingStep, list[str]]:
-    """Places `model` on the device and makes all that trains it as `config` says. Returns it, and lines for the user
-    about what was chosen for this machine.
+    """Makes the training step of `model` as `config` says.
 
-    The model is an SdP-Net on the device already. Another module, which a benchmark compares with, is compiled as a
-    whole and trained by AdamW without layer-wise rates.
+    Args:
+        model: an SdP-Net, on the device already. Any other module, which a benchmark compares with, is compiled as one
+            graph and trained by AdamW without layer-wise rates.
+
+    Returns:
+        The step, and lines for the user about the choices for this machine.
 
     Raises:
         UserError: a choice of the config is not possible on this machine.
@@ -196,11 +202,11 @@ def make_training_step(
         model.checkpointing = options.checkpoint_activations
         notes += choose_depthwise(options, model, batch_size, image_size, dtype, processes)
     ema = ModelEma(model, config.ema) if config.ema.decay else None
-    of_probe = min(batch_size, options.micro_batch if isinstance(options.micro_batch, int) else _PROBED_IMAGES)
-    memory_format: Any = choose_memory_format(options.memory_format, model, of_probe, image_size, dtype, processes)
+    probe_size = min(batch_size, options.micro_batch if isinstance(options.micro_batch, int) else _PROBED_IMAGES)
+    memory_format: Any = choose_memory_format(options.memory_format, model, probe_size, image_size, dtype, processes)
     model = model.to(memory_format=memory_format)
     if ema is not None:
-        ema.module.to(memory_format=memory_format)  # with other strides, each tensor would be averaged by itself
+        ema.module.to(memory_format=memory_format)  # with other strides, torch would average each tensor separately
     if options.memory_format == "probe":
         notes.append(f"memory format: {str(memory_format).removeprefix('torch.')} is faster here")
     loss = make_loss(config.loss)
@@ -210,10 +216,10 @@ def make_training_step(
     if micro_batch < batch_size:
         notes.append(f"micro batches of {micro_batch}: batch norm sees these")
     synchronized = options.sync_batch_norm and processes.world_size > 1
-    if synchronized:  # after the probes, whose numbers of tries differ between processes
+    if synchronized:  # after the probes: processes may need different numbers of tries, and would wait for each other
         synchronize_batch_norm(model, device)
     if options.compile and isinstance(model, SdPNet):
-        # A synchronized block waits for the other processes in its middle, which a compiled graph cannot.
+        # A synchronized block waits for the other processes in its middle, which a compiled graph cannot do.
         compile_blocks([*([] if synchronized else model.conv_blocks), *model.transformer_blocks])
     elif options.compile:
         compile_blocks([model])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jinja2
 import pytest
-from page_source import figures, require_alone
+from page_source import figures, require_self_contained
 
 from sdpnet.pipelines.pages.chart import Chart, layout, plotly_text
 from sdpnet.pipelines.pages.document import render
@@ -29,7 +29,7 @@ def drawn(tmp_path: Path, text: str) -> str:
 
 def test_text_stays_text_everywhere(tmp_path: Path) -> None:
     source = drawn(tmp_path, HOSTILE)
-    require_alone(source)
+    require_self_contained(source)
     tags: list[str] = []
     parser = HTMLParser()
     parser.handle_starttag = lambda tag, attrs: tags.append(tag)  # type: ignore[method-assign]

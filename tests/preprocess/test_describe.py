@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conversion import convert_folder, write_manifest
-from page_source import figures, require_alone, without_library
+from page_source import figures, require_self_contained, without_library
 from PIL import Image
 
 from sdpnet.pipelines.errors import printable
@@ -159,7 +159,7 @@ def test_the_page_has_the_numbers_of_the_set(
 
 def test_the_page_needs_nothing_else(shards: Path) -> None:
     page = show(shards)
-    require_alone(page.source)
+    require_self_contained(page.source)
     assert "http" not in without_library(page.source).replace("http-equiv", "")
     assert not {"link", "iframe", "object", "base", "form"} & set(page.tags)
     assert all(reference.startswith("data:image/jpeg;base64,") for reference in page.references)
@@ -197,7 +197,7 @@ def test_what_comes_from_the_data_is_text_everywhere(
     entry = {"split": "<u>", "file": "\udcff</li>", "reason": "<h1>why\n&lt;"}
     (shards / "quarantine.jsonl").write_text(json.dumps(entry) + "\n")
     page = show(shards)
-    require_alone(page.source)
+    require_self_contained(page.source)
     assert len(page.images) == 48
     names = [printable(name) for name in HOSTILE]
     assert names[:2] == list(HOSTILE[:2]) and names[2] == r"猫 \u202egnp.exe\x1b[31m\xff:cow:[red]"

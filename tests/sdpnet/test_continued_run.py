@@ -135,7 +135,7 @@ def test_a_finished_run_says_so_and_stays_as_it_is(
         assert main(["--resume", "--out", str(run), *settings]) == 0
         assert capsys.readouterr().out.splitlines() == [
             f"{run}: the run is finished: epoch {of}, 6 steps; nothing is left to do",
-            f"to train on: train --resume --out '{run}' --set train.epochs=2",
+            f"to train longer: train --resume --out '{run}' --set train.epochs=2",
             f"next: sdpnet report '{run}', or: sdpnet predict --model '{run}' IMAGE",
         ]
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before

@@ -168,10 +168,10 @@ def test_several_processes_stop_after_the_same_step(shard_set: Path, tmp_path: P
     """A step later than the signal's, but at an epoch's end; resumed, it is the same run."""
     stops = {"in an epoch": ["step", 1, 2], "an epoch's last step": ["step", 0, 6]}
     whole, *stopped = (
-        {**case(shard_set, tmp_path / name, 2, stop=stop), "late": True}
+        {**case(shard_set, tmp_path / name, 2, stop=stop), "asynchronous": True}
         for name, stop in {"whole": None, **stops}.items()
     )
-    again = [{**resumed(of), "late": True} for of in stopped]
+    again = [{**resumed(of), "asynchronous": True} for of in stopped]
     results = run([whole, *stopped, *again], 2, tmp_path / "scratch")
     order = in_order(results[0], GLOBAL_BATCH // 2)
     for taken, first, second in zip((3, 6), results[1:3], results[3:], strict=True):

@@ -35,8 +35,8 @@ def test_lines_that_a_full_disk_refuses_are_written_later(tmp_path: Path, monkey
     file.close()
     assert steps(path) == [1, 2, 3, 4, 5]
     assert lines == [
-        f"{path}: cannot be written (No space left on device); its lines are kept until it can",
-        f"{path}: is written again, no line is lost",
+        f"{path}: cannot be written (No space left on device); new lines wait in memory",
+        f"{path}: can be written again; no line is lost",
     ]
 
 

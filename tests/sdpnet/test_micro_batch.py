@@ -11,7 +11,15 @@ from torch import nn
 from sdpnet.benchmarks.throughput import noise
 from sdpnet.config.load import load_config
 from sdpnet.distributed.processes import Processes
-from sdpnet.execution.micro_batch import _BESIDE, Fit, choose_micro_batch, out_of_memory, parts, probe, training_pass
+from sdpnet.execution.micro_batch import (
+    _PREPARED_BYTES,
+    Fit,
+    choose_micro_batch,
+    out_of_memory,
+    parts,
+    probe,
+    training_pass,
+)
 from sdpnet.model.sdpnet import SdPNet, create_model
 from sdpnet.optim.loss import soft_cross_entropy
 from sdpnet.pipelines.augment import DeviceStage
@@ -111,7 +119,7 @@ def test_on_a_gpu_that_memory_is_enough(fused: str) -> None:
     torch.cuda.reset_peak_memory_stats(device)
     next(ready)
     peak = torch.cuda.max_memory_allocated(device) - held + sum(images.nbytes for images, _ in before)
-    assert peak + 2 * 64 * 3 * 224**2 <= _BESIDE * 64 * 3 * 224**2  # two more as loaded
+    assert peak + 2 * 64 * 3 * 224**2 <= _PREPARED_BYTES * 64 * 3 * 224**2  # two more as loaded
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

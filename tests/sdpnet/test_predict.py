@@ -19,7 +19,7 @@ from PIL import Image
 
 from sdpnet import cli
 from sdpnet.checkpoints.model import ModelCard, load_model, save_model
-from sdpnet.commands.image_inputs import LeftOut, Missing, find_images
+from sdpnet.commands.image_inputs import Missing, SkippedFiles, find_images
 from sdpnet.commands.predict import Result, predict
 from sdpnet.model.sdpnet import SdPNet, create_model_options
 from sdpnet.pipelines.errors import UserError
@@ -63,10 +63,10 @@ def run(capsys: pytest.CaptureFixture[str], model: Path, *arguments: object) -> 
 
 
 def test_what_is_found(photos: Path) -> None:
-    left_out = LeftOut()
+    skipped = SkippedFiles()
     root = str(photos)
-    assert list(find_images([root], left_out)) == [f"{root}/{name}" for name in NAMES]
-    assert (left_out.count, left_out.example) == (2, f"{root}/b/README")
+    assert list(find_images([root], skipped)) == [f"{root}/{name}" for name in NAMES]
+    assert (skipped.count, skipped.example) == (2, f"{root}/b/README")
     assert list(find_images([f"{root}/z[1].png", f"{root}/b/notes.txt"])) == [f"{root}/z[1].png", f"{root}/b/notes.txt"]
     assert list(find_images([f"{root}/*.[jp]*g"])) == [f"{root}/a.jpg", f"{root}/z[1].png"]
     assert list(find_images([f"{root}/b/c*"])) == [f"{root}/b/c/deep.png"]
@@ -111,7 +111,7 @@ def test_only_a_few_batches_are_held(model: Path, photos: Path) -> None:
 def test_results_as_text(model: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("timm")
     status, out, err = run(capsys, model, photos)
-    assert status == 0 and err == [f"left out in folders: 2 files are no images, such as {photos}/b/README"]
+    assert status == 0 and err == [f"skipped in folders: 2 files that are not images, such as {photos}/b/README"]
     assert [line for line in out if not line.startswith("  ")] == [f"{photos}/{name}" for name in NAMES]
     assert sorted(line.split()[-1] for line in out[1:4]) == sorted(["tench", "b\\x1b[2J\\x7f", "猫"])
 
@@ -152,7 +152,7 @@ def test_a_bad_file_costs_itself_only(
     status, out, err = run(capsys, model, tmp_path)
     assert (status, out) == (2, []) and len(err) == 5
     assert err[3:] == [
-        f"left out in folders: 1 file is no image, {tmp_path}/pipe",
+        f"skipped in folders: 1 file that is not an image, {tmp_path}/pipe",
         "3 of 3 images could not be predicted",
     ]
 
@@ -213,7 +213,7 @@ def test_progress_on_a_terminal(
         monkeypatch.undo()
         stderr.flush()
         text = ""
-        while "left out" not in text:  # the last that is said; a terminal gives a part at a time
+        while "skipped" not in text:  # the last that is said; a terminal gives a part at a time
             text += os.read(main, 1 << 16).decode()
     os.close(main)
     assert status == 0 and len(out) == 5 * 4

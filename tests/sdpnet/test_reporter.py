@@ -133,7 +133,7 @@ def test_a_tracker_that_fails_is_left_out(tmp_path: Path, capsys: pytest.Capture
         reporter.evaluation(EVALUATION, 10)
     assert failing.told == [TRAINING] and recorder.told == [TRAINING, EVALUATION] and recorder.failed is False
     assert len(path.read_text().splitlines()) == 2
-    assert capsys.readouterr().out.count("W&B has failed and gets nothing from here on (OSError: ") == 1
+    assert capsys.readouterr().out.count("W&B has failed and gets no more metrics (OSError: ") == 1
 
 
 def test_control_characters_do_not_reach_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sdpnet.distributed.restart import LAUNCH_NAME, begun_by_this_launch, note_launch
+from sdpnet.distributed.restart import LAUNCH_NAME, is_restart_of_own_run, record_launch
 
 
 def launch(monkeypatch: pytest.MonkeyPatch, job: str, restarts: int) -> None:
@@ -14,29 +14,29 @@ def launch(monkeypatch: pytest.MonkeyPatch, job: str, restarts: int) -> None:
 
 def test_only_a_restart_of_the_same_launch_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     launch(monkeypatch, "job 7", 0)
-    assert not begun_by_this_launch(tmp_path)
-    note_launch(tmp_path)
-    assert not begun_by_this_launch(tmp_path), "a first start says --resume"
+    assert not is_restart_of_own_run(tmp_path)
+    record_launch(tmp_path)
+    assert not is_restart_of_own_run(tmp_path), "a first start says --resume"
     launch(monkeypatch, "job 7", 1)
-    assert begun_by_this_launch(tmp_path)
+    assert is_restart_of_own_run(tmp_path)
     launch(monkeypatch, "job 8", 1)
-    assert not begun_by_this_launch(tmp_path), "its first start was refused"
+    assert not is_restart_of_own_run(tmp_path), "its first start was refused"
 
 
 def test_a_launch_without_a_name_is_its_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     launch(monkeypatch, "none", 0)
-    note_launch(tmp_path)
+    record_launch(tmp_path)
     launch(monkeypatch, "none", 2)
-    assert begun_by_this_launch(tmp_path)
+    assert is_restart_of_own_run(tmp_path)
     monkeypatch.setattr("os.getppid", lambda: 1)
-    assert not begun_by_this_launch(tmp_path)
+    assert not is_restart_of_own_run(tmp_path)
 
 
 def test_without_torchrun_nothing_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     launch(monkeypatch, "job 7", 1)
-    note_launch(tmp_path)
+    record_launch(tmp_path)
     for name in ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"):
         monkeypatch.delenv(name)
-    assert not begun_by_this_launch(tmp_path)
-    note_launch(tmp_path)
+    assert not is_restart_of_own_run(tmp_path)
+    record_launch(tmp_path)
     assert not (tmp_path / LAUNCH_NAME).exists()

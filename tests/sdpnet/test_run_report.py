@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from page_source import figures as figures_of
-from page_source import require_alone, without_library
+from page_source import require_self_contained, without_library
 
 from sdpnet import cli
 from sdpnet.commands import report as run_report
@@ -182,7 +182,7 @@ def nothing(directory: Path) -> Path:
 def test_the_page_needs_nothing_else(make: Any, tmp_path: Path) -> None:
     run = read(make(tmp_path / "run"))
     text = page([run])
-    require_alone(text)
+    require_self_contained(text)
     reader = Reader(text)
     assert "http" not in re.sub("http-equiv", "", without_library(text))
     assert reader.outside == [] and not {"link", "img", "iframe"} & set(reader.tags)
@@ -221,7 +221,7 @@ def test_names_and_values_are_text(tmp_path: Path) -> None:
     other = read(write(tmp_path / "other", two_epochs()))
     reader = Reader(page([run, other]))
     assert "b" not in reader.tags and "<script>" in reader.text and r"<b>\u202e&\n" in reader.text
-    require_alone(page([run, other]))
+    require_self_contained(page([run, other]))
     (loss, *_) = figures_of(page([run, other]))
     assert loss["data"][0]["name"] == r"&lt;b&gt;\u202e&amp;\n"
 
@@ -338,5 +338,5 @@ def test_huge_and_tiny_values_are_drawn_or_counted_as_not_finite(first: float, t
     assert run.unreadable == 3 and run.last_step == 22
     assert cli.main(["report", str(directory)]) == 0
     text = (directory / "report.html").read_text()
-    require_alone(text)
+    require_self_contained(text)
     assert "not finite" in text and len(figures_of(text)) == 8

@@ -91,7 +91,7 @@ def test_a_signal_from_outside(name: str, at: list[int], shard_set: Path, tmp_pa
 def test_a_save_that_failed_is_tried_again_in_step(whole: Path, shard_set: Path, tmp_path: Path) -> None:
     """In all processes together, also where they do not wait for the device; the run is the one without a fault."""
     cases = [
-        {**case(shard_set, tmp_path / name, "train.async_checkpoints=false"), "full": full, "late": late}
+        {**case(shard_set, tmp_path / name, "train.async_checkpoints=false"), "full": full, "asynchronous": late}
         for name, full, late in (("now", True, False), ("late", True, True), ("whole late", False, True))
     ]
     results = run(cases, 2, tmp_path / "scratch")

@@ -1,9 +1,10 @@
-"""Holds the pipelines against the reference on a real shard set, for one plan: python tests/support/agreement.py --data
-SHARDS
+"""Compares the pipelines with the reference on a real shard set, for one plan.
 
-Prints, for each pipeline and split, whether sample ids and labels are identical and how far the pixels are from the
-torchvision reference (mean absolute difference in levels of 255, over all images and of the worst image). Exit status 1
-when labels, ids or the mean difference are outside the limits that the tests hold.
+    python tests/support/agreement.py --data SHARDS
+
+Prints, for each pipeline and split, whether sample ids and labels are identical, and the mean absolute difference of
+the pixels to the torchvision reference (in levels of 255, over all images and for the worst image). The exit status is
+1 if ids or labels differ, or the mean difference is above the limit that the tests use.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="shard set with the splits train and val")
     parser.add_argument("--pipelines", default=",".join(LIMITS), help="comma-separated (default: %(default)s)")
-    parser.add_argument("--json", help="also write the figures here")
+    parser.add_argument("--json", help="also write the results to this file")
     arguments = parser.parse_args()
     results = [compare(arguments.data, name, split) for name in arguments.pipelines.split(",") for split in SPLITS]
     table = Table("pipeline", "split", "images", "ids", "labels", "mean", "limit", "worst image")

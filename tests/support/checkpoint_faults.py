@@ -1,6 +1,6 @@
-"""Saves of checkpoints in which one system call fails or is the last, each in a child of its own.
+"""Saves of checkpoints in which one system call fails or the process is killed at it, each in a child process.
 
-This module is both sides, as `faults` is.
+This module is both the test's side and the child's side, as `faults` is.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from faults import Commands, Ended, Fault, Injector, serve
 from sdpnet.checkpoints.directory import Checkpoints
 from sdpnet.pipelines.errors import run_command
 
-SCORES = (0.2, 0.5, 0.3, 0.6, 0.4, 0.1)  # of steps 1, 2, ...
+SCORES = (0.2, 0.5, 0.3, 0.6, 0.4, 0.1)  # the scores of steps 1, 2, ...
 
 
 def saves() -> Commands:
-    """What runs `save_steps`."""
+    """The commands that `save_steps` needs."""
     return Commands(__file__)
 
 
@@ -35,9 +35,10 @@ def save_steps(
     fault: Fault | None = None,
     seconds: float | None = None,
 ) -> Ended:
-    """Saves `state_of(step)` for each step, two kept and the best; the step last returned from is in `out`/progress.
+    """Saves `state_of(step)` for each step, and keeps the two newest checkpoints and the best one.
 
-    `seconds`: until it is killed, again and again and with real waiting for the disk.
+    The last step whose save has returned is written to the file `out`.progress. With `seconds`, further steps are saved
+    until the process is killed after that time, with real syncs to the disk.
     """
     request: dict[str, Any] = {"out": str(out), "steps": steps, "asynchronous": asynchronous}
     request |= {"fault": fault and asdict(fault)} if seconds is None else {"seconds": seconds}
@@ -45,7 +46,7 @@ def save_steps(
 
 
 def state_of(step: int, elements: int = 300) -> dict[str, Any]:
-    """A small checkpoint, every value of which tells its step."""
+    """A small checkpoint whose values all depend on its step."""
     weights = {"a": torch.full((elements,), float(step)), "b": torch.full((2, 3), -float(step))}
     sections: dict[str, Any] = {key: {} for key in ("scaler", "order", "evaluation", "card", "config", "world")}
     return {
@@ -79,7 +80,9 @@ def _save(request: dict[str, Any], report: int) -> int:
             state = state_of(step, 100_000 if endless else 300)
             checkpoints.save(step, state, SCORES[(step - 1) % len(SCORES)])
             pwrite(progress, b"%8d" % step, 0)
-            state["model"]["a"].fill_(float("nan"))  # the step after it, which the copy must not see
+            state["model"]["a"].fill_(
+                float("nan")
+            )  # like the next step of training, which must not change what is saved
         checkpoints.close()
         return 0
 
@@ -90,5 +93,5 @@ def _save(request: dict[str, Any], report: int) -> int:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)  # it forks
+    torch.set_num_threads(1)  # because the process forks
     serve(_save)

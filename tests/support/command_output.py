@@ -1,4 +1,4 @@
-"""What a command says."""
+"""Assertions about the output of a command."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ __all__ = ["one_line"]
 
 
 def one_line(code: int, capsys: pytest.CaptureFixture[str], *words: str) -> None:
+    """Requires that a command has ended with status 2 and one error line, which contains all `words`."""
     stderr = capsys.readouterr().err
     lines = [line for line in stderr.splitlines() if line.startswith("error: ")]
     assert code == 2 and len(lines) == 1 and "Traceback" not in stderr, stderr

@@ -1,4 +1,4 @@
-"""Shards for tests: a folder converted in this process, or any bytes as samples."""
+"""Shards for tests, made from a folder in this process, or from any bytes as samples."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def convert_folder(
     num_workers: int = 0,
     on_bad: OnBad = "fail",
 ) -> Manifest:
-    """What the build commands do, in this process; the manifest names the folder as its source."""
+    """Converts a folder in this process, as the build commands do. The manifest names the folder as its source."""
     found = scan(source) if isinstance(source, Path) else source
     settings = settings or EncodeSettings()
     conversion = plan_conversion(found, source.name if isinstance(source, Path) else "source", settings)
@@ -38,7 +38,7 @@ def convert_folder(
 
 
 def write_manifest(directory: Path, raw: dict[str, Any]) -> None:
-    """Writes a manifest that says this, with a checksum that fits."""
+    """Writes a manifest with this content and the right checksum."""
     body = {key: value for key, value in raw.items() if key != "checksum"}
     checksum = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     text = json.dumps({**body, "checksum": checksum}, indent=1, sort_keys=True) + "\n"
@@ -48,7 +48,7 @@ def write_manifest(directory: Path, raw: dict[str, Any]) -> None:
 def write_samples(
     make_writer: MakeWriter, directory: Path, split: str, images: Sequence[EncodedImage]
 ) -> tuple[ShardFile, ...]:
-    """Writes images with the labels 0, 1, ... and without a manifest."""
+    """Writes images with the labels 0, 1, ..., without a manifest."""
     records = Records(directory / f"{split}.records", 0, 0)
     with make_writer(directory, split, len(images)) as writer:
         writer.resume([])

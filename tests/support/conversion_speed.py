@@ -1,16 +1,16 @@
 """Times our conversion against FFCV's own writer: python tests/support/conversion_speed.py --images DIR [--json FILE]
 
-DIR holds images in class folders. They are repeated, as links, to a larger folder, which is converted by turns in one
-run, with the same settings (500 px, quality 90) and as many worker processes:
+DIR has images in class folders. They are repeated, as links, in a larger folder. The following take turns in converting
+it, with the same settings (500 px, quality 90) and the same number of worker processes:
 
     ffcv           FFCV's DatasetWriter
     always, auto   the command `build_ffcv.py --reencode always | auto`: listing, encoding, writing, checksums
     tars           the command `build_dali.py`, re-encoding
 
-The start of Python and the imports are not counted. Round by round the order is turned around.
+The start of Python and the imports are not counted. The order is reversed from round to round.
 
---within leaves out images whose longer side is over 500 px. Peak memory is that of a command's processes together
-(shared pages are counted in each).
+--within skips images whose longer side is over 500 px. Peak memory is the sum over a command's processes; shared pages
+count in each of them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ COMMANDS = {
 
 
 class Folder:
-    """The images of a class-folder tree for FFCV's writer: decoded as torchvision's ImageFolder does."""
+    """The images in class folders for FFCV's writer, decoded as by torchvision's ImageFolder."""
 
     def __init__(self, root: Path) -> None:
         classes = sorted(path for path in root.iterdir())
@@ -56,7 +56,7 @@ class Folder:
 
 
 def write_with_ffcv(root: Path, out: Path, workers: int) -> None:
-    """Runs in a process of its own; prints the seconds."""
+    """Converts `root` and prints the seconds. It runs in a process of its own."""
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
 
@@ -68,7 +68,7 @@ def write_with_ffcv(root: Path, out: Path, workers: int) -> None:
 
 
 def peak_memory(process: subprocess.Popen[str]) -> int:
-    """Waits for a process; the largest sum of its own and its descendants' resident memory, in bytes."""
+    """Waits for a process. Returns the peak of the resident memory of it and its descendants together, in bytes."""
     peak = 0
     while process.poll() is None:
         parents, resident = {}, {}
@@ -114,7 +114,7 @@ def run(name: str, root: Path, out: Path, workers: int) -> tuple[float, int]:
 
 
 def links(images: Path, root: Path, repeat: int, within: bool) -> int:
-    """A class-folder tree in which each image occurs `repeat` times; returns the number of images."""
+    """Makes class folders with `repeat` links to each image. Returns the number of links."""
     count = 0
     for folder in sorted(path for path in images.iterdir() if path.is_dir()):
         (root / folder.name).mkdir(parents=True)
@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=10, help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="default: one a core")
-    parser.add_argument("--within", action="store_true", help=f"only images within {MAX_SIDE} px")
+    parser.add_argument("--within", action="store_true", help=f"only images of at most {MAX_SIDE} px")
     parser.add_argument("--only", default="ffcv,always,auto,tars", help="default: %(default)s")
     parser.add_argument(
         "--scratch", type=Path, metavar="DIR", help="where shards are written (default: a temporary one)"

@@ -1,4 +1,4 @@
-"""The parts of the crop decoder, one by one: `crop_shim.cpp` and `region_shim.cpp`, built and loaded."""
+"""Access to the parts of the crop decoder: `crop_shim.cpp` and `region_shim.cpp`, compiled and loaded."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
 
 HERE = Path(__file__).resolve().parent
 GREY, RGB, YCBCR = 1, 2, 3  # J_COLOR_SPACE
-SAMPLINGS = {  # of the three components: horizontal and vertical factors
+SAMPLINGS = {  # horizontal and vertical factors of the three components
     "4:4:4": (1, 1, 1, 1, 1, 1),
     "4:2:2": (2, 1, 1, 1, 1, 1),
     "4:2:0": (2, 2, 1, 1, 1, 1),
@@ -48,7 +48,7 @@ BOX = ctypes.c_uint32 * 4
 
 
 def build_shim(name: str, directory: Path) -> Path:
-    """Compiles tests/NAME.cpp against libjpeg; skips the test where that is impossible. Returns the library's path."""
+    """Compiles NAME.cpp against libjpeg and returns the path of the library. Skips the test if that is impossible."""
     compiler = shutil.which("g++")
     headers = "#include <cstdio>\n#include <jpeglib.h>\n"
     check = [compiler or "false", "-x", "c++", "-fsyntax-only", "-"]
@@ -77,7 +77,7 @@ class CropLibrary:
     def baseline(
         self, data: bytes, size: tuple[int, int], box: tuple[int, int, int, int], avx2: bool = True
     ) -> np.ndarray | None:
-        """The box's pixels, uint8 (height, width, 3); None where our decoder leaves the file to libjpeg."""
+        """The pixels of the box, uint8 (height, width, 3), or None if our decoder passes the file to libjpeg."""
         pixels = np.full((box[2], box[3], 3), 77, np.uint8)
         arguments = (data, len(data), *size, (ctypes.c_uint32 * 4)(*box), avx2, pixels.ctypes.data)
         return pixels if self.library.crop_baseline(*arguments) else None
@@ -90,7 +90,7 @@ class CropLibrary:
         flip: bool = False,
         avx2: bool = True,
     ) -> np.ndarray:
-        """A box (top, left, height, width; by default all) of uint8 (h, w, 3) -> uint8 (*out, 3)."""
+        """Resizes a box (top, left, height, width; by default all) of uint8 (h, w, 3) to uint8 (*out, 3)."""
         height, width = pixels.shape[:2]
         output = np.full((*out, 3), 77, np.uint8)
         arguments = (pixels.ctypes.data, height, width, (ctypes.c_double * 4)(*(box or (0, 0, height, width))))
@@ -118,7 +118,7 @@ class Refusal(NamedTuple):
 
 
 class RegionLibrary:
-    """`region_shim.cpp`."""
+    """The functions of `region_shim.cpp`."""
 
     def __init__(self, path: Path) -> None:
         self.library = ctypes.CDLL(str(path))
@@ -135,7 +135,7 @@ class RegionLibrary:
     def decode(
         self, data: bytes, size: tuple[int, int], box: tuple[int, int, int, int], out: tuple[int, int] | None = None
     ) -> Region | Refusal:
-        """`out`: what the box is to be resized to, by default its own size."""
+        """Decodes the region for a box that is to be resized to `out`, by default its own size."""
         out = out or (box[2], box[3])
         pixels = np.full((box[2] * box[3] * 3,), 77, np.uint8)
         region = _Region()
@@ -160,7 +160,7 @@ class RegionLibrary:
 
 
 def edge_boxes(height: int, width: int) -> Iterator[tuple[int, int, int, int]]:
-    """Each row and each column alone, and from it to either end of the image."""
+    """Boxes of each row and each column alone, and from it to either end of the image."""
     for top in range(height):
         yield from ((top, 0, 1, width), (top, 0, height - top, width), (0, 0, top + 1, width))
     for left in range(width):
@@ -175,7 +175,7 @@ def boxes(draw, height: int, width: int, smallest: int = 1) -> tuple[int, int, i
 
 @st.composite
 def files(draw) -> tuple[np.ndarray, str, int, bool, int]:
-    """Arguments of RegionLibrary.write."""
+    """Draws the arguments of `RegionLibrary.write`."""
     pixels = make_image(draw(st.integers(0, 99)), draw(st.integers(1, 130)), draw(st.integers(1, 130)))
     colours = draw(st.sampled_from([YCBCR, YCBCR, RGB, GREY]))
     restarts = draw(st.sampled_from([0, 0, 1, 2, 3, 7, 100]))

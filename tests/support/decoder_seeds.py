@@ -1,5 +1,8 @@
-"""Small JPEGs of many kinds from which hostile ones are made: `python tests/support/decoder_seeds.py FOLDER` writes
-them, each with the bytes of a request for `decoder_fuzz.cpp`."""
+"""Small JPEG files of many kinds, from which hostile ones are made.
+
+`python tests/support/decoder_seeds.py FOLDER` writes them, each followed by the bytes of a request for
+`decoder_fuzz.cpp`.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ __all__ = ["request", "seeds"]
 
 
 def seeds() -> dict[str, bytes]:
-    """By name."""
+    """JPEG files by name."""
     found = {}
     sizes = {"large": (80, 100), "small": (33, 47), "tiny": (5, 3)}
     for name, (height, width) in sizes.items():
@@ -38,7 +41,7 @@ def seeds() -> dict[str, bytes]:
 
 
 def turned(jpeg: bytes) -> bytes:
-    """4:2:2 as 4:4:0: other pixels, but no damage where both have as many MCUs."""
+    """Makes a 4:4:0 file from a 4:2:2 file with as many MCUs. Its pixels are different, but the file is valid."""
     frame = dict(segments(jpeg)[0])[0xC0]
     height, width = struct.unpack(">HH", frame[1:5])
     across, down = -(-width // 16), -(-height // 8)
@@ -47,7 +50,7 @@ def turned(jpeg: bytes) -> bytes:
 
 
 def request(top: int, left: int, height: int, width: int, out_height: int, out_width: int) -> bytes:
-    """The bytes that follow a file, for this box in it and this output size, up to 48."""
+    """The bytes of a request after a file: a box in the image, and an output size of at most 48."""
     return struct.pack("=4H4B", top, left, height - 1, width - 1, out_height - 1, out_width - 1, 0, 1)
 
 

@@ -1,4 +1,4 @@
-"""The threads of the native decoder, as the system lists them."""
+"""The threads of the native decoder that the system lists."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ __all__ = ["assert_no_thread_is_left", "eventually", "our_threads"]
 
 
 def our_threads() -> list[Path]:
-    """Those of decoders in this process; one that has been joined stays visible for a moment."""
+    """The threads of decoders in this process. A thread that was joined stays visible for a moment."""
     found = []
     for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(OSError):  # it has just gone
+        with contextlib.suppress(OSError):  # the thread has just ended
             if (task / "comm").read_text() in ("crop-decoder\n", "read-ahead\n"):
                 found.append(task)
     return found
 
 
 def eventually(condition: Callable[[], bool]) -> bool:
+    """Whether the condition becomes true within five seconds."""
     for _ in range(500):
         if condition():
             return True

@@ -1,7 +1,7 @@
-"""The depthwise kernels in Triton's interpreter, on or off for a whole process: tests/sdpnet/test_depthwise.py runs
-this file.
+"""Tests of the depthwise kernels in Triton's interpreter, which is on or off for a whole process.
 
-The oracle is PyTorch's convolution and GELU in float64. The interpreter cuts bfloat16 off instead of rounding it.
+tests/sdpnet/test_depthwise.py runs this file. The oracle is PyTorch's convolution and GELU in float64. The interpreter
+truncates to bfloat16 instead of rounding.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Tensors = tuple[torch.Tensor, ...]
 def inputs_of(
     batch: int, dim: int, height: int, width: int, kernel: int, dtype: torch.dtype = torch.float32
 ) -> Tensors:
-    """x, weight, bias, and a gradient to the result."""
+    """x, weight, bias, and a gradient of the result."""
     generator = torch.Generator().manual_seed(batch * dim + height * width + kernel)
     shapes = (batch, dim, height, width), (dim, 1, kernel, kernel), (dim,), (batch, dim, height, width)
     x, weight, bias, gradient = (torch.randn(shape, generator=generator) for shape in shapes)
@@ -36,7 +36,7 @@ def inputs_of(
 
 
 def in_float64(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, gradient: torch.Tensor) -> Tensors:
-    """The result, and the gradients to x, weight and bias."""
+    """The result and the gradients of x, weight and bias, computed by PyTorch in float64."""
     x, weight, bias = (value.detach().double().requires_grad_() for value in (x, weight, bias))
     out = F.gelu(F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=len(weight)))
     return out.detach(), *torch.autograd.grad(out, (x, weight, bias), gradient.double())
@@ -48,7 +48,7 @@ def ours(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, gradient: to
 
 
 def assert_close(found: Tensors, expected: Tensors, tolerance: float) -> None:
-    """Every difference against the largest expected value of its tensor."""
+    """Requires that differences are within `tolerance`, relative to the largest expected value of each tensor."""
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.shape == theirs.shape
         assert ((ours.double() - theirs).abs() <= tolerance * theirs.abs().max()).all()
@@ -73,7 +73,7 @@ def test_equals_pytorch_in_float64(shape: tuple[int, int, int, int], kernel: int
 
 @pytest.mark.parametrize(("tile", "programs"), [(3, 1), (2, 4), (3, 1000)])
 def test_tiles_meet(tile: int, programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several tiles in both directions, the last ones not full; a program sums over all of them, some, or one."""
+    """Several tiles in both directions, the last ones not full; a program sums over all, some or one of them."""
     monkeypatch.setattr(depthwise, "_TILE", tile)
     monkeypatch.setattr(depthwise, "_PROGRAMS", programs)
     inputs = inputs_of(2, 3, 5, 4, 3)
@@ -82,7 +82,7 @@ def test_tiles_meet(tile: int, programs: int, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_is_float32_rounded(dtype: torch.dtype) -> None:
-    """Two units in the last place: of the result, and of GELU's derivative, which backward reads rounded."""
+    """Differences of two units in the last place: the result is rounded, and so is GELU's derivative for backward."""
     x, weight, bias, gradient = inputs_of(1, 4, 3, 5, 3, dtype)
     found = ours(x, weight, bias, gradient)
     assert [value.dtype for value in found] == [dtype, dtype, torch.float32, torch.float32]
@@ -92,7 +92,7 @@ def test_half_precision_is_float32_rounded(dtype: torch.dtype) -> None:
 
 
 def test_gelu_far_from_zero() -> None:
-    """A filter of one: GELU itself, from -12 to 12, and its derivative."""
+    """GELU itself, by a filter with a single 1, and its derivative, from -12 to 12."""
     x = torch.linspace(-12, 12, 49).reshape(1, 1, 7, 7).requires_grad_()
     weight, bias = (torch.arange(9) == 4).float().reshape(1, 1, 3, 3), torch.zeros(1)
     out = depthwise_gelu(x, weight, bias)
@@ -136,7 +136,7 @@ def test_torch_finds_no_fault_with_the_operations(dtype: torch.dtype) -> None:
 
 
 def blocks(dim: int = 6) -> tuple[ConvBlock, ConvBlock, torch.Tensor]:
-    """The same block twice, the second one with our kernels, and an input."""
+    """Two equal blocks, the second one with our kernels, and an input."""
     torch.manual_seed(0)
     plain = ConvBlock(dim, 3, 0.0)
     fused = copy.deepcopy(plain)
@@ -190,7 +190,7 @@ def test_distributed(tmp_path: Path) -> None:
 
 
 def test_recomputed_activations() -> None:
-    """The model with checkpointing: same loss and gradients as without it and as without our kernels."""
+    """The model with checkpointing has the same loss and gradients as without it, and as without our kernels."""
     gradients = []
     for triton, checkpointing in ((False, False), (True, False), (True, True)):
         torch.manual_seed(0)

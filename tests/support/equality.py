@@ -10,7 +10,7 @@ __all__ = ["equal"]
 
 
 def equal(one: Any, other: Any) -> bool:
-    """To the bit, in all that is nested."""
+    """Whether two nested values are equal to the bit."""
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
     if isinstance(one, (list, tuple)):

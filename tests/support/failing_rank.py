@@ -1,4 +1,4 @@
-"""`train` with an error in one process: python failing_rank.py RANK STEP ARGUMENTS... ; the step is counted from 1."""
+"""`train` with an error in one process at a step, counted from 1: python failing_rank.py RANK STEP ARGUMENTS..."""
 
 from __future__ import annotations
 

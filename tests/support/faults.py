@@ -1,6 +1,6 @@
-"""Build commands in which one system call fails or is the last, each in a child of its own.
+"""Build commands in which one system call fails or the process is killed at it, each in a child process.
 
-This module is both sides: `Commands` starts it as a process that has loaded everything and forks at each request.
+This module is both sides: `Commands` runs it as a process that has imported everything and forks for each request.
 """
 
 from __future__ import annotations
@@ -27,20 +27,23 @@ from typing import Any
 from sdpnet.preprocess.verify import verify
 
 ROOT = Path(__file__).resolve().parents[2]
-# The calls by which a conversion changes files, and some of its functions.
+# The system calls with which a conversion changes files, and some of its functions.
 CALLS = ("open", "pwrite", "fsync", "ftruncate", "replace", "unlink", "mkdir", "rmdir", "io.open")
 FUNCTIONS = ("add", "sha256_of", "finish")
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens at the `nth` call of `call` ("*": of any of `CALLS`) for a path that `path` is found in.
+    """A fault at one call.
 
     Attributes:
-        action: SIGKILL: "kill" before the call, "kill after" it, "kill half" with a write's first half done; the
-            system's refusal: "ENOSPC", "EIO"; "short": a write takes 7 bytes.
-        lasting: every later call that matches fails too.
-        lost: the machine loses power: the files that this pattern is found in lose what has not been fsynced.
+        call: the name of the call; "*" for any of `CALLS`.
+        path: a pattern; only calls for a path that it is found in count.
+        nth: the number of the call, from 1.
+        action: "kill" sends SIGKILL before the call, "kill after" after it, and "kill half" after the first half of a
+            write. "ENOSPC" and "EIO" make the system refuse the call. With "short", a write takes only 7 bytes.
+        lasting: whether every later call that matches fails too.
+        lost: a pattern; the files whose path it is found in lose everything that was not synced, as by a power failure.
     """
 
     call: str
@@ -53,7 +56,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended: its exit status (negative: the signal), stderr, and how often each of `CALLS` was made."""
+    """The end of a command: its exit status (negative for a signal), its stderr, and the number of calls by name."""
 
     status: int
     stderr: str
@@ -61,16 +64,22 @@ class Ended:
 
 
 class Commands:
-    """Runs build commands, one at a time, each with a fault or without; use as a context manager.
+    """Runs build commands, one at a time, with or without a fault. It is a context manager.
 
-    `script` is what runs them, by `serve`. A command that runs for more than `limit` seconds is ended by SIGALRM.
+    Args:
+        script: the program that runs the commands by `serve`.
+        limit: the number of seconds after which SIGALRM ends a command; 0 for no limit.
     """
 
     def __init__(self, script: str = __file__, limit: int = 0) -> None:
         self._script, self._limit = script, limit
 
     def __enter__(self) -> Commands:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}  # one thread: it forks
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "OPENBLAS_NUM_THREADS": "1",
+        }  # one thread, because it forks
         self._process = subprocess.Popen(
             [sys.executable, self._script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
@@ -85,21 +94,21 @@ class Commands:
     def run(self, format: str, arguments: list[str], fault: Fault | None = None, processes: bool = False) -> Ended:
         """Runs `build_ffcv` ("beton") or `build_dali` ("tar").
 
-        Each image is committed by itself. `processes`: with the worker processes and the thread that the command has
-        outside of tests; else both are done without, so that the calls come in the same order each time.
+        Each image is committed separately. With `processes`, the command has the same worker processes and thread as
+        outside of tests. By default it has neither, so that its calls always come in the same order.
         """
         request = {"format": format, "arguments": arguments, "processes": processes}
         return self.request({**request, "fault": fault and asdict(fault)})
 
     def request(self, request: dict[str, Any]) -> Ended:
-        """Runs what the script makes of a request; "seconds" in it: it is killed after so long."""
+        """Sends a request to the script. If it has the key "seconds", the command is killed after that time."""
         assert self._process.stdin and self._process.stdout
         print(json.dumps({**request, "limit": self._limit}), file=self._process.stdin, flush=True)
         return Ended(**json.loads(self._process.stdout.readline()))
 
 
 class _Inline:
-    """A pool of threads that has none."""
+    """A thread pool without threads: it runs a function when it is submitted."""
 
     def __init__(self, *_: object, **__: object) -> None:
         pass
@@ -117,21 +126,23 @@ class _Inline:
 
 
 class Injector:
-    """Stands in the place of system calls, and of functions, and lets one of them go wrong."""
+    """Replaces system calls and functions, counts them, and makes one of them fail."""
 
     def __init__(self, out: str, fault: Fault | None) -> None:
         self.out, self.fault = out, fault
         self.counts: Counter[str] = Counter()
         self.matching = 0
-        self.unsynced: list[tuple[str, int, bytes, int]] = []  # path, offset, what was there, size of the file
+        self.unsynced: list[tuple[str, int, bytes, int]] = []  # path, offset, previous content, previous file size
         self.real = {call: getattr(os, call) for call in CALLS[:-1]}
 
     def install(self) -> None:
-        """Stands in for all of `CALLS`, in this process, for good."""
+        """Replaces all of `CALLS` in this process permanently."""
         for call in CALLS[:-1]:
             setattr(os, call, self.wrap(call, getattr(os, call)))
-        io.open = self.wrap("io.open", io.open)  # what Path.open calls
-        if accessor := getattr(pathlib, "_NormalAccessor", None):  # Python 3.10: pathlib holds the calls itself
+        io.open = self.wrap("io.open", io.open)  # Path.open calls it
+        if accessor := getattr(
+            pathlib, "_NormalAccessor", None
+        ):  # in Python 3.10, pathlib keeps references to the calls
             for call in ("mkdir", "rmdir", "unlink", "replace"):
                 setattr(accessor, call, staticmethod(getattr(os, call)))
             accessor.open = staticmethod(io.open)
@@ -159,7 +170,7 @@ class Injector:
                 half = arguments[1][: len(arguments[1]) // 2]
                 self._call(call, path, real, (arguments[0], half, arguments[2]), options)
             elif fault.action == "kill after":
-                with contextlib.suppress(FileNotFoundError):  # mkdir(parents=True) begins with one that fails
+                with contextlib.suppress(FileNotFoundError):  # the first call of mkdir(parents=True) may fail
                     self._call(call, path, real, arguments, options)
             if fault.lost:
                 self._lose(fault.lost)
@@ -168,7 +179,7 @@ class Injector:
         return wrapped
 
     def _call(self, call: str, path: str, real: Callable[..., Any], arguments: Any, options: Any) -> Any:
-        if call == "fsync":  # for what a kill leaves it makes no difference, and it takes long
+        if call == "fsync":  # it is slow, and makes no difference to what a killed process leaves behind
             self.unsynced = [change for change in self.unsynced if change[0] != path]
             return None
         if call in ("pwrite", "ftruncate"):
@@ -199,12 +210,12 @@ def command_line(source: Path, out: Path, *more: str) -> list[str]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """The files of a folder; of a folder in it, the name."""
+    """The content of each file in a folder, by name; b"folder" for a folder in it."""
     return {path.name: path.read_bytes() if path.is_file() else b"folder" for path in sorted(folder.iterdir())}
 
 
 def require_absent_or_complete(out: Path, whole: Path) -> None:
-    """Of a conversion that ended early, nothing has its final name but complete files, and the manifest only last."""
+    """After a conversion that ended early, only complete files have their final names, and the manifest has it last."""
     found = contents(out) if out.exists() else {}
     files = {name: content for name, content in found.items() if not re.fullmatch(r"\.unfinished|\..*\.partial", name)}
     expected = contents(whole)
@@ -215,14 +226,14 @@ def require_absent_or_complete(out: Path, whole: Path) -> None:
 
 
 def require_finished(ended: Ended, out: Path, whole: Path) -> None:
-    """The command finished the set that `whole` is a copy of, or found it finished."""
+    """The command has finished the set that `whole` is a copy of, or has found it finished."""
     last = ended.stderr.rstrip().rpartition("\n")[2]
     assert ended.status == 0 or "already holds a shard set" in last, ended.stderr
     assert contents(out) == contents(whole)
 
 
 def _path(call: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> str:
-    """The file that a call is about; the new name of one that is renamed."""
+    """The path of the file that a call changes; for a rename, the new path."""
     if call in FUNCTIONS:
         return ""
     target = arguments[1 if call == "replace" else 0]
@@ -237,7 +248,7 @@ def _path(call: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> str
 
 
 def _convert(request: dict[str, Any], report: int) -> int:
-    """In the forked child: the command, with small pages and tars, a commit at each image and the fault."""
+    """Runs the command in the forked child, with small pages and tars, a commit after each image, and the fault."""
     from sdpnet.preprocess import build_dali, build_ffcv
     from sdpnet.preprocess.conversion import command as build
     from sdpnet.preprocess.conversion import committer
@@ -275,7 +286,7 @@ def _convert(request: dict[str, Any], report: int) -> int:
 
 
 def serve(run: Callable[[dict[str, Any], int], int]) -> None:
-    """Answers the requests of `Commands`: the status is `run(request, descriptor for the counts)` in a forked child."""
+    """Answers the requests of `Commands`. A forked child calls `run(request, descriptor for counts)` for the status."""
     for line in sys.stdin:
         request = json.loads(line)
         with tempfile.TemporaryFile("w+") as stderr, tempfile.TemporaryFile() as report:

@@ -1,4 +1,4 @@
-"""Trainings of six steps, and what becomes of them."""
+"""Trainings of six steps, and their results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BAD_STEP, LAST_STEP = 4, 6
 
 
 def arguments(data: Path, out: Path, *settings: str) -> list[str]:
-    """One epoch of six steps, with an average; saved after steps 2, 4 and 6."""
+    """The arguments for one epoch of six steps, with averaged weights and checkpoints after steps 2, 4 and 6."""
     common = ["data.batch_size_per_gpu=4", "data.num_workers=1", "train.checkpoint_interval=2", "ema.decay=0.9"]
     common += ["train.keep_checkpoints=9", "train.async_checkpoints=false"]
     command = ["--config", "debug", "--data", str(data), "--out", str(out), "--pipeline", PIPELINE]
@@ -27,13 +27,14 @@ def arguments(data: Path, out: Path, *settings: str) -> list[str]:
 
 
 def final(run: Path) -> dict[str, Any]:
+    """The newest checkpoint of a run."""
     path = latest_checkpoint(run / "checkpoints")
     assert path is not None
     return load_checkpoint(path)
 
 
 def refused(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line that a command ends with."""
+    """Requires that a command is refused, and returns its one line of error."""
     capsys.readouterr()
     assert main(command) == 2
     err = capsys.readouterr().err

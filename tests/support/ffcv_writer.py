@@ -1,7 +1,7 @@
 """Stock FFCV's `DatasetWriter`, in a process of its own.
 
-It forks its workers, and waits for ever when one dies: in a process where other tests have used DALI, whose objects do
-not survive a fork, both have happened.
+The writer forks its workers and waits forever if one of them dies. This has happened in a process in which other tests
+had used DALI, whose objects do not survive a fork.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["write_with_ffcv"]
 
 
 def write_with_ffcv(files: dict[Path, str], samples: Sequence[tuple[np.ndarray, int]]) -> None:
-    """Writes (uint8 (H, W, 3), label) samples to each of `files`, whose values are the write modes: "jpg" or "raw"."""
+    """Writes samples (uint8 (H, W, 3), label) to each of `files`, whose values are write modes: "jpg" or "raw"."""
     work = pickle.dumps(([(str(path), mode) for path, mode in files.items()], list(samples)))
     subprocess.run([sys.executable, __file__], input=work, check=True, timeout=120, stderr=subprocess.DEVNULL)
 

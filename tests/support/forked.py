@@ -1,4 +1,4 @@
-"""Groups of processes, forked from a server that has imported what they need: alone, each takes seconds for that."""
+"""Groups of processes that are forked from a server. It has done their imports, which would take each one seconds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from launches import free_port, member
 
 __all__ = ["run_group"]
 
-_SECONDS = 400  # then they hang: before pytest's faulthandler_timeout ends all
+_SECONDS = 400  # processes that take longer hang; less than pytest's faulthandler_timeout, which ends all tests
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     ["sdpnet.train", "sdpnet.pipelines.executors.native", "sdpnet.pipelines.executors.torchvision"]
@@ -24,9 +24,15 @@ _CONTEXT.set_forkserver_preload(
 
 
 def run_group(function: Callable[..., Any], *args: Any, world_size: int, scratch: Path) -> list[Any]:
-    """What `function(*args)` returns in each process of a group that `sdpnet.distributed.processes.join` finds.
+    """Calls `function(*args)` in each process of a group that `sdpnet.distributed.processes.join_group` can join.
 
-    Files go to `scratch`, a directory that need not be there. Fails with what all have printed when one does.
+    If a process fails, the assertion shows the output of all processes.
+
+    Args:
+        scratch: a directory for files; it is created if it does not exist.
+
+    Returns:
+        The result of each process.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     port = free_port()

@@ -1,7 +1,7 @@
-"""The fused kernel in Triton's interpreter, which is on or off for a whole process: tests/pipelines/test_fused.py runs
-this file.
+"""Tests of the fused kernel in Triton's interpreter, which is on or off for a whole process.
 
-The interpreter cuts bfloat16 off instead of rounding it: one unit in the last place, as in float16 by chance.
+tests/pipelines/test_fused.py runs this file. The interpreter truncates to bfloat16 instead of rounding, which changes
+one unit in the last place; in float16 this happens by chance.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sdpnet.pipelines.plan import MIX_CUTMIX, MIX_MIXUP, MIX_NONE, BatchPlan, Er
 from sdpnet.pipelines.planning.policies import Operation, RandAugmentOptions
 
 assert os.environ["TRITON_INTERPRET"] == "1"
-LEVELS = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0, 0.0])  # a scale that leaves levels as they are
+LEVELS = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0, 0.0])  # a scale that does not change the levels
 RAND = AugmentOptions(randaugment=RandAugmentOptions("randaugment"))
 STRENGTHS: dict[Operation, list[float]] = {
     Operation.IDENTITY: [0.0],
@@ -50,7 +50,7 @@ STRENGTHS: dict[Operation, list[float]] = {
 
 @pytest.fixture(autouse=True)
 def larger_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter takes its time for each program, however large."""
+    """Larger blocks: the interpreter takes about the same time for a program of any size."""
     monkeypatch.setattr(fused, "_BLOCK", 512)
     monkeypatch.setattr(fused, "_COUNT_BLOCK", 128)
     monkeypatch.setattr(fused, "_COUNT_BLOCKS", 2)
@@ -75,12 +75,12 @@ def plan_of(batch: int, options: AugmentOptions, image_size: int = 32) -> BatchP
 def both(
     images: torch.Tensor, options: AugmentOptions, plan: BatchPlan, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The reference's images, and how many levels the fused stage's are apart from them."""
+    """The images of the reference, and the difference of the fused stage's images in levels."""
     n, before = len(images), images.clone()
     batch = Batch(images, torch.arange(n) % 5, torch.arange(n), torch.ones(n, dtype=torch.bool), plan)
     monkeypatch.setattr(fused, "runs_on", lambda device: True)
     stage = DeviceStage(replace(options, fused="verify"), 5, dtype, train=True)
-    stage._fused = None if options.randaugment.enabled else True  # verifying takes the kernel's time again
+    stage._fused = None if options.randaugment.enabled else True  # verification would run the kernel a second time
     out, targets = stage(batch)
     expected, same_targets = DeviceStage(replace(options, fused="off"), 5, dtype, train=True)(batch)
     assert torch.equal(targets, same_targets) and torch.equal(images, before)
@@ -92,7 +92,7 @@ def both(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("mode", ["none", "constant", "colour", "pixel"])
 def test_erasing_and_mixing(mode: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All kinds of mixing in one batch, boxes at corners, over all, and none; a partner's own box; a broken pair."""
+    """All kinds of mixing in one batch; boxes at corners, over the image, and none; a partner's box; a broken pair."""
     erase = EraseOptions() if mode == "none" else EraseOptions(0.5, mode=mode)  # type: ignore[arg-type]
     options = AugmentOptions(erase=erase, mix=MixOptions(0.8, 1.0))
     plan = replace(
@@ -160,7 +160,7 @@ def test_each_operation_of_geometry_bilinearly(fill: tuple[float, float, float])
 
 
 def test_statistics_of_unusual_images() -> None:
-    """One level, two, few, one channel flat, the lowest and highest rare; several programs count each image."""
+    """Images of one, two or few levels, with a flat channel or rare extremes; several programs count each image."""
     images = images_of(5, 23, 25)
     images[0] = torch.tensor([7, 0, 255], dtype=torch.uint8)
     images[1] = torch.where(images[1] < 200, 3, 250)
@@ -180,7 +180,7 @@ def test_statistics_of_unusual_images() -> None:
     ],
 )
 def test_pairs_of_operations(mode: str, fill: tuple[float, float, float], kinds: list[int]) -> None:
-    """Each way of being computed before and after each, itself too."""
+    """Each kind of computation before and after each other one and itself."""
     operations = np.array([(first, then) for first in kinds for then in kinds], np.uint8)
     magnitudes = np.vectorize(lambda op: STRENGTHS[Operation(op)][-1])(operations).astype(np.float32)
     assert_equal(images_of(len(operations), 9, 7), operations, magnitudes, mode, fill)
@@ -188,7 +188,7 @@ def test_pairs_of_operations(mode: str, fill: tuple[float, float, float], kinds:
 
 @pytest.mark.parametrize(("mode", "fill"), [("nearest", (0.0, 0.0, 0.0)), ("bilinear", (1.0, 2.5, 3.0))])
 def test_operations_in_turn(mode: str, fill: tuple[float, float, float]) -> None:
-    """Three a sample, of all kinds: two geometric in turn, fill that is operated on, some done before the kernels."""
+    """Three operations of all kinds in a sample: two geometric ones, operations on fill, some before the kernels."""
     rng, count = np.random.default_rng(3), 28
     operations = rng.choice(np.array(list(Operation), np.uint8), (count, 3))
     operations[:10] = rng.choice(np.arange(1, 8, dtype=np.uint8), (10, 3))

@@ -1,4 +1,4 @@
-"""What tests of hostile shards share: sets that believe a file, and a process that opens them within narrow limits."""
+"""Shared parts of the tests of hostile shards: manifests for any file, and a process that opens sets within limits."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from faults import ROOT
 from sdpnet.preprocess.encoding.encode import EncodedImage
 
 NUM_SAMPLES = 6
-# Opens the split "train" of each folder, and reads all of its images. More than 256 MB, or 1 s of processor time for a
-# folder, end the process.
+# Opens the split "train" of each folder and reads all of its images. The process ends if it takes more than 256 MB, or
+# more than 1 s of processor time for a folder.
 OPEN = """
 import json, resource, signal, sys
 from sdpnet.pipelines.errors import ShardError
@@ -38,7 +38,7 @@ for folder in json.load(sys.stdin):
 
 
 def answers(folders: Iterable[Path]) -> list[str]:
-    """What opening each folder said; it must have been an answer."""
+    """Opens each folder in the process, and returns its answers. The process must have answered for all of them."""
     asked = [str(folder) for folder in folders]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -57,7 +57,7 @@ def answers(folders: Iterable[Path]) -> list[str]:
 
 
 def make_set(folder: Path, name: str, num_samples: int) -> None:
-    """A manifest that believes the file `name`, with labels up to 100."""
+    """Writes a manifest that fits the file `name`, whatever is in it, with 100 classes."""
     folder.mkdir(exist_ok=True)
     size = (folder / name).stat().st_size
     file = {"name": name, "num_samples": num_samples, "bytes": size, "sha256": "", "sidecars": {}, "hashed_from": 0}
@@ -69,12 +69,12 @@ def make_set(folder: Path, name: str, num_samples: int) -> None:
 
 
 def claimed_images() -> list[EncodedImage]:
-    """Bytes that only claim to be images; the layout does not look into them."""
+    """Bytes that are no images; the layout does not decode them."""
     return [EncodedImage(bytes([index]) * (60 + 70 * index), 10 + index, 20) for index in range(NUM_SAMPLES)]
 
 
 def hostile_number(rng: np.random.Generator, bits: int, near: int) -> int:
-    """A number of so many bits: small, at a power of two, near another one, or any."""
+    """A random number of at most `bits` bits: small, close to a power of two, close to `near`, or any."""
     kind = rng.integers(4)
     number = (
         int(rng.integers(3)),

@@ -1,4 +1,4 @@
-"""Image files for the tests: of all formats that are decoded, and with whatever metadata one wishes them."""
+"""Image files for the tests, in all formats that are decoded and with any metadata."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def jpeg_with(data: bytes, *segments: tuple[int, bytes]) -> bytes:
 
 
 def webp_with(data: bytes, size: tuple[int, int], flags: int, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A simple WebP file as one of the extended format, with more chunks behind its pixels; `size` is width, height."""
+    """Makes an extended WebP file from a simple one, with more chunks after its pixels; `size` is (width, height)."""
     header = struct.pack("<I", flags) + b"".join((side - 1).to_bytes(3, "little") for side in size)
     parts = [(b"VP8X", header), (data[12:16], data[20 : 20 + struct.unpack_from("<I", data, 16)[0]]), *chunks]
     body = b"WEBP" + b"".join(n + struct.pack("<I", len(b)) + b + b"\0" * (len(b) & 1) for n, b in parts)

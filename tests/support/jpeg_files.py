@@ -1,4 +1,4 @@
-"""JPEG files for the tests: from Pillow, and of kinds that Pillow does not write."""
+"""JPEG files for the tests, written by Pillow or of kinds that Pillow does not write."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
 
 
 def make_image(seed: int, height: int, width: int) -> np.ndarray:
-    """A smooth random picture with some grain: uint8 (height, width, 3)."""
+    """A smooth random image with some grain: uint8 (height, width, 3)."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float64)
@@ -36,12 +36,12 @@ def pillow_jpeg(pixels: np.ndarray, mode: str = "RGB", **options: object) -> byt
 
 
 def decoded(data: bytes) -> np.ndarray:
-    """What Pillow makes of it: uint8 (height, width, 3)."""
+    """The image as Pillow decodes it: uint8 (height, width, 3)."""
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
 def segments(jpeg: bytes) -> tuple[list[tuple[int, bytes]], bytes]:
-    """The marker segments up to the first scan's, as (marker, body), and the entropy-coded rest."""
+    """The marker segments up to that of the first scan, as (marker, body), and the entropy-coded rest."""
     assert jpeg[:2] == b"\xff\xd8"
     position, found = 2, []
     while True:
@@ -58,21 +58,21 @@ def joined(found: list[tuple[int, bytes]], rest: bytes) -> bytes:
 
 
 def replace_segment(jpeg: bytes, old: int, new: int, body: bytes | None = None) -> bytes:
-    """The file with the marker `old` renamed `new`, and its body replaced."""
+    """The file with the marker `old` replaced by `new` and, if given, its body replaced."""
     found, rest = segments(jpeg)
     assert old in dict(found)
     return joined([(new, body or b) if m == old else (m, b) for m, b in found], rest)
 
 
 def markers(jpeg: bytes) -> list[int]:
-    """All markers of a file with one scan, in order, restart markers and the end included."""
+    """All markers of a file with one scan, in order, including restart markers and the end."""
     found, rest = segments(jpeg)
     inside = [b for a, b in itertools.pairwise(rest) if a == 0xFF and b != 0]
     return [marker for marker, _ in found] + inside
 
 
 def planes_in_scans(pixels: np.ndarray, scans: list[int]) -> bytes:
-    """A sequential 4:4:4 JPEG with a scan for each entry of `scans`, a component from 1 to 3, all alike."""
+    """A sequential 4:4:4 JPEG with a scan for each entry of `scans` (a component from 1 to 3), of equal content."""
     found, rest = segments(pillow_jpeg(pixels, "L"))
     header = [(m, b) for m, b in found if m not in (0xC0, 0xDA)]
     frame = dict(found)[0xC0][:5] + bytes([3, 1, 0x11, 0, 2, 0x11, 0, 3, 0x11, 0])

@@ -1,4 +1,4 @@
-"""Starts the processes of one training as torchrun does, or by torchrun itself, so that a test can harm them."""
+"""Starts the processes of one training as torchrun does, or by torchrun, so that a test can kill or stop them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pathlib import Path
 
 __all__ = ["TORCHRUN", "Rank", "environment", "free_port", "member", "ranks", "wait_for_step"]
 
-# The address, because a machine need not be able to resolve its own name.
+# The address is given because a machine may not be able to resolve its own name.
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
 ROOT = Path(__file__).parents[2]
 
 
 class Rank:
-    """One process; what it prints goes to two files."""
+    """One process, with its stdout and stderr in two files."""
 
     def __init__(self, command: Sequence[str], variables: dict[str, str], scratch: Path) -> None:
         self.files = scratch / "stdout", scratch / "stderr"
@@ -30,8 +30,11 @@ class Rank:
             self.process = subprocess.Popen(command, env=variables, stdout=out, stderr=err, text=True)
 
     def ended(self, within: float) -> tuple[int, str, str]:
-        """Exit status, stdout and stderr, without the lines of gloo's that torch 2.10 prints when processes connect;
-        raises `subprocess.TimeoutExpired` after so many seconds."""
+        """Waits for the end of the process. Returns exit status, stdout and stderr.
+
+        The lines that gloo prints in torch 2.10 when processes connect are removed. Raises `subprocess.TimeoutExpired`
+        after `within` seconds.
+        """
         status = self.process.wait(within)
         out, err = (re.sub(r"^\[Gloo\] .*\n", "", file.read_text(), flags=re.MULTILINE) for file in self.files)
         return status, out, err
@@ -49,7 +52,7 @@ def free_port() -> int:
 
 
 def member(rank: int, world_size: int, port: int) -> dict[str, str]:
-    """What a process of a group on this machine finds in its environment."""
+    """The environment variables for a process of a group on this machine."""
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_PORT": port}
     return {"MASTER_ADDR": "127.0.0.1", **{name: str(number) for name, number in numbers.items()}}
 
@@ -58,8 +61,10 @@ def member(rank: int, world_size: int, port: int) -> dict[str, str]:
 def ranks(
     arguments: Sequence[str], world_size: int, scratch: Path, program: Sequence[str] = ("-m", "sdpnet.train")
 ) -> Iterator[list[Rank]]:
-    """The processes of a program, without torchrun, which would end all with the first one. Those that still run at the
-    end are killed."""
+    """Starts the processes of a program without torchrun, which would end all of them with the first one.
+
+    Processes that still run on exit are killed.
+    """
     port = free_port()
     command = [sys.executable, *program, *arguments]
     started = []
@@ -76,7 +81,7 @@ def ranks(
 
 
 def wait_for_step(out: Path, step: int, process: subprocess.Popen[str], within: float = 120) -> None:
-    """Returns when `metrics.jsonl` has a line for that step, which `process` is to come to."""
+    """Returns when `metrics.jsonl` has a line for this step or a later one. `process` must still run until then."""
     until = time.monotonic() + within
     while time.monotonic() < until:
         path = out / "metrics.jsonl"

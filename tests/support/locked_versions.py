@@ -1,10 +1,11 @@
-"""The installed versions against requirements.lock, which names those that the whole suite last passed with.
+"""Compares the installed versions with requirements.lock, which has the versions that the test suite last passed with.
 
-    python tests/support/locked_versions.py requirements.lock          what differs here, and what a failure of the
-    tests means python tests/support/locked_versions.py --write RESOLVED LOCK      LOCK from uv's resolution, checked
-    against what passed
+    python tests/support/locked_versions.py requirements.lock
+        prints the differences, and what they mean for a failure of the tests
+    python tests/support/locked_versions.py --write RESOLVED LOCK
+        writes LOCK from uv's resolution, after checking it against the installed versions
 
-`./dev test` and `./dev lock` call it. The lock serves Python 3.10 to 3.14 through environment markers.
+`./dev test` and `./dev lock` call it. The lock is for Python 3.10 to 3.14, by environment markers.
 """
 
 from __future__ import annotations
@@ -20,12 +21,22 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-NAMED = ("torch", "torchvision", "triton", "numpy", "pillow", "pytest", "hypothesis")  # what most failures come from
+NAMED = (
+    "torch",
+    "torchvision",
+    "triton",
+    "numpy",
+    "pillow",
+    "pytest",
+    "hypothesis",
+)  # the most frequent causes of failures
 
 
 def locked_versions(text: str, environment: dict[str, str] | None = None) -> dict[str, str]:
-    """Distribution -> version, of the lines of a lock that are meant for this Python and system, but for the markers
-    that `environment` says otherwise."""
+    """The version of each distribution in a lock, for this Python and system.
+
+    `environment` overrides values that environment markers are evaluated with.
+    """
     found: dict[str, str] = {}
     for line in text.splitlines():
         line = line.split("#")[0].strip()
@@ -39,12 +50,12 @@ def locked_versions(text: str, environment: dict[str, str] | None = None) -> dic
 
 
 def installed_versions() -> dict[str, str]:
-    """Distribution -> version; of a build with a local part (2.14.1+cpu) the public version."""
+    """The public version of each installed distribution, without a local part such as +cpu."""
     return {canonicalize_name(found.metadata["Name"]): Version(found.version).public for found in distributions()}
 
 
 def explain(lock: Path, installed: dict[str, str]) -> list[str]:
-    """Lines that say what a failure means, from what differs between the lock and this installation."""
+    """Lines that say what a failure of the tests means, given the differences of the lock and this installation."""
     named = ", ".join(f"{name} {installed[name]}" for name in NAMED if name in installed)
     lines = [f"  here: Python {platform.python_version()}, {platform.machine()}; {named}"]
     try:
@@ -72,7 +83,7 @@ def explain(lock: Path, installed: dict[str, str]) -> list[str]:
 
 
 def write(resolved: str, lock: Path, installed: dict[str, str], today: datetime.date) -> None:
-    """Writes the lock. Raises `SystemExit` when it would not install here what the suite passed with."""
+    """Writes the lock. Raises `SystemExit` if it would install other versions than the suite has passed with."""
     locked = locked_versions(resolved)
     both = {name: version for name, version in locked.items() if name in installed}
     different = [f"{name} {want} ({installed[name]} passed)" for name, want in both.items() if want != installed[name]]

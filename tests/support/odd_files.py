@@ -1,10 +1,10 @@
-"""Tries the decoder of image files on a folder of odd ones, and has other libraries judge its pixels.
+"""Runs the decoder of image files on a folder of odd files, and compares its pixels with those of other libraries.
 
-    python tests/support/odd_files.py FOLDER --out records/DATE-odd-files.json      needs OpenCV, pyvips and tifffile
+    python tests/support/odd_files.py FOLDER --out records/DATE-odd-files.json
 
-For each file the outcome is its pixels, with the largest difference to each library that reads it too (levels of 255),
-or the reason why it is refused, with the libraries that read it all the same. Not a test: it takes minutes, and what it
-finds strange has to be looked at.
+It needs OpenCV, pyvips and tifffile. If a file is decoded, the result is the largest difference to each library that
+reads it too (in levels of 255). If it is refused, the result is the reason, and the libraries that read it. This is not
+a test: it takes minutes, and a person has to look at the differences.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def by_libvips(data: bytes) -> np.ndarray:
 
 
 def by_pillow(data: bytes) -> np.ndarray:
-    """Whatever format Pillow knows, metadata and all, but for greyscale of more than 8 bits, which it clips."""
+    """Any format that Pillow knows, except greyscale of more than 8 bits, which it clips."""
     with Image.open(io.BytesIO(data)) as image:
         if image.format == "EPS":
             raise ValueError("would start Ghostscript")
@@ -88,8 +88,10 @@ ORACLES: dict[str, Callable[[bytes], np.ndarray]] = {
 
 
 def difference(path: Path, oracle: str, ours: np.ndarray | None) -> int | str | None:
-    """The largest difference of pixels; "size" where the sizes differ; "read" where we have no pixels; None where the
-    library does not read the file."""
+    """The largest difference of pixels between the decoder and a library.
+
+    The result is "size" if the sizes differ, "read" if only the library reads the file, and None if it does not.
+    """
     warnings.simplefilter("ignore")
     try:
         theirs = ORACLES[oracle](path.read_bytes())
@@ -103,7 +105,7 @@ def difference(path: Path, oracle: str, ours: np.ndarray | None) -> int | str | 
 
 
 def judge(path: Path) -> tuple[str | None, dict[str, int | str]]:
-    """The reason of a refusal, or None, and what the other libraries say."""
+    """The reason of a refusal, or None, and the results of `difference` by library."""
     warnings.simplefilter("ignore")
     try:
         ours, reason = decode_image(path.read_bytes()), None
@@ -127,7 +129,7 @@ def main() -> None:
         name = path.relative_to(arguments.folder).as_posix()
         try:
             reason, found = pool.submit(judge, path).result()
-        except BrokenProcessPool:  # a library crashed, ours or theirs
+        except BrokenProcessPool:  # the decoder or a library has crashed
             crashed.append(name)
             pool = ProcessPoolExecutor(1)
             continue

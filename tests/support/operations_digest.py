@@ -1,6 +1,6 @@
-"""Prints what torch computes with and a digest of every operation's results: operations_digest.py [DEVICE].
+"""Prints the instruction set that torch uses, and a digest of every operation's results: operations_digest.py [DEVICE].
 
-tests/pipelines/test_operations.py runs it once for each kind of code that torch has for this processor.
+tests/pipelines/test_operations.py runs it once for each instruction set that torch has code for on this processor.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LIMITS = {
     Operation.SOLARIZE_ADD: (0.0, 128.0),
     Operation.GAUSSIAN_BLUR: (0.1, 2.0),
 }
-EACH = 5  # samples of each operation, every one followed by another operation
+EACH = 5  # samples of each operation, each followed by a second operation
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What a page of the project holds besides its text: its charts, its scripts and its rules for both."""
+"""The charts, the scripts and the content security policy in a page of the project."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def scripts(source: str) -> list[tuple[str, str]]:
 
 
 def figures(source: str) -> list[dict[str, Any]]:
-    """The charts' figures, in the order of the page. Plotly itself says that it knows every key in them."""
+    """The figures of the charts, in the order of the page. Plotly checks that it knows every key in them."""
     found = [json.loads(content) for attributes, content in scripts(source) if "json" in attributes]
     for figure in found:
         plotly.graph_objects.Figure(figure)
@@ -33,8 +33,8 @@ def without_library(source: str) -> str:
     return SCRIPT.sub(lambda match: match[0] if "json" in match[1] else "", source)
 
 
-def require_alone(source: str) -> None:
-    """The page loads nothing, and no script runs in it but Plotly and the project's own."""
+def require_self_contained(source: str) -> None:
+    """Requires that the page loads nothing, and runs no script except Plotly and that of the project."""
     packed, own = (content for attributes, content in scripts(source) if "json" not in attributes)
     unpacked = gzip.decompress(base64.b64decode(packed, validate=True)).decode()
     assert unpacked == get_plotlyjs()

@@ -1,4 +1,4 @@
-"""Batches of each pipeline, as the tests load them, and which pipelines can be used here."""
+"""Batches of each pipeline for the tests, and the pipelines that are installed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def config_for(data: Path, name: str, **changes: object) -> Config:
 
 
 def loader_for(config: Config, split: str, shard: ShardOptions | None = None) -> Loader:
-    """The loader that a training with this config has."""
+    """The loader of a training with this config."""
     kind: Any = split
     return make_loader(config.data, config.augment, kind, shard or ShardOptions(), CPU, seed=config.seed)
 
@@ -65,5 +65,5 @@ def collect(loader: Loader, epoch: int = 1, start: int = 0) -> list[Batch]:
 
 
 def pipeline(name: str, *values: object) -> object:
-    """A parameter of a test: a pipeline, and further values; skipped where the pipeline is not installed."""
+    """A parameter of a test: a pipeline and further values. It is skipped if the pipeline is not installed."""
     return pytest.param(name, *values, marks=pytest.mark.skipif(not installed(name), reason=f"{name} is not installed"))

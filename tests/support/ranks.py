@@ -1,4 +1,4 @@
-"""What a process of `forked.run_group` does to run several trainings, one after the other."""
+"""The function of a process in `forked.run_group` that runs several trainings, one after the other."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sdpnet.pipelines.augment import DeviceStage
 from sdpnet.pipelines.contract import Batch
 from sdpnet.reporting.reporter import Reporter
 
-STOPS = {  # where the signal comes: what is called then, for the `number`th time
+STOPS = {  # the place of a signal: it is sent when this function is called for the `number`th time
     "step": (Reporter, "advance"),
     "accumulation": (DeviceStage, "__call__"),
     "evaluation": (sdpnet.training.scoring, "evaluate"),
@@ -31,7 +31,7 @@ STOPS = {  # where the signal comes: what is called then, for the `number`th tim
 
 
 def interrupted(where: str, number: int, signal_number: int) -> Any:
-    """Replaces a function by one that sends this process a signal when it is called for the `number`th time."""
+    """Replaces a function by one that sends a signal to this process when it is called for the `number`th time."""
     owner, name = STOPS[where]
     function, count = getattr(owner, name), [0]
 
@@ -45,11 +45,15 @@ def interrupted(where: str, number: int, signal_number: int) -> Any:
 
 
 def run_trainings(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each case the exit status and the samples of each step.
+    """Runs trainings one after the other. Returns the exit status and the samples of each step, for each case.
 
-    A case is {"arguments": [...] for `train`, "stop": [where, rank or ranks, number, signal (SIGTERM)] or None, "nan":
-    [rank, step] or absent, "late": True for steps that do not wait for the device, as on GPUs, "full": True where the
-    first save finds no space}. In step `step` (from 1) of "nan" the loss of that process is NaN.
+    The keys of a case, of which the last three are optional:
+
+    - "arguments": the command line of `train`.
+    - "stop": [place of `STOPS`, rank or ranks, number of the call, name of the signal (SIGTERM)], or None.
+    - "nan": [rank, step]: the loss of this process is NaN in this step, counted from 1.
+    - "asynchronous": whether steps do not wait for the device, as on GPUs.
+    - "full": whether the first save fails for lack of space.
     """
     processes = join_group("cpu")
     rank = processes.shard.rank
@@ -89,8 +93,8 @@ def run_trainings(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
         config = load_config(arguments.config, settings)
         stop = interrupted(where, number if rank in ranks else 0, sent)
 
-        def choose(*args: Any, late: bool = case.get("late", False), **options: Any) -> Any:
-            return replace(choose_step(*args, **options), asynchronous=late)
+        def choose(*args: Any, asynchronous: bool = case.get("asynchronous", False), **options: Any) -> Any:
+            return replace(choose_step(*args, **options), asynchronous=asynchronous)
 
         refusals = [None] if case.get("full") else []
 

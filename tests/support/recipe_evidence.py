@@ -1,9 +1,10 @@
-"""Trains the seed recipe, the modern one, and one switch at a time: python tests/support/recipe_evidence.py --data
-SHARDS
+"""Trains the seed recipe, the modern recipe, and the seed recipe with one change at a time.
 
-At a size that a CPU can train: a narrower model than that of configs/cifar10.yaml, equal steps, each variant compared
-with the seed recipe of the same seed. Trainings that lie in --out are not repeated. `--only` takes some of the names;
-`--jobs 2` trains two at a time, with one core each.
+    python tests/support/recipe_evidence.py --data SHARDS
+
+The model is narrower than that of configs/cifar10.yaml, so that a CPU can train it. All variants take the same number
+of steps, and each is compared with the seed recipe of the same seed. Trainings that are in --out already are not
+repeated. `--only` selects variants by name; `--jobs 2` runs two trainings at a time, with one core each.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ SEED = [
     "augment.label_smoothing=0",
     "optim.clip_grad_norm=0",
 ]
-# As in configs/modern/sdpnet_l.yaml, but for the length; the average's memory fits a short training.
+# As in configs/modern/sdpnet_l.yaml, except for the length; the decay of the average suits a short training.
 SWITCHES = {
     "no dropout": ["model.dropout=0"],
     "sincos position": ["model.position=sincos"],
@@ -48,7 +49,7 @@ SWITCHES = {
     "label smoothing": ["augment.label_smoothing=0.1"],
     "clipping": ["optim.clip_grad_norm=1"],
     "EMA": ["ema.decay=0.99"],
-    "half the lr": ["optim.lr=1.5e-3"],  # these three, so that Muon is held against AdamW at its best
+    "half the lr": ["optim.lr=1.5e-3"],  # these three, so that Muon is compared with AdamW at its best rate
     "twice the lr": ["optim.lr=6e-3"],
     "4 times the lr": ["optim.lr=12e-3"],
     "muon": ["optim.name=muon"],
@@ -63,7 +64,7 @@ MODERN = [name for name in SWITCHES if name not in NOT_MODERN]
 
 
 def variants() -> dict[str, list[str]]:
-    """name -> settings: "seed", "modern", "modern - layer scale", "seed + SWITCH"."""
+    """The settings by name: "seed", "modern", "modern - layer scale", and "seed + SWITCH" for each switch."""
     seed = [*SIZE, *SEED]
     modern = [setting for name in MODERN for setting in SWITCHES[name]]
     single = {f"seed + {name}": [*seed, *settings] for name, settings in SWITCHES.items()}
@@ -72,7 +73,7 @@ def variants() -> dict[str, list[str]]:
 
 
 def train(settings: list[str], out: Path, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The last evaluation of a training, which is done unless it is there already."""
+    """The last evaluation of a training, which runs unless its results exist already."""
     data, epochs, batch = arguments.data, arguments.epochs, arguments.batch
     common = [f"seed={seed}", f"train.epochs={epochs}", f"data.batch_size_per_gpu={batch}", "train.log_interval=20"]
     common += ["train.keep_checkpoints=1", "train.keep_best=false", f"train.eval_interval={epochs}"]
@@ -91,7 +92,7 @@ def train(settings: list[str], out: Path, seed: int, arguments: argparse.Namespa
 def main() -> None:
     parser = argparse.ArgumentParser(description="Trains recipes at equal steps, one switch at a time.")
     parser.add_argument("--data", type=Path, required=True, metavar="SHARDS", help="CIFAR-10 or the like")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the trainings lie")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory of the trainings")
     parser.add_argument("--seeds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--epochs", type=int, default=4, help="default: %(default)s")
     parser.add_argument("--batch", type=int, default=128, help="default: %(default)s")
@@ -112,7 +113,7 @@ def main() -> None:
         console.print(f"seed {seed}: {name}: top-1 {result['top1']:.2%}{averaged}")
         return result
 
-    # Seed after seed: what is cut short has all variants equally often.
+    # The seed is the outer loop, so that an interrupted run has all variants equally often.
     work = [(seed, name) for seed in range(arguments.seeds) for name in chosen]
     with ThreadPoolExecutor(arguments.jobs) as pool:
         for (_, name), result in zip(work, pool.map(one, work), strict=True):

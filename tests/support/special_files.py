@@ -1,4 +1,4 @@
-"""What may lie in a file's place and must not be read: pipes, devices, folders, links to nothing, huge sparse files."""
+"""Things in place of a file that must not be read: pipes, devices, folders, broken links, huge sparse files."""
 
 from __future__ import annotations
 
@@ -23,4 +23,4 @@ SPECIAL_FILES: dict[str, Callable[[Path], None]] = {
     "sparse terabyte": _sparse,
     "empty file": lambda path: path.touch(),
 }
-"""By name: makes one at a path."""
+"""Functions by name; each creates such a thing at a path."""

@@ -1,4 +1,4 @@
-"""Short trainings, and what they leave on the disk."""
+"""Short trainings, and their files."""
 
 from __future__ import annotations
 
@@ -46,13 +46,14 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def same_run(one: Path, other: Path) -> None:
+    """Requires that two runs have the same metrics, without times, and the same weights."""
     assert metrics(one) == metrics(other)
     first, second = weights(one), weights(other)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C during the given step (counted over the whole run, from 1)."""
+    """Simulates Ctrl-C during a step, counted from 1 over the run."""
     advance, count = Reporter.advance, [0]
 
     def counting(self: Reporter) -> None:
