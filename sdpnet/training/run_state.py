@@ -15,8 +15,8 @@ from sdpnet.config.options import Config
 from sdpnet.distributed.processes import Processes
 from sdpnet.model.sdpnet import SdPNet
 from sdpnet.optim.ema import ModelEma
+from sdpnet.optim.learning_rate import learning_rate, peak_learning_rate
 from sdpnet.optim.nonfinite import Guard, Verdict
-from sdpnet.optim.optimizer import learning_rate, peak_learning_rate
 from sdpnet.pipelines.augment import DeviceStage
 from sdpnet.pipelines.contract import Batch, Loader
 from sdpnet.pipelines.errors import UserError

@@ -10,7 +10,7 @@ from sdpnet.config.options import Config
 from sdpnet.distributed.processes import Processes
 from sdpnet.execution.threads import use_threads
 from sdpnet.model.sdpnet import SdPNet
-from sdpnet.optim.optimizer import peak_learning_rate
+from sdpnet.optim.learning_rate import peak_learning_rate
 from sdpnet.pipelines.augment import DeviceStage
 from sdpnet.pipelines.errors import UserError
 from sdpnet.pipelines.executors.registry import choose_pipeline

@@ -27,9 +27,10 @@ from sdpnet.execution.side_stream import SideStream
 from sdpnet.execution.sync_norm import synchronize_batch_norm
 from sdpnet.model.sdpnet import SdPNet
 from sdpnet.optim.ema import ModelEma
+from sdpnet.optim.learning_rate import set_learning_rate
 from sdpnet.optim.loss import make_loss
 from sdpnet.optim.nonfinite import Guard, Verdict
-from sdpnet.optim.optimizer import make_optimizer, set_learning_rate, step_unless
+from sdpnet.optim.optimizer import make_optimizer, step_unless
 from sdpnet.pipelines.augment import DeviceStage
 from sdpnet.pipelines.contract import Batch
 from sdpnet.pipelines.planning.draws import derive_seed

@@ -20,8 +20,9 @@ from torch.optim.lr_scheduler import (
 
 from sdpnet.config.options import OptimOptions
 from sdpnet.model.sdpnet import SdPNet, create_model, create_model_options
+from sdpnet.optim.learning_rate import learning_rate, peak_learning_rate, set_learning_rate
 from sdpnet.optim.muon import MuonAdamW, orthogonalize
-from sdpnet.optim.optimizer import learning_rate, make_optimizer, peak_learning_rate, set_learning_rate
+from sdpnet.optim.optimizer import make_optimizer
 
 
 @pytest.mark.parametrize("factor", [1, 2])
