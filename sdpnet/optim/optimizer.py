@@ -1,4 +1,4 @@
-"""The optimizer, and the learning rate as a function of the step."""
+"""The optimizer: which parameters it updates, how, and how it skips a bad step."""
 
 from __future__ import annotations
 
