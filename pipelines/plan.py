@@ -35,28 +35,28 @@ __all__ = [
 
 Order = Literal["random", "blocks", "sequential"]
 
-# Purposes: part of every key, so never renumber.
+# The purposes of draws. They are part of every key: another number would change all trainings.
 _ORDER, _CROP, _FLIP, _ERASE, _MIX, _WINDOW, _OPERATIONS, _NOISE = range(8)
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """What to do with one batch; B samples, boxes as (top, left, height, width).
+    """The decisions for one batch of B samples. Boxes are (top, left, height, width).
 
     Attributes:
         sample_ids: int64 (B,).
-        valid: bool (B,). False marks what must be neither scored nor trained on: padding (a repeated sample), and
-            samples that could not be decoded.
+        valid: bool (B,). False marks samples that must be neither scored nor trained on: padding, which repeats a
+            sample, and samples that could not be decoded.
         crop_boxes: int32 (B, 4) in source pixels, inside the image.
-        flips: bool (B,): mirror left-right after the crop.
-        ops: uint8 (B, K), `sdpnet.pipelines.planning.policies.Operation`, in the order in which they are applied.
+        flips: bool (B,): whether the crop is mirrored left-right.
+        ops: uint8 (B, K), numbers of `sdpnet.pipelines.planning.policies.Operation`, in the order in which they are applied.
         magnitudes: float32 (B, K), in each operation's unit.
         erase_boxes: int32 (B, 4) in output pixels; height 0 means none.
-        erase_keys: int64 (B,): what each sample's erasing noise is made from; 0 where none is needed.
+        erase_keys: int64 (B,): the keys of the noise that fills the erased boxes; 0 where no noise is needed.
         mix_kinds: uint8 (B,): MIX_NONE, MIX_MIXUP or MIX_CUTMIX.
-        mix_partners: int64 (B,): index, in this batch, of the sample that is mixed in.
-        mix_lambdas: float32 (B,): weight of the sample's own label (and, for MixUp, of its own pixels).
-        mix_boxes: int32 (B, 4) in output pixels: CutMix's region, taken from the partner.
+        mix_partners: int64 (B,): the index in this batch of the sample that is mixed in.
+        mix_lambdas: float32 (B,): the weight of the sample's own label (and, for MixUp, of its own pixels).
+        mix_boxes: int32 (B, 4) in output pixels: the region that CutMix takes from the partner.
     """
 
     sample_ids: np.ndarray
@@ -87,8 +87,8 @@ class BatchPlan:
         return BatchPlan(**part)._mixed_only_where(inside)
 
     def mask(self, samples: np.ndarray) -> BatchPlan:
-        """The plan when these samples of the batch (bool (B,)) have no pixels: they are not valid, and no other sample
-        is mixed with one of them."""
+        """The plan for a batch in which these samples (bool (B,)) could not be decoded: they are not valid, and no other
+        sample is mixed with them."""
         plan = replace(self, valid=self.valid & ~samples)
         return plan._mixed_only_where(~(samples | samples[self.mix_partners]))
 
@@ -101,20 +101,20 @@ class BatchPlan:
 
 
 class Plan:
-    """All decisions of one split, for all epochs.
+    """All random decisions for one split, in all epochs.
 
     Args:
         seed: any integer.
         sizes: int32 (num_samples, 2): height and width of each stored image.
-        batch_size: samples in one batch over all ranks.
-        image_size: output pixels a side.
+        batch_size: the number of samples in one batch over all ranks.
+        image_size: the side of the output images in pixels.
         order: "random" (a permutation of all samples), "blocks" (blocks of `block_size` neighbours are shuffled, then
-            samples inside windows of `window_blocks` blocks: reads stay local), or "sequential".
-        crop: random resized crops and flips; None means evaluation: resize the shorter side, then centre crop, as one
-            box of `centre_fraction` of the shorter side.
-        randaugment: draws of operations for the device stage; none by default.
-        erase: draws of boxes that it erases; none by default.
-        mix: draws of MixUp and CutMix; none by default.
+            samples inside windows of `window_blocks` blocks, which keeps reads local), or "sequential".
+        crop: random resized crops and flips for training. None means evaluation: the box is the central square with a
+            side of `centre_fraction` times the shorter side, as after resizing the shorter side and a centre crop.
+        randaugment: the operations of the device stage; none by default.
+        erase: the boxes that the device stage erases; none by default.
+        mix: MixUp and CutMix; none by default.
 
     Training plans ("random", "blocks") drop the incomplete last batch. Sequential plans keep every sample: the last
     batch is padded with its final sample and `valid` False.
@@ -152,25 +152,27 @@ class Plan:
         self._cached_order: tuple[int, Permutation, np.ndarray | None] | None = None
 
     def resized(self, image_size: int) -> Plan:
-        """The same plan for images of another size: all draws stay, boxes in output pixels follow."""
+        """The same plan for output images of another size: the draws stay the same, and boxes in output pixels scale."""
         plan = copy.copy(self)
         plan.image_size = image_size
         return plan
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """The number of batches in an epoch."""
         if self.order == "sequential":
             return -(-self.num_samples // self.batch_size)
         return self.num_samples // self.batch_size
 
     def sample_at(self, epoch: int, positions: np.ndarray) -> np.ndarray:
-        """int64: the sample ids at these positions (0 <= position < num_samples) of an epoch's order."""
+        """The sample ids, int64, at these positions (0 <= position < num_samples) of an epoch's order."""
         positions = np.asarray(positions, np.int64)
         if self.order == "sequential":
             return positions
         permutation, starts = self._epoch_order(epoch)
         if starts is None:
             return permutation(positions)
+        # Two shuffles, each computable at any position: blocks of neighbours are permuted as wholes, and the positions
+        # inside a window of blocks are permuted again. So a window's reads come from few places of the file.
         window = self.block_size * self.window_blocks
         shuffled = np.empty_like(positions)
         by_window = np.argsort(positions // window, kind="stable")
@@ -199,7 +201,7 @@ class Plan:
         return cached[1], cached[2]
 
     def batch_ids(self, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """(sample ids int64 (B,), valid bool (B,)) of a batch over all ranks, without its other decisions."""
+        """The sample ids, int64 (B,), and `valid`, bool (B,), of a batch over all ranks."""
         assert 0 <= index < len(self), f"batch {index} of {len(self)}"
         positions = np.arange(index * self.batch_size, (index + 1) * self.batch_size)
         valid = positions < self.num_samples
@@ -234,7 +236,7 @@ class Plan:
         )
 
     def crops(self, epoch: int, sample_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(crop boxes int32 (B, 4), flips bool (B,)) of any samples."""
+        """The crop boxes, int32 (B, 4), and flips, bool (B,), of any samples in an epoch."""
         sizes = self.sizes[sample_ids].astype(np.int64)
         if self.crop is None:
             return centre_crops(sizes, self.centre_fraction), np.zeros(len(sizes), bool)
