@@ -49,7 +49,7 @@ class BatchPlan:
             sample, and samples that could not be decoded.
         crop_boxes: int32 (B, 4) in source pixels, inside the image.
         flips: bool (B,): whether the crop is mirrored left-right.
-        ops: uint8 (B, K), numbers of `sdpnet.pipelines.planning.policies.Operation`, in the order in which they are applied.
+        ops: uint8 (B, K), values of `sdpnet.pipelines.planning.policies.Operation`, in the order of their application.
         magnitudes: float32 (B, K), in each operation's unit.
         erase_boxes: int32 (B, 4) in output pixels; height 0 means none.
         erase_keys: int64 (B,): the keys of the noise that fills the erased boxes; 0 where no noise is needed.
@@ -87,8 +87,8 @@ class BatchPlan:
         return BatchPlan(**part)._mixed_only_where(inside)
 
     def mask(self, samples: np.ndarray) -> BatchPlan:
-        """The plan for a batch in which these samples (bool (B,)) could not be decoded: they are not valid, and no other
-        sample is mixed with them."""
+        """The plan for a batch in which these samples (bool (B,)) could not be decoded: they are not valid, and no
+        other sample is mixed with them."""
         plan = replace(self, valid=self.valid & ~samples)
         return plan._mixed_only_where(~(samples | samples[self.mix_partners]))
 
@@ -152,7 +152,7 @@ class Plan:
         self._cached_order: tuple[int, Permutation, np.ndarray | None] | None = None
 
     def resized(self, image_size: int) -> Plan:
-        """The same plan for output images of another size: the draws stay the same, and boxes in output pixels scale."""
+        """The same plan for output images of another size: the draws stay, and boxes in output pixels scale."""
         plan = copy.copy(self)
         plan.image_size = image_size
         return plan
