@@ -182,7 +182,7 @@ class Page:
         _, end, after = rest.partition(_END)
         if not begin or not end:
             raise UserError(
-                f"--markdown {path}: needs a line {_BEGIN!r} and after it a line {_END!r}; the table goes between them"
+                f"--markdown {path}: has no line {_BEGIN!r} with {_END!r} after it; the table goes between them"
             )
         self._around = f"{before}{begin}\n", f"{end}{after}"
 
