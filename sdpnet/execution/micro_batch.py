@@ -52,7 +52,9 @@ def choose_micro_batch(
     Args:
         choice: None for the whole batch, a number of images, or "auto" for the number that fits on the GPUs of all
             processes (see `probe`; on a CPU, the whole batch).
-        batch_size, model, one_pass: see `probe`.
+        batch_size: see `probe`.
+        model: see `probe`.
+        one_pass: see `probe`.
     """
     if choice is None:
         return batch_size
