@@ -116,8 +116,16 @@ Status run(Errors &errors, Work work) {
   return crop::OK;
 }
 
+// To be called between jpeg_read_header and jpeg_calc_output_dimensions.
 inline const char *colours_not_handled(const jpeg_decompress_struct &in) {
   if (in.arith_code) return "arithmetic coding";
+  // libjpeg-turbo decodes lossless JPEGs from version 3 on, whose data units are single samples. They are refused with
+  // every version, so that a conversion does not depend on the library.
+#if JPEG_LIB_VERSION >= 70
+  if (in.min_DCT_h_scaled_size == 1) return "lossless coding";
+#else
+  if (in.min_DCT_scaled_size == 1) return "lossless coding";
+#endif
   if (in.data_precision != 8) return "not 8 bits a sample";
   switch (in.jpeg_color_space) {
     case JCS_GRAYSCALE:

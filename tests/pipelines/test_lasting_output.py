@@ -4,6 +4,7 @@ import io
 import os
 import select
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
@@ -74,7 +75,14 @@ def test_what_comes_back_is_written_again(monkeypatch: pytest.MonkeyPatch) -> No
                 reader.read(1 << 16)
             print("\nafter", flush=True)
         os.set_blocking(write, True)
-        assert b"\nafter\n" in reader.read(1 << 16)
+        # Python 3.14 keeps all that the pipe did not take; earlier versions keep the last 8 kB.
+        flushing = threading.Thread(target=stream.flush)
+        flushing.start()
+        received = b""
+        while b"\nafter\n" not in received:
+            assert select.select([read], [], [], 60)[0], "what was printed last is lost"
+            received += reader.read(1 << 16)
+        flushing.join()
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252"])

@@ -6,6 +6,7 @@ had used DALI, whose objects do not survive a fork.
 
 from __future__ import annotations
 
+import multiprocessing
 import pickle
 import subprocess
 import sys
@@ -27,6 +28,8 @@ def main() -> None:
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
 
+    # Python 3.14 starts a server by default, which FFCV's workers are not made for.
+    multiprocessing.set_start_method("fork", force=True)
     files, samples = pickle.load(sys.stdin.buffer)
     for path, write_mode in files:
         fields = {"image": RGBImageField(write_mode=write_mode, jpeg_quality=95), "label": IntField()}
