@@ -159,6 +159,15 @@ def region(tmp_path_factory: pytest.TempPathFactory) -> RegionLibrary:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """torch has one thread during the test."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Stops the trainings of a test after a given step, as Ctrl-C would; see `trainings.stop_after`."""
     from trainings import stop_after  # imports many modules, which tests of conversions do not need

@@ -17,6 +17,7 @@ from nvidia.dali.pipeline import Pipeline
 
 from sdpnet.pipelines.contract import Batch, Source
 from sdpnet.pipelines.errors import ShardError, UserError
+from sdpnet.pipelines.executors.planned import PlannedLoader
 from sdpnet.pipelines.plan import BatchPlan, Plan
 from sdpnet.pipelines.shards.beton import MODE_RAW
 from sdpnet.pipelines.shards.manifest import Manifest
@@ -26,7 +27,7 @@ __all__ = ["DaliLoader", "make"]
 _MAX_PREALLOCATED: Final = 1 << 30  # bytes of GPU memory
 
 
-class DaliLoader:
+class DaliLoader(PlannedLoader):
     """The loader of the `dali` pipeline; see `sdpnet.pipelines.contract.Loader`.
 
     Raises `UserError` for shards with raw pixels, which DALI cannot read.
@@ -46,16 +47,10 @@ class DaliLoader:
         self._plans: Iterator[BatchPlan] = iter(())  # the plans that DALI will ask for
         self._running: deque[BatchPlan] = deque()  # plans that DALI has asked for and not yet returned as batches
 
-    def __len__(self) -> int:
-        return len(self.source.plan)
-
     def set_plan(self, plan: Plan) -> None:
         if plan.image_size != self.source.plan.image_size:
             self.close()  # the size is part of DALI's graph, so the next iterator builds a new one
         self.source = self.source.with_plan(plan)
-
-    def set_image_size(self, image_size: int) -> None:
-        self.set_plan(self.source.plan.resized(image_size))
 
     def batches(self, epoch: int = 0, start: int = 0) -> Generator[Batch, None, None]:
         if start >= len(self):

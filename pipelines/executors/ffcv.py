@@ -34,6 +34,7 @@ from ffcv.traversal_order.base import TraversalOrder  # noqa: E402
 
 from sdpnet.pipelines.contract import Batch, Source  # noqa: E402
 from sdpnet.pipelines.errors import ShardError, UserError  # noqa: E402
+from sdpnet.pipelines.executors.planned import PlannedLoader  # noqa: E402
 from sdpnet.pipelines.plan import Plan  # noqa: E402
 from sdpnet.pipelines.shards.beton import MODE_JPEG, BetonReader  # noqa: E402
 from sdpnet.pipelines.shards.manifest import Manifest  # noqa: E402
@@ -152,7 +153,7 @@ class _Loader(FfcvNativeLoader):
         return _EpochIterator(self, order)
 
 
-class FfcvLoader:
+class FfcvLoader(PlannedLoader):
     """The loader of the `ffcv` pipeline; see `sdpnet.pipelines.contract.Loader`.
 
     Making one compiles FFCV's pipeline, which takes several seconds. Raises `UserError` for shards that are not
@@ -193,17 +194,11 @@ class FfcvLoader:
         self._order = _PlannedOrder(self._loader)
         self._loader.traversal_order = self._order
 
-    def __len__(self) -> int:
-        return len(self.source.plan)
-
     def set_plan(self, plan: Plan) -> None:
         compiled_for = self.source.plan.image_size
         self.source = self.source.with_plan(plan)
         if plan.image_size != compiled_for:
             self._compile()
-
-    def set_image_size(self, image_size: int) -> None:
-        self.set_plan(self.source.plan.resized(image_size))
 
     def batches(self, epoch: int = 0, start: int = 0) -> Generator[Batch, None, None]:
         source, count = self.source, len(self)

@@ -17,9 +17,10 @@ import torch
 
 from sdpnet.pipelines.contract import Batch, Source
 from sdpnet.pipelines.errors import ShardError
+from sdpnet.pipelines.executors.planned import PlannedLoader
 from sdpnet.pipelines.native.decoder import Decoder, Job
 from sdpnet.pipelines.native.status import Status
-from sdpnet.pipelines.plan import BatchPlan, Plan
+from sdpnet.pipelines.plan import BatchPlan
 from sdpnet.pipelines.shards.beton import MODE_RAW
 from sdpnet.pipelines.shards.manifest import Manifest
 
@@ -132,7 +133,7 @@ class _PendingBatch:
     buffer: _Buffer
 
 
-class NativeLoader:
+class NativeLoader(PlannedLoader):
     """The loader of the `native` pipeline; see `sdpnet.pipelines.contract.Loader`.
 
     Threads start with the first batch and end with `close`. An iterator holds buffers for the batches that are decoded
@@ -148,15 +149,6 @@ class NativeLoader:
         self._depth = _PrefetchDepth(source)
         self._pool: _BufferPool | None = None  # None while an iterator uses it
         self._copies = torch.cuda.Stream(source.device) if source.device.type == "cuda" else None
-
-    def __len__(self) -> int:
-        return len(self.source.plan)
-
-    def set_plan(self, plan: Plan) -> None:
-        self.source = self.source.with_plan(plan)
-
-    def set_image_size(self, image_size: int) -> None:
-        self.set_plan(self.source.plan.resized(image_size))
 
     def batches(self, epoch: int = 0, start: int = 0) -> Generator[Batch, None, None]:
         source, size, depth = self.source, self.source.plan.image_size, self._depth

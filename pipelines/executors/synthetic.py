@@ -10,13 +10,14 @@ from collections.abc import Generator
 import torch
 
 from sdpnet.pipelines.contract import Batch, Source
+from sdpnet.pipelines.executors.planned import PlannedLoader
 from sdpnet.pipelines.plan import Plan
 from sdpnet.pipelines.shards.manifest import Manifest
 
 __all__ = ["SyntheticLoader", "make"]
 
 
-class SyntheticLoader:
+class SyntheticLoader(PlannedLoader):
     """The loader of the `synthetic` pipeline; see `sdpnet.pipelines.contract.Loader`.
 
     Labels, sample ids and plans are the real ones; only the pixels are noise.
@@ -29,17 +30,11 @@ class SyntheticLoader:
         self.manifest = manifest
         self.set_plan(source.plan)
 
-    def __len__(self) -> int:
-        return len(self.source.plan)
-
     def set_plan(self, plan: Plan) -> None:
         source = self.source = self.source.with_plan(plan)
         shape = (plan.batch_size // source.shard.world_size, plan.image_size, plan.image_size, 3)
         generator = torch.Generator().manual_seed(0)
         self._images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(source.device)
-
-    def set_image_size(self, image_size: int) -> None:
-        self.set_plan(self.source.plan.resized(image_size))
 
     def batches(self, epoch: int = 0, start: int = 0) -> Generator[Batch, None, None]:
         for index in range(start, len(self)):

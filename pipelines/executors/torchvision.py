@@ -18,9 +18,10 @@ from torchvision.transforms.v2.functional import horizontal_flip, resized_crop
 
 from sdpnet.pipelines.contract import Batch, Source
 from sdpnet.pipelines.errors import ShardError
+from sdpnet.pipelines.executors.planned import PlannedLoader
 from sdpnet.pipelines.images.strict_jpeg import DamagedJpegError, decode_jpeg
 from sdpnet.pipelines.native import decoder as native_decoder
-from sdpnet.pipelines.plan import BatchPlan, Plan
+from sdpnet.pipelines.plan import BatchPlan
 from sdpnet.pipelines.shards.beton import MODE_RAW
 from sdpnet.pipelines.shards.layout import ShardReader
 from sdpnet.pipelines.shards.manifest import Manifest
@@ -98,7 +99,7 @@ def _start_worker(worker_id: int) -> None:
         native_decoder.guard_again()  # PyTorch's own signal handler would end the worker when a shard is cut
 
 
-class TorchvisionLoader:
+class TorchvisionLoader(PlannedLoader):
     """The loader of the `torchvision` pipeline; see `sdpnet.pipelines.contract.Loader`.
 
     With one thread, images are decoded in the calling process.
@@ -109,15 +110,6 @@ class TorchvisionLoader:
     def __init__(self, source: Source, manifest: Manifest) -> None:
         self.source = source
         self.manifest = manifest
-
-    def __len__(self) -> int:
-        return len(self.source.plan)
-
-    def set_plan(self, plan: Plan) -> None:
-        self.source = self.source.with_plan(plan)
-
-    def set_image_size(self, image_size: int) -> None:
-        self.set_plan(self.source.plan.resized(image_size))
 
     def batches(self, epoch: int = 0, start: int = 0) -> Generator[Batch, None, None]:
         source = self.source

@@ -1,12 +1,8 @@
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
 import sys
 from dataclasses import replace
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +11,7 @@ import pytest
 import torch
 import yaml
 from operations_digest import LIMITS
+from triton_programs import needs_interpreter, needs_triton, run
 
 from sdpnet.config.load import dump_config, load_config
 from sdpnet.pipelines.augment import DeviceStage
@@ -29,27 +26,9 @@ from sdpnet.pipelines.planning.policies import Operation, RandAugmentOptions
 pytestmark = pytest.mark.gpu
 
 ROOT = Path(__file__).resolve().parents[2]
-needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
-needs_interpreter = pytest.mark.skipif(
-    find_spec("triton") is not None and version("triton") < "3.7" and np.__version__ >= "2.4",
-    reason="Triton's interpreter before 3.7 cannot do with NumPy 2.4",
-)
 OPTIONS = AugmentOptions(
     randaugment=RandAugmentOptions("randaugment"), erase=EraseOptions(0.5, mode="pixel"), mix=MixOptions(0.8, 1.0)
 )
-
-
-def run(*command: str, **environment: str) -> None:
-    done = subprocess.run(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
 
 
 @needs_triton

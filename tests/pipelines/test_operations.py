@@ -4,7 +4,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from torchvision.transforms.v2 import functional as TF
 from sdpnet.pipelines.augment.reference.filters import grey_levels
 from sdpnet.pipelines.augment.reference.operations import apply_operations
 from sdpnet.pipelines.planning.policies import Operation
+
+pytestmark = pytest.mark.usefixtures("one_thread")  # thousands of small images: threads only cost here
 
 ROOT = Path(__file__).resolve().parents[2]
 SAME_EVERYWHERE = (
@@ -72,15 +74,6 @@ GEOMETRIC: dict[Operation, tuple[Callable[..., torch.Tensor], Sequence[float]]] 
         np.linspace(-30, 30, 31),
     ),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Thousands of small images: threads only cost here."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def images_of(count: int, height: int, width: int) -> torch.Tensor:

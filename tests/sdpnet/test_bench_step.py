@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +28,10 @@ from sdpnet.model.sdpnet import MODELS
 from sdpnet.pipelines.terminal.remedy import install_extra
 from sdpnet.training.step import PARTS, TrainingStep, make_training_step
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FEEDS = [name for name in ("native", "dali") if installed(name)]
 SMALL = ["--image-size", "64", "--batch-size", "4", "--rounds", "2", "--seconds", "0.01", "--device", "cpu"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def measure(tmp_path: Path, *arguments: str) -> tuple[int, dict[str, Any]]:

@@ -1,38 +1,14 @@
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from triton_programs import needs_interpreter, needs_triton, run
 
 from sdpnet.model import depthwise
 
 ROOT = Path(__file__).resolve().parents[2]
-needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
-needs_interpreter = pytest.mark.skipif(
-    find_spec("triton") is not None and version("triton") < "3.7" and np.__version__ >= "2.4",
-    reason="Triton's interpreter before 3.7 cannot do with NumPy 2.4",
-)
-
-
-def run(*command: str, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    return done.stdout
 
 
 @needs_triton

@@ -28,17 +28,11 @@ from sdpnet.train import main
 from sdpnet.training.evaluate import Scores, evaluate
 from sdpnet.training.run_state import Run
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NAN, INF = math.nan, math.inf
 QUICK = [("loss", NAN, "fp32"), ("gradient", INF, "fp32"), ("images", NAN, "fp32"), ("images", INF, "bf16")]
 QUICK += [("gradient", INF, "fp16")]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def kept(state: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import pytest
-import torch
 from faulty_trainings import LAST_STEP, arguments, final, refused
 from launches import environment, wait_for_step
 from trainings import metrics, stop_after
@@ -27,13 +26,7 @@ import sdpnet.training.scoring
 from sdpnet.checkpoints import directory as checkpoint_directory
 from sdpnet.train import main
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @contextmanager
