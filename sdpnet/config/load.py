@@ -35,7 +35,17 @@ __all__ = ["absolute_paths", "dump_config", "flat_values", "load_config"]
 CONFIG_DIRECTORY = next(
     folder for place in sdpnet.__path__ if (folder := Path(place, "configs")).is_dir()
 )  # see sdpnet/__init__.py
-PATH_KEYS: Final = ("data.path", "train.start_from")
+PATH_KEYS: Final = (
+    "data.path",
+    "data.sampling.classes",
+    "data.sampling.exclude",
+    "data.sampling.subset",
+    "data.sampling.weights",
+    "data.sampling.labels",
+    "data.sampling.val_labels",
+    "train.start_from",
+)
+_LISTS: Final = (".npy", ".txt")  # where other values than paths are possible, the suffix says what is a path
 LARGEST_FLOAT: Final = 3.4028234663852886e38  # the largest float32; a larger value would be infinite on the device
 WHOLE_NUMBERS: Final = range(-(2**63), 2**63)  # signed 64 bits; only the seed may be unsigned
 _LONGEST_CHAIN: Final = 20
@@ -88,12 +98,23 @@ def absolute_paths(config: Config) -> Config:
     Symbolic links are not resolved: if the target of a link is moved and the link updated, the config stays valid.
     """
     for key in PATH_KEYS:
-        section, name = key.split(".")
-        options = getattr(config, section)
-        if path := getattr(options, name):
-            path = str(Path.cwd() / os.path.expanduser(path))  # not abspath: "link/.." need not be "."
-            config = replace(config, **{section: replace(options, **{name: path})})
+        config = _with_absolute(config, key.split("."))
     return config
+
+
+def _with_absolute(options: Any, key: list[str]) -> Any:
+    name, *rest = key
+    value = getattr(options, name)
+    if rest:
+        return replace(options, **{name: _with_absolute(value, rest)})
+    if isinstance(value, tuple):
+        return replace(options, **{name: tuple(_absolute(item) if item.endswith(_LISTS) else item for item in value)})
+    is_path = isinstance(value, str) and value and (name in ("path", "start_from") or value.endswith(_LISTS))
+    return replace(options, **{name: _absolute(value)}) if is_path else options
+
+
+def _absolute(path: str) -> str:
+    return str(Path.cwd() / os.path.expanduser(path))  # not abspath: "link/.." need not be "."
 
 
 def flat_values(values: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
@@ -180,6 +201,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if value is None and type(None) in arguments:
             return None
         *others, last = (a for a in arguments if a is not type(None))
+        if last is str:  # a number or a path; YAML 1.1 parses 1e-2, which is a number, as text
+            return _convert(last if isinstance(value, str) and not _is_number(value) else others[0], value, where)
         words = [word for a in others for word in typing.get_args(a)]  # the values of the Literals before the last type
         if words and isinstance(value, str):
             return _convert(Literal[tuple(words)], value, where)
@@ -191,6 +214,11 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             shown = _shortened(value)
             raise UserError(f"{where} = {shown!r}: {nearest(str(shown), [str(a) for a in arguments])}")
         return value
+    if origin is tuple and arguments[-1] is Ellipsis:
+        if not isinstance(value, (list, tuple)):
+            raise UserError(f"{where} = {_shortened(value)!r}: must be a list of names, as in [a, b]")
+        texts = (str(item) if type(item) in (int, float) else item for item in value)
+        return tuple(_convert(arguments[0], item, where) for item in texts)
     if origin is tuple:
         if not isinstance(value, (list, tuple)) or len(value) != len(arguments):
             raise UserError(f"{where} = {_shortened(value)!r}: must be a list of {len(arguments)} numbers")
@@ -215,6 +243,14 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return value
     wanted = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[hint]
     raise UserError(f"{where} = {_shortened(value)!r}: must be {wanted}")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _shortened(value: Any) -> Any:
