@@ -13,6 +13,7 @@ __all__ = [
     "plan",
     "startup",
     "triton_support",
+    "views",
 ]
 
 _end_on_interrupt()

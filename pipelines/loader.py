@@ -6,6 +6,7 @@ shards, Plan --(the executor that `data.pipeline` names)--> Loader
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -19,8 +20,10 @@ from sdpnet.pipelines.options import AugmentOptions, DataOptions, ShardOptions
 from sdpnet.pipelines.plan import Plan
 from sdpnet.pipelines.planning.sampling import Sampling, SamplingRequest
 from sdpnet.pipelines.shards.layout import open_split
+from sdpnet.pipelines.shards.manifest import Manifest
+from sdpnet.pipelines.views import MultiViewLoader, View
 
-__all__ = ["make_loader", "make_plan"]
+__all__ = ["make_loader", "make_plan", "make_view_loader"]
 
 
 def make_loader(
@@ -55,6 +58,40 @@ def make_loader(
             fixes it, and the pipelines that would work. An explicit choice never falls back to another pipeline.
         UserError: the batch size does not fit the split, or `data.on_error` is "mask" with a pipeline that cannot mask.
     """
+    source, manifest, make = _open(data, augment, split, shard, device, seed, sampling, drop_last)
+    return make(source, manifest)
+
+
+def make_view_loader(
+    data: DataOptions,
+    views: Sequence[View],
+    shard: ShardOptions,
+    device: torch.device,
+    *,
+    seed: int,
+    sampling: SamplingRequest | None = None,
+    drop_last: bool | None = None,
+) -> MultiViewLoader:
+    """Opens the training split of the shard set at `data.path`, and returns the loader of several views of its samples.
+
+    Arguments and errors are those of `make_loader`. Sizes, crops and augmentations are those of the views.
+    """
+    augment = views[0].augment if views else AugmentOptions()
+    source, manifest, make = _open(data, augment, "train", shard, device, seed, sampling, drop_last)
+    return MultiViewLoader(source, views, lambda source: make(source, manifest), manifest)
+
+
+def _open(
+    data: DataOptions,
+    augment: AugmentOptions,
+    split: Literal["train", "val"],
+    shard: ShardOptions,
+    device: torch.device,
+    seed: int,
+    sampling: SamplingRequest | None,
+    drop_last: bool | None,
+) -> tuple[Source, Manifest, Callable[[Source, Manifest], Loader]]:
+    """Opens a split, makes its plan and imports its pipeline; see `make_loader`."""
     if data.pipeline not in ("auto", *PIPELINES):
         raise UserError(f"data.pipeline = {data.pipeline!r}: must be one of auto, {', '.join(PIPELINES)}")
     if not data.path:
@@ -64,6 +101,11 @@ def make_loader(
     if reader.num_samples == 0:
         raise UserError(f"{reader.path}: the split has no samples")
     train = split == "train"
+    auto = data.pipeline == "auto"
+    pipeline = choose_pipeline(device, manifest.splits[name].format) if auto else data.pipeline
+    if data.on_error == "mask" and not PIPELINES[pipeline].can_mask:
+        able = " or ".join(name for name, executor in PIPELINES.items() if executor.can_mask)
+        raise UserError(f"data.on_error = 'mask': pipeline {pipeline!r} cannot mask, only --pipeline {able} can")
     request = data.sampling.read(train=train) if sampling is None else sampling
     chosen = request.resolve(manifest.classes, reader.labels, reader.path)
     if chosen.labels is not None:
@@ -82,14 +124,9 @@ def make_loader(
         sampling=chosen,
         drop_last=drop_last,
     )
-    auto = data.pipeline == "auto"
-    pipeline = choose_pipeline(device, manifest.splits[name].format) if auto else data.pipeline
-    if data.on_error == "mask" and not PIPELINES[pipeline].can_mask:
-        able = " or ".join(name for name, executor in PIPELINES.items() if executor.can_mask)
-        raise UserError(f"data.on_error = 'mask': pipeline {pipeline!r} cannot mask, only --pipeline {able} can")
     labels = reader.labels if chosen.labels is None else chosen.labels
     source = Source(reader, plan, shard, device, data.threads(shard.local_world_size), data, labels)
-    return executor_of(pipeline)(source, manifest)
+    return source, manifest, executor_of(pipeline)
 
 
 def _num_classes(labels: np.ndarray) -> int:

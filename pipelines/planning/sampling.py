@@ -260,7 +260,8 @@ def _weights(given: Any, labels: np.ndarray, keep: np.ndarray, where: str) -> tu
     if wrong.any():
         first = int(np.flatnonzero(wrong)[0])
         raise UserError(f"weights: sample {first} has {weights[first]}: must be finite and at least 0")
-    total = weights[keep].sum()
+    with np.errstate(over="ignore"):
+        total = weights[keep].sum()
     if not 0 < total < np.inf:
         raise UserError(f"weights: their sum over the samples that are used is {total}: must be above 0 and finite")
     return weights, _hash(weights)
