@@ -28,7 +28,8 @@ class Batch:
     """One batch of one process, on the loader's device.
 
     Attributes:
-        images: uint8 (B, image_size, image_size, 3), RGB, values 0 to 255. Valid until the next batch is asked for.
+        images: uint8 (B, image_size, image_size, 3), RGB, values 0 to 255. On a CPU they are valid as long as they are
+            held; on a GPU, until the next batch is asked for.
         labels: int64 (B,), or float32 (B, K) where `data.sampling.labels` has rows.
         sample_ids: int64 (B,).
         valid: bool (B,). False marks samples that are neither scored nor trained on: padding and masked samples.
@@ -104,8 +105,13 @@ class Source:
 
 
 class Loader(Protocol):
-    """Yields the batches of any epoch, from any batch on."""
+    """Yields the batches of any epoch, from any batch on.
 
+    Attributes:
+        one_iterator: whether an iterator must be closed before the next one is made.
+    """
+
+    one_iterator: bool
     source: Source
     manifest: Manifest
 

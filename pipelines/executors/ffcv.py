@@ -164,6 +164,7 @@ class FfcvLoader(PlannedLoader):
     """
 
     masked: tuple[int, ...] = ()
+    one_iterator = True
 
     def __init__(self, source: Source, manifest: Manifest) -> None:
         if not isinstance(source.reader, BetonReader):

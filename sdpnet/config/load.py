@@ -20,7 +20,7 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import yaml
 
@@ -30,7 +30,7 @@ from sdpnet.config.renamed_keys import current_key, rename_keys, say_once
 from sdpnet.config.yaml_text import parse_yaml, read_yaml
 from sdpnet.pipelines.errors import UserError, nearest, require
 
-__all__ = ["absolute_paths", "dump_config", "flat_values", "load_config"]
+__all__ = ["absolute_paths", "dump_config", "flat_values", "load_config", "section_from"]
 
 CONFIG_DIRECTORY = next(
     folder for place in sdpnet.__path__ if (folder := Path(place, "configs")).is_dir()
@@ -49,6 +49,7 @@ _LISTS: Final = (".npy", ".txt")  # where other values than paths are possible, 
 LARGEST_FLOAT: Final = 3.4028234663852886e38  # the largest float32; a larger value would be infinite on the device
 WHOLE_NUMBERS: Final = range(-(2**63), 2**63)  # signed 64 bits; only the seed may be unsigned
 _LONGEST_CHAIN: Final = 20
+_Section = TypeVar("_Section")
 SEEDS: Final = range(-(2**63), 2**64)  # the values that torch.manual_seed accepts
 
 
@@ -90,6 +91,21 @@ def load_config(name: str, settings: Iterable[str] = ()) -> Config:
 def dump_config(config: Config) -> str:
     """The config as YAML, with all keys. `load_config` makes an equal config of it."""
     return yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
+
+
+def section_from(cls: type[_Section], values: Mapping[str, Any], where: str) -> _Section:
+    """Makes the dataclass of a config section from values that are checked as those of a config file are.
+
+    Args:
+        cls: the dataclass, such as `DataOptions`.
+        values: the section's keys and values; nested sections are mappings.
+        where: the section's name in messages.
+
+    Raises:
+        UserError: a key is unknown, or a value has the wrong type or is out of range.
+    """
+    section: _Section = _build(cls, values, where)
+    return section
 
 
 def absolute_paths(config: Config) -> Config:
@@ -174,7 +190,7 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def _build(cls: Any, values: Any, where: str) -> Any:
     """Makes an instance of the dataclass `cls` from `values` (parsed YAML). `where` is its key, for messages."""
-    if not isinstance(values, dict):
+    if not isinstance(values, Mapping):
         keys = ", ".join(f.name for f in fields(cls))
         raise UserError(f"{where or 'config'} = {_shortened(values)!r}: must be a section with the keys {keys}")
     hints = typing.get_type_hints(cls)
@@ -196,7 +212,7 @@ def _build(cls: Any, values: Any, where: str) -> Any:
 def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if is_dataclass(hint):
-        return _build(hint, value, where)
+        return value if type(value) is hint else _build(hint, value, where)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
