@@ -128,6 +128,11 @@ class MultiViewLoader:
             raise
 
     @property
+    def one_iterator(self) -> bool:
+        """Whether a new iterator ends the ones before it."""
+        return any(loader.one_iterator for loader in self._loaders)
+
+    @property
     def masked(self) -> Sequence[int]:
         """The ids of samples that the newest iterator has masked in any view."""
         return sorted({sample for loader in self._loaders for sample in loader.masked})

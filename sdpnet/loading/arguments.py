@@ -9,7 +9,7 @@ import contextlib
 import operator
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Final, Literal
 
@@ -17,9 +17,10 @@ import torch
 import torch.distributed as dist
 
 from sdpnet.config.load import load_config, section_from
-from sdpnet.pipelines.errors import UserError, require
+from sdpnet.pipelines.errors import UserError, nearest, require
 from sdpnet.pipelines.options import AugmentOptions, DataOptions, ShardOptions
 from sdpnet.pipelines.plan import CropOptions
+from sdpnet.pipelines.views import View
 
 __all__ = [
     "Augment",
@@ -31,11 +32,13 @@ __all__ = [
     "integer_from",
     "shard_from",
     "split_role",
+    "views_from",
 ]
 
 Augment = str | os.PathLike[str] | AugmentOptions | Mapping[str, Any]
 
 _KEYS: Final = "|".join(field.name for field in fields(DataOptions))
+_MAX_VIEWS: Final = 64
 _SPLIT_KEYS: Final = " (see data.train_split and data.val_split)"
 
 
@@ -173,6 +176,41 @@ def shard_from(rank: int | None, world_size: int | None) -> ShardOptions:
     own, world = dist.get_rank(), dist.get_world_size()
     # Without torchrun's variable, the processes of a machine are taken to be as many as its GPUs.
     return ShardOptions(own, world, min(num_local or torch.cuda.device_count() or world, world))
+
+
+def views_from(
+    views: int | Sequence[Mapping[str, Any]], data: DataOptions, augment: AugmentOptions
+) -> tuple[View, ...]:
+    """The views of an argument; see `ImageLoader`.
+
+    Args:
+        views: their number, or a mapping for each of them.
+        data: the loader's image size and crops, which are the default of each view.
+        augment: the loader's augmentations, likewise.
+
+    Raises:
+        UserError: a key or a value is not valid.
+    """
+    allowed = "a number of views from 1 to 64, or for each view a mapping of image_size, crop and augment"
+    if isinstance(count := _whole(views), int) and not isinstance(count, bool):
+        require(1 <= count <= _MAX_VIEWS, "views", views, allowed)
+        views = [{}] * count
+    require(isinstance(views, Sequence) and not isinstance(views, str), "views", views, allowed)
+    assert isinstance(views, Sequence)
+    require(1 <= len(views) <= _MAX_VIEWS, "views", views, allowed)
+    found = []
+    for number, view in enumerate(views):
+        require(isinstance(view, Mapping), f"views[{number}]", view, allowed)
+        for key in view:
+            if key not in ("image_size", "crop", "augment"):
+                raise UserError(f"views[{number}]: {key!r}: {nearest(str(key), ('image_size', 'crop', 'augment'))}")
+        of_view, of_recipe = augment_options(view["augment"]) if "augment" in view else (augment, {})
+        values = {key: view[key] for key in ("image_size", "crop") if key in view}
+        own = section_from(
+            DataOptions, {"image_size": data.image_size, "crop": data.crop, **of_recipe, **values}, "data"
+        )
+        found.append(View(own.image_size, own.crop, of_view))
+    return tuple(found)
 
 
 def split_role(split: str, train: bool | None) -> Literal["train", "val"]:

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -24,17 +25,20 @@ from sdpnet.loading.arguments import (
     integer_from,
     shard_from,
     split_role,
+    views_from,
 )
 from sdpnet.loading.epoch_iterator import EpochIterator
 from sdpnet.loading.output import OutputOptions, finish
 from sdpnet.loading.state import make_state, order_of, place_in
 from sdpnet.pipelines.augment import DeviceStage
-from sdpnet.pipelines.contract import Batch, Source
+from sdpnet.pipelines.contract import Batch, Loader, Source
 from sdpnet.pipelines.errors import UserError, require
-from sdpnet.pipelines.loader import make_loader
+from sdpnet.pipelines.loader import make_loader, make_view_loader
 from sdpnet.pipelines.options import AugmentOptions, DataOptions, ShardOptions
 from sdpnet.pipelines.plan import CropOptions, Order, Plan
+from sdpnet.pipelines.planning.sampling import SamplingRequest
 from sdpnet.pipelines.shards.manifest import Manifest
+from sdpnet.pipelines.views import MultiViewLoader, View
 
 __all__ = ["ImageLoader"]
 
@@ -94,11 +98,27 @@ class ImageLoader:
         on_error: what an image that cannot be decoded leads to: "raise" raises `ShardError`; "mask" makes it black,
             with a target of zeros or the index -100.
         order: the order of a training's epoch: "random", or "blocks", which keeps reads from a disk local.
+        classes: the names of the classes that are used; None is all. Their numbers do not change. The name of a .txt
+            file stands for the names in its lines.
+        exclude: the names of classes that are not used, in the same form.
+        subset: the share of each class's samples that is used, in (0, 1], or the numbers of the samples, int (K,), or
+            the path of an .npy file with them.
+        subset_seed: the seed of the share. A smaller share is a part of a larger one with the same seed.
+        weights: draws the samples of a training with replacement: (N,), one number for each sample of the split, at
+            least 0, or the path of an .npy file with them, or "balanced", which makes all classes equally likely. An
+            epoch has as many draws as samples.
+        repeats: how many times each sample of a training is used in a row, each time with draws of its own (repeated
+            augmentation). An epoch keeps its length.
+        views: several views of each sample of a training: their number, or for each of them a mapping with any of the
+            keys image_size, crop and augment, whose other values are those of the loader. Images are then a tuple with
+            a tensor for each view. Views that are mixed are mixed alike and must have one size.
+        labels: labels instead of those of the split: int (N,) for other classes, or numbers (N, K) for targets of
+            several classes or for a regression, which are handed out as float32 (B, K); or the path of an .npy file.
 
     Attributes:
-        classes: the names of the classes; `classes[index]` is that of a target.
+        classes: the names of the classes; `classes[index]` is that of a target. With `labels`, they are numbers.
         num_classes: the width of soft targets.
-        num_samples: the number of samples in the split.
+        num_samples: the number of samples in an epoch.
         batch_size: the number of images in a batch of this process.
         device: the device of the batches.
         stage: makes images and soft targets of a raw batch of `batches`.
@@ -141,6 +161,14 @@ class ImageLoader:
         prefetch_batches: int | Literal["auto"] = "auto",
         on_error: Literal["raise", "mask"] = "raise",
         order: Order = "random",
+        classes: Sequence[str] | None = None,
+        exclude: Sequence[str] | None = None,
+        subset: Any = None,
+        subset_seed: int = 0,
+        weights: Any = None,
+        repeats: int = 1,
+        views: int | Sequence[Mapping[str, Any]] | None = None,
+        labels: Any = None,
     ) -> None:
         with argument_names():
             role = split_role(split, train)
@@ -155,9 +183,19 @@ class ImageLoader:
                 "on_error": on_error,
                 "order": order,
             }
-            kind = targets if targets is not None else "soft" if role == "train" else "index"
+            kind = targets if targets is not None else "soft" if role == "train" or labels is not None else "index"
+            options = data_options(data, split, crop, values)
+            sampling = SamplingRequest(
+                classes=() if classes is None else classes,
+                exclude=() if exclude is None else exclude,
+                subset=1.0 if subset is None else subset,
+                subset_seed=integer_from("subset_seed", subset_seed),
+                weights=weights,
+                repeats=integer_from("repeats", repeats),
+                labels=labels,
+            )
             self._open(
-                data_options(data, split, crop, values),
+                options,
                 augmentation,
                 role,
                 shard_from(rank, world_size),
@@ -167,6 +205,8 @@ class ImageLoader:
                 drop_last=drop_last if drop_last is None else flag_from("drop_last", drop_last),
                 padding=flag_from("padding", padding),
                 output=OutputOptions(dtype, memory_format, kind, return_ids),
+                sampling=sampling,
+                views=None if views is None else views_from(views, options, augmentation),
             )
 
     @classmethod
@@ -235,19 +275,41 @@ class ImageLoader:
         drop_last: bool | None,
         padding: bool,
         output: OutputOptions,
+        sampling: SamplingRequest | None = None,
+        views: Sequence[View] | None = None,
     ) -> None:
         train = role == "train"
         output.check(augment, train=train)
         if padding and drop_last:
             raise UserError("padding = True: fills up the batch that drop_last = True leaves out; choose one of them")
-        self._drop_last = drop_last if drop_last is not None else train and not padding
-        if train and not self._drop_last:
-            raise UserError("drop_last = False: a training's batches are all of full size; use drop_last=True")
         self._padding, self._output = padding, output
-        self._loader = make_loader(data, augment, role, shard, device, seed=seed)
+        drop_last = drop_last if drop_last is not None else train and not padding
+        self._views: MultiViewLoader | None = None
+        self._loader: Loader | MultiViewLoader
+        if views is None:
+            self._loader = make_loader(
+                data, augment, role, shard, device, seed=seed, sampling=sampling, drop_last=drop_last
+            )
+        else:
+            if not train:
+                raise UserError("views: only for training; an evaluation has one central crop of each image")
+            for view in views:
+                output.check(view.augment, train=True)
+            self._loader = self._views = make_view_loader(
+                data, views, shard, device, seed=seed, sampling=sampling, drop_last=drop_last
+            )
         manifest, self._split = self._loader.manifest, data.train_split if train else data.val_split
+        rows = self.source.labels.ndim == 2
+        if rows and output.targets == "index":
+            self._loader.close()
+            raise UserError("targets = 'index': labels has rows of numbers, not classes; use targets='soft'")
         self.classes = manifest.classes
-        self.stage = DeviceStage(augment, num_classes or manifest.num_classes, output.stage_dtype, train=train)
+        width = num_classes or manifest.num_classes
+        self._stages = [
+            DeviceStage(of_view, width, output.stage_dtype, train=train)
+            for of_view in ([augment] if views is None else [view.augment for view in views])
+        ]
+        self.stage = self._stages[0]
         self.num_classes = self.stage.num_classes
         self.num_samples = self.source.plan.num_samples
         self.batch_size = data.batch_size_per_gpu
@@ -255,15 +317,17 @@ class ImageLoader:
         self._next = self._place = (0, 0)  # of the iterator to come; of the state: epoch, and batches done in it
         self._newest = 0  # the number of the newest iterator that the state describes; 0 if it describes none
         self._num_iterators = 0
-        self._running: weakref.WeakSet[EpochIterator[tuple[torch.Tensor, ...]]] = weakref.WeakSet()
+        self._running: weakref.WeakSet[EpochIterator[tuple[Any, ...]]] = weakref.WeakSet()
         self._closed = False
         self._process = os.getpid()
-        self._measure_epoch()
-        if len(self) == 0 and self._drop_last:
+        if len(self.source.plan) == 0:
+            num, batch = self.num_samples, self.source.plan.batch_size
+            self._loader.close()
             raise UserError(
-                f"drop_last = True: the split has {self.num_samples} samples, fewer than one batch of "
-                f"{self.source.plan.batch_size}; lower batch_size, or use drop_last=False"
+                f"drop_last = True: the split has {num} samples, fewer than one batch of {batch}; lower batch_size, or "
+                "use drop_last=False"
             )
+        self._measure_epoch()
 
     def _measure_epoch(self) -> None:
         """Computes the number of batches in an epoch of this process, and the size of the last one."""
@@ -271,9 +335,7 @@ class ImageLoader:
         valid = plan.batch_ids(0, len(plan) - 1)[1]
         own = valid[shard.rank * self.batch_size : (shard.rank + 1) * self.batch_size]
         self._num_batches, self._last_size = len(plan), self.batch_size
-        if self._drop_last:
-            self._num_batches -= not valid.all()
-        elif not self._padding:
+        if not self._padding:
             self._last_size = int(own.sum())
             self._num_batches -= self._last_size == 0
 
@@ -306,11 +368,11 @@ class ImageLoader:
         """The number of batches of this process in an epoch."""
         return self._num_batches
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
         """Begins an epoch: the next one, or what `set_epoch` or `load_state_dict` has chosen.
 
         Yields:
-            (images, targets), or (images, targets, sample_ids) with `return_ids`.
+            (images, targets), or (images, targets, sample_ids) with `return_ids`. With `views`, images are a tuple.
 
         Raises:
             ShardError: an image cannot be decoded, or a file was changed since it was opened.
@@ -326,33 +388,57 @@ class ImageLoader:
         self._running.add(iterator)
         return iterator
 
-    def _epoch(self, number: int, epoch: int, start: int) -> Generator[tuple[torch.Tensor, ...], None, None]:
+    def _epoch(self, number: int, epoch: int, start: int) -> Generator[Any, None, None]:
         count, last, last_size = self._num_batches, len(self.source.plan) - 1, self._last_size
-        batches = self._loader.batches(epoch, start)
+        batches = self._numbered_batches(epoch, start)
         try:
             for index in range(start, count):
                 size = last_size if index == last else self.batch_size
                 # Nothing in this frame may keep what was yielded.
-                yield self._hand_out(next(batches), size, number, (epoch, index + 1))
+                yield self._hand_out(batches, size, number, (epoch, index + 1))
             if number == self._newest:
                 self._place = epoch + 1, 0
         finally:
             batches.close()
 
-    def _hand_out(self, batch: Batch, size: int, number: int, place: tuple[int, int]) -> tuple[torch.Tensor, ...]:
+    def _numbered_batches(self, epoch: int, start: int) -> Generator[tuple[int, Batch], None, None]:
+        """The raw batches of an epoch, each with the number of its view."""
+        if isinstance(self._loader, MultiViewLoader):
+            yield from self._loader.batches(epoch, start)
+        else:
+            with contextlib.closing(self._loader.batches(epoch, start)) as batches:
+                for batch in batches:
+                    yield 0, batch
+                    del batch
+
+    def _hand_out(
+        self, batches: Iterator[tuple[int, Batch]], size: int, number: int, place: tuple[int, int]
+    ) -> tuple[Any, ...]:
         """The tensors of a batch. The state of the newest iterator moves on to `place`."""
-        tensors = finish(batch, self.stage, self._output, size)
+        finished: dict[int, tuple[torch.Tensor, ...]] = {}
+        for _ in self._stages:
+            view, batch = next(batches)
+            finished[view] = finish(batch, self._stages[view], self._output, size)
         if number == self._newest:
             self._place = place
-        return tensors
+        if self._views is None:
+            return finished[0]
+        _, *others = finished[0]
+        return tuple(finished[view][0] for view in range(len(finished))), *others
 
     def batches(self, epoch: int = 0, start: int = 0) -> Generator[Batch, None, None]:
         """Yields the raw batches `start`, `start + 1`, ... of an epoch, before the device stage.
 
-        The last batch of an evaluation is padded. The state does not change.
+        An incomplete last batch is padded. The state does not change. Raises `UserError` for a loader of several views.
         """
         self._require_usable()
-        return self._loader.batches(epoch, start)
+        return self._single("batches").batches(epoch, start)
+
+    def _single(self, what: str) -> Loader:
+        """The loader of the only view."""
+        if isinstance(self._loader, MultiViewLoader):
+            raise UserError(f"{what}: not with views; iterate over the loader")
+        return self._loader
 
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch of the next iterator.
@@ -376,11 +462,11 @@ class ImageLoader:
         """
         size = integer_from("image_size", image_size)
         require(8 <= size <= 4096, "image_size", size, "8 to 4,096 pixels")
-        self._loader.set_image_size(size)
+        self._single("set_image_size").set_image_size(size)
 
     def set_plan(self, plan: Plan) -> None:
         """Sets the plan of iterators that are made from now on. It must have the same samples and batch size."""
-        self._loader.set_plan(plan)
+        self._single("set_plan").set_plan(plan)
         self._measure_epoch()
 
     def state_dict(self) -> dict[str, Any]:
@@ -417,11 +503,12 @@ class ImageLoader:
     @property
     def _num_global_batches(self) -> int:
         """The number of batches in an epoch of all processes together; a process may have one fewer."""
-        return self._num_batches if self._drop_last else len(self.source.plan)
+        return len(self.source.plan)
 
     @property
     def _order(self) -> dict[str, Any]:
-        return order_of(self.source, self.manifest, self._split, train=self.stage.train)
+        views = {} if self._views is None else {"views": len(self._stages)}
+        return {**order_of(self.source, self.manifest, self._split, train=self.stage.train), **views}
 
     def close(self) -> None:
         """Ends all iterators, and releases threads and memory. What was yielded stays valid."""

@@ -36,6 +36,7 @@ def order_of(source: Source, manifest: Manifest, split: str, *, train: bool) -> 
         "seed": plan.seed,
         "order": plan.order,
         "global_batch_size": plan.batch_size,
+        **plan.sampling.description,
     }
 
 
@@ -94,6 +95,6 @@ def place_in(state: object, order: dict[str, Any], num_batches: int) -> tuple[in
 
 def _shown(order: Mapping[str, Any], key: str) -> str:
     if key not in order:
-        return "not given"
+        return "the default"
     text = repr(order[key])
     return f"{text[:_SHOWN]}..." if len(text) > 60 else text
