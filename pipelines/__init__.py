@@ -14,7 +14,6 @@ __all__ = [
     "plan",
     "startup",
     "triton_support",
-    "views",
 ]
 
 _end_on_interrupt()

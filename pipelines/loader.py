@@ -16,12 +16,12 @@ import torch
 from sdpnet.pipelines.contract import Loader, Source
 from sdpnet.pipelines.errors import UserError
 from sdpnet.pipelines.executors.registry import PIPELINES, choose_pipeline, executor_of
+from sdpnet.pipelines.executors.views import MultiViewLoader, View
 from sdpnet.pipelines.options import AugmentOptions, DataOptions, ShardOptions
 from sdpnet.pipelines.plan import Plan
 from sdpnet.pipelines.planning.sampling import Sampling, SamplingRequest
 from sdpnet.pipelines.shards.layout import open_split
 from sdpnet.pipelines.shards.manifest import Manifest
-from sdpnet.pipelines.views import MultiViewLoader, View
 
 __all__ = ["make_loader", "make_plan", "make_view_loader"]
 

@@ -33,7 +33,7 @@ OPTIONS = (*PLAN, "pipelines/options")
 CONTRACT = (*OPTIONS, *SHARDS, "pipelines/buffers", "pipelines/contract")
 AUGMENT = (*CONTRACT, "pipelines/augment", "pipelines/augment/reference", "pipelines/augment/fused")
 EXECUTORS = (*CONTRACT, *TERMINAL, "pipelines/executors")
-LOADER = (*EXECUTORS, "pipelines/views", "pipelines/loader")
+LOADER = (*EXECUTORS, "pipelines/loader")
 FILES_OF_SOURCES = (*SHARDS, "preprocess/sources/files")
 SOURCES = (*TERMINAL, *FILES_OF_SOURCES, "preprocess/sources")
 ENCODING = (*TERMINAL, *FILES_OF_SOURCES, "preprocess/encoding")
@@ -68,7 +68,6 @@ ALLOWED = {
     "pipelines/augment/fused": AUGMENT,
     "pipelines/augment": AUGMENT,
     "pipelines/executors": EXECUTORS,
-    "pipelines/views": (*CONTRACT, "pipelines/views"),
     "pipelines/loader": LOADER,
     "pipelines/benchmarks": BENCHMARKS,
     "pipelines/bench": BENCHMARKS,

@@ -18,9 +18,9 @@ import torch.distributed as dist
 
 from sdpnet.config.load import load_config, section_from
 from sdpnet.pipelines.errors import UserError, nearest, require
+from sdpnet.pipelines.executors.views import View
 from sdpnet.pipelines.options import AugmentOptions, DataOptions, ShardOptions
 from sdpnet.pipelines.plan import CropOptions
-from sdpnet.pipelines.views import View
 
 __all__ = [
     "Augment",

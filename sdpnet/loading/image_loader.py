@@ -33,12 +33,12 @@ from sdpnet.loading.state import make_state, order_of, place_in
 from sdpnet.pipelines.augment import DeviceStage
 from sdpnet.pipelines.contract import Batch, Loader, Source
 from sdpnet.pipelines.errors import UserError, require
+from sdpnet.pipelines.executors.views import MultiViewLoader, View
 from sdpnet.pipelines.loader import make_loader, make_view_loader
 from sdpnet.pipelines.options import AugmentOptions, DataOptions, ShardOptions
 from sdpnet.pipelines.plan import CropOptions, Order, Plan
 from sdpnet.pipelines.planning.sampling import SamplingRequest
 from sdpnet.pipelines.shards.manifest import Manifest
-from sdpnet.pipelines.views import MultiViewLoader, View
 
 __all__ = ["ImageLoader"]
 

@@ -10,12 +10,12 @@ from pipeline_batches import collect, load, pipeline
 
 from sdpnet.pipelines.contract import Batch
 from sdpnet.pipelines.errors import UserError
+from sdpnet.pipelines.executors.views import MultiViewLoader, View
 from sdpnet.pipelines.loader import make_view_loader
 from sdpnet.pipelines.options import AugmentOptions, DataOptions, ShardOptions
 from sdpnet.pipelines.plan import CropOptions, MixOptions
 from sdpnet.pipelines.planning.policies import RandAugmentOptions
 from sdpnet.pipelines.planning.sampling import SamplingRequest
-from sdpnet.pipelines.views import MultiViewLoader, View
 
 CPU = torch.device("cpu")
 LARGE, SMALL = CropOptions((0.4, 1.0)), CropOptions((0.05, 0.4))
