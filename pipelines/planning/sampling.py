@@ -23,6 +23,7 @@ __all__ = ["Sampling", "SamplingOptions", "SamplingRequest"]
 
 _MAX_REPEATS: Final = 1024
 _MAX_CLASSES: Final = 1_000_000
+_CLASS_BITS: Final = 20
 BALANCED: Final = "balanced"
 
 
@@ -231,15 +232,17 @@ def _share(keep: np.ndarray, labels: np.ndarray, share: float, seed: int) -> np.
     larger one.
     """
     ids = np.flatnonzero(keep)
-    keys = sample_keys(derive_seed(seed), ids)
-    order = np.lexsort((keys, labels[ids]))
-    sorted_labels = labels[ids][order]
-    starts = np.flatnonzero(np.r_[True, sorted_labels[1:] != sorted_labels[:-1]])
-    counts = np.diff(np.r_[starts, len(ids)])
+    classes = labels[ids]
+    counts = np.bincount(classes)
     wanted = np.maximum(1, np.floor(counts * share + 0.5)).astype(np.int64)
-    place = np.arange(len(ids)) - np.repeat(starts, counts)
+    # The class in the upper bits and the key in the lower ones, so that one sort puts the samples of each class in the
+    # order of their keys. Sorting values is several times as fast as sorting positions.
+    keys = sample_keys(derive_seed(seed), ids).view(np.uint64) >> np.uint64(_CLASS_BITS)
+    keys |= classes.astype(np.uint64) << np.uint64(64 - _CLASS_BITS)
+    places = np.minimum(np.cumsum(counts) - counts + wanted - 1, len(ids) - 1)  # those of absent classes are not used
+    last = np.sort(keys)[places]
     chosen = np.zeros(len(keep), bool)
-    chosen[ids[order[place < np.repeat(wanted, counts)]]] = True
+    chosen[ids[keys <= last[classes]]] = True
     return chosen
 
 

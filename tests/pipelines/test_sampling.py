@@ -64,6 +64,12 @@ def test_a_subset_has_the_share_of_each_class_and_is_a_part_of_a_larger_one(
         assert (LABELS[ids] == label).sum() == max(1, int(np.floor(count * share + 0.5)))
 
 
+def test_a_share_of_some_classes_leaves_the_others_out() -> None:
+    for names, counts in ((["bee"], [0, 15, 0]), (["ant", "cow"], [30, 0, 5]), (["cow"], [0, 0, 5])):
+        ids = resolve(subset=0.5, classes=names).ids
+        assert np.bincount(LABELS[ids], minlength=3).tolist() == counts
+
+
 def test_a_subset_is_drawn_evenly_and_by_its_own_seed() -> None:
     hits = np.zeros(100)
     for seed in range(2000):
