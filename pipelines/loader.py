@@ -106,7 +106,7 @@ def _open(
     if data.on_error == "mask" and not PIPELINES[pipeline].can_mask:
         able = " or ".join(name for name, executor in PIPELINES.items() if executor.can_mask)
         raise UserError(f"data.on_error = 'mask': pipeline {pipeline!r} cannot mask, only --pipeline {able} can")
-    request = data.sampling.read(train=train) if sampling is None else sampling
+    request = data.sampling.request(train=train) if sampling is None else sampling
     chosen = request.resolve(manifest.classes, reader.labels, reader.path)
     if chosen.labels is not None:
         if chosen.labels.ndim == 2 and train and augment.label_smoothing:

@@ -47,7 +47,8 @@ def test_classes_are_chosen_and_left_out_by_name(tmp_path: Path) -> None:
     assert set(LABELS[resolve(exclude=["bee"]).ids]) == {0, 2}
     assert set(LABELS[resolve(classes=["ant", "bee"], exclude=["ant"]).ids]) == {1}
     (tmp_path / "list.txt").write_text("cow\n\n ant \n", encoding="utf-8")
-    assert set(LABELS[resolve(classes=[str(tmp_path / "list.txt")]).ids]) == {0, 2}
+    listed = resolve(classes=[str(tmp_path / "list.txt")])
+    assert set(LABELS[listed.ids]) == {0, 2} and listed.description == {"classes": "ant, cow"}
     assert resolve(classes=NAMES).ids is None, "all of them"
 
 
@@ -83,7 +84,8 @@ def test_a_subset_may_be_numbers_of_samples(tmp_path: Path) -> None:
     np.save(tmp_path / "ids.npy", np.array([99, 0]))
     assert resolve(subset=tmp_path / "ids.npy").ids.tolist() == [0, 99]
     (tmp_path / "ids.txt").write_text("5\n4\n")
-    assert SamplingOptions(subset=str(tmp_path / "ids.txt")).read(train=True).subset.tolist() == [5, 4]
+    request = SamplingOptions(subset=str(tmp_path / "ids.txt")).request(train=True)
+    assert request.resolve(NAMES, LABELS, "x").ids.tolist() == [4, 5]
     assert resolve(subset=torch.tensor([1, 2]), classes=["ant"]).ids.tolist() == [1, 2]
 
 
