@@ -331,13 +331,11 @@ class ImageLoader:
 
     def _measure_epoch(self) -> None:
         """Computes the number of batches in an epoch of this process, and the size of the last one."""
-        plan, shard = self.source.plan, self.source.shard
-        valid = plan.batch_ids(0, len(plan) - 1)[1]
-        own = valid[shard.rank * self.batch_size : (shard.rank + 1) * self.batch_size]
-        self._num_batches, self._last_size = len(plan), self.batch_size
-        if not self._padding:
-            self._last_size = int(own.sum())
-            self._num_batches -= self._last_size == 0
+        plan, rank = self.source.plan, self.source.shard.rank
+        valid = plan.batch_ids(0, len(plan) - 1)[1]  # what fills up the last batch comes last in it
+        own = valid[rank * self.batch_size : (rank + 1) * self.batch_size]
+        self._last_size = self.batch_size if self._padding else int(own.sum())
+        self._num_batches = len(plan) - (self._last_size == 0)
 
     @property
     def source(self) -> Source:
@@ -407,9 +405,8 @@ class ImageLoader:
             yield from self._loader.batches(epoch, start)
         else:
             with contextlib.closing(self._loader.batches(epoch, start)) as batches:
-                for batch in batches:
-                    yield 0, batch
-                    del batch
+                for _ in range(start, len(self.source.plan)):
+                    yield 0, next(batches)
 
     def _hand_out(
         self, batches: Iterator[tuple[int, Batch]], size: int, number: int, place: tuple[int, int]
@@ -480,7 +477,7 @@ class ImageLoader:
             that one of them can save it for all.
         """
         epoch, batch = self._place
-        if batch >= self._num_global_batches:
+        if batch >= len(self.source.plan):  # the number of batches of all processes; this one may have one fewer
             epoch, batch = epoch + 1, 0
         return make_state(epoch, batch, self._order)
 
@@ -497,13 +494,8 @@ class ImageLoader:
             UserError: it is no state, or one of other samples or of another order of them. The message names what
                 differs. The loader does not change.
         """
-        self._next = self._place = place_in(state, self._order, self._num_global_batches)
+        self._next = self._place = place_in(state, self._order, len(self.source.plan))
         self._newest = 0
-
-    @property
-    def _num_global_batches(self) -> int:
-        """The number of batches in an epoch of all processes together; a process may have one fewer."""
-        return len(self.source.plan)
 
     @property
     def _order(self) -> dict[str, Any]:
