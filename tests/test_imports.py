@@ -30,7 +30,7 @@ TERMINAL = (*SHARDS, "pipelines/terminal")
 PAGES = (*BASE, "pipelines/pages")
 PLAN = (*BASE, "pipelines/planning", "pipelines/plan")
 OPTIONS = (*PLAN, "pipelines/options")
-CONTRACT = (*OPTIONS, *SHARDS, "pipelines/buffers", "pipelines/contract")
+CONTRACT = (*OPTIONS, *SHARDS, "pipelines/memory", "pipelines/contract")
 AUGMENT = (*CONTRACT, "pipelines/augment", "pipelines/augment/reference", "pipelines/augment/fused")
 EXECUTORS = (*CONTRACT, *TERMINAL, "pipelines/executors")
 LOADER = (*EXECUTORS, "pipelines/loader")
@@ -62,7 +62,7 @@ ALLOWED = {
     "pipelines/planning": PLAN,
     "pipelines/plan": PLAN,
     "pipelines/options": OPTIONS,
-    "pipelines/buffers": BASE,
+    "pipelines/memory": BASE,
     "pipelines/contract": CONTRACT,
     "pipelines/augment/reference": AUGMENT,
     "pipelines/augment/fused": AUGMENT,

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sdpnet.pipelines.buffers import Buffers
 from sdpnet.pipelines.contract import Batch, Source
 from sdpnet.pipelines.errors import ShardError
 from sdpnet.pipelines.executors.planned import PlannedLoader
+from sdpnet.pipelines.memory.buffers import Buffers
 from sdpnet.pipelines.native.decoder import Decoder, Job
 from sdpnet.pipelines.native.status import Status
 from sdpnet.pipelines.plan import BatchPlan
@@ -41,7 +41,7 @@ class _Buffer:
         self.copied: torch.cuda.Event | None = None  # recorded after the copy to the GPU
 
 
-# Buffers are reused because fresh memory is expensive; see `sdpnet.pipelines.buffers`.
+# Buffers are reused because fresh memory is expensive; see `sdpnet.pipelines.memory.buffers`.
 class _PinnedPool:
     """Pinned buffers of one shape, made when they are needed. One iterator at a time uses them."""
 
