@@ -5,9 +5,9 @@
     float    ImageLoader      | the native pipeline and a DeviceStage, called by hand
     views    two views        | one view; crops are counted
 
-The contestants take turns in one process, in another order in each round. Ratios are taken within rounds: of the time on
-the clock, and of the processor time, which other processes disturb less. Then the memory of this process is read after
-each of several epochs.
+The contestants take turns in one process, in another order in each round. Ratios are taken within rounds: of the time
+on the clock, and of the processor time, which other processes disturb less. Then the memory of this process is read
+after each of several epochs.
 """
 
 from __future__ import annotations
