@@ -9,22 +9,28 @@ from __future__ import annotations
 
 import os
 import tarfile
+import tempfile
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from textwrap import shorten
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from sdpnet.pipelines.errors import UserError
 from sdpnet.pipelines.images.kinds import HEAD_BYTES
+from sdpnet.pipelines.shards.origin import LeftOut
+from sdpnet.preprocess.sources.containers.labels import ClassLabels, checked_names
+from sdpnet.preprocess.sources.containers.split import TarAddresses
 from sdpnet.preprocess.sources.files.file_kinds import (
     IMAGE_SUFFIXES,
     LABEL_BESIDE,
     READ_FOR_LABELS,
     Skipped,
+    Tally,
     has_image_suffix,
     is_image,
     kind_by_name,
@@ -33,8 +39,9 @@ from sdpnet.preprocess.sources.files.file_kinds import (
 )
 from sdpnet.preprocess.sources.files.sample_label import LABEL_SUFFIXES, LabelReader
 from sdpnet.preprocess.sources.files.tar_members import Member, TarMembers, TarWindow, require_tar
+from sdpnet.preprocess.sources.listing import mapped
 
-__all__ = ["LABELS_ALONE", "Sample", "is_webdataset", "samples"]
+__all__ = ["LABELS_ALONE", "Sample", "is_webdataset", "list_tars", "samples"]
 
 LABELS_ALONE: Final = "labels without an image of the same name"
 _LOOKED_AT: Final = 512  # the first members of a tar, which show whether it is a WebDataset
@@ -240,3 +247,66 @@ def _twice(path: Path, key: str, what: str, one: Member, other: Member) -> UserE
         f"{path}: {key!r} has two {what}, {one.name!r} and {other.name!r}; make the tar again with one image and one "
         "label for each key"
     )
+
+
+def list_tars(
+    root: Path, paths: Sequence[Path], names: tuple[str, ...] | None = None
+) -> tuple[ClassLabels, TarAddresses, tuple[LeftOut, ...]]:
+    """Lists the images of tars, in the order of the tars and of the images in them.
+
+    Args:
+        root: the folder of the tars.
+        paths: the tars.
+        names: the names of the classes in label order. The default is the names in the JSON files of the samples, if
+            they name each integer and no two integers alike.
+
+    Returns:
+        the labels, the addresses, and the other files by kind.
+
+    Raises:
+        UserError: as in `samples`, and if some labels are integers and others are texts.
+    """
+    places, offsets, sizes, ends = array("i"), array("q"), array("q"), array("q")
+    values = array("q")
+    texts: dict[str, int] = {}
+    named: set[int] = set()
+    found_names: dict[int, str] = {}
+    first: tuple[Path, Sample] | None = None
+    tally = Tally()
+    end = 0
+    with tempfile.TemporaryFile() as file:
+        for place, path in enumerate(paths):
+            for sample in samples(path, named if names is None else None):
+                if isinstance(sample, Skipped):
+                    tally.add(sample._replace(file=f"{path.relative_to(root).as_posix()}/{sample.file}"))
+                    continue
+                _, name, offset, size, label, class_name = sample
+                first = first or (path, sample)
+                if isinstance(label, str) != isinstance(first[1].label, str):
+                    raise UserError(
+                        f"{path}: the label of {sample.key!r} is {shorten(repr(label), 60)}, but that of "
+                        f"{first[1].key!r} in {first[0].name} is {shorten(repr(first[1].label), 60)}; make the tars "
+                        "again with labels of one kind"
+                    )
+                values.append(texts.setdefault(label, len(texts)) if isinstance(label, str) else label)
+                if class_name is not None:
+                    found_names[int(label)] = class_name
+                end += file.write(os.fsencode(name))
+                ends.append(end)
+                places.append(place)
+                offsets.append(offset)
+                sizes.append(size)
+        all_names = mapped(file)
+    labels = np.array(values, np.int64)
+    where = f"{root}" if len(paths) > 1 else f"{paths[0]}"
+    if texts:
+        ordered = sorted(texts)
+        numbers = np.empty(len(texts), np.int64)
+        numbers[[texts[text] for text in ordered]] = np.arange(len(ordered))
+        labels, names = numbers[labels], checked_names(ordered, where)
+    elif names is None and len(set(found_names.values())) == len(found_names) == int(labels.max()) + 1:
+        names = checked_names([found_names[label] for label in range(len(found_names))], where)
+    tars = tuple(path.relative_to(root).as_posix() for path in paths)
+    arrays = (np.array(places, np.int32), np.array(offsets, np.int64), np.array(sizes, np.int64))
+    addresses = TarAddresses(root, tars, *arrays, all_names, np.array(ends, np.int64))
+    return ClassLabels(where, labels, names), addresses, tally.result()

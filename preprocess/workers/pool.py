@@ -19,7 +19,7 @@ from typing import Final
 
 from sdpnet.pipelines.errors import UserError
 from sdpnet.preprocess.encoding.encode import EncodeSettings
-from sdpnet.preprocess.sources.files.location import Location
+from sdpnet.preprocess.sources.parquet.row import ImageLocation
 from sdpnet.preprocess.workers.child import encode_one
 from sdpnet.preprocess.workers.process import ASLEEP, Slot, WorkerProcess
 from sdpnet.preprocess.workers.result import Bad, Encoded
@@ -41,7 +41,7 @@ _CRASHES: Final = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, 
 
 
 def encode_all(
-    locate: Callable[[int], Location],
+    locate: Callable[[int], ImageLocation],
     first: int,
     last: int,
     settings: EncodeSettings,
@@ -125,7 +125,9 @@ class Workers:
             worker.close()
         self._workers.clear()
 
-    def encode(self, locate: Callable[[int], Location], first: int, last: int) -> Generator[Encoded | Bad, None, None]:
+    def encode(
+        self, locate: Callable[[int], ImageLocation], first: int, last: int
+    ) -> Generator[Encoded | Bad, None, None]:
         """Encodes the images `first` to `last - 1` and yields them in order. `data` is valid until the next image.
 
         At most `_TASKS` images are assigned to each worker, and about 256 MB of images wait for an earlier one, even if
@@ -176,7 +178,7 @@ class Workers:
         ahead = wanted + 4 * _TASKS * len(self._workers)
         free = [worker for worker in self._workers.values() if len(worker.tasks) <= _TASKS // 2]
         for worker in sorted(free, key=lambda worker: len(worker.tasks)):
-            tasks: list[tuple[int, Location]] = []
+            tasks: list[tuple[int, ImageLocation]] = []
             while len(worker.tasks) + len(tasks) < _TASKS:
                 index = self._unassigned[0] if self._unassigned else self._next_task
                 full = self._buffered > _BUFFERED_BYTES or index >= ahead

@@ -1,0 +1,149 @@
+"""The location of an image in a row of a Parquet file. This module imports little, because each worker imports it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from textwrap import shorten
+from typing import Any, Final, NamedTuple
+
+from sdpnet.pipelines.errors import UserError
+from sdpnet.pipelines.files.regular import NotRegularError, open_regular_file
+from sdpnet.preprocess.sources.files.location import MACHINE_ERRORS, MAX_FILE_MB, Location, MachineError
+
+__all__ = ["ImageLocation", "RowLocation", "location_of", "open_parquet", "reading"]
+
+_BATCH_BYTES: Final = 1 << 24  # so many bytes of images are decoded at a time, if they are of the mean size
+_BATCH_ROWS: Final = 64  # and at most so many rows
+_BUFFER: Final = 1 << 20  # bytes that are read from the file at a time
+
+
+class RowLocation(NamedTuple):
+    """The location of an image in a row of a Parquet file.
+
+    Attributes:
+        name: the name of the image in messages.
+        path: the file.
+        column: the column with the bytes; `COLUMN.bytes` for a field of a struct.
+        group: the row group.
+        row: the row in the row group.
+        size: the mean size of an image in the row group, in bytes.
+    """
+
+    name: str
+    path: str
+    column: str
+    group: int
+    row: int
+    size: int
+
+    def read(self, max_bytes: int = MAX_FILE_MB * 1_000_000) -> bytes:
+        """Reads the bytes of the image. Rows are read fastest in ascending order: the file stays open in between.
+
+        Raises:
+            UserError: they cannot be read, are null, or are more than `max_bytes`.
+            MachineError: the error does not concern the file.
+        """
+        global _open
+        if _open is None or not _open.is_at(self):
+            _open = None  # frees its memory first
+            _open = _OpenGroup(self)
+        try:
+            value = _open.value(self)
+            size = None if value is None else value.size
+        except BaseException:
+            _open = None
+            raise
+        if value is None or size is None:
+            raise UserError(f"{self.name}: no image (null); fill it or remove the row")
+        if size > max_bytes:
+            raise UserError(
+                f"{self.name}: {size:,} bytes, more than the {max_bytes:,} of --max-file-mb; remove or reduce the "
+                "image, or raise --max-file-mb"
+            )
+        return bytes(value.to_pybytes())
+
+
+ImageLocation = Location | RowLocation
+
+
+def location_of(values: Sequence[Any]) -> ImageLocation:
+    """The location with these values, which are the tuple that it was."""
+    return RowLocation(*values) if len(values) == len(RowLocation._fields) else Location(*values)
+
+
+class _OpenGroup:
+    """A row group that is read in batches from its beginning."""
+
+    def __init__(self, location: RowLocation) -> None:
+        self._path, self._column, self._group = location.path, location.column, location.group
+        self._start = 0  # the number of rows before `_values`
+        self._values: Any = None
+        rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(location.size, 1)))
+        with reading(location.name):
+            self._file = open_parquet(location.path)
+            options = {"row_groups": [location.group], "columns": [location.column], "use_threads": False}
+            self._batches: Iterator[Any] = self._file.iter_batches(rows, **options)
+
+    def is_at(self, location: RowLocation) -> bool:
+        """Whether the row can be read without going back."""
+        place = self._path, self._column, self._group
+        return place == (location.path, location.column, location.group) and location.row >= self._start
+
+    def value(self, location: RowLocation) -> Any:
+        """The bytes of a row as a buffer of pyarrow; None if they are null."""
+        with reading(location.name):
+            while self._values is None or location.row >= self._start + len(self._values):
+                self._start += 0 if self._values is None else len(self._values)
+                self._values = None  # frees its memory first
+                batch = next(self._batches, None)
+                if batch is None:
+                    raise ValueError("the row group has fewer rows; the file has changed")
+                values = batch.column(0)
+                self._values = values.field("bytes") if hasattr(values, "field") else values
+            assert self._values is not None
+            return self._values[location.row - self._start].as_buffer()
+
+
+_open: _OpenGroup | None = None  # of this process
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Turns the errors of pyarrow into `UserError`. `name` is the image or file in the message."""
+    try:
+        yield
+    except (UserError, ImportError):
+        raise
+    except NotRegularError as error:
+        raise UserError(f"{name}: {error.kind}, not a file; remove it") from None
+    except Exception as error:  # pyarrow raises several types on damaged files
+        if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
+            raise MachineError(error.errno, error.strerror, name) from None
+        reason = shorten(" ".join(str(error).split()), 160) or type(error).__name__
+        raise UserError(f"{name}: cannot be read ({reason}); copy or download the file again") from None
+
+
+def open_parquet(path: str, dictionaries: Sequence[str] = ()) -> Any:
+    """Opens a Parquet file with pyarrow, which reads little of it at a time and compares the checksums that it has.
+
+    Args:
+        path: the file.
+        dictionaries: columns of texts of which only the different values are decoded.
+
+    Raises:
+        NotRegularError: it is not a file.
+        ImportError: pyarrow is not installed.
+        Exception: of many types, if the file is damaged.
+    """
+    from pyarrow.parquet import ParquetFile
+
+    file = os.fdopen(open_regular_file(path), "rb", buffering=0)
+    try:
+        return ParquetFile(
+            file, read_dictionary=list(dictionaries), buffer_size=_BUFFER, page_checksum_verification=True
+        )
+    except BaseException:
+        file.close()
+        raise
