@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from textwrap import shorten
 from typing import Any, Final, NamedTuple
 
-from sdpnet.pipelines.errors import UserError
+from sdpnet.pipelines.errors import UserError, printable
 from sdpnet.pipelines.files.regular import NotRegularError, open_regular_file
 from sdpnet.preprocess.sources.files.location import MACHINE_ERRORS, MAX_FILE_MB, Location, MachineError
 
@@ -51,10 +51,10 @@ class RowLocation(NamedTuple):
             _open = _OpenGroup(self)
         try:
             value = _open.value(self)
-            size = None if value is None else value.size
-        except BaseException:
+        except (MachineError, ImportError, MemoryError):
             _open = None
             raise
+        size = None if value is None else value.size
         if value is None or size is None:
             raise UserError(f"{self.name}: no image (null); fill it or remove the row")
         if size > max_bytes:
@@ -77,33 +77,50 @@ class _OpenGroup:
     """A row group that is read in batches from its beginning."""
 
     def __init__(self, location: RowLocation) -> None:
-        self._path, self._column, self._group = location.path, location.column, location.group
+        self._place = location.path, location.column, location.group
         self._start = 0  # the number of rows before `_values`
         self._values: Any = None
-        rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(location.size, 1)))
-        with reading(location.name):
-            self._file = open_parquet(location.path)
-            options = {"row_groups": [location.group], "columns": [location.column], "use_threads": False}
-            self._batches: Iterator[Any] = self._file.iter_batches(rows, **options)
+        self._failure: str | None = None  # why the rows behind `_values` cannot be read
+        self._rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(location.size, 1)))
+        self._batches: Iterator[Any] | None = None
 
     def is_at(self, location: RowLocation) -> bool:
         """Whether the row can be read without going back."""
-        place = self._path, self._column, self._group
-        return place == (location.path, location.column, location.group) and location.row >= self._start
+        return self._place == (location.path, location.column, location.group) and location.row >= self._start
 
     def value(self, location: RowLocation) -> Any:
-        """The bytes of a row as a buffer of pyarrow; None if they are null."""
-        with reading(location.name):
-            while self._values is None or location.row >= self._start + len(self._values):
-                self._start += 0 if self._values is None else len(self._values)
-                self._values = None  # frees its memory first
-                batch = next(self._batches, None)
-                if batch is None:
-                    raise ValueError("the row group has fewer rows; the file has changed")
-                values = batch.column(0)
-                self._values = values.field("bytes") if hasattr(values, "field") else values
-            assert self._values is not None
-            return self._values[location.row - self._start].as_buffer()
+        """The bytes of a row as a buffer of pyarrow; None if they are null.
+
+        If a batch cannot be read, its rows are read one by one, up to the first one that cannot. All rows behind that
+        one are lost, too, because a damaged row group cannot be read from its middle.
+        """
+        while self._values is None or location.row >= self._start + len(self._values):
+            if self._failure is not None:
+                raise UserError(f"{location.name}: {self._failure}")
+            try:
+                with reading(location.name):
+                    self._advance()
+            except UserError as error:
+                if self._rows == 1:
+                    self._failure = str(error).removeprefix(f"{printable(location.name)}: ")
+                    self._start += 0 if self._values is None else len(self._values)
+                self._rows, self._batches, self._values = 1, None, None
+                if self._failure is None:
+                    self._start = 0
+        return self._values[location.row - self._start].as_buffer()
+
+    def _advance(self) -> None:
+        """Reads the next batch."""
+        path, column, group = self._place
+        if self._batches is None:
+            file = open_parquet(path)
+            self._batches = file.iter_batches(self._rows, row_groups=[group], columns=[column], use_threads=False)
+        batch = next(self._batches, None)
+        if batch is None:
+            raise ValueError("its row group has fewer rows: the file has changed")
+        self._start += 0 if self._values is None else len(self._values)
+        values = batch.column(0)
+        self._values = values.field("bytes") if hasattr(values, "field") else values
 
 
 _open: _OpenGroup | None = None  # of this process
