@@ -83,7 +83,7 @@ class LabelReader:
                 return Label(label, suffix, self._class_name_beside(label, labels.get(".json")))
             if suffix == ".cls":
                 raise UserError(
-                    f"{self._path}: {member.name}: {shorten(text, 40)!r} is not an integer; write integers into the "
+                    f"{self._path}: {member.name}: {text!r:.60} is not an integer; write integers into the "
                     '.cls files, or the names of the classes into KEY.json as "label"'
                 )
         return None
@@ -94,9 +94,7 @@ class LabelReader:
         remedy = (
             "images without a label, as in a test split, cannot be used" if label == -1 else "number the classes from 0"
         )
-        raise UserError(
-            f"{self._path}: {member.name}: label {shorten(str(label), 40)}, must be 0 to {MAX_CLASSES - 1:,}; {remedy}"
-        )
+        raise UserError(f"{self._path}: {member.name}: label {label!s:.40}, must be 0 to {MAX_CLASSES - 1:,}; {remedy}")
 
     def _class_name_beside(self, label: int, member: Member | None) -> str | None:
         """The class name that the JSON file beside a `.cls` file has. The file need not be JSON, as it has no label."""

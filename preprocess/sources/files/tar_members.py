@@ -63,7 +63,7 @@ class TarMembers:
 
     def __init__(self, window: TarWindow, name: str) -> None:
         self._window, self._name = window, name
-        self._buffer, self._start = b"", window.position
+        self._buffer, self._start = b"", -1  # what was read last, and its position
 
     def read(self, member: Member, max_bytes: int) -> bytes:
         """The first bytes of a member, at most `max_bytes`. Fast for a small member during its turn."""
@@ -79,11 +79,12 @@ class TarMembers:
         far = True
         while True:
             start = position - self._start
-            if start < 0 or start + _BLOCK > len(self._buffer):
+            found = self._parse(start) if start >= 0 else None
+            if found is None and start != 0:  # the headers go on behind what was read
                 size = _READ_FAR if far else _READ_NEAR
                 self._buffer = os.pread(window.descriptor, max(0, min(size, end - position)), position)
-                self._start, start = position, 0
-            found = self._parse(start)
+                self._start = position
+                found = self._parse(0)
             if found is None:
                 window.seek(position)
                 for entry, after, has_globals in _checked(window, self._name):
