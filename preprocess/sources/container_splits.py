@@ -43,7 +43,7 @@ class ListedContainer(NamedTuple):
         addresses: the places of the images.
         left_out: the other files in the tars, by kind.
         names_file: the file beside the container files from which the names of the classes were read; None otherwise.
-        columns: the columns of Parquet files, for messages; "" for tars.
+        columns: the columns of Parquet files in parentheses, for messages; "" for tars.
     """
 
     container: Container
@@ -71,10 +71,11 @@ def list_container(container: Container, columns: ImageColumns) -> ListedContain
     """
     if container.kind == "parquet":
         rows = list_parquet(container.files, *columns)
-        names_file, names = None, rows.texts
-        if rows.columns.names is not None:
-            names = checked_names(rows.columns.names, f"{container.files[0]}: {rows.columns.label!r}")
-        elif names is None:
+        known = rows.texts if rows.columns.is_text else rows.columns.names
+        if known is not None:
+            names_file = None
+            names: tuple[str, ...] | None = checked_names(known, f"{container.files[0]}: {rows.columns.label!r}")
+        else:
             names_file, names = _names_beside(container)
         files = tuple(path.name for path in container.files)
         arrays = rows.groups, rows.starts, rows.file_starts, rows.sizes

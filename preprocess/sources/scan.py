@@ -204,8 +204,8 @@ def _scan(
         splits["train"], splits["val"] = draw_val(splits["train"], val_draw)
     share, seed = (None, 0) if val_draw is None else (val_draw.share, val_draw.seed)
     names = {name: _place(path, source) for name, path in roots.items()}
-    for name, container in listed.items():
-        names[name] = f"{_place(container.container.root, source)}{container.container.pattern}{container.columns}"
+    for name, (container, *_, shown) in listed.items():
+        names[name] += f"{container.pattern if container.is_folder else ''}{shown}"
     return Scan(classes, splits, Origin(names, tally.result(), share, seed))
 
 

@@ -140,18 +140,19 @@ def _leaf(file: Any, path: str) -> int:
 
 def _require_images(file: Any, columns: Columns, path: str) -> None:
     """Raises `UserError` if the first row has a path in the place of an image; reads one row."""
-    if not file.metadata.num_rows:
+    if not columns.is_struct or not file.metadata.num_rows:
         return
-    for batch in file.iter_batches(1, columns=[columns.image], use_threads=False):
-        value = batch.column(0)[0]
-        if columns.is_struct and value.is_valid and not value["bytes"].is_valid:
-            where = value["path"].as_py() if "path" in value.type.names else None
-            raise UserError(
-                f"{path}: row 0 has no bytes of its image but only "
-                f"{f'the path {where!r:.100}' if where else 'null'}; write the files again with the images embedded "
-                "(load_dataset(...) and Dataset.to_parquet of `datasets` embed them), or convert the folder of images"
-            )
+    try:
+        value = next(file.iter_batches(1, columns=[columns.image], use_threads=False)).column(0)[0]
+        has_bytes = not value.is_valid or value["bytes"].is_valid
+        where = value["path"].as_py() if not has_bytes and "path" in value.type.names else None
+    except Exception:  # a damaged image is a matter of the conversion, which can skip it
         return
+    if where:
+        raise UserError(
+            f"{path}: row 0 has no bytes of its image but only the path {where!r:.100}; write the files again with "
+            "the images embedded (Dataset.to_parquet of `datasets` embeds them), or convert the folder of images"
+        )
 
 
 def _labels(file: Any, columns: Columns, path: str, num_rows: int) -> tuple[np.ndarray, list[str] | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from textwrap import shorten
 from typing import Any, Final, NamedTuple
 
@@ -47,12 +47,15 @@ class RowLocation(NamedTuple):
         """
         global _open
         if _open is None or not _open.is_at(self):
-            _open = None  # frees its memory first
+            if _open is not None:
+                _open.close()
             _open = _OpenGroup(self)
         try:
             value = _open.value(self)
-        except (MachineError, ImportError, MemoryError):
-            _open = None
+        except BaseException as error:
+            if not isinstance(error, UserError):
+                _open.close()
+                _open = None
             raise
         size = None if value is None else value.size
         if value is None or size is None:
@@ -82,7 +85,13 @@ class _OpenGroup:
         self._values: Any = None
         self._failure: str | None = None  # why the rows behind `_values` cannot be read
         self._rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(location.size, 1)))
+        self._file = ExitStack()
         self._batches: Iterator[Any] | None = None
+
+    def close(self) -> None:
+        """Closes the file and frees the memory."""
+        self._batches = self._values = None
+        self._file.close()
 
     def is_at(self, location: RowLocation) -> bool:
         """Whether the row can be read without going back."""
@@ -104,7 +113,8 @@ class _OpenGroup:
                 if self._rows == 1:
                     self._failure = str(error).removeprefix(f"{printable(location.name)}: ")
                     self._start += 0 if self._values is None else len(self._values)
-                self._rows, self._batches, self._values = 1, None, None
+                self._rows = 1
+                self.close()
                 if self._failure is None:
                     self._start = 0
         return self._values[location.row - self._start].as_buffer()
@@ -113,7 +123,7 @@ class _OpenGroup:
         """Reads the next batch."""
         path, column, group = self._place
         if self._batches is None:
-            file = open_parquet(path)
+            file = self._file.enter_context(open_parquet(path))
             self._batches = file.iter_batches(self._rows, row_groups=[group], columns=[column], use_threads=False)
         batch = next(self._batches, None)
         if batch is None:
@@ -142,7 +152,8 @@ def reading(name: str) -> Iterator[None]:
         raise UserError(f"{name}: cannot be read ({reason}); copy or download the file again") from None
 
 
-def open_parquet(path: str, dictionaries: Sequence[str] = ()) -> Any:
+@contextmanager
+def open_parquet(path: str, dictionaries: Sequence[str] = ()) -> Iterator[Any]:
     """Opens a Parquet file with pyarrow, which reads little of it at a time and compares the checksums that it has.
 
     Args:
@@ -156,11 +167,7 @@ def open_parquet(path: str, dictionaries: Sequence[str] = ()) -> Any:
     """
     from pyarrow.parquet import ParquetFile
 
-    file = os.fdopen(open_regular_file(path), "rb", buffering=0)
-    try:
-        return ParquetFile(
+    with os.fdopen(open_regular_file(path), "rb", buffering=0) as file:
+        yield ParquetFile(
             file, read_dictionary=list(dictionaries), buffer_size=_BUFFER, page_checksum_verification=True
         )
-    except BaseException:
-        file.close()
-        raise
