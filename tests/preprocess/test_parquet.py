@@ -128,6 +128,7 @@ def test_columns_beside_the_images(tmp_path, columns):
     assert [data for *_, data in read_all(scan(path).splits["train"])] == images
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_a_data_set_of_the_datasets_library(tmp_path):
     datasets = pytest.importorskip("datasets", reason="datasets is not installed")
     (tmp_path / "cache").mkdir()
@@ -286,7 +287,10 @@ BAD = {
         dict(labels=[0, 1, 0], names=("a", 3)),
         r"'label': the name of class 1 is 3, must be 1 to",
     ),
-    "an empty text": (dict(labels=["a", "", "b"]), r"'label': the name of class 0 is '', must be 1 to 1,000 characters"),
+    "an empty text": (
+        dict(labels=["a", "", "b"]),
+        r"'label': the name of class 0 is '', must be 1 to 1,000 characters",
+    ),
     "paths": (
         dict(labels=[0, 1, 2], paths=True),
         r"row 0 has no bytes of its image but only the path '0\.jpg'; write the",
