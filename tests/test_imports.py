@@ -99,6 +99,11 @@ BACKENDS = {
     "ffcv": ("pipelines/executors/ffcv.py",),
     "numba": ("pipelines/executors/ffcv.py",),
     "nvidia": ("pipelines/executors/dali.py",),
+    "pyarrow": (
+        "preprocess/sources/parquet/child.py",
+        "preprocess/sources/parquet/columns.py",
+        "preprocess/sources/parquet/row.py",
+    ),
     "triton": (
         "sdpnet/model/depthwise_kernel.py",
         "pipelines/augment/fused/finish.py",
