@@ -245,4 +245,7 @@ def _without_images(root: Path, folder: str, others: list[Skipped]) -> UserError
     remedy = "fill it or remove it"
     if folder.lower() in _DETECTION:
         remedy = "a data set for object detection must be sorted into class folders first"
+    containers = [Path(other.file) for other in others if other.file.lower().endswith((".parquet", ".tar"))]
+    if containers:
+        remedy += f"; if its files hold the images, name their folder: --train {root / containers[0].parent}"
     return UserError(f"{root / folder}: a class folder without images in it or below it ({holds}); {remedy}")

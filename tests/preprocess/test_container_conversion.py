@@ -331,6 +331,6 @@ def test_a_parquet_file_of_texts_is_refused(tmp_path):
 def test_hostile_files_end_well():
     """A sample of the fault matrix; `./dev faults` runs all of its trials."""
     pytest.importorskip("pyarrow")
-    command = [sys.executable, "tests/fault_matrix", "--kinds", "hostile Parquet,hostile WebDataset", "--share", "0.005"]
+    command = [sys.executable, "tests/fault_matrix", "--kinds", "hostile Parquet,hostile Web", "--share", "0.005"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
