@@ -28,8 +28,9 @@ class Batch:
     """One batch of one process, on the loader's device.
 
     Attributes:
-        images: uint8 (B, image_size, image_size, 3), RGB, values 0 to 255. Valid until the next batch is asked for.
-        labels: int64 (B,).
+        images: uint8 (B, image_size, image_size, 3), RGB, values 0 to 255. On a CPU they are valid as long as they are
+            held; on a GPU, until the next batch is asked for.
+        labels: int64 (B,), or float32 (B, K) where `data.sampling.labels` has rows.
         sample_ids: int64 (B,).
         valid: bool (B,). False marks samples that are neither scored nor trained on: padding and masked samples.
         plan: this process's part of the plan, for the device stage.
@@ -53,6 +54,7 @@ class Source:
         device: the device of the batches.
         threads: the number of decoding threads or workers of this process.
         options: how the executor works: prefetching, errors, and the executor's own section.
+        labels: int64 (N,) or float32 (N, K), the labels of all samples.
     """
 
     reader: ShardReader
@@ -61,6 +63,7 @@ class Source:
     device: torch.device
     threads: int
     options: DataOptions
+    labels: np.ndarray
 
     @property
     def prefetch_batches(self) -> int:
@@ -77,13 +80,12 @@ class Source:
         """This process's part of the plan of one batch."""
         return self.plan.batch(epoch, index).shard(self.shard.rank, self.shard.world_size)
 
-    def batch(self, images: torch.Tensor, plan: BatchPlan, labels: torch.Tensor | None = None) -> Batch:
+    def batch(self, images: torch.Tensor, plan: BatchPlan) -> Batch:
         """Makes a batch on the loader's device.
 
         Args:
             images: uint8 (B, H, W, 3), decoded, on any device.
             plan: this process's part of the batch's plan.
-            labels: int64 (B,), for pipelines that read labels themselves. By default the reader's labels are used.
 
         Raises:
             ShardError: a file of these samples was changed since it was opened, so the images may be wrong.
@@ -95,7 +97,7 @@ class Source:
 
         return Batch(
             images=images.to(self.device, non_blocking=True),
-            labels=send(self.reader.labels[plan.sample_ids] if labels is None else labels.numpy()),
+            labels=send(self.labels[plan.sample_ids]),
             sample_ids=send(plan.sample_ids),
             valid=send(plan.valid),
             plan=plan,
@@ -103,8 +105,13 @@ class Source:
 
 
 class Loader(Protocol):
-    """Yields the batches of any epoch, from any batch on."""
+    """Yields the batches of any epoch, from any batch on.
 
+    Attributes:
+        one_iterator: whether an iterator must be closed before the next one is made.
+    """
+
+    one_iterator: bool
     source: Source
     manifest: Manifest
 

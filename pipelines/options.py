@@ -10,10 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from sdpnet.pipelines.errors import require
+from sdpnet.pipelines.errors import UserError, require
 from sdpnet.pipelines.machine import core_share
 from sdpnet.pipelines.plan import ERASE_MODES, CropOptions, EraseOptions, MixOptions, Order
 from sdpnet.pipelines.planning.policies import RandAugmentOptions
+from sdpnet.pipelines.planning.sampling import SamplingOptions
 
 __all__ = ["AugmentOptions", "DaliOptions", "DataOptions", "NativeOptions", "ShardOptions"]
 
@@ -111,6 +112,7 @@ class DataOptions:
     order: Order = "random"
     centre_fraction: float = 0.875
     crop: CropOptions = field(default_factory=CropOptions)
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
     native: NativeOptions = field(default_factory=NativeOptions)
     dali: DaliOptions = field(default_factory=DaliOptions)
 
@@ -129,6 +131,8 @@ class DataOptions:
         require(self.on_error in ("raise", "mask"), "data.on_error", self.on_error, "raise or mask")
         require(self.order != "sequential", "data.order", self.order, "random or blocks (evaluation is sequential)")
         require(0 < self.centre_fraction <= 1, "data.centre_fraction", self.centre_fraction, "in (0, 1]")
+        if self.sampling.weights and self.order != "random":
+            raise UserError(f"data.order = {self.order!r}: data.sampling.weights draws samples at random; omit one")
         scale, ratio = self.crop.scale, self.crop.ratio
         require(0 < scale[0] <= scale[1] <= 1, "data.crop.scale", scale, "0 < low <= high <= 1")
         require(0 < ratio[0] <= ratio[1], "data.crop.ratio", ratio, "0 < low <= high")

@@ -3,7 +3,9 @@
     Plan.batch(epoch, index) -> BatchPlan(sample_ids, valid, crop_boxes, flips, ops, magnitudes, erase_*, mix_*)
 
 Each value is a function of (seed, epoch, sample id, purpose) alone, so it does not depend on the number of workers, on
-the pipeline that executes it or on the number of ranks, and any batch can be computed without the ones before it.
+the pipeline that executes it or on the number of ranks, and any batch can be computed without the ones before it. Where
+a sample occurs several times in an epoch, the number of the occurrence is part of the function, and so is the view
+where a sample has several.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from sdpnet.pipelines.planning.draws import Permutation, derive_seed, sample_key
 from sdpnet.pipelines.planning.erasing import ERASE_MODES, EraseOptions, draw_erase_boxes
 from sdpnet.pipelines.planning.mixing import MIX_CUTMIX, MIX_MIXUP, MIX_NONE, MixOptions, draw_mixes
 from sdpnet.pipelines.planning.policies import RandAugmentOptions, draw_operations
+from sdpnet.pipelines.planning.sampling import Sampling
 
 __all__ = [
     "ERASE_MODES",
@@ -36,7 +39,10 @@ __all__ = [
 Order = Literal["random", "blocks", "sequential"]
 
 # The purposes of draws. They are part of every key: another number would change all trainings.
-_ORDER, _CROP, _FLIP, _ERASE, _MIX, _WINDOW, _OPERATIONS, _NOISE = range(8)
+_ORDER, _CROP, _FLIP, _ERASE, _MIX, _WINDOW, _OPERATIONS, _NOISE, _WEIGHTS = range(9)
+
+# The draws of a sample's later occurrences in an epoch are those of a sample with a larger number.
+_ID_BITS, _OCCURRENCE_BITS = 31, 26
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,7 @@ class Plan:
 
     Args:
         seed: any integer.
-        sizes: int32 (num_samples, 2): height and width of each stored image.
+        sizes: int32 (N, 2): height and width of each stored image.
         batch_size: the number of samples in one batch over all ranks.
         image_size: the side of the output images in pixels.
         order: "random" (a permutation of all samples), "blocks" (blocks of `block_size` neighbours are shuffled, then
@@ -115,9 +121,14 @@ class Plan:
         randaugment: the operations of the device stage; none by default.
         erase: the boxes that the device stage erases; none by default.
         mix: MixUp and CutMix; none by default.
+        drop_last: whether the incomplete last batch is dropped. By default, training plans ("random", "blocks") drop
+            it. Otherwise it is padded with the last sample and `valid` False, so that every sample is used.
+        sampling: which samples are used, and how often; by default each one once.
+        view: the number of this view of the samples, for plans that differ only in their draws. Views have the same
+            samples in the same order, and mix the same ones.
 
-    Training plans ("random", "blocks") drop the incomplete last batch. Sequential plans keep every sample: the last
-    batch is padded with its final sample and `valid` False.
+    Attributes:
+        num_samples: the number of samples in an epoch.
     """
 
     def __init__(
@@ -133,12 +144,18 @@ class Plan:
         randaugment: RandAugmentOptions | None = None,
         erase: EraseOptions | None = None,
         mix: MixOptions | None = None,
+        drop_last: bool | None = None,
+        sampling: Sampling | None = None,
+        view: int = 0,
         block_size: int = 64,
         window_blocks: int = 64,
     ) -> None:
         self.seed = seed
         self.sizes = np.asarray(sizes)
-        self.num_samples = len(self.sizes)
+        self.sampling = sampling or Sampling()
+        self.num_samples = self.sampling.num_samples(len(self.sizes))
+        self.drop_last = order != "sequential" if drop_last is None else drop_last
+        self.view = view
         self.batch_size = batch_size
         self.image_size = image_size
         self.order = order
@@ -159,13 +176,22 @@ class Plan:
 
     def __len__(self) -> int:
         """The number of batches in an epoch."""
-        if self.order == "sequential":
-            return -(-self.num_samples // self.batch_size)
-        return self.num_samples // self.batch_size
+        if self.drop_last:
+            return self.num_samples // self.batch_size
+        return -(-self.num_samples // self.batch_size)
 
     def sample_at(self, epoch: int, positions: np.ndarray) -> np.ndarray:
         """The sample ids, int64, at these positions (0 <= position < num_samples) of an epoch's order."""
-        positions = np.asarray(positions, np.int64)
+        positions = np.asarray(positions, np.int64) // self.sampling.repeats
+        if self.sampling.cumulative is not None:
+            u = uniforms(derive_seed(self.seed, epoch, _WEIGHTS), positions, 1)[:, 0]
+            places = self.sampling.draw(u)
+        else:
+            places = self._ordered(epoch, positions)
+        return places if self.sampling.ids is None else self.sampling.ids[places]
+
+    def _ordered(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+        """The places, among the samples that are used, at these positions of an epoch in which each is used once."""
         if self.order == "sequential":
             return positions
         permutation, starts = self._epoch_order(epoch)
@@ -200,21 +226,53 @@ class Plan:
             self._cached_order = cached = (epoch, permutation, starts)
         return cached[1], cached[2]
 
+    def positions(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """The positions in an epoch's order of a batch over all ranks, int64 (B,), and `valid`, bool (B,).
+
+        The batch has its positions in their order, but repeated samples are far apart in it: first come all first
+        occurrences, then all second ones. Neighbours, which are mixed, are then different samples, and the occurrences
+        of a sample are on several ranks, if there are any.
+        """
+        positions = np.arange(index * self.batch_size, (index + 1) * self.batch_size)
+        valid = positions < self.num_samples
+        if self.sampling.repeats > 1:
+            order = np.argsort(np.where(valid, positions % self.sampling.repeats, self.sampling.repeats), kind="stable")
+            positions, valid = positions[order], valid[order]
+        return np.minimum(positions, self.num_samples - 1), valid
+
     def batch_ids(self, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
         """The sample ids, int64 (B,), and `valid`, bool (B,), of a batch over all ranks."""
         assert 0 <= index < len(self), f"batch {index} of {len(self)}"
-        positions = np.arange(index * self.batch_size, (index + 1) * self.batch_size)
-        valid = positions < self.num_samples
-        return self.sample_at(epoch, np.minimum(positions, self.num_samples - 1)), valid
+        positions, valid = self.positions(index)
+        return self.sample_at(epoch, positions), valid
 
     def batch(self, epoch: int, index: int) -> BatchPlan:
         """The plan of batch `index` (0 <= index < len(self)) of an epoch, over all ranks."""
         ids, valid = self.batch_ids(epoch, index)
-        boxes, flips = self.crops(epoch, ids)
+        return self.draw(epoch, ids, valid, self._occurrences(index))
+
+    def _occurrences(self, index: int) -> np.ndarray | None:
+        """The number of each sample's occurrence in the epoch, int64 (B,); None if all of them occur once."""
+        if self.sampling.cumulative is not None:
+            return self.positions(index)[0]  # a sample may be drawn at any position
+        return None if self.sampling.repeats == 1 else self.positions(index)[0] % self.sampling.repeats
+
+    def draw(
+        self, epoch: int, ids: np.ndarray, valid: np.ndarray | None = None, occurrences: np.ndarray | None = None
+    ) -> BatchPlan:
+        """Makes all draws for any samples of an epoch.
+
+        Args:
+            epoch: at least 0.
+            ids: int64 (B,), the samples.
+            valid: bool (B,); all are by default.
+            occurrences: int64 (B,), how many times each sample occurred in the epoch before; 0 by default.
+        """
         size = len(ids)
-        ops, magnitudes = draw_operations(
-            self.randaugment, derive_seed(self.seed, epoch, _OPERATIONS), ids, self.image_size
-        )
+        valid = np.ones(size, bool) if valid is None else valid
+        keys = ids if occurrences is None else ids + ((occurrences & ((1 << _OCCURRENCE_BITS) - 1)) << _ID_BITS)
+        boxes, flips = self._crops(epoch, ids, keys)
+        ops, magnitudes = draw_operations(self.randaugment, self._key(epoch, _OPERATIONS), keys, self.image_size)
         empty = np.zeros((size, 4), np.int32)
         draws: dict[str, np.ndarray] = {
             "erase_boxes": empty,
@@ -225,21 +283,31 @@ class Plan:
             "mix_boxes": empty,
         }
         if self.erase.probability > 0:
-            key = derive_seed(self.seed, epoch, _ERASE)
-            draws["erase_boxes"] = draw_erase_boxes(self.erase, key, ids, self.image_size)
+            draws["erase_boxes"] = draw_erase_boxes(self.erase, self._key(epoch, _ERASE), keys, self.image_size)
             if self.erase.mode != "constant":
-                draws["erase_keys"] = sample_keys(derive_seed(self.seed, epoch, _NOISE), ids)
+                draws["erase_keys"] = sample_keys(self._key(epoch, _NOISE), keys)
         if self.mix.enabled:
-            draws |= draw_mixes(self.mix, derive_seed(self.seed, epoch, _MIX), ids, self.image_size)
-        return BatchPlan(
+            draws |= draw_mixes(self.mix, derive_seed(self.seed, epoch, _MIX), keys, self.image_size)
+        plan = BatchPlan(
             sample_ids=ids, valid=valid, crop_boxes=boxes, flips=flips, ops=ops, magnitudes=magnitudes, **draws
         )
+        if self.mix.enabled and not valid.all():  # padding is not mixed into a sample
+            plan = plan._mixed_only_where(valid & valid[plan.mix_partners])
+        return plan
+
+    def _key(self, epoch: int, purpose: int) -> int:
+        """The key of the draws for a purpose. Views after the first have keys of their own."""
+        return derive_seed(self.seed, epoch, purpose, *([self.view] if self.view else []))
 
     def crops(self, epoch: int, sample_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The crop boxes, int32 (B, 4), and flips, bool (B,), of any samples in an epoch."""
-        sizes = self.sizes[sample_ids].astype(np.int64)
+        """The crop boxes, int32 (B, 4), and flips, bool (B,), of any samples when they first occur in an epoch."""
+        return self._crops(epoch, sample_ids, sample_ids)
+
+    def _crops(self, epoch: int, ids: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The crop boxes, int32 (B, 4), and flips, bool (B,), of samples. Each draw follows from a number in `keys`."""
+        sizes = self.sizes[ids].astype(np.int64)
         if self.crop is None:
             return centre_crops(sizes, self.centre_fraction), np.zeros(len(sizes), bool)
-        boxes = random_resized_crops(sizes, derive_seed(self.seed, epoch, _CROP), sample_ids, self.crop)
-        flips = uniforms(derive_seed(self.seed, epoch, _FLIP), sample_ids, 1)[:, 0] < self.crop.flip_probability
+        boxes = random_resized_crops(sizes, self._key(epoch, _CROP), keys, self.crop)
+        flips = uniforms(self._key(epoch, _FLIP), keys, 1)[:, 0] < self.crop.flip_probability
         return boxes, flips

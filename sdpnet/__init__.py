@@ -1,6 +1,7 @@
 """sdpnet: shards from images, a fast data pipeline, the SdP-Net model and its training loop."""
 
 import os as _os
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 if not _os.path.isdir(_os.path.join(__path__[0], "pipelines")):
     # In a checkout, symbolic links in this folder point to pipelines/, preprocess/ and configs/ beside it. torch.hub
@@ -9,7 +10,29 @@ if not _os.path.isdir(_os.path.join(__path__[0], "pipelines")):
 
 from sdpnet.pipelines.startup import end_on_interrupt as _end_on_interrupt
 
-__all__ = ["__version__"]
+if _TYPE_CHECKING:
+    from sdpnet.loading.decode_batch import decode_batch
+    from sdpnet.loading.device_augment import DeviceAugment
+    from sdpnet.loading.image_loader import ImageLoader
+
+__all__ = ["DeviceAugment", "ImageLoader", "__version__", "decode_batch"]
 __version__ = "0.1.0"
 
 _end_on_interrupt()
+
+_MODULES = {"DeviceAugment": "device_augment", "ImageLoader": "image_loader", "decode_batch": "decode_batch"}
+
+
+def __getattr__(name: str) -> object:
+    """Imports the loader and torch when they are first asked for, so that `import sdpnet` is cheap."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"sdpnet.loading.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

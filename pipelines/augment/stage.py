@@ -64,8 +64,16 @@ class DeviceStage:
         Raises:
             UserError: with `fused: verify`, the kernels' first batch differs from the reference's.
         """
+        return self.images(batch), self.targets(batch)
+
+    def images(self, batch: Batch) -> torch.Tensor:
+        """The first result of a call alone."""
         if self._fused is None:
             self._fused = self._choose_fused(batch)
+        return self._run_fused(batch, self.dtype) if self._fused else self._run_reference(batch, self.dtype)
+
+    def targets(self, batch: Batch) -> torch.Tensor:
+        """The second result of a call alone."""
         targets = soft_targets(batch.labels, self.num_classes, self.options.label_smoothing if self.train else 0.0)
         if self.train and self.options.mix.enabled:
             partners, lambdas = (
@@ -75,9 +83,7 @@ class DeviceStage:
             targets = mix_targets(targets, partners, lambdas)
         if self.train:
             targets = targets * batch.valid.view(-1, 1)  # with zero targets, a sample has no loss and no gradient
-        if self._fused:
-            return self._run_fused(batch, self.dtype), targets
-        return self._run_reference(batch, self.dtype), targets
+        return targets
 
     def _choose_fused(self, batch: Batch) -> bool:
         """Whether the kernels are used: they can run on the device and did so on this batch.
@@ -92,7 +98,7 @@ class DeviceStage:
             if self.options.fused == "verify":
                 raise
             cause = " ".join(str(error).split())[:200]
-            warnings.warn(f"augment.fused: slower without the kernel, which cannot run here: {cause}", stacklevel=3)
+            warnings.warn(f"augment.fused: slower without the kernel, which cannot run here: {cause}", stacklevel=4)
             return False
         if self.options.fused == "verify":
             reference = self._run_reference(batch, torch.float32)

@@ -34,6 +34,7 @@ class DaliLoader(PlannedLoader):
     """
 
     masked: tuple[int, ...] = ()
+    one_iterator = True
 
     def __init__(self, source: Source, manifest: Manifest) -> None:
         if (source.reader.modes == MODE_RAW).any():

@@ -3,8 +3,10 @@
 FFCV draws its order and crops itself. Here both come from the plan:
 
 - FFCV's `traversal_order` is replaced after construction, because the constructor's `order=` accepts only FFCV's own.
-- The decoder looks each sample's box up in a table, which FFCV's compiled code reaches by its address: an array that
-  the closure captured would be frozen when it is compiled. The table is filled a few batches ahead of the reader.
+- FFCV's order consists of slots of a table. A slot has the number of a sample, its box and its flip, so that a sample
+  may be in several batches at once. FFCV's compiled code reaches the table by its address: an array that the closure
+  captured would be frozen when it is compiled. The table is a ring, filled a few batches ahead of the reader.
+- Labels do not come from FFCV, which would look for a slot's label.
 
 FFCV ignores its decoder's return code, so that training on a damaged JPEG would use another image's pixels. Here the
 code is kept in the table and becomes a `ShardError`. FFCV trusts every pointer in a file, so the file is validated
@@ -35,7 +37,7 @@ from ffcv.traversal_order.base import TraversalOrder  # noqa: E402
 from sdpnet.pipelines.contract import Batch, Source  # noqa: E402
 from sdpnet.pipelines.errors import ShardError, UserError  # noqa: E402
 from sdpnet.pipelines.executors.planned import PlannedLoader  # noqa: E402
-from sdpnet.pipelines.plan import Plan  # noqa: E402
+from sdpnet.pipelines.plan import BatchPlan, Plan  # noqa: E402
 from sdpnet.pipelines.shards.beton import MODE_JPEG, BetonReader  # noqa: E402
 from sdpnet.pipelines.shards.manifest import Manifest  # noqa: E402
 
@@ -43,28 +45,29 @@ torch.set_num_threads(_TORCH_THREADS)  # importing FFCV sets torch's threads to 
 
 __all__ = ["FfcvLoader", "make"]
 
-_TOP, _LEFT, _HEIGHT, _WIDTH, _FLIP, _STATUS = range(6)
-_COLUMNS = 6
+_TOP, _LEFT, _HEIGHT, _WIDTH, _FLIP, _STATUS, _SAMPLE = range(7)
+_COLUMNS = 7
 
 
 @nb.extending.intrinsic
-def _int32_pointer(typing_context: Any, address: Any) -> Any:
+def _int64_pointer(typing_context: Any, address: Any) -> Any:
     """Turns an integer address into a pointer for numba's `carray`."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
 
-    return nb.types.CPointer(nb.types.int32)(nb.types.int64), generate
+    return nb.types.CPointer(nb.types.int64)(nb.types.int64), generate
 
 
 class _PlannedDecoder(SimpleRGBImageDecoder):
-    """Decodes whole images, then crops, resizes by area and flips them as `table[sample id]` says.
+    """Decodes whole images, then crops, resizes by area and flips them as the slots of a table say.
 
     The steps are FFCV's own functions; only the boxes and flips are the plan's.
 
     Args:
         image_size: output pixels a side.
-        table: int32 (num_samples, 6): crop top, left, height, width, flip, and the decoder's status, which is written.
+        table: int64 (slots, 7): crop top, left, height, width, flip, the decoder's status, which is written, and the
+            number of the sample.
     """
 
     def __init__(self, image_size: int, table: np.ndarray) -> None:
@@ -89,24 +92,24 @@ class _PlannedDecoder(SimpleRGBImageDecoder):
         address, rows, columns, jpeg = self.table.ctypes.data, len(self.table), _COLUMNS, MODE_JPEG
 
         def decode(batch_indices: Any, storage: Any, metadata: Any, storage_state: Any) -> Any:
-            table = nb.carray(_int32_pointer(address), (rows, columns))
+            table = nb.carray(_int64_pointer(address), (rows, columns))
             destination, scratch = storage
             for i in parallel_range(len(batch_indices)):
-                sample = batch_indices[i]
-                field = metadata[sample]
+                slot = batch_indices[i]
+                field = metadata[table[slot, 6]]
                 encoded = read(field["data_ptr"], storage_state)
                 height, width = np.uint32(field["height"]), np.uint32(field["width"])
                 pixels = scratch[i]
                 if field["mode"] == jpeg:
                     status = decode_jpeg(encoded, pixels, height, width, height, width, 0, 0, 1, 1, False, False)
-                    table[sample, 5] = status
+                    table[slot, 5] = status
                     image = pixels.reshape(-1)[: 3 * height * width].reshape(height, width, 3)
                 else:
                     image = encoded.reshape(height, width, 3)
-                top, left = table[sample, 0], table[sample, 1]
-                bottom, right = top + table[sample, 2], left + table[sample, 3]
+                top, left = table[slot, 0], table[slot, 1]
+                bottom, right = top + table[slot, 2], left + table[slot, 3]
                 crop_and_resize(image, top, bottom, left, right, destination[i])
-                if table[sample, 4]:
+                if table[slot, 4]:
                     size = destination.shape[2]
                     for y in range(destination.shape[1]):
                         for x in range(size // 2):
@@ -161,6 +164,7 @@ class FfcvLoader(PlannedLoader):
     """
 
     masked: tuple[int, ...] = ()
+    one_iterator = True
 
     def __init__(self, source: Source, manifest: Manifest) -> None:
         if not isinstance(source.reader, BetonReader):
@@ -168,8 +172,11 @@ class FfcvLoader(PlannedLoader):
         self.source = source
         self._file = source.reader.file
         self.manifest = manifest
-        self._table = np.zeros((source.reader.num_samples, _COLUMNS), np.int32)
         self._batch_size = source.plan.batch_size // source.shard.world_size
+        # FFCV decodes at most batches_ahead + 1 batches beyond the one that was yielded, and is working on one more.
+        # The table must have room for all of them.
+        self._lead = source.prefetch_batches + 3
+        self._table = np.zeros((self._lead * self._batch_size, _COLUMNS), np.int64)
         self._copies = torch.cuda.Stream(source.device) if source.device.type == "cuda" else None
         self._compile()
 
@@ -183,7 +190,7 @@ class FfcvLoader(PlannedLoader):
             os_cache=True,
             drop_last=False,
             batches_ahead=source.prefetch_batches,
-            pipelines={"image": [_PlannedDecoder(source.plan.image_size, self._table)]},
+            pipelines={"image": [_PlannedDecoder(source.plan.image_size, self._table)], "label": None},
         )
         # FFCV sets torch's thread count to its own number: CIFAR-10 training on two cores ran on one of them until it
         # was set back (records/LOG.md).
@@ -202,28 +209,24 @@ class FfcvLoader(PlannedLoader):
 
     def batches(self, epoch: int = 0, start: int = 0) -> Generator[Batch, None, None]:
         source, count = self.source, len(self)
-        # FFCV decodes at most batches_ahead + 1 batches beyond the one that was yielded, and is working on one more.
-        # The table must hold the boxes of all of them.
-        lead = source.prefetch_batches + 3
+        lead = self._lead
         if start >= count:
             return
-        first = source.shard.rank * self._batch_size
-        mine = slice(first, first + self._batch_size)
-        order = np.concatenate([source.plan.batch_ids(epoch, index)[0][mine] for index in range(start, count)])
-        self._order.order = self._loader.first_traversal_order = order.astype(np.uint64)
+        slots = np.arange(start * self._batch_size, count * self._batch_size) % len(self._table)
+        self._order.order = self._loader.first_traversal_order = slots.astype(np.uint64)
         plans = {index: self._fill_table(epoch, index) for index in range(start, min(start + lead, count))}
         iterator = self._begin()
         try:
             for index in range(start, count):
-                images, labels = self._next(iterator)
+                (images,) = self._next(iterator)
                 plan = plans.pop(index)
-                failed = np.flatnonzero(self._table[plan.sample_ids, _STATUS])
+                failed = np.flatnonzero(self._slots(index)[:, _STATUS])
                 if len(failed):
                     self._file.check()  # a file that was cut would look like damaged images
                     raise ShardError(f"{source.reader.path}: sample {plan.sample_ids[failed[0]]}: damaged JPEG")
                 images = torch.as_tensor(images)
                 images = images if self._copies is None else self._on_gpu(images, self._copies)
-                yield source.batch(images, plan, torch.as_tensor(labels).view(-1).clone())
+                yield source.batch(images, plan)
                 if index + lead < count:
                     plans[index + lead] = self._fill_table(epoch, index + lead)
         finally:
@@ -279,12 +282,18 @@ class FfcvLoader(PlannedLoader):
         on_gpu.record_stream(torch.cuda.current_stream(self.source.device))  # allocated on the other stream
         return on_gpu
 
-    def _fill_table(self, epoch: int, index: int) -> Any:
-        """Writes the boxes and flips of a batch into the table, and returns its plan."""
-        plan = self.source.batch_plan(epoch, index)
-        self._table[plan.sample_ids, _TOP : _WIDTH + 1] = plan.crop_boxes
-        self._table[plan.sample_ids, _FLIP] = plan.flips
-        self._table[plan.sample_ids, _STATUS] = 0
+    def _slots(self, index: int) -> np.ndarray:
+        """The slots of a batch: a view of the table, int64 (B, 7)."""
+        first = index % self._lead * self._batch_size
+        return self._table[first : first + self._batch_size]
+
+    def _fill_table(self, epoch: int, index: int) -> BatchPlan:
+        """Writes the samples, boxes and flips of a batch into the table, and returns its plan."""
+        plan, slots = self.source.batch_plan(epoch, index), self._slots(index)
+        slots[:, _TOP : _WIDTH + 1] = plan.crop_boxes
+        slots[:, _FLIP] = plan.flips
+        slots[:, _STATUS] = 0
+        slots[:, _SAMPLE] = plan.sample_ids
         return plan
 
     def close(self) -> None:

@@ -2,12 +2,14 @@
 
     plans -> read-ahead -> jobs in progress (`_PrefetchDepth` + 1) -> (CUDA: a copy on its own stream) -> Batch
 
-Decoding in threads of the training process needs no worker processes and no copies between them.
+Decoding in threads of the training process needs no worker processes and no copies between them. On a CPU, a buffer is
+used again when nobody holds the batch in it any more, so that a batch stays valid without a copy.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from sdpnet.pipelines.buffers import Buffers
 from sdpnet.pipelines.contract import Batch, Source
 from sdpnet.pipelines.errors import ShardError
 from sdpnet.pipelines.executors.planned import PlannedLoader
@@ -33,19 +36,17 @@ _WAIT_MS = 50  # Python handles Ctrl-C between two waits
 class _Buffer:
     """One batch of images in this process's memory, pinned if it is copied to a GPU."""
 
-    def __init__(self, shape: tuple[int, ...], pinned: bool) -> None:
-        self.images = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
+    def __init__(self, images: torch.Tensor) -> None:
+        self.images = images
         self.copied: torch.cuda.Event | None = None  # recorded after the copy to the GPU
 
 
-# Buffers are reused because fresh memory is expensive: the system hands out an array of 77 MB page by page, which took
-# 54 ms (records/LOG.md).
-class _BufferPool:
-    """Buffers of one shape, made when they are needed."""
+# Buffers are reused because fresh memory is expensive; see `sdpnet.pipelines.buffers`.
+class _PinnedPool:
+    """Pinned buffers of one shape, made when they are needed. One iterator at a time uses them."""
 
-    def __init__(self, shape: tuple[int, ...], *, pinned: bool) -> None:
+    def __init__(self, shape: tuple[int, ...]) -> None:
         self.shape = shape
-        self.pinned = pinned
         self.buffers: list[_Buffer] = []
         self.free: deque[_Buffer] = deque()  # the one that has been free longest comes first
 
@@ -57,12 +58,41 @@ class _BufferPool:
         """
         ready = self.free and (self.free[0].copied is None or self.free[0].copied.query())
         if not ready and len(self.buffers) < limit:
-            self.buffers.append(_Buffer(self.shape, self.pinned))
+            self.buffers.append(_Buffer(torch.empty(self.shape, dtype=torch.uint8, pin_memory=True)))
             return self.buffers[-1]
         buffer = self.free.popleft()
         if buffer.copied is not None:
             buffer.copied.synchronize()
         return buffer
+
+    def give_back(self, buffer: _Buffer) -> None:
+        """Takes a buffer back whose copy to the GPU is queued."""
+        self.free.append(buffer)
+
+    def end_iterator(self) -> None:
+        """Takes all buffers back."""
+        self.free = deque(self.buffers)
+
+
+class _LentPool:
+    """Buffers on a CPU, which are lent to the batches: one returns when nobody holds its images any more.
+
+    Args:
+        in_use: the number of buffers that are in use at once, unless batches are kept.
+    """
+
+    def __init__(self, shape: tuple[int, ...], in_use: int) -> None:
+        self.shape = shape
+        self.lender = Buffers(math.prod(shape), keep=in_use)
+
+    def take(self, limit: int) -> _Buffer:
+        return _Buffer(self.lender.lend(self.shape, torch.uint8))
+
+    def give_back(self, buffer: _Buffer) -> None:
+        """Does nothing, because the batch has the buffer."""
+
+    def end_iterator(self) -> None:
+        """Does nothing."""
 
 
 # More batches ahead help only if steps vary in length. In a benchmark of 120 steps, the share of the ideal rate was
@@ -138,7 +168,7 @@ class NativeLoader(PlannedLoader):
 
     Threads start with the first batch and end with `close`. An iterator holds buffers for the batches that are decoded
     ahead and one more (two more with CUDA, since a batch may still be copied), and two batches on the GPU. The next
-    iterator reuses the buffers.
+    iterator reuses the buffers. On a CPU, each batch that is still held has a buffer, too.
     """
 
     def __init__(self, source: Source, manifest: Manifest) -> None:
@@ -147,7 +177,7 @@ class NativeLoader(PlannedLoader):
         self.masked: list[int] = []
         self._decoder: Decoder | None = None
         self._depth = _PrefetchDepth(source)
-        self._pool: _BufferPool | None = None  # None while an iterator uses it
+        self._pool: _PinnedPool | _LentPool | None = None  # None while an iterator uses it
         self._copies = torch.cuda.Stream(source.device) if source.device.type == "cuda" else None
 
     def batches(self, epoch: int = 0, start: int = 0) -> Generator[Batch, None, None]:
@@ -156,7 +186,8 @@ class NativeLoader(PlannedLoader):
         pool, self._pool, self.masked = self._pool, None, []
         shape = (source.plan.batch_size // source.shard.world_size, size, size, 3)
         if pool is None or pool.shape != shape:
-            pool = _BufferPool(shape, pinned=self._copies is not None)
+            # Beside the batches in progress, a loop holds the batch that it works on while it asks for the next one.
+            pool = _LentPool(shape, source.options.prefetch[1] + 2) if self._copies is None else _PinnedPool(shape)
         on_device = None if self._copies is None else _DeviceBuffers(shape, self._copies)
         plans = _plans(source, decoder, epoch, start)
         pending: deque[_PendingBatch] = deque()
@@ -165,27 +196,32 @@ class NativeLoader(PlannedLoader):
             while True:
                 idle = bool(pending) and pending[-1].job.wait(0)
                 while len(pending) <= depth.batches and (plan := next(plans, None)) is not None:
-                    buffer = pool.take(depth.batches + (1 if on_device is None else 2))
-                    pending.append(_PendingBatch(plan, _submit(source, decoder, plan, buffer), buffer))
+                    limit = depth.batches + (1 if on_device is None else 2)
+                    pending.append(_begin(source, decoder, plan, pool.take(limit)))
                 if not pending:
                     return
                 idle = idle and len(pending) > depth.batches  # the end of the epoch does not count
                 depth.update(idle=idle, waited=not pending[0].job.wait(0))
                 while not pending[0].job.wait(_WAIT_MS):
                     pass
-                done = pending.popleft()
-                plan = self._outcome(source, done)
-                if on_device is None:
-                    yield source.batch(done.buffer.images, plan)
-                else:
-                    yield source.batch(on_device.copy(done.buffer), plan)
+                # Nothing in this frame may keep the batch's memory.
+                yield self._finish(source, pending.popleft(), pool, on_device)
+                if on_device is not None:
                     on_device.mark_read()
-                pool.free.append(done.buffer)
         finally:
             for batch in pending:
                 batch.job.release()
-            pool.free = deque(pool.buffers)
+            pool.end_iterator()
             self._pool = pool
+
+    def _finish(
+        self, source: Source, done: _PendingBatch, pool: _PinnedPool | _LentPool, on_device: _DeviceBuffers | None
+    ) -> Batch:
+        """The batch of a finished job, on the loader's device."""
+        plan = self._outcome(source, done)
+        images = done.buffer.images if on_device is None else on_device.copy(done.buffer)
+        pool.give_back(done.buffer)
+        return source.batch(images, plan)
 
     def _outcome(self, source: Source, done: _PendingBatch) -> BatchPlan:
         """The plan that could be executed: samples that could not be decoded are masked, or raise `ShardError`."""
@@ -233,9 +269,9 @@ def _plans(source: Source, decoder: Decoder, epoch: int, start: int) -> Iterator
         yield ahead.popleft()
 
 
-def _submit(source: Source, decoder: Decoder, plan: BatchPlan, buffer: _Buffer) -> Job:
+def _begin(source: Source, decoder: Decoder, plan: BatchPlan, buffer: _Buffer) -> _PendingBatch:
     reader, ids = source.reader, plan.sample_ids
-    return decoder.submit(
+    job = decoder.submit(
         reader.addresses(ids),
         reader.nbytes[ids],
         reader.sizes[ids],
@@ -244,6 +280,7 @@ def _submit(source: Source, decoder: Decoder, plan: BatchPlan, buffer: _Buffer) 
         plan.flips,
         buffer.images.numpy(),
     )
+    return _PendingBatch(plan, job, buffer)
 
 
 def make(source: Source, manifest: Manifest) -> NativeLoader:

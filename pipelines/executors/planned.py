@@ -11,6 +11,7 @@ __all__ = ["PlannedLoader"]
 class PlannedLoader:
     """The base class of loaders. An executor that keeps something for an image size extends `set_plan`."""
 
+    one_iterator = False
     source: Source
 
     def __len__(self) -> int:

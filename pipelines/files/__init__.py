@@ -1,3 +1,3 @@
 """Opens, reads, locks and publishes files on disk."""
 
-__all__ = ["atomic_write", "regular", "small"]
+__all__ = ["array_file", "atomic_write", "regular", "small"]

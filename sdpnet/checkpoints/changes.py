@@ -75,7 +75,7 @@ def changed_keys(state: Mapping[str, Any], config: Mapping[str, Any], where: Pat
         if key not in before:
             continue
         was = before[key]
-        if key in PATH_KEYS and was and value and Path(value) == where / was:
+        if key in PATH_KEYS and isinstance(was, str) and isinstance(value, str) and Path(value) == where / was:
             continue
         if _plain(was) != _plain(value):
             lines.append(f"config: {key} was {_shown(was)}, is {_shown(value)} from here on")

@@ -47,8 +47,9 @@ def require_same_order(
     """Checks that samples come in the same order as in the run that saved `state` at `path`.
 
     Args:
-        order: the values that the order depends on: seed, global_batch_size, num_samples and data.order. Checkpoints
-            that are older than data.order do not have it and are not checked for it.
+        order: the values that the order depends on: seed, global_batch_size, num_samples, data.order and
+            data.sampling. Checkpoints that are older than data.order do not have it and are not checked for it; those
+            that are older than data.sampling used every sample once.
         world: the spread of a global batch over the processes: world_size, batch_size_per_gpu and accumulate. It may
             change.
 
@@ -61,7 +62,8 @@ def require_same_order(
     # A batch of the plan is cut by its global size only. A different number of processes with the same global batch
     # therefore sees the same samples in the same steps, which is why `world` may change and `order` may not.
     was = state["order"]
-    changed = [name for name, value in order.items() if was.get(name, value if name == "data.order" else None) != value]
+    was = {"data.order": order.get("data.order"), "data.sampling": "every sample once", **was}
+    changed = [name for name, value in order.items() if was.get(name) != value]
     if changed:
         differences = ", ".join(f"with {name} {was.get(name)}, not {order[name]}" for name in changed)
         advice = ""

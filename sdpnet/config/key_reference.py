@@ -120,6 +120,8 @@ def _listed(words: list[str]) -> str:
 def _kind(hint: Any) -> str:
     if typing.get_origin(hint) is tuple:
         numbers = typing.get_args(hint)
+        if numbers[-1] is Ellipsis:
+            return "a list of names"
         return f"{len(numbers)} {'whole ' if numbers[0] is int else ''}numbers"
     return {int: "a whole number", float: "a number", str: "text"}.get(hint, "")
 
@@ -127,7 +129,7 @@ def _kind(hint: Any) -> str:
 def _probe(members: tuple[Any, ...]) -> Any:
     """A value of the key's type that is outside of every range."""
     for member in members:
-        if typing.get_origin(member) is tuple:
+        if typing.get_origin(member) is tuple and typing.get_args(member)[-1] is not Ellipsis:
             return (_FAR_BELOW,) * len(typing.get_args(member))
         if member in (int, float):
             return member(_FAR_BELOW)

@@ -20,7 +20,7 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import yaml
 
@@ -30,15 +30,26 @@ from sdpnet.config.renamed_keys import current_key, rename_keys, say_once
 from sdpnet.config.yaml_text import parse_yaml, read_yaml
 from sdpnet.pipelines.errors import UserError, nearest, require
 
-__all__ = ["absolute_paths", "dump_config", "flat_values", "load_config"]
+__all__ = ["absolute_paths", "dump_config", "flat_values", "load_config", "section_from"]
 
 CONFIG_DIRECTORY = next(
     folder for place in sdpnet.__path__ if (folder := Path(place, "configs")).is_dir()
 )  # see sdpnet/__init__.py
-PATH_KEYS: Final = ("data.path", "train.start_from")
+PATH_KEYS: Final = (
+    "data.path",
+    "data.sampling.classes",
+    "data.sampling.exclude",
+    "data.sampling.subset",
+    "data.sampling.weights",
+    "data.sampling.labels",
+    "data.sampling.val_labels",
+    "train.start_from",
+)
+_LISTS: Final = (".npy", ".txt")  # where other values than paths are possible, the suffix says what is a path
 LARGEST_FLOAT: Final = 3.4028234663852886e38  # the largest float32; a larger value would be infinite on the device
 WHOLE_NUMBERS: Final = range(-(2**63), 2**63)  # signed 64 bits; only the seed may be unsigned
 _LONGEST_CHAIN: Final = 20
+_Section = TypeVar("_Section")
 SEEDS: Final = range(-(2**63), 2**64)  # the values that torch.manual_seed accepts
 
 
@@ -82,18 +93,44 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
 
 
+def section_from(cls: type[_Section], values: Mapping[str, Any], where: str) -> _Section:
+    """Makes the dataclass of a config section from values that are checked as those of a config file are.
+
+    Args:
+        cls: the dataclass, such as `DataOptions`.
+        values: the section's keys and values; nested sections are mappings.
+        where: the section's name in messages.
+
+    Raises:
+        UserError: a key is unknown, or a value has the wrong type or is out of range.
+    """
+    section: _Section = _build(cls, values, where)
+    return section
+
+
 def absolute_paths(config: Config) -> Config:
     """The config with absolute paths (and `~` expanded), so that they are valid in any working directory.
 
     Symbolic links are not resolved: if the target of a link is moved and the link updated, the config stays valid.
     """
     for key in PATH_KEYS:
-        section, name = key.split(".")
-        options = getattr(config, section)
-        if path := getattr(options, name):
-            path = str(Path.cwd() / os.path.expanduser(path))  # not abspath: "link/.." need not be "."
-            config = replace(config, **{section: replace(options, **{name: path})})
+        config = _with_absolute(config, key.split("."))
     return config
+
+
+def _with_absolute(options: Any, key: list[str]) -> Any:
+    name, *rest = key
+    value = getattr(options, name)
+    if rest:
+        return replace(options, **{name: _with_absolute(value, rest)})
+    if isinstance(value, tuple):
+        return replace(options, **{name: tuple(_absolute(item) if item.endswith(_LISTS) else item for item in value)})
+    is_path = isinstance(value, str) and value and (name in ("path", "start_from") or value.endswith(_LISTS))
+    return replace(options, **{name: _absolute(value)}) if is_path else options
+
+
+def _absolute(path: str) -> str:
+    return str(Path.cwd() / os.path.expanduser(path))  # not abspath: "link/.." need not be "."
 
 
 def flat_values(values: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
@@ -153,7 +190,7 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def _build(cls: Any, values: Any, where: str) -> Any:
     """Makes an instance of the dataclass `cls` from `values` (parsed YAML). `where` is its key, for messages."""
-    if not isinstance(values, dict):
+    if not isinstance(values, Mapping):
         keys = ", ".join(f.name for f in fields(cls))
         raise UserError(f"{where or 'config'} = {_shortened(values)!r}: must be a section with the keys {keys}")
     hints = typing.get_type_hints(cls)
@@ -175,11 +212,13 @@ def _build(cls: Any, values: Any, where: str) -> Any:
 def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if is_dataclass(hint):
-        return _build(hint, value, where)
+        return value if type(value) is hint else _build(hint, value, where)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
         *others, last = (a for a in arguments if a is not type(None))
+        if last is str:  # a number or a path; YAML 1.1 parses 1e-2, which is a number, as text
+            return _convert(last if isinstance(value, str) and not _is_number(value) else others[0], value, where)
         words = [word for a in others for word in typing.get_args(a)]  # the values of the Literals before the last type
         if words and isinstance(value, str):
             return _convert(Literal[tuple(words)], value, where)
@@ -191,6 +230,11 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             shown = _shortened(value)
             raise UserError(f"{where} = {shown!r}: {nearest(str(shown), [str(a) for a in arguments])}")
         return value
+    if origin is tuple and arguments[-1] is Ellipsis:
+        if not isinstance(value, (list, tuple)):
+            raise UserError(f"{where} = {_shortened(value)!r}: must be a list of names, as in [a, b]")
+        texts = (str(item) if type(item) in (int, float) else item for item in value)
+        return tuple(_convert(arguments[0], item, where) for item in texts)
     if origin is tuple:
         if not isinstance(value, (list, tuple)) or len(value) != len(arguments):
             raise UserError(f"{where} = {_shortened(value)!r}: must be a list of {len(arguments)} numbers")
@@ -215,6 +259,14 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return value
     wanted = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[hint]
     raise UserError(f"{where} = {_shortened(value)!r}: must be {wanted}")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _shortened(value: Any) -> Any:

@@ -104,9 +104,14 @@ class Run:
     @property
     def order(self) -> dict[str, int | str]:
         """The values that the order of samples depends on. A run can continue only if all of them are the same."""
-        num_samples = self.train_loader.source.plan.num_samples
-        sizes = {"global_batch_size": self.global_batch_size, "num_samples": num_samples}
-        return {"seed": self.config.seed, **sizes, "data.order": self.config.data.order}
+        plan = self.train_loader.source.plan
+        return {
+            "seed": self.config.seed,
+            "global_batch_size": self.global_batch_size,
+            "num_samples": plan.num_samples,
+            "data.order": self.config.data.order,
+            "data.sampling": plan.sampling.summary,
+        }
 
     @property
     def data(self) -> dict[str, str]:

@@ -12,6 +12,7 @@ from sdpnet.execution.threads import use_threads
 from sdpnet.model.sdpnet import SdPNet
 from sdpnet.optim.learning_rate import peak_learning_rate
 from sdpnet.pipelines.augment import DeviceStage
+from sdpnet.pipelines.contract import Loader
 from sdpnet.pipelines.errors import UserError
 from sdpnet.pipelines.executors.registry import choose_pipeline
 from sdpnet.pipelines.loader import make_loader
@@ -38,6 +39,7 @@ def prepare(config: Config, processes: Processes, *, begins: bool = True, thread
     data, augment = config.data, config.augment
     train_loader = make_loader(data, augment, "train", processes.shard, device, seed=config.seed)
     val_loader = make_loader(data, augment, "val", processes.shard, device, seed=config.seed)
+    _require_classes(config, train_loader, val_loader)
     num_classes = config.model.num_classes or len(train_loader.manifest.classes)
     if num_classes < len(train_loader.manifest.classes):
         raise UserError(
@@ -69,6 +71,25 @@ def prepare(config: Config, processes: Processes, *, begins: bool = True, thread
         training_step=training_step,
         notes=notes + chosen_for_step,
     )
+
+
+def _require_classes(config: Config, train: Loader, val: Loader) -> None:
+    """Raises `UserError` unless each sample of both splits has one class, of the same classes."""
+    sampling = config.data.sampling
+    if bool(sampling.labels) != bool(sampling.val_labels):
+        given, other = ("labels", "val_labels") if sampling.labels else ("val_labels", "labels")
+        raise UserError(f"data.sampling.{given}: the other split has its own labels; give data.sampling.{other}, too")
+    for loader, key in ((train, "labels"), (val, "val_labels")):
+        if loader.source.labels.ndim == 2:
+            raise UserError(
+                f"data.sampling.{key}: has rows of numbers, but train needs one class a sample; for several classes or "
+                "a regression use sdpnet.ImageLoader in a training loop of your own"
+            )
+    if len(val.manifest.classes) > len(train.manifest.classes):
+        raise UserError(
+            f"data.sampling.val_labels: goes to class {len(val.manifest.classes) - 1}, but labels only to "
+            f"{len(train.manifest.classes) - 1}"
+        )
 
 
 def introduction(run: Run) -> Iterator[str]:

@@ -276,7 +276,7 @@ def test_a_batch_stays_until_the_next_is_asked_for(shard_set: Path, native_loade
 def test_the_buffers_are_few_and_reused(shard_set: Path, native_loader: Callable[..., NativeLoader]) -> None:
     loader = native_loader(shard_set, prefetch_batches=2)
     addresses = {batch.images.data_ptr() for epoch in range(3) for batch in loader.batches(epoch)}
-    assert len(addresses) == 3
+    assert len(addresses) == 4  # one is decoded, two are decoded ahead, and the loop still holds one as it asks
     iterator = loader.batches()
     next(iterator)
     iterator.close()

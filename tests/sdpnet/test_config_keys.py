@@ -14,7 +14,7 @@ from sdpnet.config.options import Config
 KEYS = {key.name: key for section in sections() for key in section.keys}
 DEFAULTS = dict(flat_values(asdict(Config())))
 UPPER = {*string.ascii_uppercase, "`"}
-NO_LIMITS = {"seed", "augment.randaugment.magnitude"}  # whose limits are in their meaning
+NO_LIMITS = {"seed", "data.sampling.subset_seed", "augment.randaugment.magnitude"}  # whose limits are in their meaning
 
 
 def test_every_key_of_a_config_is_there_once() -> None:

@@ -48,9 +48,11 @@ def mix_targets(targets: torch.Tensor, partners: torch.Tensor, lambdas: torch.Te
 
 
 def soft_targets(labels: torch.Tensor, num_classes: int, smoothing: float) -> torch.Tensor:
-    """Turns labels, int64 (B,), into targets, float32 (B, num_classes).
+    """Turns labels, int64 (B,), into targets, float32 (B, num_classes). Labels of this shape already are targets.
 
     `smoothing` is label smoothing as in Szegedy et al., 2016, and in `torch.nn.CrossEntropyLoss`.
     """
+    if labels.ndim == 2:
+        return labels
     targets = torch.full((len(labels), num_classes), smoothing / num_classes, device=labels.device)
     return targets.scatter_(1, labels.view(-1, 1), 1 - smoothing + smoothing / num_classes)
