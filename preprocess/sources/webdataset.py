@@ -266,6 +266,7 @@ def list_tars(
     Raises:
         UserError: as in `samples`, and if some labels are integers and others are texts.
     """
+    tars = tuple(path.relative_to(root).as_posix() for path in paths)
     places, offsets, sizes, ends = array("i"), array("q"), array("q"), array("q")
     values = array("q")
     texts: dict[str, int] = {}
@@ -278,7 +279,7 @@ def list_tars(
         for place, path in enumerate(paths):
             for sample in samples(path, named if names is None else None):
                 if isinstance(sample, Skipped):
-                    tally.add(sample._replace(file=f"{path.relative_to(root).as_posix()}/{sample.file}"))
+                    tally.add(Skipped(sample.kind, f"{tars[place]}/{sample.file}"))
                     continue
                 _, name, offset, size, label, class_name = sample
                 first = first or (path, sample)
@@ -306,7 +307,6 @@ def list_tars(
         labels, names = numbers[labels], checked_names(ordered, where)
     elif names is None and len(set(found_names.values())) == len(found_names) == int(labels.max()) + 1:
         names = checked_names([found_names[label] for label in range(len(found_names))], where)
-    tars = tuple(path.relative_to(root).as_posix() for path in paths)
     arrays = (np.array(places, np.int32), np.array(offsets, np.int64), np.array(sizes, np.int64))
     addresses = TarAddresses(root, tars, *arrays, all_names, np.array(ends, np.int64))
     return ClassLabels(where, labels, names), addresses, tally.result()
