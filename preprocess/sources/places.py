@@ -25,6 +25,7 @@ from sdpnet.preprocess.sources.webdataset import is_webdataset
 
 __all__ = ["Container", "find_places"]
 
+_SUFFIXES: Final = (".parquet", ".tar")
 _DATA: Final = "data"  # the folder of the files in a repository of Hugging Face
 _NUMBERED: Final = re.compile(r"(.*)-(\d{1,6})-of-(\d{1,6})\.(?:parquet|tar)", re.IGNORECASE)
 _SHARD: Final = re.compile(r"(?:.*[-_.])?\d+\.parquet", re.IGNORECASE)  # in contrast to metadata.parquet
@@ -128,7 +129,8 @@ def _container_files(path: Path, is_output: Callable[[Path], bool]) -> Container
         return None
     for folder in (path, path / _DATA):
         names = sorted(os.listdir(folder)) if folder.is_dir() else []
-        files = [folder / name for name in names if not name.startswith(".") and (folder / name).is_file()]
+        files = [folder / name for name in names if name.lower().endswith(_SUFFIXES) and not name.startswith(".")]
+        files = [file for file in files if file.is_file()]
         parquet = tuple(file for file in files if file.suffix.lower() == ".parquet")
         tars = tuple(file for file in files if file.suffix.lower() == ".tar" and file.name not in IMAGENET_ARCHIVES)
         if not any(is_webdataset(tar) for tar in tars[:_PROBED]):
