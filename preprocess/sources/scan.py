@@ -317,6 +317,8 @@ def _gather(root: Path, exclusions: Exclusions) -> Gathered:
     found = gather(root, entries, is_archive=is_archive)
     if not found.folders:
         needs = "CLASS/image.jpg or CLASS.tar entries" if is_archive else f"{root}/CLASS/image.jpg"
+        if any(entry.kind == ".tar files" for entry in found.left_out):
+            needs += ", or tars with a label (KEY.cls or KEY.json) beside each image (KEY.jpg)"
         holds = ", ".join(f"{entry.count:,} {entry.kind} ({entry.example})" for entry in found.left_out[:3])
         raise UserError(
             f"{root}: no class folders with images in it; it needs {needs}" + f", but holds {holds}" * bool(holds)

@@ -260,7 +260,7 @@ def test_columns_by_name_and_by_type(tmp_path):
     assert scan(path).origin.places == {"train": "t.parquet (photo, kind)"}  # the features are marked
     for columns, message in (
         (("phot", None), r"--image-column phot: no such column; did you mean 'photo'\?"),
-        (("kind", None), r"--image-column kind: has no bytes"),
+        (("kind", None), r"--image-column kind: has no bytes of images; columns that have them: 'photo', 'image'"),
         ((None, "photo"), r"--label-column photo: has no integers or texts"),
     ):
         with pytest.raises(UserError, match=rf"t\.parquet: {message}"):

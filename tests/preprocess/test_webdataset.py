@@ -328,3 +328,10 @@ def test_reading_stops_where_the_tar_was_cut_later(tmp_path):
         file.truncate(3000)
     with pytest.raises(UserError, match=r"t\.tar: a\.jpg: only 1,464 of its 5,000 bytes are left; copy .*t\.tar again"):
         location.read()
+
+
+def test_tars_of_images_without_labels(tmp_path):
+    write(tmp_path / "train-0.tar", [("a.jpg", b"x"), ("b.jpg", b"x")])
+    message = r"it needs .*/CLASS/image\.jpg, or tars with a label \(KEY\.cls or KEY\.json\) beside each image"
+    with pytest.raises(UserError, match=message):
+        scan(tmp_path)

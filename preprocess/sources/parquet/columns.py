@@ -92,7 +92,9 @@ def _choose(
         if given in by_type:
             return given
         if given in names:
-            raise UserError(f"{path}: {flag} {given}: has no {'bytes' if what == 'image' else 'integers or texts'}")
+            others = shorten(", ".join(map(repr, by_type)), 120) or "none"
+            needs = "bytes of images" if what == "image" else "integers or texts"
+            raise UserError(f"{path}: {flag} {given}: has no {needs}; columns that have them: {others}")
         raise UserError(f"{path}: {flag} {given}: no such column; {shorten(nearest(given, names), 200)}")
     lowered = [name for name in by_type if name.lower() in usual]
     for candidates in (marked, [name for name in marked if name.lower() in usual], lowered, by_type):
