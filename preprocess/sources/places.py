@@ -23,7 +23,7 @@ from sdpnet.preprocess.sources.files.file_kinds import kind_of_folder
 from sdpnet.preprocess.sources.splits import IMAGENET_ARCHIVES, find_splits, split_of_name
 from sdpnet.preprocess.sources.webdataset import is_webdataset
 
-__all__ = ["Container", "find_places"]
+__all__ = ["Container", "find_places", "is_same", "path_of", "place_name"]
 
 _SUFFIXES: Final = (".parquet", ".tar")
 _DATA: Final = "data"  # the folder of the files in a repository of Hugging Face
@@ -227,3 +227,23 @@ def _require_complete(files: list[Path]) -> None:
                 f"{start}-{missing:0{width}}-of-{count:0{width}}{files[0].suffix}; download them, or, to convert only "
                 "these, rename them without '-of-'"
             )
+
+
+def path_of(place: Path | Container) -> Path:
+    """The folder or file of a place."""
+    if isinstance(place, Container):
+        return place.root if place.is_folder else place.files[0]
+    return place
+
+
+def is_same(path: Path, other: Path | None) -> bool:
+    """Whether two paths refer to the same folder or archive."""
+    return other is not None and path.exists() and other.exists() and os.path.samefile(path, other)
+
+
+def place_name(path: Path, source: Path | None) -> str:
+    """The path of a folder (with "/" at its end) or archive below the source; its own name if it lies elsewhere."""
+    end = "/" if path.is_dir() else ""
+    if source is not None and not is_same(path, source) and path.absolute().is_relative_to(source.absolute()):
+        return path.absolute().relative_to(source.absolute()).as_posix() + end
+    return path.absolute().name + end

@@ -36,7 +36,7 @@ from sdpnet.preprocess.sources.files.file_kinds import BESIDE_CLASSES, Skipped, 
 from sdpnet.preprocess.sources.files.location import Location
 from sdpnet.preprocess.sources.labels import read_labels
 from sdpnet.preprocess.sources.listing import Gathered, SplitImages, SplitScan, gather
-from sdpnet.preprocess.sources.places import Container, find_places
+from sdpnet.preprocess.sources.places import Container, find_places, is_same, path_of, place_name
 from sdpnet.preprocess.sources.splits import refuse_splits
 from sdpnet.preprocess.sources.synsets import DEVKIT_NAME, GROUND_TRUTH_NAME
 from sdpnet.preprocess.sources.val_draw import ValDraw, draw_val
@@ -109,7 +109,7 @@ def scan(
             raise UserError("--image-column, --label-column: the source has no Parquet files; omit these flags")
         if "val" in places and val_draw is not None:
             raise UserError(
-                f"{_path(places['val'])}: is already the val split; omit --val-share, or remove this folder"
+                f"{path_of(places['val'])}: is already the val split; omit --val-share, or remove this folder"
             )
         labels, ids = (None if path is None else Path(path) for path in (val_labels, synsets))
         is_source = "train" not in given and source is not None and places["train"] == Path(source)
@@ -166,7 +166,7 @@ def _scan(
     is_source: bool,
     is_given: bool,
 ) -> Scan:
-    roots = {name: _path(place) for name, place in places.items()}
+    roots = {name: path_of(place) for name, place in places.items()}
     not_walked = [] if out is None else [Path(out), Path(out) / UNFINISHED_NAME]
     read = [path for path in (labels, synsets) if path is not None]
     listed = {name: list_container(place, columns) for name, place in places.items() if isinstance(place, Container)}
@@ -191,29 +191,22 @@ def _scan(
         splits["val"] = _val_split(found, classes, labels, synsets)
     tally = Tally()
     for split in splits.values():
-        place = "" if _same(split.root, source) else _place(split.root, source)
+        place = "" if is_same(split.root, source) else place_name(split.root, source)
         tally.extend(split.left_out, place + "/" if split.root.is_file() else place)
     beside = Exclusions.of([*not_walked, *roots.values()], read)
     for root, skipped in other_files(listed.values(), beside):
-        place = "" if _same(root, source) else _place(root, source)
+        place = "" if is_same(root, source) else place_name(root, source)
         tally.add(skipped._replace(file=place + skipped.file))
-    if source is not None and source.is_dir() and not any(_same(split.root, source) for split in splits.values()):
+    if source is not None and source.is_dir() and not any(is_same(root, source) for root in roots.values()):
         for skipped in _unused(source, list(roots.values()), beside):
             tally.add(skipped)
     if val_draw is not None:
         splits["train"], splits["val"] = draw_val(splits["train"], val_draw)
     share, seed = (None, 0) if val_draw is None else (val_draw.share, val_draw.seed)
-    names = {name: _place(path, source) for name, path in roots.items()}
+    names = {name: place_name(path, source) for name, path in roots.items()}
     for name, (container, *_, shown) in listed.items():
         names[name] += f"{container.pattern if container.is_folder else ''}{shown}"
     return Scan(classes, splits, Origin(names, tally.result(), share, seed))
-
-
-def _path(place: Path | Container) -> Path:
-    """The folder or file of a place."""
-    if isinstance(place, Container):
-        return place.root if place.is_folder else place.files[0]
-    return place
 
 
 def _is_parquet(place: Path | Container) -> bool:
@@ -222,20 +215,7 @@ def _is_parquet(place: Path | Container) -> bool:
 
 def _other(other: Path | None, root: Path) -> list[Path]:
     """The folder of the other split, which must be excluded from this one; empty if both are the same."""
-    return [] if other is None or not other.is_dir() or _same(other, root) else [other]
-
-
-def _same(path: Path, other: Path | None) -> bool:
-    """Whether two paths refer to the same folder or archive."""
-    return other is not None and path.exists() and other.exists() and os.path.samefile(path, other)
-
-
-def _place(path: Path, source: Path | None) -> str:
-    """The path of a folder (with "/" at its end) or archive below the source; its own name if it lies elsewhere."""
-    end = "/" if path.is_dir() else ""
-    if source is not None and not _same(path, source) and path.absolute().is_relative_to(source.absolute()):
-        return path.absolute().relative_to(source.absolute()).as_posix() + end
-    return path.absolute().name + end
+    return [] if other is None or not other.is_dir() or is_same(other, root) else [other]
 
 
 def _unused(source: Path, places: list[Path], exclusions: Exclusions) -> Iterator[Skipped]:

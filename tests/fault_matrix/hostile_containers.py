@@ -56,6 +56,8 @@ for line in sys.stdin:
             "left_out": manifest.origin.num_left_out,
             "problems": [str(problem) for problem in verify(out, decode=True)],
         }
+        bad = out / "quarantine.jsonl"
+        answer["crashes"] = bad.read_text().count("the decoder crashes") if bad.exists() else 0
     except UserError as error:
         answer = {"refused": str(error)}
     signal.setitimer(signal.ITIMER_PROF, 0)
@@ -257,12 +259,15 @@ def _judge(made: Hostile, kind: str, suffix: str, answer: dict[str, Any], known:
         return Outcome("hung", f"{kind}: {answer['cpu']:.1f} s of processor time")
     if "refused" in answer:
         ok = "\n" not in answer["refused"] and suffix in answer["refused"]
+        if "crashes pyarrow" in answer["refused"]:
+            kind += ", which crashes pyarrow"
         return Outcome("ok" if ok else "wrong", f"{kind}: refused, but: {answer['refused'][:300]}", f"{kind}: refused")
     if answer["problems"]:
         return Outcome("wrong", f"{kind}: converted, but verify says {answer['problems'][0]}")
     if known and any(data not in made.stored for _, data in answer["samples"]):
         return Outcome("wrong", f"{kind}: converted, with an image that is none of the source")
-    return Outcome("ok", group=f"{kind}: converted")
+    crashes = ", with images that crash pyarrow" if answer["crashes"] else ""
+    return Outcome("ok", group=f"{kind}: converted{crashes}")
 
 
 def hostile(

@@ -334,3 +334,13 @@ def test_hostile_files_end_well():
     command = [sys.executable, "tests/fault_matrix", "--kinds", "hostile Parquet,hostile Web", "--share", "0.005"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_files_beside_a_single_container_are_counted(tmp_path):
+    for name in ("train-0.tar", "val-0.tar"):
+        (tmp_path / name).write_bytes(tar_bytes([("a.jpg", b"x"), ("a.cls", b"0")]))
+    (tmp_path / "README.md").write_text("x")
+    alone = scan(tmp_path, train=tmp_path / "train-0.tar", val=tmp_path / "val-0.tar")
+    assert alone.origin.places == {"train": "train-0.tar", "val": "val-0.tar"}
+    kinds = {entry.kind: entry.count for entry in alone.origin.left_out}
+    assert kinds == {"files that were read for the labels": 2, ".md files": 1}
