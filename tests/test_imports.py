@@ -35,9 +35,11 @@ AUGMENT = (*CONTRACT, "pipelines/augment", "pipelines/augment/reference", "pipel
 EXECUTORS = (*CONTRACT, *TERMINAL, "pipelines/executors")
 LOADER = (*EXECUTORS, "pipelines/loader")
 FILES_OF_SOURCES = (*SHARDS, "preprocess/sources/files")
-SOURCES = (*TERMINAL, *FILES_OF_SOURCES, "preprocess/sources")
+PARQUET = (*TERMINAL, *FILES_OF_SOURCES, "preprocess/sources/parquet")
+CONTAINERS = (*PARQUET, "preprocess/sources/containers")
+SOURCES = (*CONTAINERS, "preprocess/sources")
 ENCODING = (*TERMINAL, *FILES_OF_SOURCES, "preprocess/encoding")
-WORKERS = (*ENCODING, "preprocess/workers")
+WORKERS = (*ENCODING, "preprocess/sources/parquet", "preprocess/workers")
 WRITERS = (*WORKERS, "preprocess/conversion/writers")
 CONVERSION = (*SOURCES, *WRITERS, "preprocess/conversion")
 INSPECTION = (*AUGMENT, *LOADER, *PAGES, "preprocess/inspection")
@@ -72,6 +74,8 @@ ALLOWED = {
     "pipelines/benchmarks": BENCHMARKS,
     "pipelines/bench": BENCHMARKS,
     "preprocess/sources/files": FILES_OF_SOURCES,
+    "preprocess/sources/parquet": PARQUET,
+    "preprocess/sources/containers": CONTAINERS,
     "preprocess/sources": SOURCES,
     "preprocess/encoding": ENCODING,
     "preprocess/workers": WORKERS,
@@ -98,6 +102,11 @@ BACKENDS = {
     "ffcv": ("pipelines/executors/ffcv.py",),
     "numba": ("pipelines/executors/ffcv.py",),
     "nvidia": ("pipelines/executors/dali.py",),
+    "pyarrow": (
+        "preprocess/sources/parquet/child.py",
+        "preprocess/sources/parquet/columns.py",
+        "preprocess/sources/parquet/row.py",
+    ),
     "triton": (
         "sdpnet/model/depthwise_kernel.py",
         "pipelines/augment/fused/finish.py",

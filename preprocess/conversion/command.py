@@ -26,8 +26,8 @@ from sdpnet.preprocess.conversion.summary import notes, print_line, summary
 from sdpnet.preprocess.conversion.unfinished import refuse_existing
 from sdpnet.preprocess.encoding import jpeg
 from sdpnet.preprocess.encoding.encode import EXIF_CHOICES, REENCODE_CHOICES, SUBSAMPLINGS, EncodeSettings, codec
-from sdpnet.preprocess.sources.files.location import Location
-from sdpnet.preprocess.sources.listing import SplitScan
+from sdpnet.preprocess.sources.listing import SplitImages
+from sdpnet.preprocess.sources.parquet.row import ImageLocation
 from sdpnet.preprocess.sources.scan import Scan, add_source_arguments, scan_arguments
 from sdpnet.preprocess.workers.pool import HANG_SECONDS, Workers
 from sdpnet.preprocess.workers.result import Encoded
@@ -35,7 +35,7 @@ from sdpnet.preprocess.workers.result import Encoded
 __all__ = ["add_arguments", "build", "encoded_images", "plan_conversion"]
 
 _PATH_FLAGS: Final = ("source", "train", "val", "val_labels", "synsets")
-_SOURCE_FLAGS: Final = (*_PATH_FLAGS, "val_share", "val_seed")
+_SOURCE_FLAGS: Final = (*_PATH_FLAGS, "val_share", "val_seed", "image_column", "label_column")
 _NUM_ESTIMATED: Final = 48  # the number of images that are encoded for the estimate of the disk space
 _AMPLE_FACTOR: Final = 10  # no estimate is made if the disk has room for this many times the originals
 
@@ -69,7 +69,7 @@ def encoded_images(found: Scan, workers: Workers, part: Part | None = None) -> I
     return images
 
 
-def _names(split: SplitScan, index: int) -> tuple[str, str]:
+def _names(split: SplitImages, index: int) -> tuple[str, str]:
     return split.relative_path(index), split.locate(index).name
 
 
@@ -235,7 +235,7 @@ def require_space(found: Scan, workers: Workers, out: Path, *, twice: bool) -> N
         )
 
 
-def _size(location: Location) -> int:
+def _size(location: ImageLocation) -> int:
     if location.size is not None:
         return location.size
     try:

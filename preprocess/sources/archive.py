@@ -8,7 +8,6 @@ ILSVRC2012_img_val.tar        [FOLDER/]image.jpg
 from __future__ import annotations
 
 import os
-import re
 import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -25,30 +24,13 @@ from sdpnet.preprocess.sources.files.file_kinds import (
     kind_by_suffix,
     kind_of_folder,
 )
+from sdpnet.preprocess.sources.files.tar_members import TarWindow, entries, require_tar
 from sdpnet.preprocess.sources.listing import Entry, num_folders_above
 from sdpnet.preprocess.sources.splits import likely_splits
 
 __all__ = ["archive_entries"]
 
-COMPRESSED: Final = {
-    b"\x1f\x8b": "gzip",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ\0": "xz",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"PK\3\4": "zip",
-}
-UNSAFE_NAME: Final = re.compile(r"^/|^[A-Za-z]:|(^|/)\.\.(/|$)|[\x00-\x1f\x7f\\]")
-FILE_TYPES: Final = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
-REFUSED_TYPES: Final = {
-    tarfile.SYMTYPE: ("a symbolic link", "make the archive again with tar --dereference"),
-    tarfile.LNKTYPE: ("a hard link", "make the archive again with tar --hard-dereference"),
-    tarfile.CHRTYPE: ("a device", "make the archive again without it"),
-    tarfile.BLKTYPE: ("a device", "make the archive again without it"),
-    tarfile.FIFOTYPE: ("a named pipe", "make the archive again without it"),
-}
 _LABEL_SUFFIXES: Final = (".cls", ".json", ".txt")
-MAX_HEADER: Final = 1 << 20  # bytes of a long name or PAX header; a file name has at most 4,096
-MAX_PADDING: Final = 1 << 20  # zeros after the end mark; tar's default rounds up to 10,240 bytes
 
 
 def archive_entries(path: Path) -> Iterator[Entry | Skipped]:
@@ -69,11 +51,11 @@ def archive_entries(path: Path) -> Iterator[Entry | Skipped]:
 def _all_entries(path: Path) -> Iterator[Entry | Skipped]:
     with path.open("rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
-        _require_tar(path, file.read(tarfile.BLOCKSIZE))
+        require_tar(path, file.read(tarfile.BLOCKSIZE))
         first: dict[tuple[str, ...], str] = {}  # the first image of each folder
         class_tars: dict[str, tuple[str, tuple[str, ...]]] = {}  # class -> name and folder of its tar
         folders: set[tuple[str, ...]] = set()
-        for entry in _entries(_Window(file.fileno(), 0, size), str(path)):
+        for entry in entries(TarWindow(file.fileno(), 0, size), str(path)):
             parts = _parts(entry)
             folder = tuple(parts if entry.isdir() else parts[:-1])
             hidden = _kind_of_folders(folder)
@@ -96,7 +78,7 @@ def _all_entries(path: Path) -> Iterator[Entry | Skipped]:
                 if others:
                     raise _not_in_one_place(path, others[0], entry.name)
                 class_tars[stem] = entry.name, folder
-                window = _Window(file.fileno(), entry.offset_data, entry.size)
+                window = TarWindow(file.fileno(), entry.offset_data, entry.size)
                 yield from _class_tar(window, stem, f"{path}: {entry.name}")
                 continue
             kind = kind or _kind_of_file(file.fileno(), entry)
@@ -174,9 +156,9 @@ def _not_in_one_place(path: Path, one: str, other: str) -> UserError:
     )
 
 
-def _class_tar(window: _Window, class_name: str, name: str) -> Iterator[Entry | Skipped]:
+def _class_tar(window: TarWindow, class_name: str, name: str) -> Iterator[Entry | Skipped]:
     num_images = num_others = 0
-    for entry in _entries(window, name):
+    for entry in entries(window, name):
         if entry.isdir():
             continue
         parts = _parts(entry) or [""]
@@ -190,97 +172,6 @@ def _class_tar(window: _Window, class_name: str, name: str) -> Iterator[Entry | 
         yield Entry(class_name, parts[-1], entry.offset_data, entry.size)
     if not num_images:
         raise UserError(f"{name}: a class without images ({num_others} other files); make the archive again without it")
-
-
-class _Window:
-    """A part of a file, with the methods that tarfile needs. Offsets are those of the whole file.
-
-    A damaged or hostile header can announce a name of any length, and tarfile would read all of it into memory. `read`
-    therefore refuses more than MAX_HEADER bytes.
-    """
-
-    def __init__(self, descriptor: int, start: int, size: int) -> None:
-        self.descriptor, self.end = descriptor, start + size
-        self.position = start
-
-    def tell(self) -> int:
-        return self.position
-
-    def seek(self, position: int) -> int:
-        self.position = position
-        return position
-
-    def read(self, size: int) -> bytes:
-        if not 0 <= size <= MAX_HEADER:
-            raise tarfile.ReadError(f"a header of {size:,} bytes")
-        data = os.pread(self.descriptor, max(0, min(size, self.end - self.position)), self.position)
-        self.position += len(data)
-        return data
-
-
-def _entries(window: _Window, name: str) -> Iterator[tarfile.TarInfo]:
-    """Yields the regular files and directories of an archive up to its end mark. Every entry is checked."""
-    stop = window.position
-    try:
-        archive = tarfile.TarFile(fileobj=window)  # type: ignore[arg-type]
-        for entry in archive:
-            archive.members.clear()  # type: ignore[attr-defined]  # otherwise all of them stay in memory
-            _require_harmless(entry, name)
-            is_file = entry.type in FILE_TYPES
-            end = entry.offset_data + (-(-entry.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE if is_file else 0)
-            if entry.size < 0 or end != archive.offset or end <= stop:
-                raise tarfile.ReadError(f"impossible size of {entry.name!r}")
-            if end > window.end:
-                raise _cut_off(name, f"{entry.name!r} goes on for {end - window.end:,} bytes after its end")
-            stop = end
-            yield entry
-        _require_end(window, stop, name)
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"{name}: cannot be read ({error.strerror})") from None
-    except Exception as error:  # tarfile raises several types on damaged headers
-        reason = " ".join(str(error).split()) or type(error).__name__
-        if window.position >= window.end:
-            raise _cut_off(name, f"the entry at byte {stop:,} is incomplete") from None
-        raise UserError(f"{name}: damaged at byte {stop:,} ({reason}); copy or download it again") from None
-
-
-def _require_end(window: _Window, stop: int, name: str) -> None:
-    """Raises an error unless the archive ends at `stop`, with two blocks of zeros.
-
-    tarfile stops at anything that is not a header, without an error, so that a truncated archive would look complete.
-    """
-    window.seek(stop)
-    mark = window.read(2 * tarfile.BLOCKSIZE)
-    if any(mark[: tarfile.BLOCKSIZE]) and len(mark) >= tarfile.BLOCKSIZE:
-        raise tarfile.ReadError("no header")
-    if len(mark) < 2 * tarfile.BLOCKSIZE:
-        raise _cut_off(name, "its end mark is missing")
-    num_remaining = window.end - window.position
-    if any(mark) or num_remaining > MAX_PADDING or any(window.read(num_remaining)):
-        raise UserError(
-            f"{name}: goes on after the end mark at byte {stop:,}; the download is incomplete (download it again), "
-            "or several archives were joined (give them one by one)"
-        )
-
-
-def _cut_off(name: str, what: str) -> UserError:
-    return UserError(f"{name}: cut off: {what}; copy or download it again")
-
-
-def _require_harmless(entry: tarfile.TarInfo, name: str) -> None:
-    """Raises `UserError` for an entry that is neither a regular file nor a folder, or that leads out of the archive."""
-    if UNSAFE_NAME.search(entry.name):
-        what, remedy = "not a plain relative name", "make the archive again with names of that kind"
-    elif entry.issparse() or any(key.startswith("GNU.sparse") for key in entry.pax_headers):
-        what, remedy = "a sparse file", "make the archive again without tar's --sparse"
-    elif entry.type in FILE_TYPES or entry.isdir():
-        return
-    else:
-        unknown = (f"an entry of the unknown type {entry.type!r}", "make the archive again without it")
-        what, remedy = REFUSED_TYPES.get(entry.type, unknown)
-    raise UserError(f"{name}: {entry.name!r} is {what}; {remedy}")
 
 
 def _parts(entry: tarfile.TarInfo) -> list[str]:
@@ -299,19 +190,3 @@ def _kind_of_file(descriptor: int, entry: tarfile.TarInfo) -> str | None:
         return None
     head = os.pread(descriptor, min(HEAD_BYTES, entry.size), entry.offset_data)
     return None if is_image(head) else kind_by_suffix(entry.name, entry.size)
-
-
-def _require_tar(path: Path, block: bytes) -> None:
-    """Raises `UserError` unless `block`, the first block of a file, is a tar header."""
-    for magic, kind in COMPRESSED.items():
-        if block.startswith(magic):
-            raise UserError(
-                f"{path}: compressed ({kind}); decompress it first: images are read in any order, which a compressed "
-                "archive does not allow"
-            )
-    try:
-        tarfile.TarInfo.frombuf(block, tarfile.ENCODING, "surrogateescape")
-    except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-        pass  # an empty archive
-    except tarfile.HeaderError:
-        raise UserError(f"{path}: not a folder, nor a tar archive") from None

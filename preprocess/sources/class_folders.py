@@ -29,7 +29,15 @@ from sdpnet.preprocess.sources.files.file_kinds import (
 from sdpnet.preprocess.sources.files.links import LOOPS, NOWHERE, is_file, is_folder, links_to_ancestor
 from sdpnet.preprocess.sources.listing import Entry
 
-__all__ = ["Exclusions", "count_files", "folder_entries", "has_images", "has_only_excluded", "list_folder"]
+__all__ = [
+    "Exclusions",
+    "count_files",
+    "folder_entries",
+    "has_images",
+    "has_only_excluded",
+    "list_folder",
+    "refuse_output_among_images",
+]
 
 _DETECTION: Final = ("labels", "annotations")  # folders of object-detection data sets, beside images/
 _MANIFEST_BYTES: Final = 1 << 26  # a larger manifest.json belongs to another program
@@ -117,6 +125,16 @@ def folder_entries(root: Path, exclusions: Exclusions) -> Iterator[Entry | Skipp
 def has_images(folder: Path) -> bool:
     """Whether a folder has at least one image in it or below it."""
     return _has_images(folder.parent, folder.name, Exclusions())
+
+
+def refuse_output_among_images(out: Path, roots: list[Path]) -> None:
+    """Raises `UserError` if the shard set would be written to a folder with images below one of `roots`.
+
+    The folder of the shard set is not searched, so that its images would be missing in the shard set without a message.
+    """
+    resolved = out.resolve()
+    if out.is_dir() and any(root.resolve() in resolved.parents for root in roots) and has_images(out):
+        raise UserError(f"{out}: a folder of the source that has images in it or below it; choose another --out")
 
 
 def has_only_excluded(folder: Path, exclusions: Exclusions) -> bool:
@@ -227,4 +245,7 @@ def _without_images(root: Path, folder: str, others: list[Skipped]) -> UserError
     remedy = "fill it or remove it"
     if folder.lower() in _DETECTION:
         remedy = "a data set for object detection must be sorted into class folders first"
+    containers = [Path(other.file) for other in others if other.file.lower().endswith((".parquet", ".tar"))]
+    if containers:
+        remedy += f"; if its files hold the images, name their folder: --train {root / containers[0].parent}"
     return UserError(f"{root / folder}: a class folder without images in it or below it ({holds}); {remedy}")

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, Protocol
 
 import numpy as np
 
@@ -23,8 +23,54 @@ from sdpnet.pipelines.errors import UserError
 from sdpnet.pipelines.shards.origin import LeftOut
 from sdpnet.preprocess.sources.files.file_kinds import Skipped, Tally
 from sdpnet.preprocess.sources.files.location import Location
+from sdpnet.preprocess.sources.parquet.row import ImageLocation
 
-__all__ = ["Entry", "Gathered", "SplitScan", "gather", "num_folders_above"]
+__all__ = ["Entry", "Gathered", "SplitImages", "SplitScan", "gather", "mapped", "num_folders_above"]
+
+
+class SplitImages(Protocol):
+    """The images of one split: `SplitScan`, or `sdpnet.preprocess.sources.containers.split.ContainerSplit`."""
+
+    @property
+    def root(self) -> Path:
+        """The folder or archive of the split."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names of the data set, in label order."""
+        ...
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int32 (num_images,)."""
+        ...
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """The other files, by kind."""
+        ...
+
+    @property
+    def num_images(self) -> int:
+        """The number of images."""
+        ...
+
+    def relative_path(self, index: int) -> str:
+        """The name of image `index` below `root`."""
+        ...
+
+    def locate(self, index: int) -> ImageLocation:
+        """The location of image `index`."""
+        ...
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the list of images; equal for two listings of the same images."""
+        ...
+
+    def select(self, indices: np.ndarray, left_out: tuple[LeftOut, ...] = ()) -> SplitImages:
+        """Returns a split with a part of the images. `indices`: int64 (n,), ascending."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +135,7 @@ class SplitScan:
         with tempfile.TemporaryFile() as file:
             for place, index in enumerate(indices.tolist()):
                 lengths[place] = file.write(_piece(self._names, self._ends, index))
-            names = _mapped(file)
+            names = mapped(file)
         pieces = None if self._pieces is None else (self._pieces[0][indices], self._pieces[1][indices])
         labels = self.labels[indices]
         return SplitScan(self.root, self.classes, labels, left_out, names, np.cumsum(lengths), pieces)
@@ -191,7 +237,7 @@ class Gathered:
                 encoded = [os.fsencode(path) for path in paths]
                 file.write(b"".join(encoded))
                 lengths[start:end] = [len(name) for name in encoded]
-            names = _mapped(file)
+            names = mapped(file)
         pieces = (self._offsets[order], self._sizes[order]) if self.is_archive else None
         return SplitScan(self.root, tuple(classes), labels[order], self.left_out, names, np.cumsum(lengths), pieces)
 
@@ -231,7 +277,7 @@ def gather(root: Path, entries: Iterable[Entry | Skipped], *, is_archive: bool =
             if is_archive:
                 offsets.append(entry.offset)
                 sizes.append(entry.size)
-        names = _mapped(file)
+        names = mapped(file)
     return Gathered(
         root,
         is_archive,
@@ -250,7 +296,7 @@ def _refuse_duplicates(root: Path, names: list[str]) -> None:
             raise UserError(f"{root}: {name!r} is in it twice; make the archive again with each image once")
 
 
-def _mapped(file: IO[bytes]) -> bytes | mmap.mmap:
+def mapped(file: IO[bytes]) -> bytes | mmap.mmap:
     """The contents of a file, mapped into memory. They stay available after the file is closed."""
     file.flush()
     if os.fstat(file.fileno()).st_size == 0:  # mmap refuses empty files

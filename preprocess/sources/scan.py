@@ -29,18 +29,15 @@ from sdpnet.preprocess.sources.class_folders import (
     folder_entries,
     has_only_excluded,
     list_folder,
+    refuse_output_among_images,
 )
+from sdpnet.preprocess.sources.container_splits import ImageColumns, list_container, other_files
 from sdpnet.preprocess.sources.files.file_kinds import BESIDE_CLASSES, Skipped, Tally
 from sdpnet.preprocess.sources.files.location import Location
 from sdpnet.preprocess.sources.labels import read_labels
-from sdpnet.preprocess.sources.listing import Gathered, SplitScan, gather
-from sdpnet.preprocess.sources.misplaced import (
-    refuse_folder_of_webdatasets,
-    refuse_output_among_images,
-    refuse_splits,
-    refuse_webdataset,
-)
-from sdpnet.preprocess.sources.splits import find_splits
+from sdpnet.preprocess.sources.listing import Gathered, SplitImages, SplitScan, gather
+from sdpnet.preprocess.sources.places import Container, find_places
+from sdpnet.preprocess.sources.splits import refuse_splits
 from sdpnet.preprocess.sources.synsets import DEVKIT_NAME, GROUND_TRUTH_NAME
 from sdpnet.preprocess.sources.val_draw import ValDraw, draw_val
 
@@ -60,7 +57,7 @@ class Scan:
     """
 
     classes: tuple[str, ...]
-    splits: dict[str, SplitScan]
+    splits: dict[str, SplitImages]
     origin: Origin
 
 
@@ -73,8 +70,9 @@ def scan(
     *,
     val_draw: ValDraw | None = None,
     out: str | os.PathLike[str] | None = None,
+    columns: ImageColumns = ImageColumns(),  # noqa: B008 - a tuple
 ) -> Scan:
-    """Lists the images of folders and archives. Files with the suffix of an image are not opened.
+    """Lists the images of folders, archives and container files. Files with the suffix of an image are not opened.
 
     The classes are the class folders of train, sorted by name. Within a class, images are sorted by folder and name, as
     in torchvision's ImageFolder, so that a folder and an archive of the same images give the same list. All other files
@@ -89,6 +87,7 @@ def scan(
         synsets: the classes of the IDs in `val_labels`; see `sdpnet.preprocess.sources.synsets`.
         val_draw: draws the val split from the train images.
         out: the folder of the shard set. It may lie in the source and is not searched for images.
+        columns: the columns of Parquet files.
 
     Raises:
         UserError: a folder or archive is missing, damaged, empty or ambiguous; a class has no images; val has a class
@@ -100,20 +99,22 @@ def scan(
         output = Exclusions.of([] if out is None else [Path(out)], [])
         if out is not None:
             refuse_output_among_images(Path(out), [Path(path) for path in (source, train, val) if path is not None])
-        places = (
-            dict(given) if source is None else find_splits(Path(source), given, lambda f: has_only_excluded(f, output))
-        )
+        root = None if source is None else Path(source)
+        places = find_places(root, given, lambda folder: has_only_excluded(folder, output))
         if "train" not in places:
             raise UserError("no training images are given; name a folder or archive with --source or --train")
         if "val" not in places and val_labels is not None:
             raise UserError(f"{val_labels}: labels, but there are no val images; name them with --val")
+        if columns != ImageColumns() and not any(_is_parquet(place) for place in places.values()):
+            raise UserError("--image-column, --label-column: the source has no Parquet files; omit these flags")
         if "val" in places and val_draw is not None:
-            raise UserError(f"{places['val']}: is already the val split; omit --val-share, or remove this folder")
+            raise UserError(
+                f"{_path(places['val'])}: is already the val split; omit --val-share, or remove this folder"
+            )
         labels, ids = (None if path is None else Path(path) for path in (val_labels, synsets))
         is_source = "train" not in given and source is not None and places["train"] == Path(source)
         is_given = "train" in given
-        root = None if source is None else Path(source)
-        return _scan(root, places, labels, ids, val_draw, out, is_source=is_source, is_given=is_given)
+        return _scan(root, places, labels, ids, val_draw, out, columns, is_source=is_source, is_given=is_given)
     except OSError as error:
         if error.filename is None:  # from a temporary file of `sdpnet.preprocess.sources.listing`
             where = f"{gettempdir()}: cannot be written ({error.strerror})"
@@ -124,16 +125,21 @@ def scan(
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say which images to convert."""
     add = parser.add_argument
-    source = "holds train/CLASS/*.jpg and val/CLASS/*.jpg, or ImageNet's tars, or CLASS/*.jpg"
+    source = (
+        "holds train/CLASS/*.jpg and val/CLASS/*.jpg, or ImageNet's tars, or CLASS/*.jpg, or train-*.parquet (Hugging "
+        "Face) or train-*.tar (WebDataset)"
+    )
     add("--source", metavar="PATH", help=source)
-    add("--train", metavar="PATH", help="folder or tar of the train split, instead of what SOURCE has")
-    add("--val", metavar="PATH", help="folder or tar of the val split, instead of what SOURCE has (val/ or valid/)")
+    add("--train", metavar="PATH", help="folder or file of the train split, instead of what SOURCE has")
+    add("--val", metavar="PATH", help="folder or file of the val split, instead of what SOURCE has (val/ or valid/)")
     labels = "labels of val images without class folders: FILE LABEL lines, CSV, ImageNet's ground truth or devkit"
     add("--val-labels", metavar="FILE", help=labels)
     add("--synsets", metavar="FILE", help="the classes of ImageNet's IDs: meta.mat, map_clsloc.txt or a similar file")
     share = "without val images: draw this share of each class's train images as the val split, such as 0.05"
     add("--val-share", metavar="SHARE", type=float, help=share)
     add("--val-seed", metavar="N", type=int, help="seed of that draw (default: 0)")
+    add("--image-column", metavar="NAME", help="the column of Parquet files with the images, if several may be meant")
+    add("--label-column", metavar="NAME", help="the column of Parquet files with the labels, if several may be meant")
 
 
 def scan_arguments(arguments: argparse.Namespace) -> Scan:
@@ -144,44 +150,74 @@ def scan_arguments(arguments: argparse.Namespace) -> Scan:
     elif arguments.val_seed is not None:
         raise UserError(f"--val-seed {arguments.val_seed}: --val-share is not given; add it, or omit --val-seed")
     paths = (arguments.source, arguments.train, arguments.val, arguments.val_labels, arguments.synsets)
-    return scan(*paths, val_draw=draw, out=getattr(arguments, "out", None))
+    columns = ImageColumns(arguments.image_column, arguments.label_column)
+    return scan(*paths, val_draw=draw, out=getattr(arguments, "out", None), columns=columns)
 
 
 def _scan(
     source: Path | None,
-    places: dict[str, Path],
+    places: dict[str, Path | Container],
     labels: Path | None,
     synsets: Path | None,
     val_draw: ValDraw | None,
     out: str | os.PathLike[str] | None,
+    columns: ImageColumns,
     *,
     is_source: bool,
     is_given: bool,
 ) -> Scan:
-    train, val = places["train"], places.get("val")
+    roots = {name: _path(place) for name, place in places.items()}
     not_walked = [] if out is None else [Path(out), Path(out) / UNFINISHED_NAME]
     read = [path for path in (labels, synsets) if path is not None]
-    classes_here = _gather(train, Exclusions.of([*not_walked, *_other(val, train)], read))
-    splits = {"train": _train_split(classes_here, train, is_source=is_source, is_given=is_given)}
+    listed = {name: list_container(place, columns) for name, place in places.items() if isinstance(place, Container)}
+    read += [container.names_file for container in listed.values() if container.names_file is not None]
+    splits: dict[str, SplitImages] = {}
+    train, val = roots["train"], roots.get("val")
+    if "train" in listed:
+        splits["train"] = listed["train"].split(listed["train"].labels.classes)
+    else:
+        classes_here = _gather(train, Exclusions.of([*not_walked, *_other(val, train)], read))
+        splits["train"] = _train_split(classes_here, train, is_source=is_source, is_given=is_given)
     classes = splits["train"].classes
-    if val is not None:
+    if "val" in listed:
+        if labels is not None:
+            raise UserError(f"{labels}: {val} has its labels in its files; omit --val-labels")
+        splits["val"] = listed["val"].split(classes)
+    elif val is not None:
         found = _gather(val, Exclusions.of([*not_walked, *_other(train, val)], read))
         if _is_flat(found, classes) and labels is None:
             labels = _labels_beside(found, synsets)
             read.append(labels)
         splits["val"] = _val_split(found, classes, labels, synsets)
     tally = Tally()
-    for name, split in splits.items():
-        place = "" if _same(places[name], source) else _place(places[name], source)
-        tally.extend(split.left_out, place + "/" if places[name].is_file() else place)
-    if source is not None and source.is_dir() and not _same(train, source):
-        for skipped in _unused(source, list(places.values()), Exclusions.of([*not_walked, *places.values()], read)):
+    for split in splits.values():
+        place = "" if _same(split.root, source) else _place(split.root, source)
+        tally.extend(split.left_out, place + "/" if split.root.is_file() else place)
+    beside = Exclusions.of([*not_walked, *roots.values()], read)
+    for root, skipped in other_files(listed.values(), beside):
+        place = "" if _same(root, source) else _place(root, source)
+        tally.add(skipped._replace(file=place + skipped.file))
+    if source is not None and source.is_dir() and not any(_same(split.root, source) for split in splits.values()):
+        for skipped in _unused(source, list(roots.values()), beside):
             tally.add(skipped)
     if val_draw is not None:
         splits["train"], splits["val"] = draw_val(splits["train"], val_draw)
     share, seed = (None, 0) if val_draw is None else (val_draw.share, val_draw.seed)
-    names = {name: _place(path, source) for name, path in places.items()}
+    names = {name: _place(path, source) for name, path in roots.items()}
+    for name, (container, *_, shown) in listed.items():
+        names[name] += f"{container.pattern if container.is_folder else ''}{shown}"
     return Scan(classes, splits, Origin(names, tally.result(), share, seed))
+
+
+def _path(place: Path | Container) -> Path:
+    """The folder or file of a place."""
+    if isinstance(place, Container):
+        return place.root if place.is_folder else place.files[0]
+    return place
+
+
+def _is_parquet(place: Path | Container) -> bool:
+    return isinstance(place, Container) and place.kind == "parquet"
 
 
 def _other(other: Path | None, root: Path) -> list[Path]:
@@ -216,7 +252,6 @@ def _unused(source: Path, places: list[Path], exclusions: Exclusions) -> Iterato
 
 def _train_split(found: Gathered, root: Path, *, is_source: bool, is_given: bool) -> SplitScan:
     """The train split, whose class folders define the classes."""
-    refuse_webdataset(found)
     if found.folders == ("",):
         raise UserError(
             f"{root}: {len(found.groups):,} images, but no class folders; sort them into {root}/CLASS/ first "
@@ -239,7 +274,6 @@ def _val_split(found: Gathered, classes: tuple[str, ...], labels: Path | None, s
     if _is_flat(found, classes):
         assert labels is not None  # given, or found beside the images
         return found.by_labels(classes, read_labels(labels, root, found.file_names(), classes, synsets))
-    refuse_webdataset(found)
     unknown = sorted({name for name, _ in found.places} - set(classes))
     if unknown:
         raise UserError(
@@ -263,7 +297,6 @@ def _labels_beside(found: Gathered, synsets: Path | None) -> Path:
         names = " and ".join(path.name for path in files)
         raise UserError(f"{root}: {names} beside it may have the labels; choose one with --val-labels")
     if not files:
-        refuse_webdataset(found)
         inside = f" in {found.folders[0]}/, which is no class of train, but" if found.folders != ("",) else ", but"
         raise UserError(
             f"{root}: {len(found.groups):,} images{inside} no class folders and no labels; sort them into "
@@ -283,8 +316,6 @@ def _gather(root: Path, exclusions: Exclusions) -> Gathered:
     entries = archive_entries(root) if is_archive else folder_entries(root, exclusions)
     found = gather(root, entries, is_archive=is_archive)
     if not found.folders:
-        if not is_archive:
-            refuse_folder_of_webdatasets(root)
         needs = "CLASS/image.jpg or CLASS.tar entries" if is_archive else f"{root}/CLASS/image.jpg"
         holds = ", ".join(f"{entry.count:,} {entry.kind} ({entry.example})" for entry in found.left_out[:3])
         raise UserError(

@@ -14,11 +14,21 @@ from typing import Final
 
 from sdpnet.pipelines.errors import UserError
 from sdpnet.preprocess.sources.files.links import is_folder
+from sdpnet.preprocess.sources.listing import Gathered
 
-__all__ = ["find_splits", "is_name_of_split", "likely_splits", "named_test"]
+__all__ = [
+    "IMAGENET_ARCHIVES",
+    "find_splits",
+    "is_name_of_split",
+    "likely_splits",
+    "named_test",
+    "refuse_splits",
+    "split_of_name",
+]
 
 _FOLDERS: Final = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
-_ARCHIVES: Final = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
+IMAGENET_ARCHIVES: Final = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
+_ARCHIVES: Final = dict(zip(("train", "val"), IMAGENET_ARCHIVES, strict=True))
 _WORDS: Final = frozenset(
     ("train", "trainset", "training", "val", "valset", "valid", "validation", "test", "testset", "testing")
 )
@@ -87,6 +97,46 @@ def likely_splits(classes: Iterable[str], nested: Iterable[str]) -> list[str]:
 def is_name_of_split(folder: str) -> bool:
     """Whether the name of a folder is exactly that of a split."""
     return folder.lower() in _WORDS
+
+
+def refuse_splits(found: Gathered, root: Path, classes: list[str], *, is_source: bool, is_given: bool = False) -> None:
+    """Raises `UserError` if the folders seem to contain class folders instead of being class folders themselves.
+
+    Args:
+        found: the images of `root`.
+        root: the folder of the train split.
+        classes: the names of its class folders.
+        is_source: whether `root` is the source itself, so that no name says that it has class folders.
+        is_given: whether the user gave `root` as the train split.
+    """
+    deep = sorted(set(classes) - {name for name, below in found.places if not below})
+    splits = likely_splits(classes, deep)
+    if is_source and splits:
+        first = next((name for name in splits if "train" in name.lower()), splits[0])
+        raise UserError(
+            f"{root}: {' and '.join(f'{name}/' for name in splits[:2])} seem{'s' * (len(splits) == 1)} to hold class "
+            f"folders; name the splits, such as --train {root / first}, and --val; if they are classes: --train {root}"
+        )
+    others = [] if is_given else list(filter(is_name_of_split, deep))
+    if others and len(classes) > 1:
+        raise UserError(
+            f"{root}: {others[0]}/ seems to hold class folders of another split; name it with --val "
+            f"{root / others[0]}, or move it out of {root.name}/; if it is a class: --train {root}"
+        )
+    if len(classes) == 1 and deep and (is_source or splits or deep[0] == root.name):
+        raise UserError(
+            f"{root}: all images lie in folders below its only folder, {deep[0]}/; name that in its place: "
+            f"{root / deep[0]}" + f" (if it is the only class: --train {root})" * is_source
+        )
+
+
+def split_of_name(name: str, *, whole: bool = False) -> str | None:
+    """The split that the first word of a name (without suffix) points to: "train", "val", "test" or None.
+
+    With `whole`, the whole name must be a word such as "train".
+    """
+    words = [name.lower()] if whole else re.split("[^a-z]+", name.lower())
+    return next((split for word in words for split, names in _FOLDERS.items() if word in names), None)
 
 
 def _find(source: Path, split: str, folders: list[str]) -> Path | None:

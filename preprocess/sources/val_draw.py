@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 
 from sdpnet.pipelines.errors import UserError
-from sdpnet.preprocess.sources.listing import SplitScan
+from sdpnet.preprocess.sources.listing import SplitImages
 
 __all__ = ["ValDraw", "draw_val"]
 
@@ -42,7 +42,7 @@ class ValDraw:
             raise UserError(f"--val-seed {self.seed}: must be 0 to 2^64 - 1")
 
 
-def draw_val(train: SplitScan, draw: ValDraw) -> tuple[SplitScan, SplitScan]:
+def draw_val(train: SplitImages, draw: ValDraw) -> tuple[SplitImages, SplitImages]:
     """Returns the images that stay in train and those that become val, which are the same share of each class.
 
     If the share of a class is not a whole number of images, it is rounded down or up at random, so that it is correct
@@ -54,13 +54,16 @@ def draw_val(train: SplitScan, draw: ValDraw) -> tuple[SplitScan, SplitScan]:
     key = draw.seed.to_bytes(8, "little")
     share = Fraction(repr(draw.share))
     drawn = np.zeros(train.num_images, bool)
-    starts = np.flatnonzero(np.diff(train.labels, prepend=-1)).tolist()
+    order = np.argsort(train.labels, kind="stable")  # container files need not be sorted by class
+    starts = np.flatnonzero(np.diff(train.labels[order], prepend=-1)).tolist()
     for start, end in pairwise([*starts, train.num_images]):
-        class_name = train.classes[train.labels[start]]
+        class_name = train.classes[train.labels[order[start]]]
         chance = Fraction(_hash(key, class_name, b"class"), 1 << 64)
         count = min(int((end - start) * share + chance), end - start - 1)
         if count > 0:
-            by_hash = sorted((_hash(key, train.relative_path(index), b"image"), index) for index in range(start, end))
+            by_hash = sorted(
+                (_hash(key, train.relative_path(index), b"image"), index) for index in order[start:end].tolist()
+            )
             drawn[[index for _, index in by_hash[:count]]] = True
     if not drawn.any():
         raise UserError(f"--val-share {draw.share:g}: draws none of {train.num_images:,} images; give a larger share")

@@ -32,7 +32,8 @@ from zlib_ng import zlib_ng
 from sdpnet.pipelines.errors import UserError, printable
 from sdpnet.preprocess.encoding import jpeg
 from sdpnet.preprocess.encoding.encode import EncodeSettings, encode_image
-from sdpnet.preprocess.sources.files.location import Location, MachineError
+from sdpnet.preprocess.sources.files.location import MachineError
+from sdpnet.preprocess.sources.parquet.row import ImageLocation, location_of
 from sdpnet.preprocess.workers.result import Bad, Encoded, ImageState
 
 __all__ = [
@@ -65,7 +66,7 @@ IMAGES_START: Final = 4096
 SHARED_BYTES: Final = 1 << 24  # the size of the ring buffer for images, for each worker
 
 
-def encode_one(location: Location, settings: EncodeSettings) -> Encoded | Bad:
+def encode_one(location: ImageLocation, settings: EncodeSettings) -> Encoded | Bad:
     """Reads and encodes one image. Any error of the image becomes the reason of a `Bad`.
 
     Raises:
@@ -180,6 +181,6 @@ def _work(tasks_descriptor: int, notices_descriptor: int, shared_descriptor: int
             freed, locations = message
             answers.begin()
             for location in locations:
-                answers.add(encode_one(Location(*location), settings), freed)
+                answers.add(encode_one(location_of(location), settings), freed)
             answers.notify()
             message = _receive(tasks)

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import sdpnet
 from sdpnet.preprocess.encoding.encode import EncodeSettings
-from sdpnet.preprocess.sources.files.location import Location
+from sdpnet.preprocess.sources.parquet.row import ImageLocation
 from sdpnet.preprocess.workers.child import (
     ANSWER,
     ANSWERS_START,
@@ -101,7 +101,7 @@ class WorkerProcess:
         """The descriptor of the notices, for `select.poll`."""
         return self._notices.fileno()
 
-    def assign(self, tasks: list[tuple[int, Location]]) -> None:
+    def assign(self, tasks: list[tuple[int, ImageLocation]]) -> None:
         """Assigns images, given by their indices and locations."""
         self._send((self.freed, [tuple(location) for _, location in tasks]))
         self.tasks.extend(index for index, _ in tasks)

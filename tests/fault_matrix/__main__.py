@@ -19,7 +19,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent.parent
 PLACES = [str(folder) for folder in (ROOT, ROOT / "tests", ROOT / "tests" / "support", Path(__file__).parent)]
 sys.path[:0] = PLACES
-os.environ["PYTHONPATH"] = os.pathsep.join(PLACES)
+os.environ["PYTHONPATH"] = os.pathsep.join([*PLACES, *filter(None, [os.environ.get("PYTHONPATH")])])
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from trial import VERDICTS, Kind, run_kind  # noqa: E402 - after the path is set
@@ -31,6 +31,7 @@ MODULES = (
     "conversion_sources",
     "conversion_limits",
     "hostile_tars",
+    "hostile_containers",
     "training_kills",
     "training_faults",
 )

@@ -139,18 +139,8 @@ def test_the_first_bytes_decide_in_an_archive_too(tmp_path):
     assert [name for name, _, _ in read_all(scan(archive).splits["train"])] == ["a/1"]
 
 
-@pytest.mark.parametrize("suffix", ["cls", "json", "txt"])
-@pytest.mark.parametrize("label_first", [True, False])
-def test_a_webdataset_tar_is_named(tmp_path, suffix, label_first):
-    pairs = [[(f"{number:06}.jpg", b"x"), (f"{number:06}.{suffix}", b"7")] for number in range(4)]
-    files = [file for pair in pairs for file in (pair[::-1] if label_first else pair)]
-    archive = write_folder(tmp_path / "s", {"train-000000.tar": tar_of(files)}) / "train-000000.tar"
-    message = rf"train-000000\.tar: a WebDataset tar, in which .* \(000000\.{suffix}\); .* not converted yet"
-    write_folder(tmp_path / "t", {"a/1.jpg": b"", "b/1.jpg": b""})
-    for arguments in ((archive,), (tmp_path / "s",), (tmp_path / "t", None, archive)):
-        with pytest.raises(UserError, match=message):
-            scan(*arguments)
-    # Notes of the same name beside images that have class folders are ordinary.
+def test_notes_beside_images_in_class_folders_are_ordinary(tmp_path):
+    archive = tmp_path / "train.tar"
     archive.write_bytes(tar_of([("a/1.jpg", b"x"), ("a/1.txt", b"y"), ("b/1.jpg", b"x"), ("b/1.txt", b"y")]))
     assert scan(archive).classes == ("a", "b")
 

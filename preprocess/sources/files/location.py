@@ -9,13 +9,13 @@ from typing import Final, NamedTuple
 from sdpnet.pipelines.errors import UserError
 from sdpnet.pipelines.files.regular import NotRegularError, open_regular_file
 
-__all__ = ["MAX_FILE_MB", "Location", "MachineError"]
+__all__ = ["MACHINE_ERRORS", "MAX_FILE_MB", "Location", "MachineError"]
 
 MAX_FILE_MB: Final = 1_100  # 178,956,970 pixels of 16-bit RGB without compression, and their header
 _LARGE: Final = 1 << 26  # bytes; the beginning of a larger file is checked before the rest is read
 _HEAD_BYTES: Final = 4096
 # Errors that do not concern the file: the machine has no descriptors or memory left.
-_MACHINE_ERRORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
+MACHINE_ERRORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
 
 
 class MachineError(OSError):
@@ -69,7 +69,7 @@ class Location(NamedTuple):
         except NotRegularError as error:
             raise UserError(f"{self.name}: {error.kind}, not a file; remove it") from None
         except OSError as error:
-            if error.errno in _MACHINE_ERRORS:
+            if error.errno in MACHINE_ERRORS:
                 raise MachineError(error.errno, error.strerror, self.path) from None
             raise UserError(f"{self.name}: cannot be read ({error.strerror})") from None
         if self.size is not None and len(data) < self.size:

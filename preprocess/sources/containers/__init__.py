@@ -1,0 +1,3 @@
+"""Splits whose images lie in container files (tars, Parquet files) with their labels beside them."""
+
+__all__ = ["labels", "split"]
