@@ -34,7 +34,7 @@ _READABLE: Final = (2, SCHEMA_VERSION)  # in version 2, all checksums begin at t
 MANIFEST_NAME: Final = "manifest.json"
 QUARANTINE_NAME: Final = "quarantine.jsonl"
 UNFINISHED_NAME = ".unfinished"  # the folder with the work of a conversion that has not ended
-FORMATS: Final = ("beton", "tar")
+FORMATS: Final = ("beton", "tar", "index")
 _MAX_BYTES: Final = 16 << 20  # the size of a manifest with 25,000 tars, or with a million classes
 _LONGEST_REASON: Final = 300  # characters
 _LONGEST_NAME: Final = 255  # bytes, the limit of file systems
@@ -201,8 +201,10 @@ def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
             raise ShardError(f"{path}: split {shown}: format {found} is not one of {', '.join(FORMATS)}")
         if sum(file.num_samples for file in split.files) != split.num_samples:
             raise ShardError(f"{path}: split {shown}: its files' sample counts do not add up; convert again")
-        if split.format == "beton" and len(split.files) != 1:
-            raise ShardError(f"{path}: split {shown}: {len(split.files)} .beton files, but one holds it all")
+        if split.format != "tar" and len(split.files) != 1:
+            raise ShardError(
+                f"{path}: split {shown}: {len(split.files)} .{split.format} files, but one holds it all"
+            )
         for file in split.files:
             for name in (file.name, *file.sidecars):
                 if name in seen:
