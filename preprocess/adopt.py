@@ -215,7 +215,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.source is not None or (paths and not betons):
         raise UserError("--out is missing: the folder for the index of the images; the images stay where they are")
     if not paths:
-        raise UserError("nothing given: pass --source IMAGES --out DIR, or .beton files with --train and --val")
+        raise UserError("no file given: pass --source IMAGES --out DIR, or .beton files with --train and --val")
     classes = None if arguments.classes is None else _read_classes(arguments.classes)
     manifest = adopt(paths, classes, decode=arguments.decode)
     folder = next(iter(paths.values())).parent
@@ -227,7 +227,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None, program: str = "adopt") -> int:
     """The command line; returns the exit status."""
-    return run_alone(program, "Makes a shard set of images or FFCV's .beton files, as they are.", add_arguments, run, argv)
+    what = "Makes a shard set of images where they lie, or of .beton files by FFCV."
+    return run_alone(program, what, add_arguments, run, argv)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ _DONE, _NOT_YET, _BAD_SAMPLE, _SHORT_OF_MEMORY, _OTHER_PROCESS = range(5)  # the
 _MESSAGE_BYTES: Final = 200
 
 # An image that is read from a file: the addresses of its folder's path and of its name, which are C strings, the
-# position of its first byte, and the file's size and modification time. A `folder` of 0: the image is in memory.
+# position of its first byte, and the file's size and modification time (-2^63: any). A `folder` of 0: the image is in
+# memory.
 FILE_DTYPE: Final = np.dtype(
     [("folder", "=u8"), ("name", "=u8"), ("offset", "=u8"), ("size", "=i8"), ("mtime_ns", "=i8")]
 )

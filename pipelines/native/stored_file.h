@@ -15,6 +15,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <limits>
 #include <system_error>
 
 #include "memory.h"
@@ -25,9 +26,10 @@ namespace crop {
 struct StoredFile {  // a file with an image, as the index knows it
   const char *folder, *name;  // its path is FOLDER/NAME; null for an image that is in memory
   uint64_t offset;            // of the image's first byte
-  int64_t size, mtime_ns;     // of the whole file
+  int64_t size, mtime_ns;     // of the whole file; ANY_TIME is not compared
 };
 
+constexpr int64_t ANY_TIME = std::numeric_limits<int64_t>::min();
 constexpr size_t LONGEST_PATH = 8192;
 
 inline bool path_of(const StoredFile &file, char (&path)[LONGEST_PATH]) {
@@ -53,7 +55,8 @@ inline bool is_unchanged(const struct stat &now, const StoredFile &file, Message
   } else if (now.st_size != file.size) {
     std::snprintf(message.text, sizeof message.text, "has changed: %lld bytes instead of %lld",
                   static_cast<long long>(now.st_size), static_cast<long long>(file.size));
-  } else if (int64_t{now.st_mtim.tv_sec} * 1'000'000'000 + now.st_mtim.tv_nsec != file.mtime_ns) {
+  } else if (file.mtime_ns != ANY_TIME &&
+             int64_t{now.st_mtim.tv_sec} * 1'000'000'000 + now.st_mtim.tv_nsec != file.mtime_ns) {
     std::snprintf(message.text, sizeof message.text, "has changed: it was written after it was indexed");
   } else {
     return true;

@@ -25,6 +25,7 @@ from sdpnet.pipelines.shards.beton import CRC32_DTYPE, MAX_PIXELS_PER_BYTE
 from sdpnet.pipelines.shards.file import MappedFile
 
 __all__ = [
+    "ANY_TIME",
     "CONTAINER_DTYPE",
     "FOLDER_DTYPE",
     "HEADER_DTYPE",
@@ -40,6 +41,7 @@ __all__ = [
 MAGIC: Final = b"sdpindex"
 INDEX_VERSION: Final = 1
 WITH_CHECKSUMS: Final = 1  # a flag
+ANY_TIME: Final = -(1 << 63)  # of a file that belongs to the shard set, whose SHA-256 is in the manifest
 INDEX_AGAIN: Final = "put the old file back, or index the images again: preprocess/adopt.py --replace"
 
 HEADER_DTYPE = np.dtype(
@@ -54,7 +56,8 @@ HEADER_DTYPE = np.dtype(
     ]
 )
 FOLDER_DTYPE = np.dtype("<u8")  # where its path begins in the names
-# `size` and `mtime_ns` are those of the file when it was indexed. `name_start` is where its name begins in the names.
+# `size` and `mtime_ns` are those of the file when it was indexed; ANY_TIME is not compared. `name_start` is where its
+# name begins in the names.
 CONTAINER_DTYPE = np.dtype(
     [("size", "<i8"), ("mtime_ns", "<i8"), ("name_start", "<u8"), ("folder", "<u4"), ("zero", "<u4")]
 )
@@ -69,6 +72,7 @@ SAMPLE_DTYPE = np.dtype(
         ("label", "<u4"),
     ]
 )
+_COUNTS: Final = ("num_samples", "num_containers", "num_folders", "names_size")
 _PIECE: Final = 65_536  # the number of records that are checked at a time
 _LONGEST_NAME: Final = 255  # bytes, the limit of file systems
 _LONGEST_PATH: Final = 4096
@@ -119,7 +123,7 @@ class Index:
             )
         if header["flags"] not in (0, WITH_CHECKSUMS):
             raise self.refusal(f"unknown flags {header['flags']}")
-        num_samples, num_containers, num_folders, names_size = (int(header[name]) for name in HEADER_DTYPE.names[3:])
+        num_samples, num_containers, num_folders, names_size = (int(header[name]) for name in _COUNTS)
         num_checksums = num_samples if header["flags"] else 0
         parts = (
             (FOLDER_DTYPE, num_folders),
@@ -131,14 +135,15 @@ class Index:
         needed = HEADER_DTYPE.itemsize + sum(dtype.itemsize * count for dtype, count in parts)
         if needed != file.size:
             raise self.refusal(f"{file.size:,} bytes, but its header announces {needed:,}")
-        start, tables = HEADER_DTYPE.itemsize, []
+        start = HEADER_DTYPE.itemsize
+        tables: list[np.ndarray] = []
         for dtype, count in parts:
             size = dtype.itemsize * count
             tables.append(file.view(start, size).view(dtype))
             start += size
-        folder_starts, self.containers, self.samples, checksums, self.names = tables
+        self.containers, self.samples, checksums, self.names = tables[1:]
         self.checksums = checksums if header["flags"] else None
-        return folder_starts
+        return tables[0]
 
     def refusal(self, problem: str) -> ShardError:
         return ShardError(f"{self.file.path}: {problem}; the file is damaged: copy it again, or index the images again")
@@ -165,7 +170,8 @@ class Index:
         self.file.check()
         for first in range(0, len(self.containers), _PIECE):
             piece = self.containers[first : first + _PIECE]
-            for number, record in enumerate(zip(piece["size"].tolist(), piece["mtime_ns"].tolist(), strict=True), first):
+            records = zip(piece["size"].tolist(), piece["mtime_ns"].tolist(), strict=True)
+            for number, record in enumerate(records, first):
                 try:
                     status = os.stat(self.path(number))
                 except (OSError, ValueError) as error:
@@ -182,7 +188,7 @@ def difference(status: os.stat_result, size: int, mtime_ns: int) -> str:
         return "is not a file of data any more"
     if status.st_size != size:
         return f"has changed: {status.st_size} bytes instead of {size}"
-    if status.st_mtime_ns != mtime_ns:
+    if mtime_ns not in (ANY_TIME, status.st_mtime_ns):
         return "has changed: it was written after it was indexed"
     return ""
 
@@ -285,4 +291,3 @@ class _Checks:
         require((piece["height"] > 0) & (piece["width"] > 0), "an image without pixels")
         pixels = piece["height"].astype(np.uint64) * piece["width"]
         require(pixels <= sizes * np.uint64(MAX_PIXELS_PER_BYTE), "more pixels than its bytes can hold")
-

@@ -171,7 +171,8 @@ def _require_free(out: Path, *, replace: bool) -> None:
             f"{out}: already holds a shard set of images in place; if they have changed, index them again with "
             "--replace; otherwise choose another --out"
         )
-    if not is_index and not any((out / f"{split}.index").exists() for split in _SPLITS):  # else from a run that ended early
+    leftover = any((out / f"{split}.index").exists() for split in _SPLITS)  # of a run that was killed at its end
+    if not is_index and not leftover:
         refuse_existing(out, _SPLITS)
 
 

@@ -46,7 +46,9 @@ class Containers:
         self._count += 1
         return self._count - 1
 
-    def tables(self, sizes: np.ndarray, mtimes_ns: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray, bytes]:
+    def tables(
+        self, sizes: np.ndarray, mtimes_ns: np.ndarray, kept: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, bytes]:
         """The folder table, the container table and the names, of the containers for which `kept` is True.
 
         Args:

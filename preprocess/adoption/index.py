@@ -1,7 +1,7 @@
 """The engine: looks at all images of a split and writes its index. The images stay where they are.
 
-    SplitScan -> Lookers (headers) -> the images that no reader can take as they are -> Workers -> SPLIT.converted
-                                   -> all others                                               -> SPLIT.index
+SplitScan -> Lookers (headers) -> the images that no reader can take as they are -> Workers -> SPLIT.converted
+                               -> all others                                               -> SPLIT.index
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from sdpnet.pipelines.errors import UserError
 from sdpnet.pipelines.files.atomic_write import open_new, write_all
-from sdpnet.pipelines.shards.index_file import SAMPLE_DTYPE, difference
+from sdpnet.pipelines.shards.index_file import ANY_TIME, SAMPLE_DTYPE, difference
 from sdpnet.pipelines.shards.layout import sha256_of
 from sdpnet.pipelines.shards.manifest import Split
 from sdpnet.preprocess.adoption.containers import Containers
@@ -114,7 +114,8 @@ def index_split(
     kept = np.ones(scan.num_images, bool)
     kept[list(bad)] = False
     if not kept.any():
-        raise UserError(f"{name}: none of its {scan.num_images:,} images can be used; the last: {list(bad.values())[-1]}")
+        reason = list(bad.values())[-1]
+        raise UserError(f"{name}: none of its {scan.num_images:,} images can be used; the last: {reason}")
     num_converted = len(odd) - len(bad)
     samples = np.zeros(int(kept.sum()), SAMPLE_DTYPE)
     for field in ("size", "height", "width"):
@@ -137,7 +138,8 @@ def index_split(
 def _look(name: str, scan: SplitScan, out: Path, lookers: Lookers) -> _Found:
     """Looks at all images, in tars in the order in which they lie there."""
     count = scan.num_images
-    found = _Found(np.zeros(count, _RECORD_DTYPE), np.zeros(count, np.int64), np.zeros(count, np.int64), Containers(out))
+    container_of, offsets = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    found = _Found(np.zeros(count, _RECORD_DTYPE), container_of, offsets, Containers(out))
     tars: dict[str, int] = {}
     before: dict[str, os.stat_result] = {}
 
@@ -223,6 +225,5 @@ def _status_of_containers(found: _Found, converted: Path | None) -> tuple[np.nda
     sizes[found.container_of[seen]] = found.records["file_size"][seen]
     mtimes_ns[found.container_of[seen]] = found.records["mtime_ns"][seen]
     if converted is not None:
-        status = converted.stat()
-        sizes[-1], mtimes_ns[-1] = status.st_size, status.st_mtime_ns
+        sizes[-1], mtimes_ns[-1] = converted.stat().st_size, ANY_TIME
     return sizes, mtimes_ns

@@ -100,7 +100,8 @@ class Lookers:
 
 def _start(look: Look) -> subprocess.Popen[bytes]:
     path = [*(entry or os.getcwd() for entry in sys.path), str(_ROOT)]
-    code = f"import sys; sys.path[:] = {path!r}; from sdpnet.preprocess.adoption.lookers import work; work({tuple(look)!r})"
+    start = "from sdpnet.preprocess.adoption.lookers import work"
+    code = f"import sys; sys.path[:] = {path!r}; {start}; work({tuple(look)!r})"
     command = [sys.executable, "-S", "-c", code]  # without `site`, whose only effect here would be the path
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 

@@ -47,7 +47,7 @@ def write_index(
         parts.append(checksums.astype(CRC32_DTYPE))
     digest, size = hashlib.sha256(), 0
     with errors_name(path), open_new(path) as file:
-        for piece in _pieces([*(memoryview(part).cast("B") for part in parts if len(part)), memoryview(names)]):
+        for piece in _pieces([*(part.data.cast("B") for part in parts if len(part)), memoryview(names)]):
             digest.update(piece)
             write_all(file.fileno(), piece, size)
             size += len(piece)
