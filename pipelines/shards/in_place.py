@@ -108,11 +108,11 @@ class InPlaceReader:
     def _read(self, container: int, offset: int, size: int) -> np.ndarray:
         path, record = self.index.path(container), self.index.containers[container]
         expected = int(record["size"]), int(record["mtime_ns"])
+        content = bytearray()
         try:
             descriptor = open_with_room(path)
             try:
                 how = difference(os.fstat(descriptor), *expected)
-                content = bytearray()
                 while not how and len(content) < size:
                     piece = os.pread(descriptor, size - len(content), offset + len(content))
                     if not piece:
@@ -122,12 +122,13 @@ class InPlaceReader:
             finally:
                 os.close(descriptor)
         except NotRegularError as error:
-            raise _refusal(path, f"is {error.kind} now, not a file of data") from None
+            how = f"is {error.kind} now, not a file of data"
         except (FileNotFoundError, NotADirectoryError):
-            raise _refusal(path, "is not there any more") from None
+            how = "is not there any more"
         except OSError as error:
-            raise _refusal(path, f"cannot be read ({error.strerror})") from None
+            how = f"cannot be read ({error.strerror})"
         if how or len(content) < size:
+            self.index.file.check()  # a changed index leads to wrong files
             raise _refusal(path, how or "has become shorter while it was read")
         return np.frombuffer(bytes(content), np.uint8)
 

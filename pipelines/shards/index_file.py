@@ -150,11 +150,12 @@ class Index:
 
     def _absolute(self, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The paths of all folders as absolute paths, and where each begins."""
-        # Not normalised: "link/.." is not the folder of the link.
-        here = os.fsencode(os.path.join(os.getcwd(), os.path.dirname(self.file.path)))
+        # Relative paths begin at the real folder, because they were computed without links ("link/.." is not the folder
+        # of the link).
+        here = os.fsencode(os.path.realpath(os.path.dirname(self.file.path)))
         end = int(self.containers["name_start"][0]) if len(self.containers) else len(self.names)
         paths = self.names[:end].tobytes().split(b"\0")[:-1] if len(starts) else []
-        absolute = [path if path.startswith(b"/") else b"/".join((here, path)).rstrip(b"/") for path in paths]
+        absolute = [path if path.startswith(b"/") else os.path.normpath(os.path.join(here, path)) for path in paths]
         lengths = np.array([len(path) + 1 for path in absolute], np.uint64)
         blob = np.frombuffer(b"".join(path + b"\0" for path in absolute), np.uint8)
         return blob, np.cumsum(lengths, dtype=np.uint64) - lengths

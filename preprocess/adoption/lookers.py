@@ -18,6 +18,7 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Final
 
@@ -61,7 +62,8 @@ class Lookers:
             process.wait()
             for pipe in (process.stdin, process.stdout):
                 assert pipe is not None
-                pipe.close()
+                with suppress(BrokenPipeError):  # of a chunk that was not sent completely
+                    pipe.close()
 
     def map(self, chunks: Iterable[Chunk]) -> Iterator[bytes]:
         """Yields the records of each chunk, in order. Raises `UserError` if a process was ended from outside."""
