@@ -40,7 +40,9 @@ def write_images(root: Path) -> Path:
             for number in range(count):
                 height, width = SIZES[(number + label) % len(SIZES)]
                 options = dict(kinds[(number + 3 * label) % len(kinds)])
-                data = pillow_jpeg(make_image(10 * label + number, height, width), options.pop("mode", "RGB"), **options)
+                data = pillow_jpeg(
+                    make_image(10 * label + number, height, width), options.pop("mode", "RGB"), **options
+                )
                 (root / split / name / f"{number}.jpg").write_bytes(data)
     return root
 
