@@ -7,6 +7,7 @@ SplitScan -> Lookers (headers) -> the images that no reader can take as they are
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,7 +28,8 @@ from sdpnet.preprocess.adoption.write import write_index
 from sdpnet.preprocess.conversion.progress import Meter
 from sdpnet.preprocess.encoding.encode import EncodeSettings
 from sdpnet.preprocess.sources.files.location import Location
-from sdpnet.preprocess.sources.listing import SplitScan
+from sdpnet.preprocess.sources.listing import SplitImages
+from sdpnet.preprocess.sources.parquet.row import RowLocation
 from sdpnet.preprocess.workers.pool import encode_all
 from sdpnet.preprocess.workers.result import Bad
 
@@ -75,7 +77,7 @@ class _Found:
 
 def index_split(
     name: str,
-    scan: SplitScan,
+    scan: SplitImages,
     out: Path,
     work: Path,
     lookers: Lookers,
@@ -135,45 +137,66 @@ def index_split(
     return Indexed(split, listed, num_converted)
 
 
-def _look(name: str, scan: SplitScan, out: Path, lookers: Lookers) -> _Found:
+def _look(name: str, scan: SplitImages, out: Path, lookers: Lookers) -> _Found:
     """Looks at all images, in tars in the order in which they lie there."""
     count = scan.num_images
     container_of, offsets = np.zeros(count, np.int64), np.zeros(count, np.int64)
     found = _Found(np.zeros(count, _RECORD_DTYPE), container_of, offsets, Containers(out))
+    first = scan.locate(0)
+    if isinstance(first, RowLocation):
+        raise UserError(
+            f"{scan.root}: images in Parquet files, which cannot be read where they lie; convert them: "
+            "preprocess/build_ffcv.py"
+        )
+    if first.size is None:
+        _look_at_all(name, found, np.arange(count), _files(scan, found), lookers)
+        return found
     tars: dict[str, int] = {}
-    before: dict[str, os.stat_result] = {}
+    sizes = np.zeros(count, np.int64)
+    for index in range(count):
+        location = scan.locate(index)
+        assert isinstance(location, Location) and location.size is not None
+        if (container := tars.get(location.path, -1)) < 0:
+            container = tars[location.path] = found.containers.add(location.path)
+        container_of[index], offsets[index], sizes[index] = container, location.offset, location.size
+    before = {path: os.stat(path) for path in tars}
+    paths = list(tars)
 
-    def chunk(indices: np.ndarray) -> Chunk:
-        images: Chunk = []
-        for index in indices.tolist():
-            location = scan.locate(index)
-            path = location.path
-            if location.size is None:
-                found.container_of[index] = found.containers.add(path)
-            else:
-                if path not in tars:
-                    tars[path] = found.containers.add(path)
-                    before[path] = os.stat(path)
-                found.container_of[index] = tars[path]
-                found.offsets[index] = location.offset
-            images.append((path, location.offset, location.size))
-        return images
+    def images(indices: np.ndarray) -> Chunk:
+        columns = (values[indices].tolist() for values in (container_of, offsets, sizes))
+        return [(paths[container], offset, size) for container, offset, size in zip(*columns, strict=True)]
 
-    order = scan.in_file_order()
-    chunks = [order[first : first + CHUNK] for first in range(0, count, CHUNK)]
-    with Meter(name, 0, count) as meter:
-        for indices, answer in zip(chunks, lookers.map(map(chunk, chunks)), strict=True):
-            found.records[indices] = np.frombuffer(answer, _RECORD_DTYPE)
-            meter.advance(0, len(indices))
+    _look_at_all(name, found, np.lexsort((offsets, container_of)), images, lookers)
     for path, status in before.items():
         if how := difference(os.stat(path), status.st_size, status.st_mtime_ns):
             raise UserError(f"{path}: {how} while it was read; repeat the command when nobody writes it")
     return found
 
 
+def _files(scan: SplitImages, found: _Found) -> Callable[[np.ndarray], Chunk]:
+    """A function that returns the files of these images, in the order of all images, and collects them."""
+
+    def images(indices: np.ndarray) -> Chunk:
+        paths = [scan.locate(index).path for index in indices.tolist()]
+        found.container_of[indices] = [found.containers.add(path) for path in paths]
+        return [(path, 0, None) for path in paths]
+
+    return images
+
+
+def _look_at_all(
+    name: str, found: _Found, order: np.ndarray, images: Callable[[np.ndarray], Chunk], lookers: Lookers
+) -> None:
+    chunks = [order[first : first + CHUNK] for first in range(0, len(order), CHUNK)]
+    with Meter(name, 0, len(order)) as meter:
+        for indices, answer in zip(chunks, lookers.map(map(images, chunks)), strict=True):
+            found.records[indices] = np.frombuffer(answer, _RECORD_DTYPE)
+            meter.advance(0, len(indices))
+
+
 def _convert(
     name: str,
-    scan: SplitScan,
+    scan: SplitImages,
     found: _Found,
     odd: np.ndarray,
     path: Path,
@@ -214,7 +237,7 @@ def _convert(
     return bad
 
 
-def _locate(scan: SplitScan, indices: list[int], place: int) -> Location:
+def _locate(scan: SplitImages, indices: list[int], place: int) -> Location | RowLocation:
     return scan.locate(indices[place])
 
 

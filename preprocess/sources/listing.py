@@ -118,10 +118,6 @@ class SplitScan:
         offsets, sizes = self._pieces
         return Location(f"{self.root}: {relative_path}", str(self.root), int(offsets[index]), int(sizes[index]))
 
-    def in_file_order(self) -> np.ndarray:
-        """The indices of all images, int64 (num_images,), in the order in which they lie in an archive."""
-        return np.arange(self.num_images) if self._pieces is None else np.argsort(self._pieces[0], kind="stable")
-
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the classes and of the name, the label and, in an archive, the position of each image.
 

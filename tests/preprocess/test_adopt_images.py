@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conversion import convert_folder
-from in_place_sets import CLASSES, adopt_images, as_ilsvrc_tars, write_images, write_odd_images
+from in_place_sets import CLASSES, adopt_images, as_ilsvrc_tars, as_webdataset, write_images, write_odd_images
 from jpeg_files import make_image, pillow_jpeg
 from PIL import Image
 from pipeline_batches import collect, load, pipeline
@@ -51,11 +51,12 @@ def tars(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def in_place(images: Path, tars: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The same images in place: in a folder, and in tars."""
+    """The same images in place: in a folder, in ILSVRC2012's tars, and in WebDataset tars."""
     folder = tmp_path_factory.mktemp("shards")
-    adopt_images(images, folder / "folder")
-    adopt_images(tars, folder / "tars")
-    return {name: folder / name for name in ("folder", "tars")}
+    sources = {"folder": images, "tars": tars, "webdataset": as_webdataset(images, folder / "tars of samples")}
+    for name, source in sources.items():
+        adopt_images(source, folder / name)
+    return {name: folder / name for name in sources}
 
 
 @pytest.fixture(scope="module")
@@ -84,14 +85,14 @@ def same_batches(one: Path, other: Path, name: str, split: str, size: int) -> No
 
 @pytest.mark.parametrize("name", READERS)
 @pytest.mark.parametrize("size", [16, 32, 64, 128])
-@pytest.mark.parametrize("kind", ["folder", "tars"])
+@pytest.mark.parametrize("kind", ["folder", "tars", "webdataset"])
 def test_pixels_are_those_of_kept_jpegs(in_place: dict[str, Path], kept: Path, name: str, kind: str, size: int) -> None:
     """To the bit, also those of progressive JPEGs, and where an image is much larger than its crop."""
     for split in ("train", "val"):
         same_batches(in_place[kind], kept, name, split, size)
 
 
-@pytest.mark.parametrize("kind", ["folder", "tars"])
+@pytest.mark.parametrize("kind", ["folder", "tars", "webdataset"])
 def test_tables_are_those_of_a_conversion(in_place: dict[str, Path], kept: Path, kind: str) -> None:
     for split in ("train", "val"):
         manifest, reader = open_split(in_place[kind], split)

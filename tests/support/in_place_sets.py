@@ -16,7 +16,7 @@ from sdpnet.preprocess.adoption.look import Look
 from sdpnet.preprocess.adoption.lookers import Lookers
 from sdpnet.preprocess.sources.scan import scan
 
-__all__ = ["CLASSES", "adopt_images", "as_ilsvrc_tars", "write_images", "write_odd_images"]
+__all__ = ["CLASSES", "adopt_images", "as_ilsvrc_tars", "as_webdataset", "write_images", "write_odd_images"]
 
 CLASSES = ("ant", "bee", "cow")
 SIZES = ((40, 56), (75, 33), (130, 170), (310, 260))
@@ -74,6 +74,23 @@ def as_ilsvrc_tars(images: Path, root: Path) -> Path:
             flat.add(path, f"{number:08d}{path.suffix}")
             lines.append(f"{number:08d}{path.suffix} {path.parent.name}\n")
     (root / "val.txt").write_text("".join(lines))
+    return root
+
+
+def as_webdataset(images: Path, root: Path) -> Path:
+    """The same images as WebDataset tars of 5 samples, each an image and its label, with the names of the classes."""
+    root.mkdir()
+    for split in ("train", "val"):
+        paths = sorted((images / split).glob("*/*"))
+        for number, first in enumerate(range(0, len(paths), 5)):
+            with tarfile.open(root / f"{split}-{number:04d}.tar", "w") as shard:
+                for key, path in enumerate(paths[first : first + 5], first):
+                    label = str(CLASSES.index(path.parent.name)).encode()
+                    for suffix, content in (("jpg", path.read_bytes()), ("cls", label)):
+                        entry = tarfile.TarInfo(f"{key:06d}.{suffix}")
+                        entry.size = len(content)
+                        shard.addfile(entry, io.BytesIO(content))
+    (root / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES))
     return root
 
 
