@@ -66,11 +66,12 @@ class Job:
         statuses: int32 (B,), numbers of `sdpnet.pipelines.native.status.Status`.
     """
 
-    def __init__(self, decoder: Decoder, output: np.ndarray) -> None:
+    def __init__(self, decoder: Decoder, output: np.ndarray, files: np.ndarray | None) -> None:
         # The library itself sets and clears the handle, so that an interrupt cannot separate a job from its handle.
         self._handle = ctypes.c_void_p()
         self._decoder = decoder
         self._output = output  # kept alive, because the threads write into it
+        self._files = files  # kept alive, because the names may lie behind it
         self.statuses = np.zeros(len(output), np.int32)
         self._messages = np.zeros(len(output), f"S{_MESSAGE_BYTES}")
 
@@ -157,7 +158,7 @@ class Decoder:
             *output.shape[1:3],
             _address(output, np.uint8, (*output.shape[:3], 3)),
         )
-        job = Job(self, output)
+        job = Job(self, output, files)
         batch.statuses, batch.messages = job.statuses.ctypes.data, job._messages.ctypes.data
         bad = ctypes.c_uint64()
         pointers = (ctypes.byref(part) for part in (batch, job._handle, bad))

@@ -9,6 +9,8 @@ A container must still have the size and the modification time of the index.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +21,7 @@ from sdpnet.pipelines.files.regular import NotRegularError
 from sdpnet.pipelines.native.decoder import FILE_DTYPE
 from sdpnet.pipelines.shards.beton import MODE_JPEG
 from sdpnet.pipelines.shards.file import MappedFile, open_with_room
-from sdpnet.pipelines.shards.index_file import INDEX_AGAIN, Index, difference
+from sdpnet.pipelines.shards.index_file import INDEX_AGAIN, MAX_NAME, Index, difference
 from sdpnet.pipelines.shards.places import Places
 
 __all__ = ["InPlaceReader"]
@@ -61,6 +63,7 @@ class InPlaceReader:
         self._mapped = self._with_several_images()
         self._files = [self._map(container) for container in self._mapped.tolist()]
         self._bases = np.array([mapped.data.ctypes.data for mapped in self._files], np.uint64)
+        self._lengths = np.array([mapped.size for mapped in self._files], np.uint64)
 
     def _with_several_images(self) -> np.ndarray:
         """The containers that are mapped: all but those that are an image, from the first byte to the last."""
@@ -99,11 +102,21 @@ class InPlaceReader:
         """
         if not 0 <= sample_id < self.num_samples:
             raise IndexError(sample_id)
-        record = self.index.samples[sample_id]
-        (slot,), (is_mapped,) = self._slots(np.array([sample_id]))
-        if is_mapped:
-            return self._files[slot].view(int(record["offset"]), int(record["size"]))
-        return self._read(int(record["container"]), int(record["offset"]), int(record["size"]))
+        with self._index_in_use():
+            record = self.index.samples[sample_id].copy()
+            (slot,), (is_mapped,) = self._slots(np.array([sample_id]))
+            if is_mapped:
+                return self._files[slot].view(int(record["offset"]), int(self.nbytes[sample_id]))
+            return self._read(int(record["container"]), int(record["offset"]), int(self.nbytes[sample_id]))
+
+    @contextmanager
+    def _index_in_use(self) -> Iterator[None]:
+        """A context in which a number of the mapped index that leads nowhere is the error of a changed index."""
+        try:
+            yield
+        except IndexError:
+            self.index.file.check()
+            raise
 
     def _read(self, container: int, offset: int, size: int) -> np.ndarray:
         path, record = self.index.path(container), self.index.containers[container]
@@ -133,27 +146,53 @@ class InPlaceReader:
         return np.frombuffer(bytes(content), np.uint8)
 
     def places(self, sample_ids: np.ndarray) -> Places:
-        """The places of samples' images, for the native decoder."""
-        index, nbytes = self.index, self.nbytes[sample_ids]
-        samples = index.samples[sample_ids]
-        slots, is_mapped = self._slots(sample_ids)
-        offsets = samples["offset"].astype(np.uint64)
-        addresses = np.zeros(len(samples), np.uint64)
-        if is_mapped.any():
-            addresses[is_mapped] = self._bases[slots[is_mapped]] + offsets[is_mapped]
-        if is_mapped.all():
-            return Places(addresses, nbytes)
-        files = np.zeros(len(samples), FILE_DTYPE)
+        """The places of samples' images, for the native decoder.
+
+        The index is mapped, and somebody may write to it at any time. What the decoder gets is therefore copied first,
+        and checked afterwards where it could lead to memory that is not ours.
+        """
+        with self._index_in_use():
+            samples, nbytes = self.index.samples[sample_ids], self.nbytes[sample_ids]
+            slots, is_mapped = self._slots(sample_ids)
+            offsets = samples["offset"].astype(np.uint64)
+            addresses = np.zeros(len(samples), np.uint64)
+            if is_mapped.any():
+                slots, starts = slots[is_mapped], offsets[is_mapped]
+                room = self._lengths[slots] - nbytes[is_mapped].astype(np.uint64)
+                if (starts > room).any():
+                    raise IndexError("an image outside of its container")
+                addresses[is_mapped] = self._bases[slots] + starts
+            if is_mapped.all():
+                return Places(addresses, nbytes)
+            return Places(addresses, nbytes, self._stored(samples, offsets, is_mapped))
+
+    def _stored(self, samples: np.ndarray, offsets: np.ndarray, is_mapped: np.ndarray) -> np.ndarray:
+        """The images that are read from files: `FILE_DTYPE` (n,), in one block of memory with the names."""
+        index = self.index
         containers = index.containers[samples["container"]]
         folders = index.folder_starts[containers["folder"]] + np.uint64(index.folders.ctypes.data)
+        following = index.containers["name_start"][np.minimum(samples["container"] + 1, len(index.containers) - 1)]
+        last = samples["container"] + 1 == len(index.containers)
+        size = np.uint64(len(index.names))
+        starts = np.minimum(containers["name_start"], size)
+        ends = np.clip(np.where(last, size, following), starts, np.minimum(starts + np.uint64(MAX_NAME + 1), size))
+        lengths = (ends - starts).astype(np.int64) + 1  # each name gets a zero of its own at its end
+        begins = np.cumsum(lengths) - lengths
+        head = len(samples) * FILE_DTYPE.itemsize
+        block = np.zeros(head + int(lengths.sum()), np.uint8)
+        wanted = np.repeat(starts.astype(np.int64) - begins, lengths) + np.arange(len(block) - head)
+        block[head:] = index.names[np.minimum(wanted, len(index.names) - 1)]
+        block[head + begins + lengths - 1] = 0
+        files: np.ndarray = block[:head].view(FILE_DTYPE)
         files["folder"] = np.where(is_mapped, np.uint64(0), folders)
-        files["name"] = containers["name_start"] + np.uint64(index.names.ctypes.data)
+        files["name"] = begins.astype(np.uint64) + np.uint64(block.ctypes.data + head)
         files["offset"], files["size"], files["mtime_ns"] = offsets, containers["size"], containers["mtime_ns"]
-        return Places(addresses, nbytes, files)
+        return files
 
     def file_of(self, sample_id: int) -> str:
         """The path of the file that holds a sample's image."""
-        return self.index.path(int(self.index.samples["container"][sample_id]))
+        with self._index_in_use():
+            return self.index.path(int(self.index.samples["container"][sample_id]))
 
     def check(self, sample_ids: np.ndarray) -> None:
         """Raises `ShardError` if the index or a mapped container of these samples was changed since it was opened.

@@ -32,6 +32,7 @@ __all__ = [
     "INDEX_AGAIN",
     "INDEX_VERSION",
     "MAGIC",
+    "MAX_NAME",
     "SAMPLE_DTYPE",
     "WITH_CHECKSUMS",
     "Index",
@@ -74,7 +75,7 @@ SAMPLE_DTYPE = np.dtype(
 )
 _COUNTS: Final = ("num_samples", "num_containers", "num_folders", "names_size")
 _PIECE: Final = 65_536  # the number of records that are checked at a time
-_LONGEST_NAME: Final = 255  # bytes, the limit of file systems
+MAX_NAME: Final = 255  # bytes, the limit of file systems
 _LONGEST_PATH: Final = 4096
 _SLASH, _DOT = ord("/"), ord(".")
 
@@ -164,7 +165,7 @@ class Index:
         """The absolute path of a container."""
         record = self.containers[container]
         folder = _text_at(self.folders, int(self.folder_starts[record["folder"]]), _LONGEST_PATH * 2)
-        return os.fsdecode(folder + b"/" + _text_at(self.names, int(record["name_start"]), _LONGEST_NAME + 1))
+        return os.fsdecode(folder + b"/" + _text_at(self.names, int(record["name_start"]), MAX_NAME + 1))
 
     def changed(self) -> Iterator[tuple[int, str]]:
         """Yields the containers that are missing or have another size or modification time: (container, how)."""
@@ -265,7 +266,7 @@ class _Checks:
 
         lengths = np.diff(ends, prepend=-1) - 1
         starts = ends - lengths
-        require((lengths >= 1) & (lengths <= _LONGEST_NAME), "its name has no length that file names have")
+        require((lengths >= 1) & (lengths <= MAX_NAME), "its name has no length that file names have")
         dots = (text[starts] == _DOT) & ((lengths == 1) | ((lengths == 2) & (text[starts + lengths - 1] == _DOT)))
         require(~dots, "its name is that of a folder")
         slashes = np.flatnonzero(text == _SLASH)

@@ -17,7 +17,7 @@ class Places(NamedTuple):
             exists.
         nbytes: int64 (n,), the number of bytes of each image.
         files: `sdpnet.pipelines.native.decoder.FILE_DTYPE` (n,), the images that are read from files; None if all
-            images are mapped. The names in it are valid as long as the reader exists.
+            images are mapped. Their names are valid as long as this array, their folders as long as the reader.
     """
 
     addresses: np.ndarray
