@@ -270,6 +270,26 @@ def test_a_run_that_fails_leaves_nothing(images: Path, tmp_path: Path, monkeypat
     assert not (tmp_path / "out").exists()
 
 
+def test_ctrl_c_ends_the_command_with_one_line(images: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, time\n"
+        "from sdpnet.preprocess import adopt\n"
+        "from sdpnet.preprocess.adoption import index\n"
+        "index.write_index = lambda *_: (print('now', flush=True), time.sleep(60))\n"
+        f"sys.exit(adopt.main(['--source', {str(images)!r}, '--out', {str(tmp_path / 'out')!r}, '--workers', '1']))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, **pipes) as process:
+        assert process.stdout is not None
+        while process.stdout.readline() != "now\n":
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=30)
+    assert process.returncode == 130 and error.splitlines()[-1] == "interrupted" and "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("at", range(1, 4))
 def test_a_run_that_is_killed_while_it_publishes(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
