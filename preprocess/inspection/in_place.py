@@ -60,7 +60,7 @@ def problems_in_place(
     if not quick:
         samples = np.flatnonzero(~changed[index.samples["container"]])
         bad = _contents(reader, index, samples, num_workers, decode=decode)
-        named = ((file.name, sample, f"{reader.file_of(sample)} {what}") for sample, what in bad)
+        named = ((file.name, sample, _with_path(reader, sample, what)) for sample, what in bad)
         yield from _limited(named, "image", "are damaged or have changed")
     try:
         reader.check(np.arange(reader.num_samples))
@@ -88,6 +88,12 @@ def _limited(problems: Iterable[Found], what: str, predicate: str) -> Iterator[F
         yield file, None, f"and {more:,} more {what}{'s' * (more > 1)} {predicate}"
 
 
+def _with_path(reader: InPlaceReader, sample: int, what: str) -> str:
+    """The problem of an image with the path of its file; errors of reading have it already."""
+    path = printable(reader.file_of(sample))
+    return what if what.startswith(path) else f"{path} {what}"
+
+
 def _contents(
     reader: InPlaceReader, index: Index, samples: np.ndarray, num_workers: int, *, decode: bool
 ) -> Iterator[tuple[int, str]]:
@@ -100,7 +106,7 @@ def _contents(
             try:
                 same = zlib_ng.crc32(reader.encoded(sample).data) == expected[sample]
             except ShardError as error:
-                return sample, f"cannot be read: {error}"
+                return sample, str(error)
             return None if same else (sample, "has changed (CRC-32)")
 
         with ThreadPoolExecutor(num_workers) as pool:

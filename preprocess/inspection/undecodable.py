@@ -34,7 +34,7 @@ def undecodable(reader: ShardReader, num_workers: int, samples: np.ndarray | Non
         except DamagedJpegError as error:
             return sample, f"cannot be decoded ({error})"
         except ShardError as error:  # the file of an image in place
-            return sample, f"cannot be read: {error}"
+            return sample, str(error)
         except MemoryError:
             return sample, f"no memory is left to decode its {height:,} x {width:,} pixels"
         return None
