@@ -588,3 +588,29 @@ def test_a_flat_tar_with_one_image_per_class_is_mapped(tmp_path: Path) -> None:
     adopt_images(tmp_path / "tars", tmp_path / "out")
     _, reader = open_split(tmp_path / "out", "train")
     assert reader.places(np.arange(3)).files is None
+
+
+def test_parquet_is_to_be_converted(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    from container_files import parquet_bytes  # imports pyarrow
+
+    images = [pillow_jpeg(make_image(number, 20, 30)) for number in range(6)]
+    (tmp_path / "parquet").mkdir()
+    content = parquet_bytes(images, [0, 1] * 3, ["ant", "bee"])
+    (tmp_path / "parquet" / "train-00000-of-00001.parquet").write_bytes(content)
+    with pytest.raises(
+        UserError, match=r"Parquet files, which cannot be read where they lie; convert them: .*build_ffcv"
+    ):
+        adopt_images(tmp_path / "parquet", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_loader_for_any_loop(in_place: dict[str, Path], kept: Path) -> None:
+    from sdpnet import ImageLoader  # imports torchvision's transforms
+
+    options = {"image_size": 32, "batch_size": 8, "augment": "none", "device": "cpu", "targets": "index", "seed": 3}
+    with ImageLoader(str(in_place["folder"]), "train", **options) as loader:
+        found = [(images.clone(), targets.clone()) for images, targets in loader]
+    with ImageLoader(str(kept), "train", **options) as loader:
+        for (images, targets), (others, their) in zip(found, loader, strict=True):
+            assert torch.equal(images, others) and torch.equal(targets, their)
