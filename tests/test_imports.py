@@ -42,6 +42,7 @@ ENCODING = (*TERMINAL, *FILES_OF_SOURCES, "preprocess/encoding")
 WORKERS = (*ENCODING, "preprocess/sources/parquet", "preprocess/workers")
 WRITERS = (*WORKERS, "preprocess/conversion/writers")
 CONVERSION = (*SOURCES, *WRITERS, "preprocess/conversion")
+ADOPTION = (*CONVERSION, "preprocess/adoption")
 INSPECTION = (*AUGMENT, *LOADER, *PAGES, "preprocess/inspection")
 MODEL = (*OPTIONS, *TERMINAL, "sdpnet/model")
 CONFIG = (*MODEL, "sdpnet/config")
@@ -82,7 +83,8 @@ ALLOWED = {
     "preprocess/conversion": CONVERSION,
     "preprocess/conversion/writers": WRITERS,
     "preprocess/inspection": INSPECTION,
-    "preprocess": (*CONVERSION, *INSPECTION, "preprocess"),
+    "preprocess/adoption": ADOPTION,
+    "preprocess": (*ADOPTION, *INSPECTION, "preprocess"),
     "sdpnet": (*BASE, "sdpnet/loading"),  # see LAZY
     "sdpnet/model": MODEL,
     "sdpnet/config": CONFIG,

@@ -40,6 +40,7 @@ from sdpnet.pipelines.executors.planned import PlannedLoader  # noqa: E402
 from sdpnet.pipelines.memory.buffers import Buffers  # noqa: E402
 from sdpnet.pipelines.plan import BatchPlan, Plan  # noqa: E402
 from sdpnet.pipelines.shards.beton import MODE_JPEG, BetonReader  # noqa: E402
+from sdpnet.pipelines.shards.in_place import InPlaceReader  # noqa: E402
 from sdpnet.pipelines.shards.manifest import Manifest  # noqa: E402
 
 torch.set_num_threads(_TORCH_THREADS)  # importing FFCV sets torch's threads to 1
@@ -196,7 +197,8 @@ class FfcvLoader(PlannedLoader):
 
     def __init__(self, source: Source, manifest: Manifest) -> None:
         if not isinstance(source.reader, BetonReader):
-            raise UserError(f"{source.reader.path}: FFCV reads .beton files only; use another --pipeline")
+            convert = "; to convert the images: preprocess/build_ffcv.py" * isinstance(source.reader, InPlaceReader)
+            raise UserError(f"{source.reader.path}: FFCV reads .beton files only; use another --pipeline{convert}")
         self.source = source
         self._file = source.reader.file
         self.manifest = manifest
