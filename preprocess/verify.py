@@ -12,6 +12,7 @@ compared with the CRC-32 of each image if the index has them (`adopt --checksums
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Iterator
@@ -30,7 +31,8 @@ from zlib_ng import zlib_ng
 from sdpnet.pipelines.errors import ShardError, printable
 from sdpnet.pipelines.machine import core_share
 from sdpnet.pipelines.shards.beton import CRC32_DTYPE
-from sdpnet.pipelines.shards.file import read_whole, size_of
+from sdpnet.pipelines.shards.file import MappedFile, read_whole, size_of
+from sdpnet.pipelines.shards.index_file import Index
 from sdpnet.pipelines.shards.layout import ShardReader, open_file, sha256_of
 from sdpnet.pipelines.shards.manifest import QUARANTINE_NAME, UNFINISHED_NAME, Manifest, ShardFile, read_manifest
 from sdpnet.pipelines.shards.tar import SAMPLE_DTYPE
@@ -268,6 +270,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=_at_least_one, default=core_share(), help="number of threads that decode")
 
 
+def _has_checksums(directory: Path, manifest: Manifest) -> bool:
+    """Whether the indexes of all splits in place have a checksum of each image."""
+    for split in manifest.splits.values():
+        for file in split.files:
+            with contextlib.suppress(ShardError):
+                if split.format == "index" and Index(MappedFile(directory / file.name)).checksums is None:
+                    return False
+    return True
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Prints each problem to stderr, and a summary. Returns 1 if there are problems, else 0."""
     found = 0
@@ -277,8 +289,13 @@ def run(arguments: argparse.Namespace) -> int:
         print(problem, file=sys.stderr)
     manifest = read_manifest(arguments.shards)
     in_place = any(split.format == "index" for split in manifest.splits.values())
-    contents = ", files and their contents" if in_place else ", checksums"
-    checked = "structure" + contents * (not arguments.quick) + ", decoding of every image" * arguments.decode
+    has_checksums = not in_place or _has_checksums(arguments.shards, manifest)
+    decoded = arguments.decode or not has_checksums
+    checked = "structure" + ", files" * in_place
+    if not arguments.quick:
+        checked += ", checksums" * has_checksums + ", decoding of every image" * decoded
+        if not has_checksums:
+            print("note: no checksums to compare with; adopt --checksums --replace would store them")
     for note in _notes(arguments.shards, manifest):
         print(printable(f"note: {note}"))
     problems = f"{found:,} problem{'s' * (found > 1)}" if found else f"nothing is wrong ({checked})"
