@@ -76,7 +76,7 @@ class DaliLoader(PlannedLoader):
                     return
                 except RuntimeError as error:
                     raise self._failure(error) from error
-                # DALI keeps the buffer as long as `images` lives, which is until the next batch is asked for.
+                # DALI's dynamic executor, which is the default, uses a buffer again when no tensor on it is left.
                 yield self.source.batch(torch.from_dlpack(images.as_tensor()), self._running.popleft())
         finally:
             if self._running:  # an early exit or an error: batches in flight are dropped with the pipeline
