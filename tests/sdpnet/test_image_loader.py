@@ -27,7 +27,7 @@ from sdpnet.pipelines.errors import ShardError, UserError
 from sdpnet.pipelines.options import AugmentOptions, DataOptions, ShardOptions
 from sdpnet.pipelines.shards.layout import open_split
 
-PIPELINES = [pipeline(name) for name in ("native", "torchvision", "dali", "ffcv", "synthetic")]
+PIPELINES = [*map(pipeline, ("native", "torchvision", "dali", "ffcv")), "synthetic"]
 AUGMENT = {
     "randaugment": {"policy": "randaugment"},
     "erase": {"probability": 0.5, "mode": "pixel"},
@@ -37,7 +37,7 @@ AUGMENT = {
 
 
 def loader(data: Path, split: str = "train", **options: Any) -> ImageLoader:
-    common: dict[str, Any] = {"image_size": 32, "batch_size": 4, "device": "cpu", "num_workers": 2, "return_ids": True}
+    common: dict[str, Any] = {"image_size": 32, "batch_size": 4, "device": "cpu", "num_workers": 1, "return_ids": True}
     return ImageLoader(data, split, **{"pipeline": "torchvision", **common, **options})
 
 
@@ -70,17 +70,17 @@ def test_all_batches_of_an_epoch_in_a_list_are_those_taken_one_at_a_time(
 ) -> None:
     """What was yielded stays valid as long as it is held."""
     augment: Any = AUGMENT if dtype == torch.float32 else "none"
-    options: dict[str, Any] = {"pipeline": name, "dtype": dtype, "batch_size": 2, "augment": augment}
-    with loader(shard_set, prefetch_batches=1, **options) as one, loader(shard_set, **options) as other:
-        for _ in range(2):
-            held = list(one)
-            assert len(held) == len(one) == 12
-            for batch, kept in zip(other, held, strict=True):
+    options: dict[str, Any] = {"pipeline": name, "dtype": dtype, "augment": augment, "num_workers": 2}
+    with loader(shard_set, prefetch_batches=1, batch_size=2, **options) as made:
+        for epoch in range(2):
+            held = list(made)
+            assert len(held) == len(made) == 12
+            made.set_epoch(epoch)
+            for batch, kept in zip(made, held, strict=True):
                 assert same(batch, kept)
         copies = [tuple(tensor.clone() for tensor in batch) for batch in held]
-        list(one)
-        one.close()
-        assert all(map(same, held, copies)), "also after further epochs, and after the loader was closed"
+        list(made)
+    assert all(map(same, held, copies)), "also after further epochs, and after the loader was closed"
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -88,8 +88,9 @@ def test_images_and_targets_are_what_the_options_say(name: str, shard_set: Path)
     labels = open_split(shard_set, "train")[1].labels
     with loader(shard_set, pipeline=name, dtype=torch.uint8, targets="index") as raw:
         raw_batches = list(raw)
-    for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        for memory_format in (torch.channels_last, torch.contiguous_format):
+    all_dtypes = name in ("native", "torchvision")  # making a loader of ffcv compiles for seconds
+    for dtype in (torch.float32, torch.float16, torch.bfloat16) if all_dtypes else (torch.float32,):
+        for memory_format in (torch.channels_last, torch.contiguous_format) if all_dtypes else (torch.channels_last,):
             with loader(shard_set, pipeline=name, dtype=dtype, memory_format=memory_format) as made:
                 for (images, targets, ids), (levels, indices, raw_ids) in zip(made, raw_batches, strict=True):
                     assert torch.equal(ids, raw_ids) and indices.tolist() == labels[ids].tolist()
@@ -100,7 +101,7 @@ def test_images_and_targets_are_what_the_options_say(name: str, shard_set: Path)
                     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
                     expected = normalize(levels.float() / 255, mean, std)
                     assert (images.float() - expected).abs().max() < {torch.float32: 1e-5}.get(dtype, 0.02)
-    with loader(shard_set, pipeline=name, return_ids=False) as pairs:
+    with loader(shard_set, return_ids=False) as pairs:
         images, targets = next(iter(pairs))
     assert images.shape == (4, 3, 32, 32) and len(targets) == 4
     assert pairs.classes == ("ant", "bee", "cow") and (pairs.num_classes, pairs.num_samples) == (3, 24)
@@ -148,6 +149,8 @@ def test_an_evaluation_has_every_sample_once(name: str, shard_set: Path) -> None
         assert len(made) == 3 and [len(images) for images, *_ in batches] == [4, 4, 2]
         assert torch.equal(torch.cat([targets for _, targets, _ in batches]), labels)
         assert flat(ids_of(batches)) == list(range(10))
+    if name == "ffcv":  # the rest is the plan's, and making a loader of ffcv compiles for seconds
+        return
     with loader(shard_set, "val", pipeline=name, drop_last=True, targets="soft") as made:
         assert len(made) == 2 and ids_of(made) == [[0, 1, 2, 3], [4, 5, 6, 7]]
     with loader(shard_set, "val", pipeline=name, padding=True) as made:
@@ -165,7 +168,7 @@ def test_a_training_may_keep_its_incomplete_last_batch(name: str, shard_set: Pat
         assert len(made) == 3 and [len(images) for images, *_ in batches] == [10, 10, 4]
         assert sorted(flat(ids_of(batches))) == list(range(24))
         assert all(torch.allclose(targets.sum(dim=1), torch.ones(len(targets))) for _, targets, _ in batches)
-    with loader(shard_set, pipeline=name, batch_size=10, padding=True) as made:
+    with loader(shard_set, batch_size=10, padding=True) as made:
         *_, (images, targets, _) = made
         assert len(images) == 10 and targets.sum(dim=1).tolist() == [1] * 4 + [0] * 6
 
