@@ -1,7 +1,7 @@
 """sdpnet: shards from images, a fast data pipeline, the SdP-Net model and its training loop."""
 
 import os as _os
-from typing import TYPE_CHECKING as _TYPE_CHECKING
+import typing as _typing
 
 if not _os.path.isdir(_os.path.join(__path__[0], "pipelines")):
     # In a checkout, symbolic links in this folder point to pipelines/, preprocess/ and configs/ beside it. torch.hub
@@ -10,7 +10,7 @@ if not _os.path.isdir(_os.path.join(__path__[0], "pipelines")):
 
 from sdpnet.pipelines.startup import end_on_interrupt as _end_on_interrupt
 
-if _TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
     from sdpnet.loading.decode_batch import decode_batch
     from sdpnet.loading.device_augment import DeviceAugment
     from sdpnet.loading.image_loader import ImageLoader
@@ -22,16 +22,17 @@ _end_on_interrupt()
 
 _MODULES = {"DeviceAugment": "device_augment", "ImageLoader": "image_loader", "decode_batch": "decode_batch"}
 
+if not _typing.TYPE_CHECKING:  # else any name of this module would count as known
 
-def __getattr__(name: str) -> object:
-    """Imports the loader and torch when they are first asked for, so that `import sdpnet` is cheap."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
+    def __getattr__(name: str) -> object:
+        """Imports the loader and torch when they are first asked for, so that `import sdpnet` is cheap."""
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
 
-    value = getattr(import_module(f"sdpnet.loading.{_MODULES[name]}"), name)
-    globals()[name] = value
-    return value
+        value = getattr(import_module(f"sdpnet.loading.{_MODULES[name]}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

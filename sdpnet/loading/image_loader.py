@@ -35,7 +35,7 @@ from sdpnet.pipelines.augment import DeviceStage
 from sdpnet.pipelines.contract import Batch, Source
 from sdpnet.pipelines.errors import UserError, require
 from sdpnet.pipelines.options import AugmentOptions, DataOptions, ShardOptions
-from sdpnet.pipelines.plan import CropOptions, Order, Plan
+from sdpnet.pipelines.plan import CropOptions, Plan
 from sdpnet.pipelines.planning.sampling import SamplingRequest
 from sdpnet.pipelines.shards.manifest import Manifest
 
@@ -159,7 +159,7 @@ class ImageLoader:
         num_workers: int = 0,
         prefetch_batches: int | Literal["auto"] = "auto",
         on_error: Literal["raise", "mask"] = "raise",
-        order: Order = "random",
+        order: Literal["random", "blocks"] = "random",
         classes: Sequence[str] | None = None,
         exclude: Sequence[str] | None = None,
         subset: Any = None,

@@ -27,7 +27,7 @@ from sdpnet.pipelines.errors import ShardError, UserError
 from sdpnet.pipelines.options import AugmentOptions, DataOptions, ShardOptions
 from sdpnet.pipelines.shards.layout import open_split
 
-PIPELINES = [*map(pipeline, ("native", "torchvision", "dali", "ffcv")), "synthetic"]
+PIPELINES = [pipeline(name) for name in ("native", "torchvision", "dali", "ffcv", "synthetic")]
 AUGMENT = {
     "randaugment": {"policy": "randaugment"},
     "erase": {"probability": 0.5, "mode": "pixel"},

@@ -17,7 +17,7 @@ from pipeline_batches import pipeline
 from sdpnet import ImageLoader
 from sdpnet.pipelines.errors import UserError
 
-PIPELINES = [*map(pipeline, ("native", "torchvision", "dali", "ffcv")), "synthetic"]
+PIPELINES = [pipeline(name) for name in ("native", "torchvision", "dali", "ffcv", "synthetic")]
 AUGMENT = {
     "randaugment": {"policy": "randaugment"},
     "erase": {"probability": 0.5, "mode": "pixel"},

@@ -15,7 +15,7 @@ from sdpnet import ImageLoader
 from sdpnet.pipelines.errors import UserError
 from sdpnet.pipelines.shards.layout import open_split
 
-PIPELINES = [*map(pipeline, ("native", "torchvision", "dali", "ffcv")), "synthetic"]
+PIPELINES = [pipeline(name) for name in ("native", "torchvision", "dali", "ffcv", "synthetic")]
 SAMPLINGS: list[dict[str, Any]] = [
     {"classes": ["ant", "cow"]},
     {"exclude": ["bee"], "weights": "balanced"},
