@@ -22,16 +22,22 @@ class EpochIterator(Iterator[_Item], Generic[_Item]):
     def __init__(self, batches: Generator[_Item, None, None]) -> None:
         self._batches = batches
         self._reason = ""
+        self._has_finished = False
 
     def __next__(self) -> _Item:
         if self._reason:
             raise UserError(self._reason)
-        return next(self._batches)
+        try:
+            return next(self._batches)
+        except StopIteration:
+            self._has_finished = True
+            raise
 
     def end(self, reason: str) -> None:
-        """Ends the generator's work. `next` raises a `UserError` with the reason from now on."""
-        self._reason = reason
-        self._batches.close()
+        """Ends the generator's work. Unless it has finished, `next` raises a `UserError` with the reason then."""
+        if not self._has_finished:
+            self._reason = reason
+            self._batches.close()
 
 
 class Progress:

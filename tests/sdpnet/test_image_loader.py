@@ -281,6 +281,10 @@ def test_a_closed_loader_says_so(shard_set: Path) -> None:
         with pytest.raises(UserError, match="closed"):
             use()
     assert torch.equal(images, kept) and len(made) == 6
+    with loader(shard_set, pipeline="torchvision") as other:
+        finished = iter(other)
+        assert len(list(finished)) == 6
+    assert next(finished, None) is None, "an iterator that has finished stays so"
     assert made.state_dict()["batch"] == 1, "the state of a closed loader can still be saved"
 
 
