@@ -144,7 +144,7 @@ def test_a_data_set_of_the_datasets_library(tmp_path):
         "fine_label": [NAMES[label] for label in labels],
         "coarse_label": labels,
     }
-    # The table that Dataset.from_dict makes. That itself fails with pyarrow 26: datasets 5.2 cannot pickle a type of it.
+    # The table that Dataset.from_dict makes. It fails itself: datasets 5.2 cannot pickle a type of pyarrow 26.
     table = pa.table(described.encode_batch(values), schema=described.arrow_schema)
     (tmp_path / "hf").mkdir()
     pq.write_table(table, tmp_path / "hf" / "train-00000-of-00001.parquet", row_group_size=7)
