@@ -4,7 +4,6 @@ from sdpnet.pipelines.startup import end_on_interrupt as _end_on_interrupt
 
 __all__ = [
     "bench",
-    "buffers",
     "contract",
     "errors",
     "lasting_output",

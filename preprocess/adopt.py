@@ -1,11 +1,18 @@
-"""Command: makes a shard set of `.beton` files that were written by FFCV, without changing them.
+"""Command: makes a shard set of what is there, without a conversion.
+
+    python preprocess/adopt.py --source IMAGENET --out SHARDS
+
+    IMAGENET/{train,val}/CLASS/*.jpg, or tars  ->  SHARDS/{train,val}.index, SHARDS/manifest.json
+
+The images stay where they are, and only their headers are read (`sdpnet.preprocess.adoption`). The few that are no
+plain JPEGs are converted to SHARDS/{train,val}.converted.
 
     python preprocess/adopt.py --train SHARDS/train.beton --val SHARDS/val.beton
 
     SHARDS/{train,val}.beton  ->  SHARDS/{train,val}.crc32, SHARDS/manifest.json
 
-The files must lie in one folder, have names that end in .beton, and have FFCV's usual fields: image (RGBImageField)
-and label (IntField).
+`.beton` files that were written by FFCV must lie in one folder, have names that end in .beton, and have FFCV's usual
+fields: image (RGBImageField) and label (IntField).
 """
 
 from __future__ import annotations
@@ -33,6 +40,7 @@ from sdpnet.pipelines.shards.layout import sha256_of
 from sdpnet.pipelines.shards.manifest import MANIFEST_NAME, QUARANTINE_NAME, Manifest, ShardFile, Split
 from sdpnet.pipelines.terminal.command_line import run_alone
 from sdpnet.pipelines.terminal.next_step import next_line, script
+from sdpnet.preprocess.adoption import command
 from sdpnet.preprocess.conversion.progress import Meter
 from sdpnet.preprocess.inspection.undecodable import undecodable
 from sdpnet.preprocess.verify import verify
@@ -187,18 +195,27 @@ def _read_classes(path: Path) -> tuple[str, ...]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of the command."""
+    parser.epilog = "Without --out, --train and --val are .beton files by FFCV, which become a shard set as they are."
+    command.add_arguments(parser)
     add = parser.add_argument
-    add("--train", type=Path, metavar="FILE", help=".beton file of the train split")
-    add("--val", type=Path, metavar="FILE", help=".beton file of the val split")
-    add("--classes", type=Path, metavar="FILE", help="names of the classes, one a line, in label order")
+    add("--classes", type=Path, metavar="FILE", help="for .beton files: names of the classes, one a line")
     add("--decode", action="store_true", help="decode every image first, and refuse damaged ones")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command with parsed flags and returns the exit status."""
-    paths = {split: path for split in ("train", "val") if (path := getattr(arguments, split)) is not None}
+    paths = {split: Path(path) for split in ("train", "val") if (path := getattr(arguments, split)) is not None}
+    betons = [path for path in paths.values() if path.suffix == ".beton"]
+    if arguments.out is not None:
+        if betons:
+            raise UserError(f"{betons[0]}: a .beton file becomes a shard set where it lies; omit --out")
+        if arguments.classes is not None:
+            raise UserError("--classes: the names of the classes are those of the class folders; omit it")
+        return command.run(arguments)
+    if arguments.source is not None or (paths and not betons):
+        raise UserError("--out is missing: the folder for the index of the images; the images stay where they are")
     if not paths:
-        raise UserError("no file given: pass --train FILE, --val FILE or both")
+        raise UserError("no file given: pass --source IMAGES --out DIR, or .beton files with --train and --val")
     classes = None if arguments.classes is None else _read_classes(arguments.classes)
     manifest = adopt(paths, classes, decode=arguments.decode)
     folder = next(iter(paths.values())).parent
@@ -210,7 +227,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None, program: str = "adopt") -> int:
     """The command line; returns the exit status."""
-    return run_alone(program, "Makes a shard set of .beton files by FFCV, as they are.", add_arguments, run, argv)
+    what = "Makes a shard set of images where they lie, or of .beton files by FFCV."
+    return run_alone(program, what, add_arguments, run, argv)
 
 
 if __name__ == "__main__":

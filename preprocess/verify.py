@@ -4,11 +4,15 @@ It checks the structure and the labels of every file and the list of bad images,
 the manifest. If the SHA-256 of a file of images differs, the CRC-32 of each sample shows which ones have changed.
 `--decode` also decodes every image. `--quick` checks only the structure. The exit status is 0 if there is no problem
 and 1 otherwise.
+
+Of images that lie elsewhere, each file must have the size and the modification time of the index. Their contents are
+compared with the CRC-32 of each image if the index has them (`adopt --checksums`); otherwise every image is decoded.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Iterator
@@ -27,19 +31,22 @@ from zlib_ng import zlib_ng
 from sdpnet.pipelines.errors import ShardError, printable
 from sdpnet.pipelines.machine import core_share
 from sdpnet.pipelines.shards.beton import CRC32_DTYPE
-from sdpnet.pipelines.shards.file import read_whole, size_of
+from sdpnet.pipelines.shards.file import MappedFile, read_whole, size_of
+from sdpnet.pipelines.shards.index_file import Index
 from sdpnet.pipelines.shards.layout import ShardReader, open_file, sha256_of
 from sdpnet.pipelines.shards.manifest import QUARANTINE_NAME, UNFINISHED_NAME, Manifest, ShardFile, read_manifest
 from sdpnet.pipelines.shards.tar import SAMPLE_DTYPE
 from sdpnet.pipelines.terminal.command_line import run_alone
 from sdpnet.pipelines.terminal.next_step import next_line, script, training
+from sdpnet.preprocess.inspection.in_place import problems_in_place
 from sdpnet.preprocess.inspection.survey import quarantine_limit, read_quarantine
 from sdpnet.preprocess.inspection.undecodable import undecodable
 
 __all__ = ["Problem", "add_arguments", "main", "run", "verify"]
 
-# The files beside a file of images: checksums of the images (.crc32, .samples) and the index for DALI (.idx).
-SIDECARS: Final = {".beton": (".crc32",), ".tar": (".idx", ".samples")}
+# The files beside a file of a split: checksums of the images (.crc32, .samples), the index for DALI (.idx), and the
+# images that were converted although the others stay where they are (.converted).
+SIDECARS: Final = {".beton": (".crc32",), ".tar": (".idx", ".samples"), ".index": (".converted",)}
 CHANGED: Final = "has changed (SHA-256)"
 _INDEX_LINE: Final = 256  # the largest size of a line in DALI's index, in bytes
 
@@ -83,6 +90,12 @@ def verify(
     for split in manifest.splits.values():
         first = 0
         for file in split.files:
+            if split.format == "index":
+                problems_here = problems_in_place(
+                    directory, manifest, file, quick=quick, decode=decode, num_workers=num_workers
+                )
+                yield from (Problem(*found) for found in problems_here)
+                continue
             reader, problems = _open(directory, manifest, file)
             yield from problems
             if not quick:
@@ -257,6 +270,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=_at_least_one, default=core_share(), help="number of threads that decode")
 
 
+def _has_checksums(directory: Path, manifest: Manifest) -> bool:
+    """Whether the indexes of all splits in place have a checksum of each image."""
+    for split in manifest.splits.values():
+        for file in split.files:
+            with contextlib.suppress(ShardError):
+                if split.format == "index" and Index(MappedFile(directory / file.name)).checksums is None:
+                    return False
+    return True
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Prints each problem to stderr, and a summary. Returns 1 if there are problems, else 0."""
     found = 0
@@ -264,8 +287,15 @@ def run(arguments: argparse.Namespace) -> int:
     for problem in verify(arguments.shards, **options, num_workers=arguments.workers):
         found += 1
         print(problem, file=sys.stderr)
-    checked = "structure" + ", checksums" * (not arguments.quick) + ", decoding of every image" * arguments.decode
     manifest = read_manifest(arguments.shards)
+    in_place = any(split.format == "index" for split in manifest.splits.values())
+    has_checksums = not in_place or _has_checksums(arguments.shards, manifest)
+    decoded = arguments.decode or not has_checksums
+    checked = "structure" + ", files" * in_place
+    if not arguments.quick:
+        checked += ", checksums" * has_checksums + ", decoding of every image" * decoded
+        if not has_checksums:
+            print("note: no checksums to compare with; adopt --checksums --replace would store them")
     for note in _notes(arguments.shards, manifest):
         print(printable(f"note: {note}"))
     problems = f"{found:,} problem{'s' * (found > 1)}" if found else f"nothing is wrong ({checked})"

@@ -12,10 +12,12 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from sdpnet import cli
 from sdpnet.config.key_reference import sections
@@ -145,20 +147,23 @@ def blocks(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
 
 
-def test_the_loop_of_the_how_to_runs(shard_set: Path) -> None:
-    train, evaluate, from_recipe, *_ = blocks("how-to/own-loop.md")
-    for old, new in (("SHARDS", str(shard_set)), ("image_size=224", "image_size=32"), ("=128)", "=4)"), ("90", "1")):
-        assert old in train
-        train = train.replace(old, new)
-    train = train.replace("        ...\n", "        loss.backward()\n")
-    names: dict[str, object] = {"model": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 3))}
-    exec(compile(train, "own-loop.md", "exec"), names)
-    assert torch.isfinite(names["loss"])  # type: ignore[arg-type]
-    exec(compile(evaluate, "own-loop.md", "exec"), names)
-    assert names["total"] == 10
-    exec(
-        compile(from_recipe.replace("SHARDS", str(shard_set)).replace("gpu=64", "gpu=4"), "own-loop.md", "exec"), names
-    )
+def test_the_loop_of_the_how_to_runs(shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("cat.jpg", "dog.png"):
+        Image.new("RGB", (40, 30), (200, 100, 50)).save(name)
+    train, evaluate, resume, parts, from_config = blocks("how-to/own-loop.md")
+    small = {"SHARDS": str(shard_set), "image_size=224": "image_size=32", "=128": "=4", "90": "2", "gpu=64": "gpu=4"}
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 3))
+    names: dict[str, Any] = {"model": model, "steps": []}
+    for text in (train, evaluate, resume, parts, from_config):
+        for old, new in small.items():
+            text = text.replace(old, new)
+        exec(compile(text.replace("        ...\n", "        steps.append(images)\n"), "own-loop.md", "exec"), names)
+        if text.startswith("import torch"):
+            assert torch.isfinite(names["loss"]) and len(names["steps"]) == 12
+            names["loader"].set_epoch(1)  # as if the training was stopped after one epoch
+    assert names["total"] == 10 and len(names["steps"]) == 18 and names["loader"].batch_size == 4
+    assert names["images"].shape == (2, 3, 32, 32) and names["targets"].shape == (2, 1000)
 
 
 def test_the_pipeline_of_the_how_to_keeps_the_contract(shard_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:

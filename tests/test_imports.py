@@ -30,7 +30,7 @@ TERMINAL = (*SHARDS, "pipelines/terminal")
 PAGES = (*BASE, "pipelines/pages")
 PLAN = (*BASE, "pipelines/planning", "pipelines/plan")
 OPTIONS = (*PLAN, "pipelines/options")
-CONTRACT = (*OPTIONS, *SHARDS, "pipelines/buffers", "pipelines/contract")
+CONTRACT = (*OPTIONS, *SHARDS, "pipelines/memory", "pipelines/contract")
 AUGMENT = (*CONTRACT, "pipelines/augment", "pipelines/augment/reference", "pipelines/augment/fused")
 EXECUTORS = (*CONTRACT, *TERMINAL, "pipelines/executors")
 LOADER = (*EXECUTORS, "pipelines/loader")
@@ -42,6 +42,7 @@ ENCODING = (*TERMINAL, *FILES_OF_SOURCES, "preprocess/encoding")
 WORKERS = (*ENCODING, "preprocess/sources/parquet", "preprocess/workers")
 WRITERS = (*WORKERS, "preprocess/conversion/writers")
 CONVERSION = (*SOURCES, *WRITERS, "preprocess/conversion")
+ADOPTION = (*CONVERSION, "preprocess/adoption")
 INSPECTION = (*AUGMENT, *LOADER, *PAGES, "preprocess/inspection")
 MODEL = (*OPTIONS, *TERMINAL, "sdpnet/model")
 CONFIG = (*MODEL, "sdpnet/config")
@@ -64,7 +65,7 @@ ALLOWED = {
     "pipelines/planning": PLAN,
     "pipelines/plan": PLAN,
     "pipelines/options": OPTIONS,
-    "pipelines/buffers": BASE,
+    "pipelines/memory": BASE,
     "pipelines/contract": CONTRACT,
     "pipelines/augment/reference": AUGMENT,
     "pipelines/augment/fused": AUGMENT,
@@ -82,7 +83,8 @@ ALLOWED = {
     "preprocess/conversion": CONVERSION,
     "preprocess/conversion/writers": WRITERS,
     "preprocess/inspection": INSPECTION,
-    "preprocess": (*CONVERSION, *INSPECTION, "preprocess"),
+    "preprocess/adoption": ADOPTION,
+    "preprocess": (*ADOPTION, *INSPECTION, "preprocess"),
     "sdpnet": (*BASE, "sdpnet/loading"),  # see LAZY
     "sdpnet/model": MODEL,
     "sdpnet/config": CONFIG,

@@ -45,6 +45,7 @@ class DaliLoader(PlannedLoader):
         self.source = source
         self.manifest = manifest
         self._pipe: Pipeline | None = None
+        self._refused: ShardError | None = None  # an image that could not be read
         self._plans: Iterator[BatchPlan] = iter(())  # the plans that DALI will ask for
         self._running: deque[BatchPlan] = deque()  # plans that DALI has asked for and not yet returned as batches
 
@@ -135,11 +136,17 @@ class DaliLoader(PlannedLoader):
         """
         plan = next(self._plans)
         self._running.append(plan)
-        encoded = [self.source.reader.encoded(sample) for sample in plan.sample_ids]
+        try:
+            encoded = [self.source.reader.encoded(sample) for sample in plan.sample_ids]
+        except ShardError as error:  # the file of an image in place; DALI would hide the reason in a text
+            self._refused = error
+            raise
         starts, shapes = (np.ascontiguousarray(half) for half in np.split(plan.crop_boxes, 2, axis=1))
         return encoded, starts, shapes, plan.flips.astype(np.int32)
 
     def _failure(self, error: RuntimeError) -> ShardError:
+        if self._refused is not None:
+            return self._refused
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "unknown error")
         samples = sorted(self._running[0].sample_ids.tolist()) if self._running else []
         for plan in self._running:  # if a file was changed, that is the cause

@@ -37,8 +37,10 @@ from ffcv.traversal_order.base import TraversalOrder  # noqa: E402
 from sdpnet.pipelines.contract import Batch, Source  # noqa: E402
 from sdpnet.pipelines.errors import ShardError, UserError  # noqa: E402
 from sdpnet.pipelines.executors.planned import PlannedLoader  # noqa: E402
+from sdpnet.pipelines.memory.buffers import Buffers  # noqa: E402
 from sdpnet.pipelines.plan import BatchPlan, Plan  # noqa: E402
 from sdpnet.pipelines.shards.beton import MODE_JPEG, BetonReader  # noqa: E402
+from sdpnet.pipelines.shards.in_place import InPlaceReader  # noqa: E402
 from sdpnet.pipelines.shards.manifest import Manifest  # noqa: E402
 
 torch.set_num_threads(_TORCH_THREADS)  # importing FFCV sets torch's threads to 1
@@ -132,6 +134,22 @@ class _PlannedOrder(TraversalOrder):
         return self.order
 
 
+class _Lent:
+    """Stands for FFCV's ring of buffers for finished batches. Each batch gets a buffer that is not used again before
+    nobody holds the batch any more.
+
+    Args:
+        shape: that of a batch.
+        buffers: lends the memory.
+    """
+
+    def __init__(self, shape: tuple[int, ...], buffers: Buffers) -> None:
+        self._shape, self._buffers = shape, buffers
+
+    def __getitem__(self, slot: int) -> np.ndarray:
+        return self._buffers.lend(self._shape, torch.uint8).numpy()
+
+
 class _EpochIterator(EpochIterator):
     """FFCV's loading thread. An error that ends it is kept for the thread that waits, instead of being printed."""
 
@@ -139,13 +157,24 @@ class _EpochIterator(EpochIterator):
 
     def run(self) -> None:
         try:
+            if self.loader.buffers is not None:
+                # One decoder has all memory: its results, then its scratch memory (see `_PlannedDecoder`).
+                operations = self.memory_allocations["operation"]
+                for node, (results, scratch) in operations.items():
+                    operations[node] = _Lent(results.shape[1:], self.loader.buffers), scratch
             super().run()
         except Exception as error:
             self.failure = error
 
 
 class _Loader(FfcvNativeLoader):
-    """FFCV's loader with our loading thread. The lines before the thread are those of FFCV's `__iter__`."""
+    """FFCV's loader with our loading thread. The lines before the thread are those of FFCV's `__iter__`.
+
+    Attributes:
+        buffers: lends the memory of batches; None leaves them in FFCV's ring, where they are overwritten.
+    """
+
+    buffers: Buffers | None = None
 
     def __iter__(self) -> EpochIterator:
         Compiler.set_num_threads(self.num_workers)
@@ -168,7 +197,8 @@ class FfcvLoader(PlannedLoader):
 
     def __init__(self, source: Source, manifest: Manifest) -> None:
         if not isinstance(source.reader, BetonReader):
-            raise UserError(f"{source.reader.path}: FFCV reads .beton files only; use another --pipeline")
+            convert = "; to convert the images: preprocess/build_ffcv.py" * isinstance(source.reader, InPlaceReader)
+            raise UserError(f"{source.reader.path}: FFCV reads .beton files only; use another --pipeline{convert}")
         self.source = source
         self._file = source.reader.file
         self.manifest = manifest
@@ -198,6 +228,10 @@ class FfcvLoader(PlannedLoader):
         # FFCV would map the file itself; only our map is guarded against a file that is cut while it is read.
         self._loader.memory_manager.context.mmap = self._file.data
         self._file.check()
+        if self._copies is None:
+            # Beside the batches in FFCV's ring, a loop holds the batch that it works on while it asks for the next one.
+            nbytes = 3 * self._batch_size * source.plan.image_size**2
+            self._loader.buffers = Buffers(nbytes, keep=source.prefetch_batches + 4)
         self._order = _PlannedOrder(self._loader)
         self._loader.traversal_order = self._order
 
@@ -208,8 +242,7 @@ class FfcvLoader(PlannedLoader):
             self._compile()
 
     def batches(self, epoch: int = 0, start: int = 0) -> Generator[Batch, None, None]:
-        source, count = self.source, len(self)
-        lead = self._lead
+        count, lead = len(self), self._lead
         if start >= count:
             return
         slots = np.arange(start * self._batch_size, count * self._batch_size) % len(self._table)
@@ -218,15 +251,8 @@ class FfcvLoader(PlannedLoader):
         iterator = self._begin()
         try:
             for index in range(start, count):
-                (images,) = self._next(iterator)
-                plan = plans.pop(index)
-                failed = np.flatnonzero(self._slots(index)[:, _STATUS])
-                if len(failed):
-                    self._file.check()  # a file that was cut would look like damaged images
-                    raise ShardError(f"{source.reader.path}: sample {plan.sample_ids[failed[0]]}: damaged JPEG")
-                images = torch.as_tensor(images)
-                images = images if self._copies is None else self._on_gpu(images, self._copies)
-                yield source.batch(images, plan)
+                # Nothing in this frame may keep the batch's memory.
+                yield self._finish(self._next(iterator), index, plans.pop(index))
                 if index + lead < count:
                     plans[index + lead] = self._fill_table(epoch, index + lead)
         finally:
@@ -238,6 +264,17 @@ class FfcvLoader(PlannedLoader):
                     iterator.output_queue.get_nowait()
                 iterator.join(timeout=0.01)
             iterator.close()
+
+    def _finish(self, result: tuple[Any], index: int, plan: BatchPlan) -> Batch:
+        """The batch of one of FFCV's results, on the loader's device."""
+        failed = np.flatnonzero(self._slots(index)[:, _STATUS])
+        path = self.source.reader.path
+        if len(failed):
+            self._file.check()  # a file that was cut would look like damaged images
+            raise ShardError(f"{path}: sample {plan.sample_ids[failed[0]]}: damaged JPEG")
+        images = torch.as_tensor(result[0])
+        images = images if self._copies is None else self._on_gpu(images, self._copies)
+        return self.source.batch(images, plan)
 
     def _begin(self) -> EpochIterator:
         """Starts FFCV's thread, which allocates memory for all batches that it works on at once."""

@@ -17,14 +17,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sdpnet.pipelines.buffers import Buffers
 from sdpnet.pipelines.contract import Batch, Source
 from sdpnet.pipelines.errors import ShardError
 from sdpnet.pipelines.executors.planned import PlannedLoader
+from sdpnet.pipelines.memory.buffers import Buffers
 from sdpnet.pipelines.native.decoder import Decoder, Job
 from sdpnet.pipelines.native.status import Status
 from sdpnet.pipelines.plan import BatchPlan
 from sdpnet.pipelines.shards.beton import MODE_RAW
+from sdpnet.pipelines.shards.index_file import INDEX_AGAIN
 from sdpnet.pipelines.shards.manifest import Manifest
 
 __all__ = ["NativeLoader", "make"]
@@ -41,7 +42,7 @@ class _Buffer:
         self.copied: torch.cuda.Event | None = None  # recorded after the copy to the GPU
 
 
-# Buffers are reused because fresh memory is expensive; see `sdpnet.pipelines.buffers`.
+# Buffers are reused because fresh memory is expensive; see `sdpnet.pipelines.memory.buffers`.
 class _PinnedPool:
     """Pinned buffers of one shape, made when they are needed. One iterator at a time uses them."""
 
@@ -232,6 +233,9 @@ class NativeLoader(PlannedLoader):
             if (job.statuses == Status.NO_MEMORY).any():
                 raise MemoryError("no memory left for decoding: lower data.num_workers or data.prefetch_batches")
             source.reader.check(plan.sample_ids)  # a file that was cut would look like damaged images
+            if (gone := np.flatnonzero(job.statuses == Status.NO_FILE)).size:  # not a damaged image: never masked
+                file = source.reader.file_of(int(plan.sample_ids[gone[0]]))
+                raise ShardError(f"{file}: {job.message(int(gone[0]))}; {INDEX_AGAIN}")
             if source.options.on_error == "raise":
                 what = _WORDS[Status(job.statuses[first])]
                 sample = f"{source.reader.path}: sample {plan.sample_ids[first]}"
@@ -262,8 +266,7 @@ def _plans(source: Source, decoder: Decoder, epoch: int, start: int) -> Iterator
         for index in itertools.islice(following, min(2, num_ahead + 1 - len(ahead))):
             ahead.append(plan := source.batch_plan(epoch, index))
             if num_ahead:
-                ids = plan.sample_ids
-                decoder.read_ahead(source.reader.addresses(ids), source.reader.nbytes[ids])
+                decoder.read_ahead(*source.reader.places(plan.sample_ids))
         if not ahead:
             return
         yield ahead.popleft()
@@ -271,14 +274,16 @@ def _plans(source: Source, decoder: Decoder, epoch: int, start: int) -> Iterator
 
 def _begin(source: Source, decoder: Decoder, plan: BatchPlan, buffer: _Buffer) -> _PendingBatch:
     reader, ids = source.reader, plan.sample_ids
+    places = reader.places(ids)
     job = decoder.submit(
-        reader.addresses(ids),
-        reader.nbytes[ids],
+        places.addresses,
+        places.nbytes,
         reader.sizes[ids],
         np.ascontiguousarray(plan.crop_boxes),
         reader.modes[ids] == MODE_RAW,
         plan.flips,
         buffer.images.numpy(),
+        places.files,
     )
     return _PendingBatch(plan, job, buffer)
 

@@ -26,13 +26,16 @@
 
 namespace {
 
+constexpr size_t OPENING_THREADS = 4, MAX_OPENING_JOBS = 16;
+
 enum Answer : int { DONE = 0, NOT_YET = 1, BAD_SAMPLE = 2, SHORT_OF_MEMORY = 3, OTHER_PROCESS = 4 };
 
 // One batch of samples. decoder_submit copies the inputs, except for the stored images themselves. The images and the
 // three outputs must stay valid until the job is released.
 struct Batch {
   uint64_t count;
-  const uint64_t *addresses;   // (count,): the address of each stored image
+  const uint64_t *addresses;   // (count,): the address of each stored image; not used for those in `files`
+  const crop::StoredFile *files;  // (count,), or null: the images that are read from files. Their names must stay valid
   const int64_t *sizes;        // (count,): its size in bytes
   const int32_t *image_sizes;  // (count, 2): height, width in pixels
   const int32_t *boxes;        // (count, 4): top, left, height, width in source pixels
@@ -51,13 +54,15 @@ struct Decoder {
   const pid_t owner;
   const std::unique_ptr<crop::Workspace[]> workspaces;  // one for each thread
   crop::ThreadPool decoding;
-  std::unique_ptr<crop::ThreadPool> reading;  // one thread, started by the first decoder_read_ahead
+  // Each is started by the first decoder_read_ahead that needs it.
+  std::unique_ptr<crop::ThreadPool> reading;   // one thread, for mapped files
+  std::unique_ptr<crop::ThreadPool> openings;  // several, because opening a file on a network waits for an answer
 };
 
 class DecodeJob : public crop::ThreadPool::Job {
  public:
-  DecodeJob(Decoder &decoder, const Batch &batch, std::vector<crop::Task> tasks)
-      : Job(tasks.size()), decoder_(decoder), batch_(batch), tasks_(std::move(tasks)) {}
+  DecodeJob(Decoder &decoder, const Batch &batch, std::vector<crop::Task> tasks, std::vector<crop::StoredFile> files)
+      : Job(tasks.size()), decoder_(decoder), batch_(batch), tasks_(std::move(tasks)), files_(std::move(files)) {}
 
   void run(size_t item, size_t thread) noexcept override {
     const size_t bytes = size_t{3} * batch_.out_height * batch_.out_width;
@@ -65,8 +70,13 @@ class DecodeJob : public crop::ThreadPool::Job {
     crop::Message message{};
     crop::Status status = crop::NO_MEMORY;
     try {
-      status = crop::decode_crop(decoder_.workspaces[thread], tasks_[item], output, batch_.out_height,
-                                 batch_.out_width, message);
+      crop::Workspace &workspace = decoder_.workspaces[thread];
+      const uint32_t height = batch_.out_height, width = batch_.out_width;
+      if (files_.empty() || files_[item].folder == nullptr) {
+        status = crop::decode_crop(workspace, tasks_[item], output, height, width, message);
+      } else {
+        status = crop::decode_stored(workspace, tasks_[item], files_[item], output, height, width, message);
+      }
     } catch (const std::bad_alloc &) {
     }
     batch_.statuses[item] = status;
@@ -79,6 +89,7 @@ class DecodeJob : public crop::ThreadPool::Job {
   Decoder &decoder_;
   const Batch batch_;
   const std::vector<crop::Task> tasks_;
+  const std::vector<crop::StoredFile> files_;  // empty if no image is read from a file
 };
 
 // Returns false if the sample's box is not inside its image.
@@ -103,12 +114,16 @@ bool make_task(const Batch &batch, size_t item, crop::Task &task) {
   return true;
 }
 
+std::vector<crop::StoredFile> stored_files(const crop::StoredFile *files, uint64_t count) {
+  return files == nullptr ? std::vector<crop::StoredFile>() : std::vector<crop::StoredFile>(files, files + count);
+}
+
 }  // namespace
 
 extern "C" {
 
 // The number must change with every change of a function or struct below. Python refuses a library with another number.
-int decoder_interface(void) { return 2; }
+int decoder_interface(void) { return 3; }
 
 // Returns null if the system has no memory or no threads left.
 void *decoder_create(uint32_t threads) {
@@ -139,7 +154,8 @@ int decoder_submit(void *handle, const Batch *batch, void **job, uint64_t *bad) 
       *bad = item;
       return BAD_SAMPLE;
     }
-    auto made = std::make_unique<DecodeJob>(decoder, *batch, std::move(tasks));
+    auto files = stored_files(batch->files, batch->count);
+    auto made = std::make_unique<DecodeJob>(decoder, *batch, std::move(tasks), std::move(files));
     void *submitted = made.get();
     decoder.decoding.submit(std::move(made));
     *job = submitted;
@@ -164,21 +180,33 @@ void decoder_release(void *handle, void **job) {
   *job = nullptr;
 }
 
-// Asks the system to read these parts of mapped files. A separate thread makes the system calls.
-int decoder_read_ahead(void *handle, uint64_t count, const uint64_t *addresses, const int64_t *sizes) {
+// Asks the system to read these parts of mapped files, and the images in `files` (null for none) instead of the parts
+// with their numbers. Separate threads make the system calls.
+int decoder_read_ahead(void *handle, uint64_t count, const uint64_t *addresses, const int64_t *sizes,
+                       const crop::StoredFile *files) {
   Decoder &decoder = *static_cast<Decoder *>(handle);
   if (decoder.owner != getpid()) return OTHER_PROCESS;
   try {
-    if (!decoder.reading) decoder.reading = std::make_unique<crop::ThreadPool>(1, "read-ahead");
-    std::vector<crop::Range> ranges(count);
-    for (size_t item = 0; item < ranges.size(); ++item) {
+    std::vector<crop::Range> ranges;
+    std::vector<crop::StoredImage> images;
+    for (uint64_t item = 0; item < count; ++item) {
       const uintptr_t begin = static_cast<uintptr_t>(addresses[item]);
-      ranges[item] = crop::Range{begin, begin + static_cast<uintptr_t>(sizes[item])};
+      if (files != nullptr && files[item].folder != nullptr) {
+        images.emplace_back(files[item], static_cast<size_t>(sizes[item]));
+      } else {
+        ranges.push_back(crop::Range{begin, begin + static_cast<uintptr_t>(sizes[item])});
+      }
     }
-    auto job = std::make_unique<crop::ReadAheadJob>(crop::ReadAheadJob::pieces(std::move(ranges)));
-    crop::ReadAheadJob *submitted = job.get();
-    decoder.reading->submit(std::move(job));
-    decoder.reading->release_when_done(submitted);
+    if (!ranges.empty()) {
+      if (!decoder.reading) decoder.reading = std::make_unique<crop::ThreadPool>(1, "read-ahead");
+      decoder.reading->run(std::make_unique<crop::ReadAheadJob>(crop::ReadAheadJob::pieces(std::move(ranges))));
+    }
+    if (!images.empty()) {
+      if (!decoder.openings) decoder.openings = std::make_unique<crop::ThreadPool>(OPENING_THREADS, "read-ahead");
+      // Where the threads lag behind the decoder, which opens the files itself, more hints do not help.
+      if (decoder.openings->num_jobs() < MAX_OPENING_JOBS)
+        decoder.openings->run(std::make_unique<crop::OpenAheadJob>(std::move(images)));
+    }
     return DONE;
   } catch (const std::bad_alloc &) {
   } catch (const std::system_error &) {

@@ -18,6 +18,7 @@ import numpy as np
 from sdpnet.pipelines.native.library import NativeLibrary, library_path
 
 __all__ = [
+    "FILE_DTYPE",
     "Decoder",
     "Job",
     "available",
@@ -32,11 +33,19 @@ __all__ = [
 _DONE, _NOT_YET, _BAD_SAMPLE, _SHORT_OF_MEMORY, _OTHER_PROCESS = range(5)  # the library's Answer
 _MESSAGE_BYTES: Final = 200
 
+# An image that is read from a file: the addresses of its folder's path and of its name, which are C strings, the
+# position of its first byte, and the file's size and modification time (-2^63: any). A `folder` of 0: the image is in
+# memory.
+FILE_DTYPE: Final = np.dtype(
+    [("folder", "=u8"), ("name", "=u8"), ("offset", "=u8"), ("size", "=i8"), ("mtime_ns", "=i8")]
+)
+
 
 class _Batch(ctypes.Structure):
     _fields_ = (
         ("count", ctypes.c_uint64),
         ("addresses", ctypes.c_void_p),
+        ("files", ctypes.c_void_p),
         ("sizes", ctypes.c_void_p),
         ("image_sizes", ctypes.c_void_p),
         ("boxes", ctypes.c_void_p),
@@ -57,11 +66,12 @@ class Job:
         statuses: int32 (B,), numbers of `sdpnet.pipelines.native.status.Status`.
     """
 
-    def __init__(self, decoder: Decoder, output: np.ndarray) -> None:
+    def __init__(self, decoder: Decoder, output: np.ndarray, files: np.ndarray | None) -> None:
         # The library itself sets and clears the handle, so that an interrupt cannot separate a job from its handle.
         self._handle = ctypes.c_void_p()
         self._decoder = decoder
         self._output = output  # kept alive, because the threads write into it
+        self._files = files  # kept alive, because the names may lie behind it
         self.statuses = np.zeros(len(output), np.int32)
         self._messages = np.zeros(len(output), f"S{_MESSAGE_BYTES}")
 
@@ -113,6 +123,7 @@ class Decoder:
         raw: np.ndarray,
         flips: np.ndarray,
         output: np.ndarray,
+        files: np.ndarray | None = None,
     ) -> Job:
         """Queues a batch of B samples.
 
@@ -126,6 +137,9 @@ class Decoder:
             flips: bool (B,), whether to mirror left-right.
             output: uint8 (B, height, width, 3) in C order. It gets the resized crops, and zeros for samples that cannot
                 be decoded.
+            files: `FILE_DTYPE` (B,), the images that are read from files, whose addresses do not matter. The names must
+                stay valid until the job is released. An image whose file is missing or is not the described one gets
+                `Status.NO_FILE`. None if all images are in memory.
 
         Raises:
             ValueError: a box is not inside its image, or an array is not as described.
@@ -135,6 +149,7 @@ class Decoder:
         batch = _Batch(
             count,
             _address(addresses, np.uint64, (count,)),
+            None if files is None else _address(files, FILE_DTYPE, (count,)),
             _address(nbytes, np.int64, (count,)),
             _address(image_sizes, np.int32, (count, 2)),
             _address(boxes, np.int32, (count, 4)),
@@ -143,7 +158,7 @@ class Decoder:
             *output.shape[1:3],
             _address(output, np.uint8, (*output.shape[:3], 3)),
         )
-        job = Job(self, output)
+        job = Job(self, output, files)
         batch.statuses, batch.messages = job.statuses.ctypes.data, job._messages.ctypes.data
         bad = ctypes.c_uint64()
         pointers = (ctypes.byref(part) for part in (batch, job._handle, bad))
@@ -152,16 +167,18 @@ class Decoder:
             raise ValueError(f"sample {bad.value} of the batch: the box {box} is not inside its image of {size} pixels")
         return job
 
-    def read_ahead(self, addresses: np.ndarray, nbytes: np.ndarray) -> None:
-        """Reads parts of mapped files into memory, in a thread of its own.
+    def read_ahead(self, addresses: np.ndarray, nbytes: np.ndarray, files: np.ndarray | None = None) -> None:
+        """Reads parts of mapped files, and images in files of their own, into memory, in threads of their own.
 
         Args:
             addresses: uint64 (N,), the addresses of the parts.
-            nbytes: int64 (N,), the number of bytes of each part.
+            nbytes: int64 (N,), the number of bytes of each part or image.
+            files: as in `submit`. The names are copied.
         """
         count = len(addresses)
         at, sizes = _address(addresses, np.uint64, (count,)), _address(nbytes, np.int64, (count,))
-        _answer(load().decoder_read_ahead(self.handle, count, at, sizes))
+        described = None if files is None else _address(files, FILE_DTYPE, (count,))
+        _answer(load().decoder_read_ahead(self.handle, count, at, sizes, described))
 
     def close(self) -> None:
         """Cancels all jobs, waits for samples that are being decoded, and ends the threads."""
@@ -230,16 +247,16 @@ def _declare(library: Any) -> None:
     library.decoder_submit.argtypes = (pointer,) * 4
     library.decoder_wait.argtypes = (pointer, pointer, unsigned)
     library.decoder_release.argtypes, library.decoder_release.restype = (pointer, pointer), None
-    library.decoder_read_ahead.argtypes = (pointer, ctypes.c_uint64, pointer, pointer)
+    library.decoder_read_ahead.argtypes = (pointer, ctypes.c_uint64, pointer, pointer, pointer)
     unsigned64 = ctypes.c_uint64
     library.decoder_decode.argtypes = (pointer, unsigned64, unsigned, unsigned, pointer, pointer)
     library.mapping_guard.argtypes = (ctypes.c_uint64, ctypes.c_uint64)
 
 
-LIBRARY = NativeLibrary(library_path(os.path.dirname(__file__), "crop_decoder"), ("decoder_interface", 2), _declare)
+LIBRARY = NativeLibrary(library_path(os.path.dirname(__file__), "crop_decoder"), ("decoder_interface", 3), _declare)
 
 
-def _address(array: np.ndarray, dtype: type[np.generic], shape: tuple[int, ...]) -> int:
+def _address(array: np.ndarray, dtype: type[np.generic] | np.dtype, shape: tuple[int, ...]) -> int:
     """The address of an array's data. Raises `ValueError` for another dtype, shape or order."""
     if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
         raise ValueError(f"got {array.dtype} {array.shape}, need {np.dtype(dtype)} {shape} in C order")

@@ -55,10 +55,10 @@ inline bool columns_can_be_cropped(const jpeg_decompress_struct &in, uint32_t re
 
 inline uint32_t divided_up(uint32_t value, uint32_t divisor) { return value / divisor + (value % divisor != 0); }
 
-// Decodes the box of a task. `pixels` points into `scratch` and is valid until the next use of `scratch`. If the box is
-// at least four times as large as the output, the image is decoded at 1/2, 1/4 or 1/8 of its size.
-inline Status decode_region(const Task &task, uint32_t out_height, uint32_t out_width, LibjpegScratch &scratch,
-                            Pixels &pixels, Message &message) {
+// Decodes the box of a task at 1/reduction of its size; `reduction` is 1, 2, 4 or 8. `pixels` points into `scratch` and
+// is valid until the next use of `scratch`.
+inline Status decode_region(const Task &task, uint32_t reduction, LibjpegScratch &scratch, Pixels &pixels,
+                            Message &message) {
   static_assert(sizeof message.text >= JMSG_LENGTH_MAX);
   libjpeg::Errors errors;
   // A new decompressor is made for each image, which takes 0.3 us. One that was used before would apply its tables to a
@@ -72,7 +72,6 @@ inline Status decode_region(const Task &task, uint32_t out_height, uint32_t out_
                     in.image_width, task.image_height, task.image_width);
       libjpeg::fail(errors, DAMAGED);
     }
-    const uint32_t reduction = reduction_of(task, out_height, out_width);
     in.out_color_space = JCS_RGB;
     in.scale_num = 1;
     in.scale_denom = reduction;

@@ -1,4 +1,4 @@
-// Asks the system to read parts of mapped files into memory before they are needed.
+// Asks the system to read parts of mapped files, and images in files of their own, before they are needed.
 
 #pragma once
 
@@ -8,8 +8,11 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <string>
+#include <utility>
 #include <vector>
 
+#include "stored_file.h"
 #include "thread_pool.h"
 
 namespace crop {
@@ -49,6 +52,32 @@ class ReadAheadJob : public ThreadPool::Job {
 
  private:
   const std::vector<Range> pieces_;
+};
+
+// An image in a file. The names are copies, because a hint may be followed after its reader is gone.
+struct StoredImage {
+  std::string folder, name;
+  StoredFile file;  // without names
+  size_t size;
+
+  StoredImage(const StoredFile &stored, size_t bytes)
+      : folder(stored.folder), name(stored.name), file(stored), size(bytes) {}
+};
+
+class OpenAheadJob : public ThreadPool::Job {
+ public:
+  explicit OpenAheadJob(std::vector<StoredImage> images) : Job(images.size()), images_(std::move(images)) {}
+
+  void run(size_t item, size_t) noexcept override {
+    const StoredImage &image = images_[item];
+    StoredFile file = image.file;
+    file.folder = image.folder.c_str();
+    file.name = image.name.c_str();
+    advise_stored(file, image.size);
+  }
+
+ private:
+  const std::vector<StoredImage> images_;
 };
 
 }  // namespace crop

@@ -16,3 +16,4 @@ class Status(IntEnum):
     TOO_LARGE = 3  # more pixels than the limit against decompression bombs
     NO_MEMORY = 4
     TOO_LONG = 5  # a side is longer than allowed; only the codec returns this
+    NO_FILE = 6  # the image's file is missing, was changed or cannot be read; only the decoder returns this

@@ -7,7 +7,8 @@
 
 namespace crop {
 
-enum Status : int { OK = 0, DAMAGED = 1, UNSUPPORTED = 2, TOO_LARGE = 3, NO_MEMORY = 4 };
+// 5 is a status of the JPEG codec alone. NO_FILE: the image's file is missing, was changed or cannot be read.
+enum Status : int { OK = 0, DAMAGED = 1, UNSUPPORTED = 2, TOO_LARGE = 3, NO_MEMORY = 4, NO_FILE = 6 };
 
 struct Message {  // empty, or part of a sentence
   char text[200];

@@ -93,11 +93,16 @@ class ThreadPool {
     erase(job);
   }
 
-  // Deletes the job as soon as it is done.
-  void release_when_done(Job *job) {
-    const std::lock_guard<std::mutex> lock(mutex_);
+  // Queues a job that is deleted as soon as it is done.
+  void run(std::unique_ptr<Job> job) {
     job->released_ = true;
-    if (!job->queued_ && job->inside_ == 0) erase(job);
+    submit(std::move(job));
+  }
+
+  // The number of jobs that are not deleted yet.
+  size_t num_jobs() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return jobs_.size();
   }
 
  private:

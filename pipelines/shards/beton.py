@@ -20,6 +20,7 @@ import numpy as np
 
 from sdpnet.pipelines.errors import ShardError
 from sdpnet.pipelines.shards.file import MappedFile
+from sdpnet.pipelines.shards.places import Places
 
 __all__ = [
     "ALLOCATION_DTYPE",
@@ -211,9 +212,14 @@ class BetonReader:
         """The bytes of one sample's image, read-only uint8 (n,): a JPEG file, or raw pixels (height, width, 3)."""
         return self.file.view(int(self._starts[sample_id]), int(self.nbytes[sample_id]))
 
-    def addresses(self, sample_ids: np.ndarray) -> np.ndarray:
-        """The addresses of samples' images in memory, uint64 (n,). They are valid as long as the reader exists."""
-        return self._starts[sample_ids].astype(np.uint64) + np.uint64(self.file.data.ctypes.data)
+    def places(self, sample_ids: np.ndarray) -> Places:
+        """The places of samples' images, for the native decoder."""
+        base = np.uint64(self.file.data.ctypes.data)
+        return Places(self._starts[sample_ids].astype(np.uint64) + base, self.nbytes[sample_ids])
+
+    def file_of(self, sample_id: int) -> str:
+        """The path of the file that holds a sample's image."""
+        return str(self.path)
 
     def check(self, sample_ids: np.ndarray) -> None:
         """Raises `ShardError` if the file was changed since it was opened."""

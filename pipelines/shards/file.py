@@ -20,7 +20,7 @@ from sdpnet.pipelines.errors import ShardError
 from sdpnet.pipelines.files.regular import NotRegularError, open_regular_file
 from sdpnet.pipelines.native import decoder as native_decoder
 
-__all__ = ["Identity", "MappedFile", "open_regular", "read_whole", "size_of"]
+__all__ = ["Identity", "MappedFile", "open_regular", "open_with_room", "read_whole", "size_of"]
 
 _COPY: Final = "copy it again"
 _PIECE: Final = 1 << 23  # the number of bytes per read
@@ -34,7 +34,7 @@ def open_regular(path: str | os.PathLike[str]) -> int:
     Raises `ShardError` if it cannot be opened, or is a folder, a pipe, a socket or a device.
     """
     try:
-        return _open(path)
+        return open_with_room(path)
     except NotRegularError as error:
         raise ShardError(
             f"{os.fspath(path)}: cannot be read (it is {error.kind}, not a file of data); {_COPY}"
@@ -44,8 +44,11 @@ def open_regular(path: str | os.PathLike[str]) -> int:
         raise ShardError(f"{os.fspath(path)}: cannot be read ({reason}); {_COPY}") from None
 
 
-def _open(path: str | os.PathLike[str]) -> int:
-    """Opens a regular file; if this process has too many open files, it raises the limit and tries again."""
+def open_with_room(path: str | os.PathLike[str]) -> int:
+    """Opens a regular file; if this process has too many open files, it raises the limit and tries again.
+
+    Raises `NotRegularError` and `OSError` as `open_regular_file` does.
+    """
     try:
         return open_regular_file(path)
     except OSError as error:

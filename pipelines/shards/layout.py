@@ -12,6 +12,10 @@ format "tar" (`sdpnet.pipelines.shards.tar`), also read by DALI's `readers.webda
 SHARDS/train-000000.tar     sample 12 is 000000012.jpg and 000000012.cls (its label in digits)
 SHARDS/train-000000.idx     DALI's index of the tar
 SHARDS/train-000000.samples the offset, size, label and CRC-32 of each image
+
+format "index" (`sdpnet.pipelines.shards.in_place`), the images lie elsewhere:
+SHARDS/train.index          file, offset, size, label and size in pixels of each image
+SHARDS/train.converted      the images that had to be converted, one after the other; only if there are any
 """
 
 from __future__ import annotations
@@ -26,11 +30,13 @@ import numpy as np
 from sdpnet.pipelines.errors import ShardError
 from sdpnet.pipelines.shards.beton import BetonReader
 from sdpnet.pipelines.shards.file import open_regular
+from sdpnet.pipelines.shards.in_place import InPlaceReader
 from sdpnet.pipelines.shards.manifest import (
     Manifest,
     ShardFile,
     read_manifest,
 )
+from sdpnet.pipelines.shards.places import Places
 from sdpnet.pipelines.shards.tar import TarReader
 
 __all__ = ["ShardReader", "open_file", "open_split", "sha256_of"]
@@ -59,8 +65,12 @@ class ShardReader(Protocol):
         """The bytes of one sample's image, read-only uint8 (n,): a JPEG file, or raw pixels (height, width, 3)."""
         ...
 
-    def addresses(self, sample_ids: np.ndarray) -> np.ndarray:
-        """The addresses of samples' images in memory, uint64 (n,). They are valid as long as the reader exists."""
+    def places(self, sample_ids: np.ndarray) -> Places:
+        """The places of samples' images, for the native decoder."""
+        ...
+
+    def file_of(self, sample_id: int) -> str:
+        """The path of the file that holds a sample's image."""
         ...
 
     def check(self, sample_ids: np.ndarray) -> None:
@@ -95,8 +105,13 @@ def open_file(directory: str | os.PathLike[str], manifest: Manifest, file: Shard
     """Opens one file of a shard set. Raises `ShardError` as `open_split` does."""
     directory = Path(directory)
     path = _path(directory, file)
-    beton = file.name.endswith(".beton")
-    reader: ShardReader = BetonReader(path, file.bytes) if beton else TarReader([path], path, [file.bytes])
+    reader: ShardReader
+    if file.name.endswith(".beton"):
+        reader = BetonReader(path, file.bytes)
+    elif file.name.endswith(".index"):
+        reader = InPlaceReader(path, file.bytes)
+    else:
+        reader = TarReader([path], path, [file.bytes])
     return _checked(reader, file.num_samples, manifest)
 
 

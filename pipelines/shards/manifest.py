@@ -14,6 +14,7 @@ from typing import Any, Final
 from sdpnet.pipelines.errors import ShardError, UserError
 from sdpnet.pipelines.images.preprocessing import Preprocessing
 from sdpnet.pipelines.shards.file import read_whole
+from sdpnet.pipelines.shards.missing import why_no_shard_set
 from sdpnet.pipelines.shards.origin import Origin, count_of, text_of
 
 __all__ = [
@@ -34,7 +35,7 @@ _READABLE: Final = (2, SCHEMA_VERSION)  # in version 2, all checksums begin at t
 MANIFEST_NAME: Final = "manifest.json"
 QUARANTINE_NAME: Final = "quarantine.jsonl"
 UNFINISHED_NAME = ".unfinished"  # the folder with the work of a conversion that has not ended
-FORMATS: Final = ("beton", "tar")
+FORMATS: Final = ("beton", "tar", "index")
 _MAX_BYTES: Final = 16 << 20  # the size of a manifest with 25,000 tars, or with a million classes
 _LONGEST_REASON: Final = 300  # characters
 _LONGEST_NAME: Final = 255  # bytes, the limit of file systems
@@ -138,21 +139,6 @@ def _with_checksum(raw: dict[str, Any]) -> str:
     return json.dumps({**raw, "checksum": checksum}, indent=1, sort_keys=True) + "\n"
 
 
-def _no_manifest(directory: Path) -> str:
-    """Explains why a path without a manifest is no shard set, and what to do."""
-    if directory.is_file():
-        folder = directory.parent
-        if (folder / MANIFEST_NAME).is_file():
-            return f"a file of a shard set; give its folder, {folder}"
-        if directory.suffix == ".beton":
-            return "a .beton file, not a shard set; preprocess/adopt.py makes one of it"
-        return "a file, not a shard set; give the folder that preprocess/build_ffcv.py made"
-    wrong = f"no {MANIFEST_NAME} here, so it is not a shard set"
-    if (directory / "metrics.jsonl").is_file():
-        return f"{wrong}, but a run (sdpnet report shows it); give the shard set that it was trained on"
-    return f"{wrong} (make one with preprocess/build_ffcv.py)"
-
-
 def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
     """Reads and checks `manifest.json` of a shard set. The files that it names are not checked (see `open_split`).
 
@@ -162,7 +148,7 @@ def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
     directory = Path(directory)
     path = directory / MANIFEST_NAME
     if not os.path.exists(path):
-        raise ShardError(f"{directory}: {_no_manifest(directory)}")
+        raise ShardError(f"{directory}: {why_no_shard_set(directory, MANIFEST_NAME)}")
     content = read_whole(path, _MAX_BYTES, f"the {_MAX_BYTES:,} that a manifest may have")
     try:
         text = content.decode()
@@ -201,8 +187,8 @@ def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
             raise ShardError(f"{path}: split {shown}: format {found} is not one of {', '.join(FORMATS)}")
         if sum(file.num_samples for file in split.files) != split.num_samples:
             raise ShardError(f"{path}: split {shown}: its files' sample counts do not add up; convert again")
-        if split.format == "beton" and len(split.files) != 1:
-            raise ShardError(f"{path}: split {shown}: {len(split.files)} .beton files, but one holds it all")
+        if split.format != "tar" and len(split.files) != 1:
+            raise ShardError(f"{path}: split {shown}: {len(split.files)} .{split.format} files, but one holds it all")
         for file in split.files:
             for name in (file.name, *file.sidecars):
                 if name in seen:

@@ -22,6 +22,7 @@ import numpy as np
 from sdpnet.pipelines.errors import ShardError
 from sdpnet.pipelines.shards.beton import MAX_PIXELS_PER_BYTE, MODE_JPEG
 from sdpnet.pipelines.shards.file import MappedFile
+from sdpnet.pipelines.shards.places import Places
 
 __all__ = ["BLOCK", "END_BYTES", "SAMPLE_DTYPE", "TarReader", "sample_bytes", "validate_tar"]
 
@@ -135,11 +136,15 @@ class TarReader:
         file = int(np.searchsorted(self._first, sample_id, "right")) - 1
         return self.files[file].view(int(self._starts[sample_id]), int(self.nbytes[sample_id]))
 
-    def addresses(self, sample_ids: np.ndarray) -> np.ndarray:
-        """The addresses of samples' images in memory, uint64 (n,). They are valid as long as the reader exists."""
+    def places(self, sample_ids: np.ndarray) -> Places:
+        """The places of samples' images, for the native decoder."""
         files, which = np.unique(np.searchsorted(self._first, sample_ids, "right") - 1, return_inverse=True)
         bases = np.array([self.files[file].data.ctypes.data for file in files.tolist()], np.uint64)
-        return self._starts[sample_ids].astype(np.uint64) + bases[which]
+        return Places(self._starts[sample_ids].astype(np.uint64) + bases[which], self.nbytes[sample_ids])
+
+    def file_of(self, sample_id: int) -> str:
+        """The path of the file that holds a sample's image."""
+        return str(self.files[int(np.searchsorted(self._first, sample_id, "right")) - 1].path)
 
     def check(self, sample_ids: np.ndarray) -> None:
         """Raises `ShardError` if a file that contains one of these samples was changed since it was opened."""

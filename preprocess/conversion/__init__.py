@@ -1,3 +1,3 @@
 """The engine of a conversion: its journal, its parts, and how an interrupted run is continued."""
 
-__all__ = ["command", "progress"]
+__all__ = ["command", "progress", "summary", "unfinished"]

@@ -43,9 +43,9 @@ class Meter:
         if self._bar is not None:
             self._bar.stop()
 
-    def advance(self, num_bad: int) -> None:
-        """Counts one more finished image. `num_bad` is the number of bad images so far."""
-        self._done += 1
+    def advance(self, num_bad: int, count: int = 1) -> None:
+        """Counts finished images, one by default. `num_bad` is the number of bad images so far."""
+        self._done += count
         now = time.monotonic()
         if now - self._last_shown < (10 if self._bar is None else 0.1) and self._done < self._total:
             return

@@ -20,7 +20,7 @@ __all__ = ["LOCK_NAME", "open_journal", "refuse_existing", "writing"]
 
 LOCK_NAME: Final = "lock"
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
-_SUFFIXES: Final = (".beton", ".crc32", ".tar", ".idx", ".samples")
+_SUFFIXES: Final = (".beton", ".crc32", ".tar", ".idx", ".samples", ".index", ".converted")
 
 
 def refuse_existing(out: Path, splits: Iterable[str] = ()) -> None:

@@ -72,8 +72,9 @@ class SplitSurvey:
 
     @property
     def file_bytes(self) -> int:
-        """The total size of its shard files in bytes."""
-        return sum(file.bytes for file in self.split.files)
+        """The total size of its files in bytes, including the images that an index points to."""
+        elsewhere = int(self.nbytes.sum()) if self.split.format == "index" else 0
+        return sum(file.bytes for file in self.split.files) + elsewhere
 
     @property
     def empty_classes(self) -> list[int]:

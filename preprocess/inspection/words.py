@@ -15,6 +15,7 @@ _REENCODE: Final = {
     "always": "all encoded anew",
     "auto": "JPEGs that are small enough kept without loss",
     "never": "all kept without loss",
+    "in place": "where they lie, as they are",
 }
 _EXIF: Final = {"ignore": "pixels as the files have them, EXIF orientation ignored", "apply": "turned upright by EXIF"}
 

@@ -24,7 +24,7 @@ from sdpnet.preprocess.sources.files.file_kinds import (
     kind_by_suffix,
     kind_of_folder,
 )
-from sdpnet.preprocess.sources.files.tar_members import TarWindow, entries, require_tar
+from sdpnet.preprocess.sources.files.tar_members import Member, TarMembers, TarWindow, require_tar
 from sdpnet.preprocess.sources.listing import Entry, num_folders_above
 from sdpnet.preprocess.sources.splits import likely_splits
 
@@ -55,13 +55,13 @@ def _all_entries(path: Path) -> Iterator[Entry | Skipped]:
         first: dict[tuple[str, ...], str] = {}  # the first image of each folder
         class_tars: dict[str, tuple[str, tuple[str, ...]]] = {}  # class -> name and folder of its tar
         folders: set[tuple[str, ...]] = set()
-        for entry in entries(TarWindow(file.fileno(), 0, size), str(path)):
+        for entry in TarMembers(TarWindow(file.fileno(), 0, size), str(path)):
             parts = _parts(entry)
-            folder = tuple(parts if entry.isdir() else parts[:-1])
+            folder = tuple(parts if entry.is_folder else parts[:-1])
             hidden = _kind_of_folders(folder)
             if not hidden:
                 folders.add(folder)
-            if entry.isdir():
+            if entry.is_folder:
                 continue
             if not parts:
                 yield Skipped("entries without a name", entry.name)
@@ -78,7 +78,7 @@ def _all_entries(path: Path) -> Iterator[Entry | Skipped]:
                 if others:
                     raise _not_in_one_place(path, others[0], entry.name)
                 class_tars[stem] = entry.name, folder
-                window = TarWindow(file.fileno(), entry.offset_data, entry.size)
+                window = TarWindow(file.fileno(), entry.offset, entry.size)
                 yield from _class_tar(window, stem, f"{path}: {entry.name}")
                 continue
             kind = kind or _kind_of_file(file.fileno(), entry)
@@ -88,7 +88,7 @@ def _all_entries(path: Path) -> Iterator[Entry | Skipped]:
             if class_tars:
                 raise _not_in_one_place(path, next(iter(class_tars.values()))[0], entry.name)
             first.setdefault(folder, entry.name)
-            yield Entry("/".join(folder), parts[-1], entry.offset_data, entry.size)
+            yield Entry("/".join(folder), parts[-1], entry.offset, entry.size)
     _require_one_place(path, first, folders)
 
 
@@ -158,8 +158,8 @@ def _not_in_one_place(path: Path, one: str, other: str) -> UserError:
 
 def _class_tar(window: TarWindow, class_name: str, name: str) -> Iterator[Entry | Skipped]:
     num_images = num_others = 0
-    for entry in entries(window, name):
-        if entry.isdir():
+    for entry in TarMembers(window, name):
+        if entry.is_folder:
             continue
         parts = _parts(entry) or [""]
         kind = _kind_of_folders(parts[:-1]) or (kind_by_name(parts[-1]) if parts[-1] else "entries without a name")
@@ -169,12 +169,12 @@ def _class_tar(window: TarWindow, class_name: str, name: str) -> Iterator[Entry 
             yield Skipped(kind, f"{class_name}/{'/'.join(parts)}")
             continue
         num_images += 1
-        yield Entry(class_name, parts[-1], entry.offset_data, entry.size)
+        yield Entry(class_name, parts[-1], entry.offset, entry.size)
     if not num_images:
         raise UserError(f"{name}: a class without images ({num_others} other files); make the archive again without it")
 
 
-def _parts(entry: tarfile.TarInfo) -> list[str]:
+def _parts(entry: Member) -> list[str]:
     """The parts of an entry's name, without empty parts and dots."""
     return [part for part in entry.name.split("/") if part not in ("", ".")]
 
@@ -184,9 +184,9 @@ def _kind_of_folders(folders: Iterable[str]) -> str | None:
     return next((kind for folder in folders if (kind := kind_of_folder(folder))), None)
 
 
-def _kind_of_file(descriptor: int, entry: tarfile.TarInfo) -> str | None:
+def _kind_of_file(descriptor: int, entry: Member) -> str | None:
     """The kind of a file, by its suffix or else by its first bytes; None for an image."""
     if has_image_suffix(entry.name):
         return None
-    head = os.pread(descriptor, min(HEAD_BYTES, entry.size), entry.offset_data)
+    head = os.pread(descriptor, min(HEAD_BYTES, entry.size), entry.offset)
     return None if is_image(head) else kind_by_suffix(entry.name, entry.size)

@@ -1,3 +1,3 @@
-"""Benchmarks of the training step and of the depthwise convolution."""
+"""Benchmarks of the training step, of the depthwise convolution and of `ImageLoader`."""
 
-__all__ = ["depthwise", "step", "throughput"]
+__all__ = ["depthwise", "loader_speed", "step", "throughput"]

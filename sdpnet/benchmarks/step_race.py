@@ -18,15 +18,16 @@ from sdpnet.config.options import Config
 from sdpnet.distributed.processes import Processes
 from sdpnet.execution.hardware import StepChoices
 from sdpnet.execution.micro_batch import OutOfGpuMemory
+from sdpnet.loading.image_loader import ImageLoader
 from sdpnet.model.flops import conv_block_macs, counted_macs, forward_macs
 from sdpnet.model.sdpnet import MODELS, SdPNet
 from sdpnet.optim.muon import MuonAdamW
 from sdpnet.pipelines.augment import DeviceStage
 from sdpnet.pipelines.benchmarks.stream import RepeatedPlan
-from sdpnet.pipelines.contract import Batch, Loader
+from sdpnet.pipelines.contract import Batch
 from sdpnet.pipelines.errors import UserError
 from sdpnet.pipelines.executors.registry import why_missing
-from sdpnet.pipelines.loader import make_loader, make_plan
+from sdpnet.pipelines.loader import make_plan
 from sdpnet.pipelines.options import ShardOptions
 from sdpnet.pipelines.terminal.remedy import install_extra
 from sdpnet.training.step import PARTS, make_training_step
@@ -230,7 +231,7 @@ class _Feeds:
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
         self._num_classes, self._device = num_classes, device
-        self._loaders: dict[str, Loader] = {}
+        self._loaders: dict[str, ImageLoader] = {}
 
     def batches(self, feed: str, recipe: Config, num_steps: int) -> Generator[Batch, None, None]:
         """Endless synthetic batches, or as many batches of a pipeline as `num_steps` steps and their warm-up need."""
@@ -241,7 +242,9 @@ class _Feeds:
                 raise UserError(reason)
             data = replace(recipe.data, pipeline=feed)  # type: ignore[arg-type]
             shard = ShardOptions()
-            self._loaders[feed] = make_loader(data, recipe.augment, "train", shard, self._device, seed=recipe.seed)
+            self._loaders[feed] = ImageLoader.from_options(
+                data, recipe.augment, "train", shard, self._device, seed=recipe.seed
+            )
         loader = self._loaders[feed]
         sizes = loader.source.reader.sizes
         plan = make_plan(recipe.data, recipe.augment, sizes, train=True, world_size=1, seed=recipe.seed)

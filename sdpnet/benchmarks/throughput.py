@@ -31,6 +31,7 @@ from sdpnet.training.step import make_training_step
 __all__ = ["Reading", "augment_rate", "copy_rate", "decode_round", "matmul_rate", "noise", "reading_rates", "step_rate"]
 
 DECODE_BATCH = 64
+MAX_FILES = 50_000  # the number of files that are dropped from memory and read again
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,15 @@ def reading_rates(data: str, split: str, threads: int, seconds: float) -> tuple[
         (from the disk, from memory). The first is None if the system has not dropped the files from memory.
     """
     manifest, reader = open_split(data, split)
-    for file in manifest.splits[split].files:
-        descriptor = os.open(Path(data) / file.name, os.O_RDONLY)
+    samples = np.random.default_rng(0).permutation(reader.num_samples)
+    paths = [str(Path(data) / file.name) for file in manifest.splits[split].files]
+    if manifest.splits[split].format == "index":
+        samples = samples[:MAX_FILES]  # each may lie in a file of its own
+        paths = list(dict.fromkeys(map(reader.file_of, samples.tolist())))
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(descriptor)
-    samples = np.random.default_rng(0).permutation(reader.num_samples)
 
     def read(samples: np.ndarray) -> tuple[int, int, float]:
         began = time.perf_counter()

@@ -159,8 +159,9 @@ def _measure(arguments: argparse.Namespace, config: Config, say: Callable[[str],
     rates.update(image_size=size, config=arguments.config, gpus=num_gpus, fits_in_memory=None)
     if arguments.data:
         data, split = str(arguments.data), arguments.split
-        found = open_split(data, split)[0].splits[split]
-        total = sum(file.bytes for file in found.files)
+        manifest, reader = open_split(data, split)
+        found = manifest.splits[split]
+        total = int(reader.nbytes.sum()) if found.format == "index" else sum(file.bytes for file in found.files)
         rates["fits_in_memory"] = total < _available_memory()
         say("reading")
         read = _attempt(lambda: reading_rates(data, split, len(cores), SECONDS), problems, "reading")

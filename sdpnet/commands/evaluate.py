@@ -17,13 +17,12 @@ from sdpnet.checkpoints.model_card import card_text
 from sdpnet.distributed.processes import join_group, leave_group
 from sdpnet.execution.hardware import amp_dtype
 from sdpnet.execution.threads import use_threads
+from sdpnet.loading.image_loader import ImageLoader
 from sdpnet.model.sdpnet import SdPNet
-from sdpnet.pipelines.augment import DeviceStage
 from sdpnet.pipelines.errors import UserError, printable, require
 from sdpnet.pipelines.executors.registry import PIPELINES
 from sdpnet.pipelines.files.atomic_write import require_place
 from sdpnet.pipelines.images.preprocessing import Preprocessing
-from sdpnet.pipelines.loader import make_loader
 from sdpnet.pipelines.options import AugmentOptions, DataOptions
 from sdpnet.pipelines.terminal.next_step import next_line
 from sdpnet.pipelines.terminal.readable_names import readable_names
@@ -95,16 +94,24 @@ def run(arguments: argparse.Namespace) -> int:
             centre_fraction=fraction or card.centre_fraction,
         )
         augment = AugmentOptions(mean=card.mean, std=card.std)
-        loader = make_loader(data, augment, "val", processes.shard, processes.device, seed=0)
+        dtype = amp_dtype(arguments.amp, processes.device)
+        loader = ImageLoader.from_options(
+            data,
+            augment,
+            "val",
+            processes.shard,
+            processes.device,
+            seed=0,
+            dtype=dtype,
+            num_classes=card.model.num_classes,
+        )
         if (difference := first_difference(card.classes, loader.manifest.classes)) is not None:
             raise UserError(
                 f"{arguments.model}: was trained on other classes than those of {arguments.data}: {difference}"
             )
-        dtype = amp_dtype(arguments.amp, processes.device)
-        stage = DeviceStage(augment, card.model.num_classes, dtype, train=False)
         if processes.is_main:
             _warn(arguments.data, Preprocessing.of(loader.manifest.encode), card.preprocessing)
-        scores = evaluate(model, loader, stage, processes)
+        scores = evaluate(model, loader, loader.stage, processes)
         assert scores is not None
         if processes.is_main:
             names = () if out is None else readable_names(card.classes)

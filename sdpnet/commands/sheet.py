@@ -1,6 +1,6 @@
 """The contact sheet of a training batch: the images as the model gets them, each with its draws written under it.
 
-config --make_loader--> Batch --DeviceStage(train)--> images --undo the normalisation--> PNG
+config --ImageLoader--> Batch --its stage--> images --undo the normalisation--> PNG
                           '--plan--> describe
 """
 
@@ -20,11 +20,10 @@ from PIL import Image, ImageDraw, ImageFont
 from sdpnet.config.load import load_config
 from sdpnet.config.options import Config
 from sdpnet.config.setting import add_settings, text_setting
-from sdpnet.pipelines.augment import DeviceStage
+from sdpnet.loading.image_loader import ImageLoader
 from sdpnet.pipelines.errors import require
 from sdpnet.pipelines.executors.registry import PIPELINES
 from sdpnet.pipelines.files.atomic_write import publish_bytes
-from sdpnet.pipelines.loader import make_loader
 from sdpnet.pipelines.options import ShardOptions
 from sdpnet.pipelines.plan import MIX_CUTMIX, MIX_NONE, BatchPlan
 from sdpnet.pipelines.planning.policies import in_words
@@ -98,17 +97,16 @@ def augmented_batch(config: Config, epoch: int, index: int) -> tuple[np.ndarray,
         255, and the lines of `describe` for each.
 
     Raises:
-        UserError: there is no such batch, or `make_loader` raises it.
+        UserError: there is no such batch, or `ImageLoader` raises it.
     """
     require(epoch >= 0, "--epoch", epoch, "0 or more")
-    loader = make_loader(config.data, config.augment, "train", ShardOptions(), torch.device("cpu"), seed=config.seed)
-    with closing(loader):
+    data, augment, cpu = config.data, config.augment, torch.device("cpu")
+    with ImageLoader.from_options(data, augment, "train", ShardOptions(), cpu, seed=config.seed) as loader:
         require(0 <= index < len(loader), "--batch", index, f"0 to {len(loader) - 1}, the last of an epoch")
         names = readable_names(loader.manifest.classes)
-        stage = DeviceStage(config.augment, len(names), torch.float32, train=True)
         with closing(loader.batches(epoch, index)) as batches:
             batch = next(batches)
-            images = stage(batch)[0].permute(0, 2, 3, 1).numpy()
+            images = loader.stage.images(batch).permute(0, 2, 3, 1).numpy()
             sizes = loader.source.reader.sizes[batch.plan.sample_ids]
             classes = [names[label] for label in batch.labels.tolist()]
             lines = [describe(batch.plan, i, sizes, classes) for i in range(len(batch.plan))]

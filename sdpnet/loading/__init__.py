@@ -1,3 +1,3 @@
 """The loader for any training loop: images and targets on the device, ready for a model."""
 
-__all__ = ["arguments", "decode_batch", "device_augment", "epoch_iterator", "image_loader", "output", "state"]
+__all__ = ["arguments", "decode_batch", "device_augment", "epochs", "feed", "image_loader", "output", "state"]

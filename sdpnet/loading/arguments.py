@@ -101,8 +101,8 @@ def data_options(
     values = {**values, "path": os.fspath(data), "train_split": split, "val_split": split}
     for name in ("image_size", "batch_size_per_gpu", "num_workers"):
         values[name] = _whole(values[name])
-    if values["prefetch_batches"] != "auto":
-        values["prefetch_batches"] = _whole(values["prefetch_batches"])
+    ahead = values["prefetch_batches"] = _whole(values["prefetch_batches"])
+    require(ahead == "auto" or not isinstance(ahead, str), "prefetch_batches", ahead, "1 to 4,096, or auto")
     if crop is not None:
         require(isinstance(crop, (CropOptions, Mapping)), "crop", crop, "CropOptions or a mapping of their keys")
         values["crop"] = crop
@@ -153,7 +153,8 @@ def device_from(device: str | int | torch.device | None) -> torch.device:
         raise UserError(f"device = {str(device)!r}: this torch sees no usable GPU; use device='cpu'")
     index, count = torch.cuda.current_device() if found.index is None else found.index, torch.cuda.device_count()
     if index >= count:
-        raise UserError(f"device = {str(device)!r}: there are {count} GPUs, numbered from 0")
+        shown = device if isinstance(device, int) else str(device)
+        raise UserError(f"device = {shown!r}: there are {count} GPUs, numbered from 0")
     return torch.device("cuda", index)
 
 

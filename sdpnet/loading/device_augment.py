@@ -96,7 +96,7 @@ class DeviceAugment:
         else:
             _require_vector("sample_ids", sample_ids, count)
             ids = sample_ids.cpu().numpy()
-        plan = _GivenSamples(ids, self._options, self._seed, nhwc.shape[1]).batch(integer_from("epoch", epoch, 0), 0)
+        plan = _DrawsAlone(self._options, self._seed, nhwc.shape[1]).draw(integer_from("epoch", epoch, 0), ids)
         device = images.device
         batch = Batch(
             images=nhwc,
@@ -109,33 +109,28 @@ class DeviceAugment:
         return done, targets
 
 
-class _GivenSamples(Plan):
-    """The draws for the samples of one batch, whose ids are given. Crops are not drawn, because they are made already.
+class _DrawsAlone(Plan):
+    """The draws of a training for any samples, but for the crops, which are made already.
 
     Args:
-        ids: int64 (B,), the sample ids.
         augment: the augmentations.
         seed: any integer.
         image_size: pixels a side.
     """
 
-    def __init__(self, ids: np.ndarray, augment: AugmentOptions, seed: int, image_size: int) -> None:
+    def __init__(self, augment: AugmentOptions, seed: int, image_size: int) -> None:
         super().__init__(
             seed=seed,
-            sizes=np.full((1, 2), image_size, np.int32),
-            batch_size=len(ids),
+            sizes=np.zeros((0, 2), np.int32),
+            batch_size=1,
             image_size=image_size,
             randaugment=augment.randaugment,
             erase=augment.erase,
             mix=augment.mix,
         )
-        self._ids = ids
 
-    def batch_ids(self, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
-        return self._ids, np.ones(len(self._ids), bool)
-
-    def crops(self, epoch: int, sample_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return np.zeros((len(sample_ids), 4), np.int32), np.zeros(len(sample_ids), bool)
+    def _crops(self, epoch: int, ids: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.zeros((len(ids), 4), np.int32), np.zeros(len(ids), bool)
 
 
 def _nhwc(images: torch.Tensor) -> torch.Tensor:

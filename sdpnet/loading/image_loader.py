@@ -27,14 +27,13 @@ from sdpnet.loading.arguments import (
     split_role,
     views_from,
 )
-from sdpnet.loading.epoch_iterator import EpochIterator
-from sdpnet.loading.output import OutputOptions, finish
+from sdpnet.loading.epochs import EpochIterator, Progress
+from sdpnet.loading.feed import Feed
+from sdpnet.loading.output import OutputOptions
 from sdpnet.loading.state import make_state, order_of, place_in
 from sdpnet.pipelines.augment import DeviceStage
-from sdpnet.pipelines.contract import Batch, Loader, Source
+from sdpnet.pipelines.contract import Batch, Source
 from sdpnet.pipelines.errors import UserError, require
-from sdpnet.pipelines.executors.views import MultiViewLoader, View
-from sdpnet.pipelines.loader import make_loader, make_view_loader
 from sdpnet.pipelines.options import AugmentOptions, DataOptions, ShardOptions
 from sdpnet.pipelines.plan import CropOptions, Order, Plan
 from sdpnet.pipelines.planning.sampling import SamplingRequest
@@ -194,20 +193,20 @@ class ImageLoader:
                 repeats=integer_from("repeats", repeats),
                 labels=labels,
             )
-            self._open(
+            feed = Feed(
                 options,
                 augmentation,
                 role,
                 shard_from(rank, world_size),
                 device_from(device),
                 seed=integer_from("seed", seed),
-                num_classes=None,
                 drop_last=drop_last if drop_last is None else flag_from("drop_last", drop_last),
                 padding=flag_from("padding", padding),
                 output=OutputOptions(dtype, memory_format, kind, return_ids),
                 sampling=sampling,
                 views=None if views is None else views_from(views, options, augmentation),
             )
+        self._begin(feed)
 
     @classmethod
     def from_options(
@@ -248,111 +247,49 @@ class ImageLoader:
             UserError: as for `ImageLoader`; messages name keys of the config.
         """
         loader = cls.__new__(cls)
-        loader._open(
-            data,
-            augment,
-            split,
-            shard,
-            device,
-            seed=seed,
-            num_classes=num_classes,
-            drop_last=drop_last,
-            padding=padding,
-            output=OutputOptions(dtype, memory_format, targets, return_ids),
+        loader._begin(
+            Feed(
+                data,
+                augment,
+                split,
+                shard,
+                device,
+                seed=seed,
+                num_classes=num_classes,
+                drop_last=drop_last,
+                padding=padding,
+                output=OutputOptions(dtype, memory_format, targets, return_ids),
+            )
         )
         return loader
 
-    def _open(
-        self,
-        data: DataOptions,
-        augment: AugmentOptions,
-        role: Literal["train", "val"],
-        shard: ShardOptions,
-        device: torch.device,
-        *,
-        seed: int,
-        num_classes: int | None,
-        drop_last: bool | None,
-        padding: bool,
-        output: OutputOptions,
-        sampling: SamplingRequest | None = None,
-        views: Sequence[View] | None = None,
-    ) -> None:
-        train = role == "train"
-        output.check(augment, train=train)
-        if padding and drop_last:
-            raise UserError("padding = True: fills up the batch that drop_last = True leaves out; choose one of them")
-        self._padding, self._output = padding, output
-        drop_last = drop_last if drop_last is not None else train and not padding
-        self._views: MultiViewLoader | None = None
-        self._loader: Loader | MultiViewLoader
-        if views is None:
-            self._loader = make_loader(
-                data, augment, role, shard, device, seed=seed, sampling=sampling, drop_last=drop_last
-            )
-        else:
-            if not train:
-                raise UserError("views: only for training; an evaluation has one central crop of each image")
-            for view in views:
-                output.check(view.augment, train=True)
-            self._loader = self._views = make_view_loader(
-                data, views, shard, device, seed=seed, sampling=sampling, drop_last=drop_last
-            )
-        manifest, self._split = self._loader.manifest, data.train_split if train else data.val_split
-        rows = self.source.labels.ndim == 2
-        if rows and output.targets == "index":
-            self._loader.close()
-            raise UserError("targets = 'index': labels has rows of numbers, not classes; use targets='soft'")
-        self.classes = manifest.classes
-        width = num_classes or manifest.num_classes
-        self._stages = [
-            DeviceStage(of_view, width, output.stage_dtype, train=train)
-            for of_view in ([augment] if views is None else [view.augment for view in views])
-        ]
-        self.stage = self._stages[0]
+    def _begin(self, feed: Feed) -> None:
+        self._feed = feed
+        self.classes = feed.loader.manifest.classes
+        self.stage = feed.stages[0]
         self.num_classes = self.stage.num_classes
         self.num_samples = self.source.plan.num_samples
-        self.batch_size = data.batch_size_per_gpu
-        self.device = device
-        self._next = self._place = (0, 0)  # of the iterator to come; of the state: epoch, and batches done in it
-        self._newest = 0  # the number of the newest iterator that the state describes; 0 if it describes none
-        self._num_iterators = 0
+        self.batch_size = feed.batch_size
+        self.device = self.source.device
+        self._progress = Progress()
         self._running: weakref.WeakSet[EpochIterator[tuple[Any, ...]]] = weakref.WeakSet()
         self._closed = False
         self._process = os.getpid()
-        if len(self.source.plan) == 0:
-            num, batch = self.num_samples, self.source.plan.batch_size
-            self._loader.close()
-            raise UserError(
-                f"drop_last = True: the split has {num} samples, fewer than one batch of {batch}; lower batch_size, or "
-                "use drop_last=False"
-            )
-        self._measure_epoch()
-
-    def _measure_epoch(self) -> None:
-        """Computes the number of batches in an epoch of this process, and the size of the last one."""
-        plan, shard = self.source.plan, self.source.shard
-        valid = plan.batch_ids(0, len(plan) - 1)[1]
-        own = valid[shard.rank * self.batch_size : (shard.rank + 1) * self.batch_size]
-        self._num_batches, self._last_size = len(plan), self.batch_size
-        if not self._padding:
-            self._last_size = int(own.sum())
-            self._num_batches -= self._last_size == 0
 
     @property
     def source(self) -> Source:
         """What the pipeline reads: the shards' reader, the plan, and this process's part."""
-        return self._loader.source
+        return self._feed.loader.source
 
     @property
     def manifest(self) -> Manifest:
         """The manifest of the shard set."""
-        return self._loader.manifest
+        return self._feed.loader.manifest
 
     @property
     def masked(self) -> Sequence[int]:
         """The ids of samples that the newest iterator has masked, with `on_error="mask"`."""
-        return self._loader.masked
+        return self._feed.loader.masked
 
     @property
     def image_size(self) -> int:
@@ -362,11 +299,11 @@ class ImageLoader:
     @property
     def epoch(self) -> int:
         """The epoch of the state: that of the newest iterator, or the next one when it has ended."""
-        return self._place[0]
+        return self._progress.place[0]
 
     def __len__(self) -> int:
         """The number of batches of this process in an epoch."""
-        return self._num_batches
+        return self._feed.num_batches
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         """Begins an epoch: the next one, or what `set_epoch` or `load_state_dict` has chosen.
@@ -379,52 +316,22 @@ class ImageLoader:
             UserError: the loader is closed, or was made in another process.
         """
         self._require_usable()
-        if self._loader.one_iterator:
+        if self._feed.loader.one_iterator:
             self._end_iterators("this iterator has ended, because its pipeline serves one at a time: a newer one began")
-        (epoch, start), self._next = self._next, (self._next[0] + 1, 0)
-        self._place = epoch, start
-        self._newest = self._num_iterators = self._num_iterators + 1
-        iterator = EpochIterator(self._epoch(self._newest, epoch, start))
+        iterator = EpochIterator(self._epoch(*self._progress.begin()))
         self._running.add(iterator)
         return iterator
 
-    def _epoch(self, number: int, epoch: int, start: int) -> Generator[Any, None, None]:
-        count, last, last_size = self._num_batches, len(self.source.plan) - 1, self._last_size
-        batches = self._numbered_batches(epoch, start)
-        try:
-            for index in range(start, count):
-                size = last_size if index == last else self.batch_size
+    def _epoch(self, number: int, epoch: int, start: int) -> Generator[tuple[Any, ...], None, None]:
+        with contextlib.closing(self._feed.results(epoch, start)) as results:
+            for index in range(start, len(self)):
                 # Nothing in this frame may keep what was yielded.
-                yield self._hand_out(batches, size, number, (epoch, index + 1))
-            if number == self._newest:
-                self._place = epoch + 1, 0
-        finally:
-            batches.close()
+                yield self._handed_out(next(results), number, epoch, index + 1)
+        self._progress.move(number, epoch + 1, 0)
 
-    def _numbered_batches(self, epoch: int, start: int) -> Generator[tuple[int, Batch], None, None]:
-        """The raw batches of an epoch, each with the number of its view."""
-        if isinstance(self._loader, MultiViewLoader):
-            yield from self._loader.batches(epoch, start)
-        else:
-            with contextlib.closing(self._loader.batches(epoch, start)) as batches:
-                for batch in batches:
-                    yield 0, batch
-                    del batch
-
-    def _hand_out(
-        self, batches: Iterator[tuple[int, Batch]], size: int, number: int, place: tuple[int, int]
-    ) -> tuple[Any, ...]:
-        """The tensors of a batch. The state of the newest iterator moves on to `place`."""
-        finished: dict[int, tuple[torch.Tensor, ...]] = {}
-        for _ in self._stages:
-            view, batch = next(batches)
-            finished[view] = finish(batch, self._stages[view], self._output, size)
-        if number == self._newest:
-            self._place = place
-        if self._views is None:
-            return finished[0]
-        _, *others = finished[0]
-        return tuple(finished[view][0] for view in range(len(finished))), *others
+    def _handed_out(self, result: tuple[Any, ...], number: int, epoch: int, batch: int) -> tuple[Any, ...]:
+        self._progress.move(number, epoch, batch)
+        return result
 
     def batches(self, epoch: int = 0, start: int = 0) -> Generator[Batch, None, None]:
         """Yields the raw batches `start`, `start + 1`, ... of an epoch, before the device stage.
@@ -432,13 +339,7 @@ class ImageLoader:
         An incomplete last batch is padded. The state does not change. Raises `UserError` for a loader of several views.
         """
         self._require_usable()
-        return self._single("batches").batches(epoch, start)
-
-    def _single(self, what: str) -> Loader:
-        """The loader of the only view."""
-        if isinstance(self._loader, MultiViewLoader):
-            raise UserError(f"{what}: not with views; iterate over the loader")
-        return self._loader
+        return self._feed.single("batches").batches(epoch, start)
 
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch of the next iterator.
@@ -449,10 +350,7 @@ class ImageLoader:
         Args:
             epoch: the epoch, from 0.
         """
-        epoch = integer_from("epoch", epoch, 0)
-        if epoch != self._next[0]:
-            self._next = epoch, 0
-        self._place = self._next
+        self._progress.choose(integer_from("epoch", epoch, 0))
 
     def set_image_size(self, image_size: int) -> None:
         """Sets the image size of iterators that are made from now on. The draws stay the same.
@@ -462,12 +360,12 @@ class ImageLoader:
         """
         size = integer_from("image_size", image_size)
         require(8 <= size <= 4096, "image_size", size, "8 to 4,096 pixels")
-        self._single("set_image_size").set_image_size(size)
+        self._feed.single("set_image_size").set_image_size(size)
 
     def set_plan(self, plan: Plan) -> None:
         """Sets the plan of iterators that are made from now on. It must have the same samples and batch size."""
-        self._single("set_plan").set_plan(plan)
-        self._measure_epoch()
+        self._feed.single("set_plan").set_plan(plan)
+        self._feed.measure_epoch()
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the order of samples: after the newest batch that was yielded.
@@ -479,8 +377,8 @@ class ImageLoader:
             texts, numbers and truth values for JSON. It is the same in all processes whose loops are equally far, so
             that one of them can save it for all.
         """
-        epoch, batch = self._place
-        if batch >= self._num_global_batches:
+        epoch, batch = self._progress.place
+        if batch >= len(self.source.plan):  # the number of batches of all processes; this one may have one fewer
             epoch, batch = epoch + 1, 0
         return make_state(epoch, batch, self._order)
 
@@ -497,25 +395,20 @@ class ImageLoader:
             UserError: it is no state, or one of other samples or of another order of them. The message names what
                 differs. The loader does not change.
         """
-        self._next = self._place = place_in(state, self._order, self._num_global_batches)
-        self._newest = 0
-
-    @property
-    def _num_global_batches(self) -> int:
-        """The number of batches in an epoch of all processes together; a process may have one fewer."""
-        return len(self.source.plan)
+        self._progress.restore(*place_in(state, self._order, len(self.source.plan)))
 
     @property
     def _order(self) -> dict[str, Any]:
-        views = {} if self._views is None else {"views": len(self._stages)}
-        return {**order_of(self.source, self.manifest, self._split, train=self.stage.train), **views}
+        return order_of(
+            self.source, self.manifest, self._feed.split, train=self.stage.train, views=self._feed.num_views
+        )
 
     def close(self) -> None:
         """Ends all iterators, and releases threads and memory. What was yielded stays valid."""
         if not self._closed:
             self._closed = True
             self._end_iterators("this iterator has ended, because its loader was closed")
-            self._loader.close()
+            self._feed.loader.close()
 
     def __enter__(self) -> ImageLoader:
         return self

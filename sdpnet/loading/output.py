@@ -9,7 +9,7 @@ import torch
 
 from sdpnet.pipelines.augment import DeviceStage
 from sdpnet.pipelines.contract import Batch
-from sdpnet.pipelines.errors import UserError, nearest, require
+from sdpnet.pipelines.errors import UserError, require
 from sdpnet.pipelines.options import AugmentOptions
 
 __all__ = ["IGNORED", "OutputOptions", "finish"]
@@ -41,8 +41,7 @@ class OutputOptions:
         require(self.dtype in _DTYPES, "dtype", self.dtype, f"one of {', '.join(map(str, _DTYPES))}")
         formats = " or ".join(map(str, _FORMATS))
         require(self.memory_format in _FORMATS, "memory_format", self.memory_format, formats)
-        if self.targets not in ("soft", "index"):
-            raise UserError(f"targets = {self.targets!r}: {nearest(str(self.targets), ('soft', 'index'))}")
+        require(self.targets in ("soft", "index"), "targets", self.targets, "soft or index")
         require(isinstance(self.return_ids, bool), "return_ids", self.return_ids, "True or False")
 
     def check(self, augment: AugmentOptions, *, train: bool) -> None:

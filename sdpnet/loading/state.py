@@ -21,12 +21,13 @@ VERSION: Final = 1
 _SHOWN: Final = 16  # characters of a fingerprint in a message
 
 
-def order_of(source: Source, manifest: Manifest, split: str, *, train: bool) -> dict[str, Any]:
+def order_of(source: Source, manifest: Manifest, split: str, *, train: bool, views: int = 0) -> dict[str, Any]:
     """What the order of samples depends on, as values for JSON.
 
     Args:
         split: the split's name in the shard set.
         train: whether the split is read as for training.
+        views: the number of views of each sample; 0 if the loader yields no views.
     """
     plan = source.plan
     return {
@@ -37,6 +38,7 @@ def order_of(source: Source, manifest: Manifest, split: str, *, train: bool) -> 
         "order": plan.order,
         "global_batch_size": plan.batch_size,
         **plan.sampling.description,
+        **({"views": views} if views else {}),
     }
 
 

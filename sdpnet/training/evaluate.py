@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sdpnet.distributed.processes import Processes, sum_over_processes
+from sdpnet.loading.image_loader import ImageLoader
 from sdpnet.pipelines.augment import DeviceStage
 from sdpnet.pipelines.contract import Loader
 from sdpnet.pipelines.errors import UserError
@@ -50,7 +51,7 @@ class Scores:
 
 def evaluate(
     model: nn.Module,
-    loader: Loader,
+    loader: Loader | ImageLoader,
     stage: DeviceStage,
     processes: Processes,
     interrupted: Callable[[], int] = lambda: 0,

@@ -13,12 +13,12 @@ from torch import nn
 from sdpnet.checkpoints.model import ModelCard, load_optimizer, load_weights, save_model
 from sdpnet.config.options import Config
 from sdpnet.distributed.processes import Processes
+from sdpnet.loading.image_loader import ImageLoader
 from sdpnet.model.sdpnet import SdPNet
 from sdpnet.optim.ema import ModelEma
 from sdpnet.optim.learning_rate import learning_rate, peak_learning_rate
 from sdpnet.optim.nonfinite import Guard, Verdict
-from sdpnet.pipelines.augment import DeviceStage
-from sdpnet.pipelines.contract import Batch, Loader
+from sdpnet.pipelines.contract import Batch
 from sdpnet.pipelines.errors import UserError
 from sdpnet.pipelines.images.preprocessing import Preprocessing
 from sdpnet.reporting.step_profile import StepProfile
@@ -45,9 +45,8 @@ class Run:
     """
 
     config: Config
-    train_loader: Loader
-    val_loader: Loader
-    val_stage: DeviceStage
+    train_loader: ImageLoader
+    val_loader: ImageLoader
     training_step: TrainingStep
     notes: list[str]
     cursor: Cursor = field(default_factory=Cursor)

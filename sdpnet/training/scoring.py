@@ -29,7 +29,7 @@ def score_run(
     evaluation: dict[str, float] = {}
     for prefix, model in run.models.items():
         same_weights(model, run.processes)
-        result = evaluate(model, run.val_loader, run.val_stage, run.processes, stopped)
+        result = evaluate(model, run.val_loader, run.val_loader.stage, run.processes, stopped)
         if result is None:
             return None
         scores, evaluation = result, {**evaluation, **result.as_dict(prefix)}

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, Literal
 
 import torch
 
 from sdpnet.config.options import Config
 from sdpnet.distributed.processes import Processes
+from sdpnet.execution.hardware import amp_dtype
 from sdpnet.execution.threads import use_threads
+from sdpnet.loading.image_loader import ImageLoader
 from sdpnet.model.sdpnet import SdPNet
 from sdpnet.optim.learning_rate import peak_learning_rate
-from sdpnet.pipelines.augment import DeviceStage
-from sdpnet.pipelines.contract import Loader
 from sdpnet.pipelines.errors import UserError
 from sdpnet.pipelines.executors.registry import choose_pipeline
-from sdpnet.pipelines.loader import make_loader
 from sdpnet.training.finetune import start_from
 from sdpnet.training.run_state import Run
 from sdpnet.training.step import make_training_step
@@ -36,11 +36,17 @@ def prepare(config: Config, processes: Processes, *, begins: bool = True, thread
     """
     device, options = processes.device, config.train
     chosen = [use_threads(processes.shard.local_world_size, threads)] if device.type == "cpu" else []
-    data, augment = config.data, config.augment
-    train_loader = make_loader(data, augment, "train", processes.shard, device, seed=config.seed)
-    val_loader = make_loader(data, augment, "val", processes.shard, device, seed=config.seed)
+    dtype = amp_dtype(options.amp, device)
+
+    def loader(split: Literal["train", "val"], num_classes: int | None) -> ImageLoader:
+        data, augment = config.data, config.augment
+        of_config: dict[str, Any] = {"seed": config.seed, "dtype": dtype, "num_classes": num_classes}
+        return ImageLoader.from_options(data, augment, split, processes.shard, device, **of_config)
+
+    train_loader = loader("train", config.model.num_classes)
+    num_classes = train_loader.num_classes
+    val_loader = loader("val", num_classes)
     _require_classes(config, train_loader, val_loader)
-    num_classes = config.model.num_classes or len(train_loader.manifest.classes)
     if num_classes < len(train_loader.manifest.classes):
         raise UserError(
             f"model.num_classes = {num_classes}: the labels of {config.data.path} go to "
@@ -62,18 +68,18 @@ def prepare(config: Config, processes: Processes, *, begins: bool = True, thread
     if options.start_from and begins:
         classes = train_loader.manifest.classes
         notes.append(start_from(model, options.start_from, classes, options.other_classes))
-    training_step, chosen_for_step = make_training_step(config, model.to(device), num_classes, processes)
+    step_of = config, model.to(device), num_classes, processes, train_loader.stage
+    training_step, chosen_for_step = make_training_step(*step_of)
     return Run(
         config=config,
         train_loader=train_loader,
         val_loader=val_loader,
-        val_stage=DeviceStage(config.augment, num_classes, training_step.choices.dtype, train=False),
         training_step=training_step,
         notes=notes + chosen_for_step,
     )
 
 
-def _require_classes(config: Config, train: Loader, val: Loader) -> None:
+def _require_classes(config: Config, train: ImageLoader, val: ImageLoader) -> None:
     """Raises `UserError` unless each sample of both splits has one class, of the same classes."""
     sampling = config.data.sampling
     if bool(sampling.labels) != bool(sampling.val_labels):

@@ -180,13 +180,18 @@ class TrainingStep:
 
 
 def make_training_step(
-    config: Config, model: nn.Module, num_classes: int, processes: Processes
+    config: Config,
+    model: nn.Module,
+    num_classes: int,
+    processes: Processes,
+    stage: DeviceStage | None = None,
 ) -> tuple[TrainingStep, list[str]]:
     """Makes the training step of `model` as `config` says.
 
     Args:
         model: an SdP-Net, on the device already. Any other module, which a benchmark compares with, is compiled as one
             graph and trained by AdamW without layer-wise rates.
+        stage: makes images and targets of batches, in the dtype that is chosen here; by default, a new one is made.
 
     Returns:
         The step, and lines for the user about the choices for this machine.
@@ -197,6 +202,8 @@ def make_training_step(
     device, options = processes.device, config.train
     choices = choose_step(look_at(device), amp=options.amp, compile=options.compile)
     dtype, options = choices.dtype, replace(options, compile=choices.compile)
+    stage = stage or DeviceStage(config.augment, num_classes, dtype, train=True)
+    assert stage.dtype == dtype, f"{stage.dtype} != {dtype}"
     batch_size, image_size = config.data.batch_size_per_gpu, config.data.image_size
     notes: list[str] = []
     if isinstance(model, SdPNet):
@@ -231,7 +238,7 @@ def make_training_step(
         processes=processes,
         model=model,
         ddp=ddp,
-        stage=DeviceStage(config.augment, num_classes, dtype, train=True),
+        stage=stage,
         side=SideStream(device),
         loss=loss,
         one_pass=None if ddp else one_pass,

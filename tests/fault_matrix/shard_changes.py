@@ -18,6 +18,7 @@ from conversion import write_manifest, write_samples
 from decoder_seeds import seeds
 from special_files import SPECIAL_FILES
 
+from sdpnet.pipelines.shards import index_file
 from sdpnet.pipelines.shards.beton import ALLOCATION_DTYPE, FIELD_DTYPE, HEADER_DTYPE, METADATA_DTYPE
 from sdpnet.pipelines.shards.manifest import Manifest, Split
 from sdpnet.pipelines.shards.tar import SAMPLE_DTYPE
@@ -157,6 +158,14 @@ def change_fields(content: bytes, rng: random.Random, name: str) -> tuple[bytes,
         samples, table = int(header["num_samples"]), int(header["alloc_table_ptr"])
         metadata = 24 + 2 * FIELD_DTYPE.itemsize
         parts = ((HEADER_DTYPE, 0, 1), (METADATA_DTYPE, metadata, samples), (ALLOCATION_DTYPE, table, samples))
+    elif name.endswith(".index"):
+        start, found = index_file.HEADER_DTYPE.itemsize, [(index_file.HEADER_DTYPE, 0, 1)]
+        header = np.frombuffer(content[:start], index_file.HEADER_DTYPE)[0]
+        for table, dtype in (("containers", index_file.CONTAINER_DTYPE), ("samples", index_file.SAMPLE_DTYPE)):
+            start += 8 * int(header["num_folders"]) * (table == "containers")
+            found.append((dtype, start, int(header[f"num_{table}"])))
+            start += dtype.itemsize * found[-1][2]
+        parts = tuple(found)
     else:
         parts = ((SAMPLE_DTYPE, 0, len(content) // SAMPLE_DTYPE.itemsize),)
     said = []
@@ -165,6 +174,8 @@ def change_fields(content: bytes, rng: random.Random, name: str) -> tuple[bytes,
         record, field = rng.randrange(count), rng.choice(dtype.names or ())
         kind, offset = (dtype.fields or {})[field][:2]
         place = start + record * dtype.itemsize + offset
+        if kind.kind == "S":  # the mark of an index
+            continue
         now = int.from_bytes(data[place : place + kind.itemsize], "little")
         number = _number(rng, 8 * kind.itemsize, now)
         data[place : place + kind.itemsize] = number.to_bytes(kind.itemsize, "little")
@@ -228,7 +239,7 @@ def change_file(suffix: str, folder: Path, rng: random.Random) -> Change:
     """A file with this suffix: half of the time with checksums that fit."""
     path = rng.choice(sorted(path for path in folder.iterdir() if path.suffix == suffix))
     content = path.read_bytes()
-    fields = suffix in (".beton", ".samples") and rng.random() < 0.6
+    fields = suffix in (".beton", ".samples", ".index") and rng.random() < 0.6
     new, what = change_fields(content, rng, path.name) if fields else change_bytes(content, rng)
     return _changed(path, content, new, what, rng.random() < 0.5)
 
@@ -294,6 +305,8 @@ CHANGES: dict[str, tuple[str, Callable[[Path, random.Random], Change]]] = {
     ".samples": ("tar", partial(change_file, ".samples")),
     ".idx": ("tar", partial(change_file, ".idx")),
     "quarantine.jsonl": ("any", change_quarantine),
+    ".index": ("index", partial(change_file, ".index")),
     "special files": ("any", put_special),
+    "special files beside an index": ("index", put_special),
     "hostile images": ("any", hostile_images),
 }

@@ -16,9 +16,11 @@ from typing import Any
 
 import numpy as np
 from conversion import convert_folder
+from in_place_sets import adopt_images
 from PIL import Image
 from trial import Kind, Outcome
 
+from sdpnet.preprocess.adoption.look import Look
 from sdpnet.preprocess.conversion.writers.beton import BetonWriter
 from sdpnet.preprocess.conversion.writers.tar import TarWriter
 
@@ -29,7 +31,7 @@ CLASSES = ("ant", "bee", "cow")
 
 
 def prepare(folder: Path) -> str:
-    """A small set in each format: images of 24 to 90 pixels a side, two of them bad."""
+    """A small set in each format, also in place: images of 24 to 90 pixels a side, two of them bad."""
     rng = np.random.default_rng(7)
     for split, count in (("train", 6), ("val", 3)):
         for name in CLASSES:
@@ -43,6 +45,7 @@ def prepare(folder: Path) -> str:
     with contextlib.redirect_stderr(io.StringIO()):  # how far it is
         for format, writer in writers.items():
             convert_folder(folder / "images", folder / format, writer, on_bad="skip")
+        adopt_images(folder / "images", folder / "index", Look(checksums=True), "skip")
     return str(folder)
 
 
@@ -95,6 +98,7 @@ KINDS: list[Kind] = [
     _kind(".tar", 700),
     _kind(".samples", 700),
     _kind(".idx", 300),
+    _kind(".index", 1000),
     _kind("quarantine.jsonl", 500),
     _kind("special files", 400),
     _kind("hostile images", 600),
@@ -102,4 +106,8 @@ KINDS: list[Kind] = [
     _kind("in use: torchvision", 100),
     _kind("in use: dali", 100),
     _kind("in use: ffcv", 50),
+    _kind("special files beside an index", 200),
+    _kind("in use in place: native", 300),
+    _kind("in use in place: torchvision", 100),
+    _kind("in use in place: dali", 100),
 ]

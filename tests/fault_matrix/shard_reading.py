@@ -183,6 +183,8 @@ def trial(prepared: Path, kind: str, seed: int, scratch: Path) -> Outcome:
     source = prepared / (rng.choice(("beton", "tar")) if format == "any" else format)
     folder = scratch / f"set{seed}"
     folder.mkdir()
+    if format == "index" and not (scratch / "images").exists():
+        (scratch / "images").symlink_to(prepared / "images")  # where the index expects them
     for path in source.iterdir():
         os.link(path, folder / path.name)
     change = make(folder, rng)

@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 from conftest import make_image
 from decoder_threads import assert_no_thread_is_left, eventually, our_threads
+from jpeg_files import pillow_jpeg
 from PIL import Image
 
 from sdpnet.pipelines.native import decoder as native_decoder
-from sdpnet.pipelines.native.decoder import Decoder, Job
+from sdpnet.pipelines.native.decoder import FILE_DTYPE, Decoder, Job
 from sdpnet.pipelines.native.status import Status
 
 pytestmark = pytest.mark.usefixtures("native")
@@ -348,3 +349,74 @@ def test_read_ahead_brings_what_was_asked_into_memory(decoder: Decoder, tmp_path
         assert eventually(lambda: bool(resident(mapped)[wanted].all()))
         assert resident(mapped).mean() < 0.5
     decoder.read_ahead(np.array([8, 1 << 60], np.uint64), np.array([1 << 20, 5], np.int64))  # nobody's: harmless
+
+
+def stored(path: Path, offset: int = 0, **changes: int) -> tuple[np.ndarray, list[bytes]]:
+    """The description of an image in a file, `FILE_DTYPE` (1,), and the names that must be kept alive."""
+    names = [bytes(path.parent) + b"\0", os.fsencode(path.name) + b"\0"]
+    folder, name = (np.frombuffer(text, np.uint8).ctypes.data for text in names)
+    status = path.stat()
+    row = {"size": status.st_size, "mtime_ns": status.st_mtime_ns, **changes}
+    return np.array([(folder, name, offset, row["size"], row["mtime_ns"])], FILE_DTYPE), names
+
+
+def decode_stored(decoder: Decoder, files: np.ndarray, nbytes: int, size: tuple[int, int]) -> tuple[Job, np.ndarray]:
+    output = np.full((1, 16, 16, 3), 77, np.uint8)
+    box, no = np.array([[0, 0, *size]], np.int32), np.zeros(1, np.bool_)
+    sizes = np.array([size], np.int32)
+    nothing = np.zeros(1, np.uint64)
+    job = decoder.submit(nothing, np.array([nbytes], np.int64), sizes, box, no, no, output, files)
+    while not job.wait(1000):
+        pass
+    return job, output
+
+
+def test_an_image_in_a_file_is_that_in_memory(decoder: Decoder, tmp_path: Path) -> None:
+    jpeg = pillow_jpeg(make_image(1, 50, 70))
+    for offset in (0, 1, 5000):
+        path = tmp_path / f"{offset}.bin"
+        path.write_bytes(bytes(offset) + jpeg + b"behind it")
+        files, _names = stored(path, offset)
+        job, output = decode_stored(decoder, files, len(jpeg), (50, 70))
+        assert job.statuses.tolist() == [Status.OK]
+        status, _, whole = native_decoder.decode_whole(np.frombuffer(jpeg, np.uint8), 50, 70)
+        assert status == Status.OK and abs(output.mean() - whole.mean()) < 3
+        decoder.read_ahead(np.zeros(1, np.uint64), np.array([len(jpeg)]), files)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": 5}, "has changed: {size} bytes instead of 5"),
+        ({"mtime_ns": 5}, "has changed: it was written after it was indexed"),
+        ({"gone": 1}, "is not there any more"),
+        ({"folder": 1}, "is not a file of data any more"),
+    ],
+)
+def test_another_file_is_not_decoded(decoder: Decoder, tmp_path: Path, changes: dict[str, int], message: str) -> None:
+    path = tmp_path / "image.jpg"
+    path.write_bytes(pillow_jpeg(make_image(1, 50, 70)))
+    size = path.stat().st_size
+    files, _names = stored(path, **{key: value for key, value in changes.items() if key in ("size", "mtime_ns")})
+    if "gone" in changes or "folder" in changes:
+        path.unlink()
+    if "folder" in changes:
+        path.mkdir()
+    job, output = decode_stored(decoder, files, min(size, int(files["size"][0])), (50, 70))
+    assert job.statuses.tolist() == [Status.NO_FILE] and job.message(0) == message.format(size=size)
+    assert not output.any()
+    decoder.read_ahead(np.zeros(1, np.uint64), np.array([size]), files)  # only a hint
+
+
+def test_read_ahead_brings_files_into_memory(decoder: Decoder, tmp_path: Path) -> None:
+    path, size = tmp_path / "file", 2 << 20
+    path.write_bytes(os.urandom(size))
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        mapped = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE)
+        if resident(mapped).any():
+            pytest.skip("this file system keeps its files in memory")
+        files, _names = stored(path)
+        decoder.read_ahead(np.zeros(1, np.uint64), np.array([size]), files)
+        assert eventually(lambda: bool(resident(mapped).any()))

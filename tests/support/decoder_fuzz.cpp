@@ -7,6 +7,10 @@
 //
 // An input is a file followed by the bytes of Request.
 
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -94,6 +98,31 @@ inline Outcome decode(crop::Workspace &workspace, const crop::Task &task, Block 
   return outcome;
 }
 
+// A file in memory with the image behind some other bytes, and its description, which is true or not.
+struct InFile {
+  crop::StoredFile stored;
+  char name[16];
+  bool is_true;
+
+  InFile(const uint8_t *data, size_t size, const Request &request) {
+    static const int file = memfd_create("image", 0);
+    const size_t offset = request.raw % 8;
+    const bool is_cut = (request.flip & 6) == 6 && size != 0;
+    check(file >= 0 && ftruncate(file, 0) == 0, "the harness has no file");
+    check(ftruncate(file, static_cast<off_t>(offset)) == 0, "the harness's file is full");
+    const size_t written = size - is_cut;
+    check(pwrite(file, data, written, static_cast<off_t>(offset)) == static_cast<ssize_t>(written), "it is full");
+    struct stat now {};
+    check(fstat(file, &now) == 0, "no status");
+    std::snprintf(name, sizeof name, "%d", file);
+    stored = crop::StoredFile{"/proc/self/fd", name, offset, now.st_size + is_cut,
+                              int64_t{now.st_mtim.tv_sec} * 1'000'000'000 + now.st_mtim.tv_nsec};
+    if ((request.flip & 6) == 2) ++stored.size;
+    if ((request.flip & 6) == 4) ++stored.mtime_ns;
+    is_true = (request.flip & 6) == 0 || ((request.flip & 6) == 6 && size == 0);
+  }
+};
+
 // -1: not decoded, as the frame is too large for a quick answer.
 inline int run(const uint8_t *bytes, size_t size) {
   Request request;
@@ -135,6 +164,25 @@ inline int run(const uint8_t *bytes, size_t size) {
   check(std::strcmp(one.message.text, two.message.text) == 0, "another message with another past");
   const bool alike = std::memcmp(first.data + MARGIN, second.data + MARGIN, room - 2 * MARGIN) == 0;
   check(one.status != crop::OK || alike, "other pixels with another past");
+
+  // The same from a file. Nothing is written if the file is not the described one.
+  Block third(room, 0x5A);
+  const InFile file_of_image(file.data, size, request);
+  memory_fill = 0x5A;
+  Outcome three;
+  std::memset(&three, 'x', sizeof three);
+  three.status = crop::decode_stored(used, task, file_of_image.stored, third.data + MARGIN, out_height, out_width,
+                                     three.message);
+  check(third.is_filled(0x5A, 0, MARGIN) && third.is_filled(0x5A, third.size - MARGIN, third.size), "wrote outside");
+  if (file_of_image.is_true) {
+    check(three.status == one.status, "another status from a file");
+    check(std::strcmp(three.message.text, one.message.text) == 0, "another message from a file");
+    const bool same = std::memcmp(first.data + MARGIN, third.data + MARGIN, room - 2 * MARGIN) == 0;
+    check(one.status != crop::OK || same, "other pixels from a file");
+  } else {
+    check(three.status == crop::NO_FILE && three.message.text[0] != 0, "another file was taken");
+    check(third.is_filled(0x5A, MARGIN, third.size - MARGIN), "another file was decoded");
+  }
   return one.status;
 }
 

@@ -165,7 +165,7 @@ int main(int argc, char **argv) {
   std::vector<Bytes> files;
   for (int i = 3; i < argc; ++i) files.push_back(read(argv[i]));
 
-  size_t skipped = 0, statuses[crop::NO_MEMORY + 1] = {};
+  size_t skipped = 0, statuses[crop::NO_FILE + 1] = {};
   for (size_t i = 0; i < (count == 0 ? files.size() : count); ++i) {
     Bytes file = files[i % files.size()];
     if (count != 0) {

@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 def installed(name: str) -> bool:
     if name == "native":
         return native_decoder.available()
-    module = {"dali": "nvidia.dali", "ffcv": "ffcv"}.get(name, name)
+    module = {"dali": "nvidia.dali", "synthetic": "torch"}.get(name, name)
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:

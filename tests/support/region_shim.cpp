@@ -19,7 +19,7 @@ int region_decode(const uint8_t *data, size_t size, uint32_t image_height, uint3
   const crop::Task task{data, size, image_height, image_width, box[0], box[1], box[2], box[3], false, false};
   crop::Pixels found{};
   crop::Message message{};
-  const crop::Status status = crop::decode_region(task, out_height, out_width, scratch, found, message);
+  const crop::Status status = crop::decode_region(task, crop::reduction_of(task, out_height, out_width), scratch, found, message);
   std::memcpy(region->message, message.text, sizeof message.text);
   if (status != crop::OK) return status;
   region->height = found.height;
