@@ -131,20 +131,23 @@ def test_columns_beside_the_images(tmp_path, columns):
 @pytest.mark.filterwarnings("ignore")
 def test_a_data_set_of_the_datasets_library(tmp_path):
     datasets = pytest.importorskip("datasets", reason="datasets is not installed")
-    (tmp_path / "cache").mkdir()
     images, labels = images_of(20), labels_of(20)
-    made = datasets.Dataset.from_dict(
-        {"img": [{"bytes": data, "path": None} for data in images], "fine_label": labels, "coarse_label": labels},
-        features=datasets.Features(
-            {
-                "img": datasets.Image(),
-                "fine_label": datasets.ClassLabel(names=list(NAMES)),
-                "coarse_label": datasets.ClassLabel(names=list("xyz")),
-            }
-        ),
+    described = datasets.Features(
+        {
+            "img": datasets.Image(),
+            "fine_label": datasets.ClassLabel(names=list(NAMES)),
+            "coarse_label": datasets.ClassLabel(names=list("xyz")),
+        }
     )
+    values = {
+        "img": [{"bytes": data, "path": None} for data in images],
+        "fine_label": [NAMES[label] for label in labels],
+        "coarse_label": labels,
+    }
+    # The table that Dataset.from_dict makes. It fails itself: datasets 5.2 cannot pickle a type of pyarrow 26.
+    table = pa.table(described.encode_batch(values), schema=described.arrow_schema)
     (tmp_path / "hf").mkdir()
-    made.to_parquet(str(tmp_path / "hf" / "train-00000-of-00001.parquet"))
+    pq.write_table(table, tmp_path / "hf" / "train-00000-of-00001.parquet", row_group_size=7)
     found = scan(tmp_path / "hf")
     assert found.classes == NAMES
     assert [(label, data) for _, label, data in read_all(found.splits["train"])] == list(
