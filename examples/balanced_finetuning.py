@@ -1,6 +1,6 @@
 """Fine-tunes a pretrained ResNet-18 on classes of unequal size: all are drawn equally often and count equally.
 
-python examples/balanced_finetuning.py --data SHARDS --subset 0.1 --weights plain.pt
+python examples/balanced_finetuning.py --data SHARDS --subset 0.1 --weights plain.pt  # default: torchvision's
 """
 
 import argparse
@@ -15,12 +15,12 @@ from sdpnet import ImageLoader
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", help="of plain_pytorch.py or two_views.py; otherwise torchvision's are downloaded")
-    options = {"data": "SHARDS", "subset": 1.0, "image-size": 224, "batch-size": 128, "epochs": 10, "lr": 0.05}
-    for name, default in options.items():
+    options = {"data": "SHARDS", "weights": "", "subset": 1.0, "image-size": 224, "batch-size": 128}
+    for name, default in {**options, "epochs": 10, "lr": 0.05}.items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
     args = parser.parse_args()
 
+    torch.manual_seed(0)
     size = {"image_size": args.image_size, "batch_size": args.batch_size}
     balanced = {"weights": "balanced", "subset": args.subset, "targets": "index"}
     train, val = ImageLoader(args.data, "train", **balanced, **size), ImageLoader(args.data, "val", **size)

@@ -20,6 +20,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=type(default), default=default)
     args = parser.parse_args()
 
+    torch.manual_seed(0)
     size = {"image_size": args.image_size, "batch_size": args.batch_size}
     train, val = ImageLoader(args.data, "train", targets="index", **size), ImageLoader(args.data, "val", **size)
     model = resnet18(num_classes=train.num_classes).to(train.device, memory_format=torch.channels_last)

@@ -22,6 +22,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=type(default), default=default)
     args = parser.parse_args()
 
+    torch.manual_seed(0)
     size = {"image_size": args.image_size, "batch_size": args.batch_size}
     train = ImageLoader(args.data, "train", augment=args.augment, **size)  # targets: soft, mixed, smoothed
     val = ImageLoader(args.data, "val", **size)  # targets: indices of classes

@@ -14,8 +14,7 @@ from sdpnet import ImageLoader
 
 
 def mlp(width: int, hidden: int) -> nn.Sequential:
-    layers = nn.Linear(width, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, width)
-    return nn.Sequential(*layers)
+    return nn.Sequential(nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, width))
 
 
 def main() -> None:
@@ -24,6 +23,7 @@ def main() -> None:
     for name, default in {**options, "batch-size": 256, "epochs": 100, "lr": 0.05}.items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
     args = parser.parse_args()
+    torch.manual_seed(0)
     distort = {"randaugment": {"policy": "three"}}  # greyscale, solarize or blur, then a colour jitter
     large = {"image_size": args.image_size, "crop": {"scale": [0.2, 1.0]}, "augment": distort}
     small = {"image_size": args.small_size, "crop": {"scale": [0.05, 0.2]}, "augment": distort}

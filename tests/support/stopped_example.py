@@ -1,6 +1,6 @@
 """Runs a script and ends its process, as `kill -9` would, when a training has asked for a number of batches.
 
-    python stopped_example.py BATCHES SCRIPT [ARGUMENT ...]
+python stopped_example.py BATCHES SCRIPT [ARGUMENT ...]
 """
 
 from __future__ import annotations
