@@ -28,7 +28,7 @@ def main() -> None:
     large = {"image_size": args.image_size, "crop": {"scale": [0.2, 1.0]}, "augment": distort}
     small = {"image_size": args.small_size, "crop": {"scale": [0.05, 0.2]}, "augment": distort}
     train = ImageLoader(args.data, "train", batch_size=args.batch_size, views=[large, large, small, small])
-    backbone = torchvision.models.get_model(args.model)
+    backbone = torchvision.models.get_model(args.model).to(memory_format=torch.channels_last)
     width, backbone.fc = backbone.fc.in_features, nn.Identity()
     encoder = nn.Sequential(backbone, mlp(width, width), nn.BatchNorm1d(width, affine=False)).to(train.device)
     predictor = mlp(width, width // 4).to(train.device)
