@@ -22,7 +22,10 @@ from sdpnet.pipelines.terminal.command_line import CommandParser
 ROOT: Final = Path(__file__).resolve().parent.parent
 COMMANDS: Final = "reference/commands"
 # Files of the repository that pages may link to: they become part of the site, under the same path.
-SHARED: Final = ("records/*.json", "configs/**/*.yaml", "CHANGELOG.md", "CONTRIBUTING.md", "records/*.md", "LICENSE")
+SHARED: Final = (
+    *("records/*.json", "records/*.md", "configs/**/*.yaml", "examples/*.py", "examples/*.ipynb"),
+    *("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"),
+)
 
 
 def commands() -> dict[str, str]:

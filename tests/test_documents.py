@@ -19,7 +19,7 @@ import torch
 import yaml
 from PIL import Image
 
-from sdpnet import cli
+from sdpnet import ImageLoader, cli
 from sdpnet.config.key_reference import sections
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -164,6 +164,26 @@ def test_the_loop_of_the_how_to_runs(shard_set: Path, tmp_path: Path, monkeypatc
             names["loader"].set_epoch(1)  # as if the training was stopped after one epoch
     assert names["total"] == 10 and len(names["steps"]) == 18 and names["loader"].batch_size == 4
     assert names["images"].shape == (2, 3, 32, 32) and names["targets"].shape == (2, 1000)
+
+
+def test_the_sampling_of_the_how_to_runs(shard_set: Path) -> None:
+    names: dict[str, Any] = {}
+    for text in blocks("how-to/sampling.md"):
+        exec(compile(text.replace('"SHARDS"', repr(str(shard_set))), "sampling.md", "exec"), names)
+    assert {int(label) for _, labels in names["val"] for label in labels} == {0, 1}, "the third class is left out"
+    assert (names["loader"].num_samples, names["half"].num_samples, names["val"].num_classes) == (16, 12, 3)
+    assert len(names["balanced"]) == len(names["weighted"]) == 3
+    with ImageLoader(shard_set, batch_size=9, image_size=32, repeats=3, return_ids=True) as repeated:
+        assert all((ids.reshape(3, 3) == ids[:3]).all() for _, _, ids in repeated), "three copies in a batch"
+    images, targets = next(iter(names["several"]))
+    assert images.shape == (8, 3, 64, 64) and torch.equal(targets, torch.eye(5)[2].expand(8, 5))
+
+
+def test_the_page_of_examples_shows_each_of_them() -> None:
+    page = (DOCS / "how-to/examples.md").read_text()
+    for path in (ROOT / "examples").iterdir():
+        shown = f'--8<-- "examples/{path.name}"' if path.suffix == ".py" else f"](../../examples/{path.name})"
+        assert page.count(shown) == 1 and f"[{path.name}](" in page
 
 
 def test_the_pipeline_of_the_how_to_keeps_the_contract(shard_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
