@@ -306,7 +306,10 @@ class ImageLoader:
         return self._feed.num_batches
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        """Begins an epoch: the next one, or what `set_epoch` or `load_state_dict` has chosen.
+        """An iterator over an epoch: the next one, or what `set_epoch` or `load_state_dict` has chosen.
+
+        The epoch begins with its first batch. An iterator that is never asked for one, as frameworks make it to see
+        whether a loader can be iterated, is no epoch.
 
         Yields:
             (images, targets), or (images, targets, sample_ids) with `return_ids`. With `views`, images are a tuple.
@@ -318,11 +321,12 @@ class ImageLoader:
         self._require_usable()
         if self._feed.loader.one_iterator:
             self._end_iterators("this iterator has ended, because its pipeline serves one at a time: a newer one began")
-        iterator = EpochIterator(self._epoch(*self._progress.begin()))
+        iterator = EpochIterator(self._epoch())
         self._running.add(iterator)
         return iterator
 
-    def _epoch(self, number: int, epoch: int, start: int) -> Generator[tuple[Any, ...], None, None]:
+    def _epoch(self) -> Generator[tuple[Any, ...], None, None]:
+        number, epoch, start = self._progress.begin()
         with contextlib.closing(self._feed.results(epoch, start)) as results:
             for index in range(start, len(self)):
                 # Nothing in this frame may keep what was yielded.

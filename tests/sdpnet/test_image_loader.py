@@ -231,8 +231,13 @@ def test_each_iterator_is_the_next_epoch(shard_set: Path) -> None:
         assert ids_of(made) == epochs[2], "a break ends its epoch"
         iterator = iter(made)
         made.set_epoch(1)
-        assert ids_of(iterator) != epochs[1] and ids_of(made) == epochs[1], "of the next iterator, not of this one"
-        iter(made)  # an iterator that is never asked is an epoch, too
+        assert ids_of(iterator) == epochs[1], "an epoch begins with its first batch"
+        iterator = iter(made)
+        next(iterator)
+        made.set_epoch(1)
+        assert ids_of(iterator) == epochs[2][1:] and ids_of(made) == epochs[1], "an epoch that has begun goes on"
+        iter(made)  # an iterator that is never asked is no epoch
+        assert ids_of(made) == epochs[2]
         made.set_epoch(2)
         made.set_epoch(2)
         assert ids_of(made) == epochs[2]

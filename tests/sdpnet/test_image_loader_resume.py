@@ -172,11 +172,13 @@ def test_any_use_follows_a_simple_model(shard_set: Path, actions: list[tuple[str
     with loader(shard_set, pipeline="synthetic", dtype=torch.uint8) as made:
         plan = made.source.plan
         iterator, place, following, own, saved, counts = None, (0, 0), (0, 0), (0, 0), made.state_dict(), False
-        saved_place = (0, 0)
+        saved_place, begun = (0, 0), False
         for action, number in actions:
             if action == "iter":
-                iterator, own, place, following, counts = iter(made), following, following, (following[0] + 1, 0), True
+                iterator, begun, counts = iter(made), False, False
             elif action == "next" and iterator is not None:
+                if not begun:
+                    begun, own, place, following, counts = True, following, following, (following[0] + 1, 0), True
                 for _ in range(number):
                     batch = next(iterator, None)
                     if own[1] == count or own[0] < 0:
