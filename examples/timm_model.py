@@ -36,9 +36,10 @@ def main() -> None:
     amp = torch.autocast(train.device.type, torch.bfloat16, enabled=train.device.type == "cuda")
     for epoch in range(args.epochs):
         losses = []
+        model.train()
         for images, targets in train:
             with amp:
-                loss = criterion(model.train()(images), targets)
+                loss = criterion(model(images), targets)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -47,9 +48,10 @@ def main() -> None:
             average.update(model, step)
             losses.append(loss.detach())
         top1 = AverageMeter()
+        average.module.eval()
         for images, labels in val:
             with torch.no_grad(), amp:
-                top1.update(accuracy(average.module.eval()(images), labels)[0].item(), len(labels))
+                top1.update(accuracy(average.module(images), labels)[0].item(), len(labels))
         print(f"epoch {epoch}: loss {torch.stack(losses).mean():.4f}, top-1 {top1.avg:.1f} %", flush=True)
 
 
