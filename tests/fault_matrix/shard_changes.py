@@ -196,6 +196,7 @@ def _sealed(folder: Path, name: str, content: bytes) -> None:
                 first = file["hashed_from"]
                 file["bytes"] = len(content)
                 file["sha256"] = hashlib.sha256(content[first:] + content[:first]).hexdigest()
+    (folder / "manifest.json").unlink()  # it is a hard link to that of the whole set
     write_manifest(folder, raw)
 
 
