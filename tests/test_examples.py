@@ -151,7 +151,7 @@ def test_accelerate_restores_the_state_of_the_loader(shapes: Path, tmp_path: Pat
 
 
 def test_two_views(shapes: Path, tmp_path: Path) -> None:
-    small = ("--image-size", 16, "--small-size", 12, "--batch-size", 20, "--model", "resnet18", "--lr", 4)
+    small = ("--image-size", 16, "--small-size", 12, "--batch-size", 32, "--model", "resnet18", "--lr", 4)
     output = run("two_views.py", "--data", shapes, *small, "--epochs", 2, "--out", tmp_path / "backbone.pt")
     first, last = losses(output)
     assert last < first < 0.1 and min(map(float, re.findall(r"codes ([\d.]+)", output))) > 0.5, "not collapsed"
