@@ -200,9 +200,9 @@ def test_the_last_batch_is_kept_where_it_is_asked_for(n: int, batch_size: int, r
     assert counts.sum() == n and counts.max() <= repeats and (repeats > 1 or counts.min() == 1)
 
 
-def test_fourteen_million_weights_are_no_wait() -> None:
-    """Not a time: the sums are made once, and a batch looks its samples up in them."""
-    n = 14_000_000
+def test_a_million_weights() -> None:
+    """The sums are made once, and a batch looks its samples up in them."""
+    n = 1_000_000
     weights = np.ones(n)
     weights[0] = n
     plan = plan_of(resolve(np.zeros(n, np.int64), weights=weights), n, batch_size=1000)
