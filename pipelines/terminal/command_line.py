@@ -127,7 +127,8 @@ class CommandParser(argparse.ArgumentParser):
         loose = bool(words) and not words[0].startswith("-")
         loose = loose or re.match(r"unrecognized arguments: [^-]", message) is not None
         if loose and all(action.option_strings for action in self._actions):
-            return f" (each value needs its flag: {', '.join(flag for flag in flags if flag not in ('-h', '--help'))})"
+            with_values = [flag for flag, action in self._option_string_actions.items() if action.nargs != 0]
+            return f" (each value needs its flag: {', '.join(with_values)})"
         return ""
 
 

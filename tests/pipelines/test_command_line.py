@@ -53,7 +53,7 @@ def test_mistakes(arguments: list[str], message: str, capsys: pytest.CaptureFixt
     ("call", "arguments", "message"),
     [
         (build_ffcv.main, ["--sorce", "x", "--out", "y"], "did you mean --source?"),
-        (adopt.main, ["x.beton"], "each value needs its flag: --train, --val, --classes"),
+        (adopt.main, ["x.beton"], "each value needs its flag: --out, --source, --train, --val, "),
         (build_ffcv.main, ["images", "shards"], "required: --out (each value needs its flag: --out, --source, "),
         (verify.main, ["x", "--quik"], "did you mean --quick?"),
         (report.main, ["x", "--image", "3"], "did you mean --images?"),
