@@ -242,6 +242,8 @@ def _examine(arguments: argparse.Namespace, config: Config, say: Callable[[str],
     facts["pipelines"] = {name: why_missing(name) for name in PIPELINES}
     facts["rates"] = _measure(arguments, config, say)
     stages, remedies = _stages(facts["rates"])
+    measured = [rate for rate in stages.values() if rate is not None]
+    facts["expected_images_per_second"] = min(measured, default=None)
     facts["verdict"] = verdict(stages, remedies)
     return facts
 
