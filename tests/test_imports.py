@@ -103,7 +103,7 @@ ALLOWED = {
     "sdpnet/cli": TERMINAL,  # the commands are imported by name, each when it is asked for
 }
 BACKENDS = {
-    "ffcv": ("pipelines/executors/ffcv.py",),
+    "ffcv": ("pipelines/executors/ffcv.py", "pipelines/benchmarks/half_raw.py"),
     "numba": ("pipelines/executors/ffcv.py",),
     "nvidia": ("pipelines/executors/dali.py",),
     "pyarrow": (

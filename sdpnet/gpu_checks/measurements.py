@@ -91,7 +91,8 @@ def _data_path_figures(result: Mapping[str, Any]) -> str:
     figures = []
     for race in result["races"]:
         rates = [f"{row['contestant']} {row['median']:,.0f}" for row in race["results"] if "median" in row]
-        figures.append(f"{len(race['cores'])} cores: {', '.join(rates) or 'none'}")
+        count = len(race["cores"])
+        figures.append(f"{count} core{'s' if count > 1 else ''}: {', '.join(rates) or 'none'}")
     return "; ".join(figures) + " images/s"
 
 
