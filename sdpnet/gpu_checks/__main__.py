@@ -13,7 +13,7 @@ import datetime
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -117,8 +117,8 @@ def _done(part: Part, settings: Settings, limit: float) -> Outcome:
 class _Run:
     """The parts of one run, with their outcomes so far."""
 
-    def __init__(self, settings: Settings, parts: Sequence[Part], seconds: float, known: Mapping[str, Outcome]) -> None:
-        self.settings, self.parts = settings, parts
+    def __init__(self, settings: Settings, seconds: float, known: Mapping[str, Outcome]) -> None:
+        self.settings = settings
         self._ends = time.monotonic() + seconds
         self.outcomes = dict(known)
         self.machine = _machine()
@@ -126,7 +126,8 @@ class _Run:
 
     @property
     def rows(self) -> list[Outcome]:
-        return [self.outcomes[part.name] for part in self.parts if part.name in self.outcomes]
+        """The outcomes of this run and of earlier ones, in the order of the parts."""
+        return [self.outcomes[part.name] for part in (CONVERSION, *PARTS) if part.name in self.outcomes]
 
     @property
     def left(self) -> float:
@@ -163,7 +164,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings.out.mkdir(parents=True, exist_ok=True)
     before = done_before(settings.out / "results.json", _identity(settings)) if not arguments.again else {}
     seconds = 60 * arguments.minutes
-    this = _Run(settings, parts, seconds, before)
+    this = _Run(settings, seconds, before)
     todo = [part for part in parts if part.name not in before]
     if settings.images is not None and not settings.images.is_dir():
         _make_images(settings.images, this.console, settings.tiny)
