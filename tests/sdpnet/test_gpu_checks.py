@@ -53,6 +53,15 @@ def test_what_fits_into_4_10_and_30_minutes() -> None:
     assert all(part.is_check for part in parts if part.rank in (1, 2)), "what is worth most is correctness"
 
 
+def test_the_documents_say_what_fits() -> None:
+    text = (ROOT / "docs" / "benchmarks" / "measure.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| `")]
+    assert [row[0].strip("`") for row in rows] == ALL
+    for column, minutes in enumerate((4, 10, 30), 2):
+        fits = chosen([CONVERSION, *command.PARTS], 60 * minutes, size_for(minutes))
+        assert [row[0].strip("`") for row in rows if row[column]] == fits[1:]
+
+
 def test_a_part_is_stopped_before_the_time_is_over() -> None:
     part = next(part for part in command.PARTS if part.name == "kernels")
     assert part.expected("short") == 40
