@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,6 +37,7 @@ from sdpnet.pipelines.terminal.command_line import run_alone
 __all__ = ["PARTS", "add_arguments", "main", "run"]
 
 PARTS: Final[tuple[Part, ...]] = (*CHECKS, *MEASUREMENTS)
+UNTIMED: Final = 600.0  # the seconds that a part may take in a rehearsal, or if it was asked for by name
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--recipes", default="", metavar="NAME=DATA,...", help="configs for accuracy runs, with shards or images")
     add("--parts", default="", metavar="NAMES", help="do these parts alone, whatever time they take")
-    add("--again", action="store_true", help="also repeat parts that are done")
+    add("--again", action="store_true", help="also repeat parts that are done, but for the conversion")
     add("--rehearsal", action="store_true", help="every part on the CPU with tiny sizes: tests this command")
 
 
@@ -150,6 +152,25 @@ class _Run:
             self.console.print(printable(line), markup=False, soft_wrap=True)
         self.save()
 
+    def do_all(self, todo: Sequence[Part], *, timed: bool) -> bool:
+        """Runs parts in their order. Returns False if the images could not be converted.
+
+        Args:
+            timed: whether only the parts that fit into the time are run, and then others while time is left.
+        """
+        size = self.settings.size
+        possible = [part for part in todo if not part.obstacle(self.settings)]
+        first = set(chosen(possible, self.left, size)) if timed else {part.name for part in todo}
+        later = sorted((part for part in todo if part.name not in first), key=lambda part: part.rank)
+        for part in [*(part for part in todo if part.name in first), *later]:
+            limit = limit_of(part, self.left, size) if timed else self.left if part.takes_rest else UNTIMED
+            if part in later and part.expected(size) > self.left:
+                limit = 0.0
+            self.do(part, limit)
+            if part is CONVERSION and self.outcomes[part.name].status != "passed":
+                return False
+        return True
+
 
 def _identity(settings: Settings) -> dict[str, str]:
     """What must be equal when a run continues."""
@@ -162,30 +183,31 @@ def run(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
     parts = _parts(arguments, settings)
     settings.out.mkdir(parents=True, exist_ok=True)
-    before = done_before(settings.out / "results.json", _identity(settings)) if not arguments.again else {}
-    seconds = 60 * arguments.minutes
-    this = _Run(settings, seconds, before)
-    todo = [part for part in parts if part.name not in before]
+    known = done_before(settings.out / "results.json", _identity(settings))
+    if not settings.data.is_dir():
+        known.pop(CONVERSION.name, None)
+    again = [part.name for part in parts if arguments.again and part is not CONVERSION]
+    this = _Run(settings, 60 * arguments.minutes, known)
     if settings.images is not None and not settings.images.is_dir():
         _make_images(settings.images, this.console, settings.tiny)
-    timed = not settings.tiny and not arguments.parts
-    first = set(chosen(todo, this.left, settings.size)) if timed else {part.name for part in todo}
-    later = sorted((part for part in todo if part.name not in first), key=lambda part: part.rank)
-    for part in [*(part for part in todo if part.name in first), *later]:
-        limit = limit_of(part, this.left, settings.size) if timed else 600.0
-        if part in later and part.expected(settings.size) > this.left:
-            limit = 0.0
-        this.do(part, limit)
-        if part is CONVERSION and this.outcomes[part.name].status != "passed":
-            break
+    before = signal.signal(signal.SIGTERM, _terminate)  # so that the processes of a part end as well
+    try:
+        converted = this.do_all(
+            [part for part in parts if part.name not in known or part.name in again],
+            timed=not settings.tiny and not arguments.parts,
+        )
+    finally:
+        signal.signal(signal.SIGTERM, before)
     gpu = this.machine["gpu"] or "rehearsal on the CPU, tiny sizes: no figure counts"
-    used = seconds - this.left
-    title = f"\n{gpu}; commit {commit() or 'unknown'}; {used / 60:.1f} of {arguments.minutes:g} minutes"
+    used = arguments.minutes - this.left / 60
+    title = f"\n{gpu}; commit {commit() or 'unknown'}; {used:.1f} of {arguments.minutes:g} minutes"
     this.console.print(table(title, this.rows))
     this.console.print(f"{settings.out / 'results.json'}", markup=False, soft_wrap=True)
-    return (
-        0 if verdict(this.rows)[0] and all(row.status != "failed" or row.part != "shards" for row in this.rows) else 1
-    )
+    return 0 if converted and verdict(this.rows)[0] else 1
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def _make_images(images: Path, console: Console, tiny: bool) -> None:

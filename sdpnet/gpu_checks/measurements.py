@@ -126,7 +126,8 @@ def _depthwise_figures(result: Mapping[str, Any]) -> str:
 
 def _accuracy(settings: Settings, seconds: float) -> list[str]:
     recipes = ",".join(f"{name}={path}" for name, path in settings.recipes.items())
-    words = ["--recipes", recipes, "--seconds", f"{0.95 * seconds:.0f}", "--work", str(settings.out / "accuracy-runs")]
+    seconds = 30 if settings.tiny else 0.95 * seconds
+    words = ["--recipes", recipes, "--seconds", f"{seconds:.0f}", "--work", str(settings.out / "accuracy-runs")]
     tiny = ["--settings", "data.batch_size_per_gpu=4,data.image_size=32,train.compile=false"] if settings.tiny else []
     where = ["--device", settings.device, "--json", str(settings.file("accuracy"))]
     return ["-m", "sdpnet.gpu_checks.programs.accuracy", *words, *tiny, *where]
@@ -238,5 +239,6 @@ MEASUREMENTS: Final[tuple[Part, ...]] = (
         command=_accuracy,
         figures=_accuracy_figures,
         obstacle=_no_recipes,
+        takes_rest=True,
     ),
 )

@@ -71,6 +71,7 @@ class Part:
         figures: makes one or two figures for the table out of the result.
         obstacle: returns why the part is not possible here, or "".
         collect: reads the result that the command has left.
+        takes_rest: whether it uses all the time that is left.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Part:
     figures: Callable[[Mapping[str, Any]], str]
     obstacle: Callable[[Settings], str] = lambda settings: ""
     collect: Callable[[Settings], Mapping[str, Any]] | None = None
+    takes_rest: bool = False
 
     def expected(self, size: Size) -> float:
         """The seconds that it takes on a GPU."""

@@ -35,7 +35,7 @@ def done_before(path: Path, settings: Mapping[str, Any]) -> dict[str, Outcome]:
         raise UserError(f"{path}: cannot be read as results of ./dev gpu; use another --out") from None
     if before != dict(settings):
         differing = ", ".join(name for name in settings if before.get(name) != settings[name])
-        raise UserError(f"{path}: is of a run with another {differing}; use another --out, or --again")
+        raise UserError(f"{path}: is of a run with another {differing}; use another --out")
     return {row.part: replace(row, earlier=True) for row in outcomes if row.status in DONE}
 
 

@@ -32,4 +32,4 @@ def limit_of(part: Part, left: float, size: Size) -> float:
     expected, left = part.expected(size), left - SPARE
     if left < LEAST * expected:
         return 0.0
-    return min(left, PATIENCE * expected + 10)
+    return left if part.takes_rest else min(left, PATIENCE * expected + 10)

@@ -106,7 +106,7 @@ def test_what_is_done_is_known_to_the_next_run(tmp_path: Path) -> None:
     write_results(file, settings, {"gpu": "a card"}, rows)
     before = done_before(file, settings)
     assert list(before) == ["a", "c"] and before["a"] == replace(rows[0], earlier=True)
-    with pytest.raises(UserError, match=r"results\.json: is of a run with another data; use another --out, or --again"):
+    with pytest.raises(UserError, match=r"results\.json: is of a run with another data; use another --out"):
         done_before(file, {**settings, "data": "b"})
     file.write_text("{")
     with pytest.raises(UserError, match="cannot be read as results"):
@@ -272,7 +272,7 @@ def test_how_parts_end(stand_ins: None, shard_set: Path, tmp_path: Path, capsys:
     (out / "good.log").unlink()
     assert rehearse(out, shard_set) == 1, "what has failed is done, too"
     assert not (out / "good.log").exists() and "passed earlier" in capsys.readouterr().out
-    assert rehearse(out, shard_set, "--again", "--parts", "good") == 0
+    assert rehearse(out, shard_set, "--again", "--parts", "good") == 1, "another check has not passed"
     assert (out / "good.log").exists()
 
 
