@@ -97,6 +97,7 @@ def _fused_figures(result: Mapping[str, Any]) -> str:
     if result["wrong"]:
         return f"{len(result['wrong'])} of {result['cases']} cases differ: {', '.join(result['wrong'][:2])}"
     here = "" if result["fused_kernels"] else "; no fused kernels here"
+    here += f"; {result['left_out']} left out" if result["left_out"] else ""
     same = f"{result['same_to_the_bit']} of {result['cases']} cases the same bits"
     return f"{same}, others within {result['largest_levels']:.2g} levels{here}"
 

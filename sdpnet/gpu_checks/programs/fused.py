@@ -15,6 +15,7 @@ import itertools
 import json
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -132,7 +133,9 @@ def compare(case: Case, batch: Batch, generator: np.random.Generator) -> dict[st
 
     def staged(how: str, source: Batch) -> torch.Tensor:
         stage = DeviceStage(replace(options, fused=how), num_classes, case.dtype, train=True)  # type: ignore[arg-type]
-        return stage(source)[0].cpu()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "augment.fused")  # kernels that fail to compile must not be passed over
+            return stage(source)[0].cpu()
 
     ours = staged("auto", batch)
     same, within, largest = True, True, 0.0
