@@ -80,11 +80,20 @@ def _prediction_figures(result: Mapping[str, Any]) -> str:
 def _data_path(settings: Settings, seconds: float) -> list[str]:
     cores = len(usable_cores())
     counts = {1} if settings.tiny else {1, min(4, cores), cores} if settings.size == "long" else {1, cores}
-    names = installed("native") if settings.tiny else installed("native", "ffcv", "ffcv_raw", "dali", "torchvision_gpu")
-    words = ["--pipelines", ",".join(names), "--cores", ",".join(map(str, sorted(counts))), *_sizes(settings)]
-    rounds = ["--rounds", "1", "--seconds", "0.05"] if settings.tiny else ["--rounds", "2", "--seconds", "1.2"]
-    where = ["--data", str(settings.data), "--device", settings.device, "--json", str(settings.file("data_path"))]
-    return ["-m", "sdpnet.cli", "bench", *where, *words, *rounds]
+    raw = ["ffcv_raw"] if installed("ffcv") and settings.size != "short" else []
+    names = installed("native") if settings.tiny else [*installed("native", "ffcv", "dali"), *raw, "torchvision_gpu"]
+    words = ["--cores", ",".join(map(str, sorted(counts))), *_sizes(settings), "--device", settings.device]
+    words += ["--rounds", "1", "--seconds", "0.05"] if settings.tiny else ["--rounds", "2", "--seconds", "1.2"]
+    where = ["--data", str(settings.data), "--pipelines", ",".join(names)]
+    return [
+        "-m",
+        "sdpnet.gpu_checks.programs.data_path",
+        *where,
+        "--",
+        *words,
+        "--json",
+        str(settings.file("data_path")),
+    ]
 
 
 def _data_path_figures(result: Mapping[str, Any]) -> str:

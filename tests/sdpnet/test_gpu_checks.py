@@ -19,7 +19,7 @@ from sdpnet.gpu_checks.checks import gpu_test_files
 from sdpnet.gpu_checks.measurements import CONVERSION
 from sdpnet.gpu_checks.part import Outcome, Part, Settings, size_for
 from sdpnet.gpu_checks.process import run_limited
-from sdpnet.gpu_checks.programs import fused, kernels
+from sdpnet.gpu_checks.programs import data_path, fused, kernels
 from sdpnet.gpu_checks.programs.accuracy import epochs_that_fit, parse_recipes
 from sdpnet.gpu_checks.programs.kernels import Kernel, by_part, part_of
 from sdpnet.gpu_checks.programs.prediction import comparison
@@ -188,6 +188,28 @@ def test_images_are_repeated_up_to_an_epoch(image_folder: Path, tmp_path: Path) 
     assert len(list(tmp_path.glob("flat/val/*/*"))) == 24, "without splits, the same images are both"
     with pytest.raises(UserError, match="no images in class folders"):
         repeated(tmp_path / "none", tmp_path / "out", 1)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_the_raw_copy_is_made_for_ffcv_and_removed(
+    there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, calls = tmp_path / "shards-half-raw", []
+
+    def run_module(module: str, words: list[Any]) -> str:
+        calls.append((module, list(map(str, words))))
+        copy.mkdir(exist_ok=True)
+        return ""
+
+    monkeypatch.setattr(data_path, "run_module", run_module)
+    if there:
+        copy.mkdir()
+    words = ["--data", str(tmp_path / "shards"), "--pipelines", "native,ffcv_raw", "--", "--cores", "1"]
+    assert data_path.main(words) == 0
+    bench = ["bench", "--data", str(tmp_path / "shards"), "--pipelines", "native,ffcv_raw", "--cores", "1"]
+    assert calls[-1] == ("sdpnet.cli", bench)
+    assert [module for module, _ in calls[:-1]] == ([] if there else ["sdpnet.pipelines.benchmarks.half_raw"])
+    assert copy.exists() == there, "a copy that was there before is kept"
 
 
 def test_an_operation_that_differs_is_found(shard_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
