@@ -62,7 +62,8 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     if not arguments.rehearsal and not torch.cuda.is_available():
         raise UserError("this torch sees no GPU; sdpnet doctor says why. --rehearsal tests this command on the CPU")
     if arguments.data is not None:
-        open_split(arguments.data, "train")
+        for split in ("train", "val"):
+            open_split(arguments.data, split)
     if arguments.images is not None and not arguments.images.is_dir():
         raise UserError(f"--images {arguments.images}: is not a folder")
     out = arguments.out.absolute()

@@ -116,7 +116,8 @@ def _module(name: str, settings: Settings, *more: str) -> list[str]:
 
 
 def _pixels(settings: Settings, seconds: float) -> list[str]:
-    names = installed(*(("native",) if settings.tiny else ("native", "dali", "ffcv")))
+    ffcv = ["ffcv"] if (settings.data / "train.beton").is_file() else []  # it reads no other files
+    names = installed(*(["native"] if settings.tiny else ["native", "dali", *ffcv]))
     words = ["--data", str(settings.data), "--pipelines", ",".join(names)]
     amount = ["--batches", "2", "--batch-size", "4"] if settings.tiny else ["--batches", "10"]
     words += ["--device", settings.device, *amount]
