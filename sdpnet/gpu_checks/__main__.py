@@ -86,10 +86,9 @@ def _parts(arguments: argparse.Namespace, settings: Settings) -> list[Part]:
     return [*([CONVERSION] if settings.images else []), *(part for part in PARTS if part.name in asked)]
 
 
-def _machine() -> dict[str, Any]:
-    gpu = torch.cuda.is_available()
+def _machine(device: str) -> dict[str, Any]:
     return {
-        "gpu": torch.cuda.get_device_name() if gpu else None,
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
         "driver": driver(),
         "cpu": cpu_name(),
         "cores": len(usable_cores()),
@@ -101,7 +100,8 @@ def _machine() -> dict[str, Any]:
 def _done(part: Part, settings: Settings, limit: float) -> Outcome:
     """Runs a part."""
     began = time.monotonic()
-    status = run_limited(part.command(settings, limit), settings.file(part.name, ".log"), limit)
+    log_file, hide_gpus = settings.file(part.name, ".log"), settings.device == "cpu"
+    status = run_limited(part.command(settings, limit), log_file, limit, hide_gpus=hide_gpus)
     took = round(time.monotonic() - began, 1)
     result = read_result(part, settings)
     try:
@@ -109,7 +109,7 @@ def _done(part: Part, settings: Settings, limit: float) -> Outcome:
     except (KeyError, IndexError, TypeError, StopIteration) as error:  # an incomplete result
         figures = f"{settings.file(part.name)} has no {error}"
     if status != 0:
-        log = settings.file(part.name, ".log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        log = log_file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         figures = figures or (log[-1].strip() if log else "no output")
         figures += f" (limit {limit:.0f} s)" if status is None else ""
     ended = "cut off" if status is None else "failed" if status else "passed"
@@ -124,7 +124,7 @@ class _Run:
         self.settings = settings
         self._ends = time.monotonic() + seconds
         self.outcomes = dict(known)
-        self.machine = _machine()
+        self.machine = _machine(settings.device)
         self.console = Console(highlight=False)
 
     @property

@@ -18,7 +18,7 @@ __all__ = ["run_limited"]
 _GRACE: Final = 8  # seconds between the request to end and the kill
 
 
-def run_limited(words: Sequence[str], log: Path, seconds: float) -> int | None:
+def run_limited(words: Sequence[str], log: Path, seconds: float, *, hide_gpus: bool = False) -> int | None:
     """Runs `python WORDS...` in the checkout, with its output in `log`.
 
     Returns:
@@ -28,7 +28,7 @@ def run_limited(words: Sequence[str], log: Path, seconds: float) -> int | None:
         process = subprocess.Popen(
             [sys.executable, *words],
             cwd=ROOT,
-            env=environment(),
+            env={**environment(), **({"CUDA_VISIBLE_DEVICES": ""} if hide_gpus else {})},
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", required=True, metavar="SHARDS", help="shard set")
     add("--work", type=Path, required=True, metavar="DIR", help="directory for the runs, which is removed at the end")
     add("--batch-size", type=int, default=64, metavar="N", help="default: %(default)s")
-    add("--epochs", type=int, default=2, metavar="N", help="default: %(default)s")
+    add("--epochs", type=int, default=1, metavar="N", help="default: %(default)s")
     add("--device", choices=["cpu", "cuda"], default="cuda", help="default: %(default)s")
     add("--json", type=Path, metavar="FILE", help="also write the results to this file")
 
@@ -64,12 +64,13 @@ def run(arguments: argparse.Namespace) -> int:
     common = [
         *("--config", "debug", "--data", arguments.data),
         *(f"data.batch_size_per_gpu={arguments.batch_size}", f"train.epochs={arguments.epochs}"),
-        *("train.checkpoint_interval=5", f"train.device={arguments.device}", "train.compile=false"),
+        *(f"train.device={arguments.device}", "train.compile=false"),
     ]
 
     whole, broken = arguments.work / "whole", arguments.work / "killed"
     run_module("sdpnet.train", [*common, "--out", whole])
     last = max(line["step"] for line in _metrics(whole))
+    common.append(f"train.checkpoint_interval={max(1, last // 6)}")  # two or three before the kill
     command = [sys.executable, "-m", "sdpnet.train", *common, "--out", str(broken)]
     process = subprocess.Popen(command, env=environment())
     try:
