@@ -98,10 +98,12 @@ ALLOWED = {
     "sdpnet/train": TRAINING,
     "sdpnet/benchmarks": (*TRAINING, *BENCHMARKS, "sdpnet/benchmarks"),
     "sdpnet/commands": (*TRAINING, *BENCHMARKS, "sdpnet/benchmarks", "sdpnet/commands"),
+    "sdpnet/gpu_checks/programs": (*TRAINING, *BENCHMARKS, "sdpnet/benchmarks", "sdpnet/gpu_checks/programs"),
+    "sdpnet/gpu_checks": (*TERMINAL, "sdpnet/gpu_checks", "sdpnet/gpu_checks/programs"),
     "sdpnet/cli": TERMINAL,  # the commands are imported by name, each when it is asked for
 }
 BACKENDS = {
-    "ffcv": ("pipelines/executors/ffcv.py",),
+    "ffcv": ("pipelines/executors/ffcv.py", "pipelines/benchmarks/half_raw.py"),
     "numba": ("pipelines/executors/ffcv.py",),
     "nvidia": ("pipelines/executors/dali.py",),
     "pyarrow": (

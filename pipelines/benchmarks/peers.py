@@ -1,5 +1,7 @@
-"""Other projects' loaders for the benchmark, set up as their users do. All of them yield uint8 batches on the CPU.
+"""Other projects' loaders for the benchmark, set up as their users do. All of them yield uint8 batches.
 
+`spdl`, `ffcv_raw` and `torchvision_gpu` follow the plan. `ffcv_raw` is FFCV on a file of which half of the images are
+raw pixels, as in FFCV's own ImageNet recipe. `torchvision_gpu` decodes on the GPU; all others deliver on the CPU.
 `webdataset` and `timm` cannot follow a plan. They deliver other samples and boxes, drawn from the same distribution,
 and their rows say so. Pillow decodes for them in `DataLoader` workers, or in the process itself if there is one core.
 """
@@ -7,22 +9,27 @@ and their rows say so. Pillow decodes for them in `DataLoader` workers, or in th
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from io import BytesIO
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from sdpnet.pipelines.benchmarks.stream import RepeatedPlan, data_options, job_plan
+from sdpnet.pipelines.benchmarks.stream import PipelineStream, RepeatedPlan, data_options, job_plan
 from sdpnet.pipelines.benchmarks.worker import Job, Stream
 from sdpnet.pipelines.errors import BackendMissingError, UserError
+from sdpnet.pipelines.plan import BatchPlan
 from sdpnet.pipelines.shards.layout import ShardReader, open_split
-from sdpnet.pipelines.terminal.remedy import install
+from sdpnet.pipelines.terminal.next_step import python
+from sdpnet.pipelines.terminal.remedy import install, install_extra
 
-__all__ = ["PEERS", "PeerStream", "SpdlStream", "open_peer"]
+__all__ = ["PEERS", "PeerStream", "SpdlStream", "TorchvisionGpuStream", "open_peer"]
 
 
 class PeerStream:
@@ -156,25 +163,89 @@ class SpdlStream:
                 yield len(images), ids
 
 
-# name -> (the function that opens it, the module that must be importable)
-PEERS: Final[dict[str, tuple[Callable[[Job], Stream], str]]] = {
-    "webdataset": (_webdataset, "webdataset"),
-    "timm": (_timm, "timm.data"),
-    "spdl": (SpdlStream, "spdl.io"),
+class TorchvisionGpuStream:
+    """torchvision's `decode_jpeg` on the GPU (nvJPEG), which decodes whole images. It follows the plan.
+
+    A thread reads the encoded images ahead. Crops, resizing and flips are torchvision's, image by image.
+    """
+
+    crops = "plan"
+
+    def __init__(self, job: Job) -> None:
+        _, self._reader = open_split(job.data, job.split)
+        self._plan, self._device = job_plan(job, self._reader.sizes), torch.device(job.device)
+
+    def batches(self, count: int) -> Generator[tuple[int, np.ndarray], None, None]:
+        from torchvision.io import ImageReadMode, decode_jpeg
+        from torchvision.transforms.v2 import functional
+
+        plan = RepeatedPlan(self._plan, count + 3)
+        side = plan.image_size
+
+        def read(index: int) -> tuple[BatchPlan, list[torch.Tensor]]:
+            batch = plan.batch(0, index)
+            return batch, [
+                torch.from_numpy(self._reader.encoded(sample).copy()) for sample in batch.sample_ids.tolist()
+            ]
+
+        with ThreadPoolExecutor(1) as pool:
+            reading = pool.submit(read, 0)
+            for index in range(len(plan)):
+                batch, encoded = reading.result()
+                reading = pool.submit(read, min(index + 1, len(plan) - 1))
+                images = []
+                decoded = decode_jpeg(encoded, mode=ImageReadMode.RGB, device=self._device)
+                for image, box, flip in zip(decoded, batch.crop_boxes.tolist(), batch.flips.tolist(), strict=True):
+                    crop = functional.resized_crop(image, *box, [side, side], antialias=True)
+                    images.append(functional.horizontal_flip(crop) if flip else crop)
+                yield len(torch.stack(images)), batch.sample_ids
+
+
+def _ffcv_raw(job: Job) -> Stream:
+    """The pipeline `ffcv` on the copy that `half_raw` has written."""
+    copy = f"{job.data.rstrip('/')}-half-raw"
+    if not os.path.isdir(copy):
+        command = f"{python()} -m sdpnet.pipelines.benchmarks.half_raw --data {job.data} --split {job.split}"
+        raise UserError(f"{copy} is not there; to make it: {command}")
+    return PipelineStream(replace(job, contestant="ffcv", data=copy))
+
+
+class Peer(NamedTuple):
+    """A loader of another project.
+
+    Attributes:
+        open: opens it.
+        module: the module that must be importable.
+        devices: the devices on which its batches can be.
+        remedy: returns the command that installs it.
+    """
+
+    open: Callable[[Job], Stream]
+    module: str
+    devices: tuple[str, ...]
+    remedy: Callable[[], str]
+
+
+PEERS: Final[dict[str, Peer]] = {
+    "webdataset": Peer(_webdataset, "webdataset", ("cpu",), lambda: install("webdataset")),
+    "timm": Peer(_timm, "timm.data", ("cpu",), lambda: install("timm")),
+    "spdl": Peer(SpdlStream, "spdl.io", ("cpu",), lambda: install("spdl")),
+    "ffcv_raw": Peer(_ffcv_raw, "sdpnet.pipelines.executors.ffcv", ("cpu", "cuda"), lambda: install_extra("ffcv")),
+    "torchvision_gpu": Peer(TorchvisionGpuStream, "torchvision.io", ("cuda",), lambda: install("torchvision")),
 }
 
 
 def open_peer(name: str) -> Callable[[Job], Stream]:
     """Imports a peer and returns the function that opens it. Raises `BackendMissingError`."""
-    open_it, module = PEERS[name]
+    peer = PEERS[name]
     try:
-        importlib.import_module(module)  # before the first batch is timed
+        importlib.import_module(peer.module)  # before the first batch is timed
     except ModuleNotFoundError:
-        raise BackendMissingError(f"{name} is not installed: {install(name)}") from None
+        raise BackendMissingError(f"{name} is not installed: {peer.remedy()}") from None
 
     def opened(job: Job) -> Stream:
-        if job.device != "cpu":
-            raise UserError(f"{name} is measured with --device cpu only")
-        return open_it(job)
+        if job.device not in peer.devices:
+            raise UserError(f"{name} is measured with --device {peer.devices[0]} only")
+        return peer.open(job)
 
     return opened

@@ -28,7 +28,17 @@ from sdpnet.pipelines.options import ShardOptions
 from sdpnet.pipelines.shards.layout import open_split
 from sdpnet.training.step import make_training_step
 
-__all__ = ["Reading", "augment_rate", "copy_rate", "decode_round", "matmul_rate", "noise", "reading_rates", "step_rate"]
+__all__ = [
+    "Reading",
+    "augment_rate",
+    "copy_rate",
+    "decode_round",
+    "matmul_rate",
+    "noise",
+    "reading_rates",
+    "step_on_noise",
+    "step_rate",
+]
 
 DECODE_BATCH = 64
 MAX_FILES = 50_000  # the number of files that are dropped from memory and read again
@@ -126,6 +136,16 @@ def matmul_rate(dtype: torch.dtype, device: torch.device, seconds: float) -> flo
 
 def step_rate(config: Config, batch_size: int, device: torch.device, seconds: float) -> float:
     """Images/s of the training step of `train` with this config, on noise, in one process."""
+    step, num_images = step_on_noise(config, batch_size, device)
+    return _rate(step, num_images, device, seconds)
+
+
+def step_on_noise(config: Config, batch_size: int, device: torch.device) -> tuple[Callable[[], object], int]:
+    """Makes the training step of `train` with this config.
+
+    Returns:
+        A function that takes the next step on noise, and its number of images.
+    """
     num_classes = config.model.num_classes or 1000
     quiet = replace(config.train, on_nonfinite="skip", max_nonfinite=10**9)  # on noise, a step may well not be finite
     config = replace(config, train=quiet, data=replace(config.data, batch_size_per_gpu=batch_size))
@@ -134,7 +154,7 @@ def step_rate(config: Config, batch_size: int, device: torch.device, seconds: fl
     training_step.model.train()
     numbers, batches = itertools.count(1), noise(config, num_classes, device)
     images = batch_size * config.train.accumulate
-    return _rate(lambda: training_step(batches, next(numbers), config.optim.lr), images, device, seconds)
+    return lambda: training_step(batches, next(numbers), config.optim.lr), images
 
 
 def noise(config: Config, num_classes: int, device: torch.device) -> Generator[Batch, None, None]:

@@ -33,7 +33,7 @@ from sdpnet.pipelines.terminal.remedy import install
 from sdpnet.pipelines.terminal.status_line import StatusLine
 from sdpnet.reporting.output import say as print_lines
 
-__all__ = ["add_arguments", "build_supports", "run", "verdict"]
+__all__ = ["add_arguments", "build_supports", "expected_rate", "run", "verdict"]
 
 T = TypeVar("T")
 UNKNOWN: Final = "not measured"
@@ -77,12 +77,30 @@ def build_supports(capability: tuple[int, int], architectures: list[str]) -> boo
     return False
 
 
-def verdict(rates: dict[str, float | None], remedies: dict[str, str]) -> list[str]:
+def expected_rate(rates: dict[str, float | None], *, one_processor: bool) -> float | None:
+    """The images/s to expect of training, or None if no stage was measured.
+
+    The stages run beside each other, so that the slowest one decides. On a machine without a GPU, decoding and the
+    model's step take turns on the same cores, so that the times of an image add up.
+
+    Args:
+        rates: images/s of each stage; None if it was not measured.
+        one_processor: whether the CPU both decodes and trains.
+    """
+    measured = [rate for rate in rates.values() if rate is not None]
+    decoding, step = rates.get("decoding"), rates.get("the model step")
+    if one_processor and decoding and step:
+        measured.append(1 / (1 / decoding + 1 / step))
+    return min(measured, default=None)
+
+
+def verdict(rates: dict[str, float | None], remedies: dict[str, str], *, one_processor: bool = False) -> list[str]:
     """The lines that say what limits training, what rate to expect and what to do.
 
     Args:
         rates: images/s of each stage; None if it was not measured.
         remedies: how to measure a stage that was not measured.
+        one_processor: see `expected_rate`.
     """
     measured = {stage: rate for stage, rate in rates.items() if rate is not None}
     unknown = [stage for stage in rates if stage not in measured]
@@ -90,7 +108,9 @@ def verdict(rates: dict[str, float | None], remedies: dict[str, str]) -> list[st
     if not measured:
         return ["What limits training here: not measured", *missing]
     first, *others = sorted(measured, key=measured.__getitem__)
-    expect = f"expect {'at most' if unknown else 'about'} {measured[first]:,.0f} images/s"
+    rate = expected_rate(rates, one_processor=one_processor) or measured[first]
+    expect = f"expect {'at most' if unknown else 'about'} {rate:,.0f} images/s"
+    expect += " (decoding and the step share the cores)" if rate < measured[first] else ""
     next_one = f"; next comes {others[0]} with {measured[others[0]]:,.0f}" if others else ""
     return [f"What limits training here is {first}: {expect}{next_one}", f"To do: {ADVICE[first]}", *missing]
 
@@ -242,7 +262,9 @@ def _examine(arguments: argparse.Namespace, config: Config, say: Callable[[str],
     facts["pipelines"] = {name: why_missing(name) for name in PIPELINES}
     facts["rates"] = _measure(arguments, config, say)
     stages, remedies = _stages(facts["rates"])
-    facts["verdict"] = verdict(stages, remedies)
+    one_processor = not facts["rates"]["gpus"]
+    facts["expected_images_per_second"] = expected_rate(stages, one_processor=one_processor)
+    facts["verdict"] = verdict(stages, remedies, one_processor=one_processor)
     return facts
 
 

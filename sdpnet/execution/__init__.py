@@ -2,6 +2,7 @@
 
 __all__ = [
     "compiled",
+    "data_wait",
     "depthwise_choice",
     "hardware",
     "memory_format",

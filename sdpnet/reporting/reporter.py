@@ -25,9 +25,15 @@ T = TypeVar("T")
 
 
 class Clock:
-    """Measures images per second, the time of a step and the fraction of time spent waiting for data."""
+    """Measures images per second, the time of a step and the fraction of time spent waiting for data.
 
-    def __init__(self) -> None:
+    Args:
+        device_waits: returns the fraction of the time since its last call for which the device waited for data, or None
+            where the host's waiting is the device's, as on a CPU.
+    """
+
+    def __init__(self, device_waits: Callable[[], float | None] = lambda: None) -> None:
+        self._device_waits = device_waits
         self.images = 0
         self._steps = 0
         self._waited = 0.0
@@ -39,7 +45,7 @@ class Clock:
         self._steps += 1
 
     def timed(self, batches: Iterator[T]) -> Iterator[T]:
-        """Yields the same batches and measures the time spent waiting for them."""
+        """Yields the same batches and measures the time that the host spends waiting for them."""
         while True:
             start = time.perf_counter()
             batch = next(batches, None)
@@ -52,7 +58,9 @@ class Clock:
         """The metrics since the last call, by their names in `metrics.jsonl`."""
         now = time.perf_counter()
         elapsed = now - self._since
-        result = {"images_per_second": self.images / elapsed, "data_wait_fraction": self._waited / elapsed}
+        waits = self._device_waits()
+        fraction = self._waited / elapsed if waits is None else waits
+        result = {"images_per_second": self.images / elapsed, "data_wait_fraction": fraction}
         if self._steps:
             result["step_ms"] = 1000 * elapsed / self._steps
         self.images, self._steps, self._waited, self._since = 0, 0, 0.0, now
@@ -89,7 +97,8 @@ class Reporter:
     `metrics.jsonl` has one JSON object per line: after a log interval `epoch, step, train_loss, lr, grad_norm,
     images_per_second, data_wait_fraction, step_ms` and on a GPU `gpu_memory_gb, gpu_utilisation`; after an evaluation
     `epoch, step, top1, top5, val_loss` and with averaged weights `ema_top1, ema_top5, ema_val_loss`. The trackers get
-    the same metrics. Metrics whose values are still being copied from a GPU are reported after the next step.
+    the same metrics. `data_wait_fraction` is the device's (`sdpnet.execution.data_wait`). Metrics whose values are
+    still being copied from a GPU are reported after the next step.
 
     No failure of the output ends a run: lines that a full disk refuses are kept for later, a tracker that fails gets no
     more metrics, and `sdpnet.pipelines.lasting_output` handles a stdout that cannot be written.

@@ -66,7 +66,8 @@ class Session:
         run.training_step.network.train()
         self.reporter.begin_epoch(cursor.epoch, cursor.step_in_epoch, run.steps_per_epoch)
         batches = run.train_loader.batches(cursor.epoch, cursor.step_in_epoch * run.config.train.accumulate)
-        self.clock = Clock()
+        run.training_step.data_wait.restart()
+        self.clock = Clock(run.training_step.data_wait.read)
         with contextlib.closing(batches):
             yield self.clock.timed(batches)
 

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sdpnet.config.options import Config
 from sdpnet.distributed.processes import Processes
 from sdpnet.execution.compiled import compile_blocks
+from sdpnet.execution.data_wait import DataWait
 from sdpnet.execution.depthwise_choice import choose_depthwise
 from sdpnet.execution.hardware import StepChoices, choose_step, look_at
 from sdpnet.execution.memory_format import choose_memory_format
@@ -65,6 +66,7 @@ class TrainingStep:
         ddp: the DDP wrapper of `model` in several processes, else None.
         stage: makes the images and targets of a batch on the device. It runs on the stream `side`, during the step
             before.
+        data_wait: measures how long a GPU waits for batches.
         one_pass: runs a forward and a backward pass over a given number of blank images; None in several processes,
             where DDP would take its gradients for those of a step.
         guard: skips steps whose loss, gradients or batch-norm statistics are not finite.
@@ -78,6 +80,7 @@ class TrainingStep:
     ddp: DistributedDataParallel | None
     stage: DeviceStage
     side: SideStream
+    data_wait: DataWait
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     one_pass: Callable[[int], None] | None
     ema: ModelEma | None
@@ -142,7 +145,7 @@ class TrainingStep:
     def _next_batch(self, batches: Iterator[Batch], marks: StepMarks) -> tuple[torch.Tensor, torch.Tensor]:
         """The next batch's images and targets for the model, made on the side stream while the device still computes
         the step before."""
-        with marks.mark("data wait"):
+        with marks.mark("data wait"), self.data_wait():
             with self.side():
                 batch = next(batches)
             self.side.join()
@@ -240,6 +243,7 @@ def make_training_step(
         ddp=ddp,
         stage=stage,
         side=SideStream(device),
+        data_wait=DataWait(device),
         loss=loss,
         one_pass=None if ddp else one_pass,
         ema=ema,

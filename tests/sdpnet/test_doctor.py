@@ -14,7 +14,7 @@ from command_output import one_line
 from sdpnet import cli
 from sdpnet.benchmarks import throughput as rates
 from sdpnet.commands import doctor
-from sdpnet.commands.doctor import build_supports, verdict
+from sdpnet.commands.doctor import build_supports, expected_rate, verdict
 from sdpnet.pipelines.shards.layout import open_split
 from sdpnet.pipelines.terminal.remedy import install_extra
 
@@ -56,6 +56,20 @@ def test_the_verdict_promises_nothing_that_was_not_measured() -> None:
     limit, _, missing = verdict({"reading": 100.0, "the model step": None}, {"the model step": "no GPU"})
     assert "expect at most 100 images/s" in limit and missing == "the model step: not measured (no GPU)"
     assert verdict({"reading": None}, {}) == ["What limits training here: not measured", "reading: not measured"]
+
+
+def test_a_cpu_that_decodes_and_trains_does_one_after_the_other() -> None:
+    rates = {"reading": 9000.0, "decoding": 600.0, "the model step": 300.0}
+    assert expected_rate(rates, one_processor=False) == 300
+    assert expected_rate(rates, one_processor=True) == pytest.approx(200)
+    assert expected_rate({**rates, "reading": 100.0}, one_processor=True) == 100
+    assert expected_rate({**rates, "decoding": None}, one_processor=True) == 300
+    assert expected_rate(dict.fromkeys(rates), one_processor=True) is None
+    line = verdict(rates, {}, one_processor=True)[0]
+    assert line == (
+        "What limits training here is the model step: expect about 200 images/s (decoding and the step share the "
+        "cores); next comes decoding with 600"
+    )
 
 
 def examine(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
@@ -101,7 +115,8 @@ def test_with_shards_and_the_step(
         rates["step"],
     ]
     assert all(rate > 0 for rate in measured)
-    expected = min(measured[0], measured[2], measured[3])
+    expected = min(measured[0], 1 / (1 / measured[2] + 1 / measured[3]))  # both on the same cores
+    assert facts["expected_images_per_second"] == pytest.approx(expected)
     assert f"expect about {expected:,.0f} images/s" in facts["verdict"][0] and len(facts["verdict"]) == 2
 
 

@@ -37,10 +37,10 @@ def config_for(data: Path, name: str, **changes: object) -> Config:
     return replace(config, data=replace(config.data, **{"num_workers": 2, **changes}))
 
 
-def loader_for(config: Config, split: str, shard: ShardOptions | None = None) -> Loader:
+def loader_for(config: Config, split: str, shard: ShardOptions | None = None, device: torch.device = CPU) -> Loader:
     """The loader of a training with this config."""
     kind: Any = split
-    return make_loader(config.data, config.augment, kind, shard or ShardOptions(), CPU, seed=config.seed)
+    return make_loader(config.data, config.augment, kind, shard or ShardOptions(), device, seed=config.seed)
 
 
 def load(
