@@ -48,6 +48,7 @@ __all__ = ["Problem", "add_arguments", "main", "run", "verify"]
 # images that were converted although the others stay where they are (.converted).
 SIDECARS: Final = {".beton": (".crc32",), ".tar": (".idx", ".samples"), ".index": (".converted",)}
 CHANGED: Final = "has changed (SHA-256)"
+_MAX_THREADS: Final = 512
 _INDEX_LINE: Final = 256  # the largest size of a line in DALI's index, in bytes
 
 
@@ -254,10 +255,10 @@ def _summary(manifest: Manifest, outcome: str) -> str:
     return printable(f"{samples:,} samples in {', '.join(sorted(manifest.splits))}, {size:,} bytes: {outcome}")
 
 
-def _at_least_one(text: str) -> int:
+def _number_of_threads(text: str) -> int:
     number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number}: must be at least 1")
+    if not 1 <= number <= _MAX_THREADS:
+        raise argparse.ArgumentTypeError(f"{number}: must be 1 to {_MAX_THREADS}")
     return number
 
 
@@ -267,7 +268,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     depth = parser.add_mutually_exclusive_group()
     depth.add_argument("--quick", action="store_true", help="check only the structure, without reading an image")
     depth.add_argument("--decode", action="store_true", help="also decode every image")
-    parser.add_argument("--workers", type=_at_least_one, default=core_share(), help="number of threads that decode")
+    parser.add_argument(
+        "--workers", type=_number_of_threads, default=core_share(), help="number of threads that decode"
+    )
 
 
 def _has_checksums(directory: Path, manifest: Manifest) -> bool:

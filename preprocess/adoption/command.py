@@ -13,7 +13,6 @@ from typing import Any, Final
 
 from sdpnet.pipelines.errors import ShardError, UserError, printable
 from sdpnet.pipelines.files.atomic_write import publish, publish_bytes
-from sdpnet.pipelines.machine import core_share
 from sdpnet.pipelines.shards.manifest import (
     MANIFEST_NAME,
     QUARANTINE_NAME,
@@ -30,6 +29,7 @@ from sdpnet.preprocess.conversion.unfinished import refuse_existing, writing
 from sdpnet.preprocess.encoding import jpeg
 from sdpnet.preprocess.encoding.encode import EXIF_CHOICES, EncodeSettings, codec
 from sdpnet.preprocess.sources.scan import Scan, add_source_arguments, scan_arguments
+from sdpnet.preprocess.workers.pool import number_of_workers
 
 __all__ = ["add_arguments", "index_images", "run"]
 
@@ -54,9 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command with parsed flags and returns the exit status."""
     start_time = time.monotonic()
-    workers = core_share() if arguments.workers is None else int(arguments.workers)
-    if workers < 1:
-        raise UserError(f"--workers {workers}: must be at least 1")
+    workers = number_of_workers(arguments.workers)
     out: Path = arguments.out
     _require_free(out, replace=arguments.replace)
     look = Look(arguments.checksums, arguments.decode, arguments.exif)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from sdpnet.pipelines.errors import UserError, printable
-from sdpnet.pipelines.machine import core_share
 from sdpnet.pipelines.shards.manifest import UNFINISHED_NAME
 from sdpnet.pipelines.terminal.next_step import next_line, script, training
 from sdpnet.pipelines.terminal.remedy import rebuild
@@ -29,7 +28,7 @@ from sdpnet.preprocess.encoding.encode import EXIF_CHOICES, REENCODE_CHOICES, SU
 from sdpnet.preprocess.sources.listing import SplitImages
 from sdpnet.preprocess.sources.parquet.row import ImageLocation
 from sdpnet.preprocess.sources.scan import Scan, add_source_arguments, scan_arguments
-from sdpnet.preprocess.workers.pool import HANG_SECONDS, Workers
+from sdpnet.preprocess.workers.pool import HANG_SECONDS, Workers, number_of_workers
 from sdpnet.preprocess.workers.result import Encoded
 
 __all__ = ["add_arguments", "build", "encoded_images", "plan_conversion"]
@@ -132,7 +131,7 @@ def build(arguments: argparse.Namespace, make_writer: MakeWriter, output: dict[s
             if getattr(arguments, flag) is not None:
                 setattr(arguments, flag, os.path.abspath(getattr(arguments, flag)))
         parts = [Part(number, arguments.ray) for number in range(1, arguments.ray + 1)]
-        run_on_ray([partial(build_part, arguments, part) for part in parts], _workers(arguments))
+        run_on_ray([partial(build_part, arguments, part) for part in parts], number_of_workers(arguments.workers))
         manifest = merge(make_writer, output, out)
     elif arguments.part is not None:
         part = Part.parse(arguments.part)
@@ -165,7 +164,7 @@ def _prepared(arguments: argparse.Namespace, part: Part | None) -> Iterator[tupl
     fresh = not (out / UNFINISHED_NAME).exists()
     if fresh:
         refuse_existing(out)  # before the scan, which takes minutes for millions of files
-    num_workers = _workers(arguments)
+    num_workers = number_of_workers(arguments.workers)
     if not arguments.hang_seconds > 0:
         raise UserError(f"--hang-seconds {arguments.hang_seconds:g}: must be above 0")
     settings = EncodeSettings(
@@ -187,14 +186,6 @@ def _prepared(arguments: argparse.Namespace, part: Part | None) -> Iterator[tupl
             require_space(found, workers, out, twice=part is not None)
         source = Path(arguments.source if arguments.source is not None else arguments.train).absolute().name
         yield plan_conversion(found, source, settings), encoded_images(found, workers, part)
-
-
-def _workers(arguments: argparse.Namespace) -> int:
-    if arguments.workers is None:
-        return core_share()
-    if arguments.workers < 1:
-        raise UserError(f"--workers {arguments.workers}: must be at least 1")
-    return int(arguments.workers)
 
 
 def require_space(found: Scan, workers: Workers, out: Path, *, twice: bool) -> None:

@@ -18,13 +18,16 @@ from contextlib import suppress
 from typing import Final
 
 from sdpnet.pipelines.errors import UserError
+from sdpnet.pipelines.machine import core_share
 from sdpnet.preprocess.encoding.encode import EncodeSettings
 from sdpnet.preprocess.sources.parquet.row import ImageLocation, RowLocation
 from sdpnet.preprocess.workers.child import encode_one
 from sdpnet.preprocess.workers.process import ASLEEP, Slot, WorkerProcess
 from sdpnet.preprocess.workers.result import Bad, Encoded
 
-__all__ = ["ASLEEP_SECONDS", "HANG_SECONDS", "Workers", "encode_all"]
+__all__ = ["ASLEEP_SECONDS", "HANG_SECONDS", "MAX_WORKERS", "Workers", "encode_all", "number_of_workers"]
+
+MAX_WORKERS: Final = 512  # all of them start at once, and take at least 13 MB each
 
 # The time limit of an image counts the processor time of its worker, not the time on the clock. With a limit of 10 s on
 # the clock, good images of 40 megapixels were bad at a load of 9, and the bytes of a conversion depended on the load.
@@ -41,6 +44,18 @@ _ACTIVITY_SECONDS: Final = 0.25  # the interval of the checks of a worker's acti
 # The signals by which an error of a decoder ends its process. All other signals come from outside, for example from a
 # system that is short of memory, or from a user. They say nothing about the image, which is therefore not bad.
 _CRASHES: Final = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT)
+
+
+def number_of_workers(given: int | None) -> int:
+    """The number of worker processes of a command: that of `--workers`, or by default one for each core.
+
+    Raises `UserError` for a number that is not from 1 to `MAX_WORKERS`.
+    """
+    if given is None:
+        return core_share()
+    if not 1 <= given <= MAX_WORKERS:
+        raise UserError(f"--workers {given}: must be 1 to {MAX_WORKERS}")
+    return given
 
 
 def encode_all(

@@ -149,7 +149,8 @@ def test_flags_that_do_not_fit(images: Path, tmp_path: Path, capsys: pytest.Capt
         (["--train", str(images / "train")], "--out is missing"),
         ([*out, "--train", "a.beton"], "omit --out"),
         ([*out, "--source", str(images), "--classes", "x"], "--classes"),
-        ([*out, "--source", str(images), "--workers", "0"], "--workers 0"),
+        ([*out, "--source", str(images), "--workers", "0"], "--workers 0: must be 1 to 512"),
+        ([*out, "--source", str(images), "--workers", "100000"], "--workers 100000: must be 1 to 512"),
         ([*out, "--source", str(tmp_path / "none")], "no such folder"),
         ([*out, "--source", str(images), "--val-share", "0.1"], "already the val split"),
     ):

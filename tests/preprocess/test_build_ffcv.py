@@ -157,7 +157,7 @@ def test_a_bad_image_is_named_and_leaves_nothing(tmp_path, capsys, split, damage
         (["--source", "gone", "--out", "out"], "gone: no such folder"),
         (["--source", "in", "--out", "in/train/a/0.jpg"], "0.jpg/.unfinished: cannot be written (Not a directory)"),
         (["--source", "in", "--out", "out", "--val", "gone"], "gone: no such folder"),
-        (["--source", "in", "--out", "out", "--workers", "0"], "--workers 0: must be at least 1"),
+        (["--source", "in", "--out", "out", "--workers", "0"], "--workers 0: must be 1 to 512"),
         (["--source", "in", "--out", "out", "--quality", "101"], "quality 101: must be 1 to 100"),
         (["--source", "in", "--out", "out", "--max-side", "-5"], "max_side -5"),
         (["--out", "out"], "--source or --train"),

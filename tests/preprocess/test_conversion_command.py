@@ -72,7 +72,8 @@ def test_wrong_flags(arguments, message, capsys):
         (["--shard-mib", "0"], "--shard-mib 0: must be at least 1"),
         (["--hang-seconds", "0"], "--hang-seconds 0: must be above 0"),
         (["--hang-seconds", "nan"], "--hang-seconds nan: must be above 0"),
-        (["--workers", "-1"], "--workers -1: must be at least 1"),
+        (["--workers", "-1"], "--workers -1: must be 1 to 512"),
+        (["--workers", "100000"], "--workers 100000: must be 1 to 512"),
     ],
 )
 def test_values_out_of_range(arguments, message, capsys, image_folder, tmp_path):
