@@ -6,8 +6,10 @@ shards, Plan --(the executor that `data.pipeline` names)--> Loader
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, replace
 from typing import Literal
 
 import numpy as np
@@ -19,7 +21,7 @@ from sdpnet.pipelines.executors.registry import PIPELINES, choose_pipeline, exec
 from sdpnet.pipelines.executors.views import MultiViewLoader, View
 from sdpnet.pipelines.options import AugmentOptions, DataOptions, ShardOptions
 from sdpnet.pipelines.plan import Plan
-from sdpnet.pipelines.planning.sampling import Sampling, SamplingRequest
+from sdpnet.pipelines.planning.sampling import Sampling, SamplingOptions, SamplingRequest
 from sdpnet.pipelines.shards.layout import open_split
 from sdpnet.pipelines.shards.manifest import Manifest
 
@@ -107,7 +109,8 @@ def _open(
         able = " or ".join(name for name, executor in PIPELINES.items() if executor.can_mask)
         raise UserError(f"data.on_error = 'mask': pipeline {pipeline!r} cannot mask, only --pipeline {able} can")
     request = data.sampling.request(train=train) if sampling is None else sampling
-    chosen = request.resolve(manifest.classes, reader.labels, reader.path)
+    with _config_keys(train=train) if sampling is None else contextlib.nullcontext():
+        chosen = request.resolve(manifest.classes, reader.labels, reader.path)
     if chosen.labels is not None:
         if chosen.labels.ndim == 2 and train and augment.label_smoothing:
             raise UserError(
@@ -127,6 +130,19 @@ def _open(
     labels = reader.labels if chosen.labels is None else chosen.labels
     source = Source(reader, plan, shard, device, data.threads(shard.local_world_size), data, labels)
     return source, manifest, executor_of(pipeline)
+
+
+@contextlib.contextmanager
+def _config_keys(*, train: bool) -> Iterator[None]:
+    """Names the keys of the config in the errors of `SamplingRequest.resolve`."""
+    try:
+        yield
+    except UserError as error:
+        key, rest = re.match(r"(\w+)(.*)", str(error), re.DOTALL).groups()  # type: ignore[union-attr]
+        if key not in {field.name for field in fields(SamplingOptions)}:
+            raise
+        key = "val_labels" if key == "labels" and not train else key
+        raise UserError(f"data.sampling.{key}{rest}") from None
 
 
 def _num_classes(labels: np.ndarray) -> int:
@@ -177,6 +193,8 @@ def make_plan(
             drop_last=drop_last,
             sampling=sampling,
         )
+    if sampling.repeats > batch_size:
+        raise UserError(f"repeats = {sampling.repeats}: must be at most {batch_size}, the samples of a global batch")
     if sampling.cumulative is not None and data.order != "random":
         raise UserError(f"order = {data.order!r}: weights draws samples at random; omit one of them")
     if augment.mix.enabled and data.batch_size_per_gpu % 2:

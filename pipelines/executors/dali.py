@@ -151,7 +151,11 @@ class DaliLoader(PlannedLoader):
         samples = sorted(self._running[0].sample_ids.tolist()) if self._running else []
         for plan in self._running:  # if a file was changed, that is the cause
             self.source.reader.check(plan.sample_ids)
-        return ShardError(f"{self.source.reader.path}: DALI could not decode one of the samples {samples}: {reason}")
+        remedy = "sdpnet verify --decode names it"
+        path = self.source.reader.path
+        return ShardError(
+            f"{path}: DALI could not decode one of the samples {samples}: {reason.rstrip(': ')}; {remedy}"
+        )
 
     def close(self) -> None:
         self._pipe = None

@@ -26,6 +26,7 @@ from sdpnet.pipelines.native.status import Status
 from sdpnet.pipelines.plan import BatchPlan
 from sdpnet.pipelines.shards.beton import MODE_RAW
 from sdpnet.pipelines.shards.index_file import INDEX_AGAIN
+from sdpnet.pipelines.shards.layout import sample_name
 from sdpnet.pipelines.shards.manifest import Manifest
 
 __all__ = ["NativeLoader", "make"]
@@ -238,7 +239,7 @@ class NativeLoader(PlannedLoader):
                 raise ShardError(f"{file}: {job.message(int(gone[0]))}; {INDEX_AGAIN}")
             if source.options.on_error == "raise":
                 what = _WORDS[Status(job.statuses[first])]
-                sample = f"{source.reader.path}: sample {plan.sample_ids[first]}"
+                sample = sample_name(source.reader, int(plan.sample_ids[first]))
                 raise ShardError(f"{sample}: {what} JPEG ({job.message(first)})")
             self.masked += plan.sample_ids[failed & plan.valid].tolist()
             plan = plan.mask(failed)

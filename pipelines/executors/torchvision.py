@@ -23,7 +23,7 @@ from sdpnet.pipelines.images.strict_jpeg import DamagedJpegError, decode_jpeg
 from sdpnet.pipelines.native import decoder as native_decoder
 from sdpnet.pipelines.plan import BatchPlan
 from sdpnet.pipelines.shards.beton import MODE_RAW
-from sdpnet.pipelines.shards.layout import ShardReader
+from sdpnet.pipelines.shards.layout import ShardReader, sample_name
 from sdpnet.pipelines.shards.manifest import Manifest
 
 __all__ = ["TorchvisionLoader", "decode", "make"]
@@ -41,7 +41,7 @@ def decode(reader: ShardReader, sample_id: int) -> torch.Tensor:
     try:
         return torch.from_numpy(decode_jpeg(encoded, height, width)).permute(2, 0, 1)
     except DamagedJpegError as error:
-        raise ShardError(f"{reader.path}: sample {sample_id}: damaged JPEG ({error})") from None
+        raise ShardError(f"{sample_name(reader, sample_id)}: damaged JPEG ({error})") from None
 
 
 @dataclass

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -25,6 +25,11 @@ _MAX_REPEATS: Final = 1024
 _MAX_CLASSES: Final = 1_000_000
 _CLASS_BITS: Final = 20
 BALANCED: Final = "balanced"
+_ALLOWED: Final = {
+    "labels": "the path of an .npy file, or a whole number or a row of numbers for each sample",
+    "subset": "a share in (0, 1], numbers of samples, or the path of an .npy or .txt file with them",
+    "weights": "'balanced', one number for each sample, or the path of an .npy file with them",
+}
 
 
 @dataclass(frozen=True)
@@ -91,8 +96,8 @@ class SamplingRequest:
         labels: None, or int (N,), or float, bool or int (N, K).
     """
 
-    classes: Sequence[str] = ()
-    exclude: Sequence[str] = ()
+    classes: Any = ()
+    exclude: Any = ()
     subset: Any = 1.0
     subset_seed: int = 0
     weights: Any = None
@@ -123,8 +128,7 @@ class SamplingRequest:
             described["labels"] = _hash(own)
         keep = np.ones(len(labels), bool)
         for key, names in (("classes", self.classes), ("exclude", self.exclude)):
-            if len(names):
-                wanted = _names(names, class_names, key)
+            if wanted := _names(names, class_names, key):
                 inside = np.isin(labels, _numbers(wanted, class_names, key))
                 keep &= inside if key == "classes" else ~inside
                 described[key] = ", ".join(sorted(wanted)) if len(wanted) <= 8 else _hash_names(wanted)
@@ -196,14 +200,19 @@ class Sampling:
         return np.minimum(found, last).astype(np.int64)
 
 
-def _names(names: Sequence[str] | str, class_names: Sequence[str], key: str) -> tuple[str, ...]:
+def _names(names: Any, class_names: Sequence[str], key: str) -> tuple[str, ...]:
     """The names of classes. A .txt file that is no class stands for its lines."""
+    if isinstance(names, (str, os.PathLike)):
+        names = (names,)
+    if not isinstance(names, Iterable):
+        raise UserError(f"{key} = {names!r:.80}: must be names of classes")
     found: list[str] = []
-    for name in (names,) if isinstance(names, str) else names:
+    for name in names:
         if isinstance(name, (int, np.integer)) and not isinstance(name, bool):
             name = str(name)
-        if not isinstance(name, str):
+        if not isinstance(name, (str, os.PathLike)) or not isinstance(os.fspath(name), str):
             raise UserError(f"{key} = {name!r:.80}: must be names of classes")
+        name = os.fspath(name)
         is_file = name.endswith(".txt") and name not in class_names
         found += read_lines(name, key) if is_file else [name]
     return tuple(found)
@@ -270,18 +279,28 @@ def _checked_labels(labels: np.ndarray, num_samples: int, where: str) -> np.ndar
         raise UserError(f"labels: {labels.dtype} {labels.shape}, must be a whole number or a row of numbers a sample")
     if len(labels) != num_samples:
         raise UserError(f"labels: {len(labels):,} rows, but {where} has {num_samples:,} samples; give one for each")
+    if labels.ndim == 1 and (labels.dtype.kind == "b" or (labels.dtype.kind == "f" and _all_whole(labels))):
+        raise UserError(
+            f"labels: {labels.dtype} {labels.shape}: for classes pass whole numbers (.astype(int)), for a regression a "
+            "row for each sample ([:, None])"
+        )
     if labels.ndim == 1 and labels.dtype.kind in "iu":
         wrong = (labels < 0) | (labels >= _MAX_CLASSES)
         if wrong.any():
             first = int(np.flatnonzero(wrong)[0])
             raise UserError(f"labels: sample {first} has {labels[first]}: must be 0 to {_MAX_CLASSES - 1:,}")
         return np.ascontiguousarray(labels, np.int64)
-    rows = np.ascontiguousarray(labels.reshape(len(labels), -1), np.float32)
+    with np.errstate(over="ignore"):
+        rows = np.ascontiguousarray(labels.reshape(len(labels), -1), np.float32)
     fine = np.isfinite(rows).all(axis=1)
     if not fine.all():
         first = int(np.flatnonzero(~fine)[0])
         raise UserError(f"labels: sample {first} has {rows[first][:8].tolist()}: must be finite in float32")
     return rows
+
+
+def _all_whole(values: np.ndarray) -> bool:
+    return bool((np.isfinite(values) & (values == np.floor(values))).all())
 
 
 def _checked_ids(ids: np.ndarray, num_samples: int, where: str) -> np.ndarray:
@@ -311,7 +330,11 @@ def _ids(given: Any) -> np.ndarray:
 def _array(given: Any, key: str) -> np.ndarray:
     """An array, from a path of an .npy file, a tensor or anything else that numpy takes."""
     if isinstance(given, (str, os.PathLike)):
+        if not os.fspath(given).endswith(".npy"):
+            raise UserError(f"{key} = {os.fspath(given)!r:.80}: must be {_ALLOWED[key]}")
         return read_array(given, key)
+    if isinstance(given, np.ma.MaskedArray) and np.ma.is_masked(given):
+        raise UserError(f"{key}: an array with masked values; pass one with a number for each of them")
     try:
         array = np.asarray(given)
     except (ValueError, TypeError, RuntimeError) as error:

@@ -39,7 +39,7 @@ from sdpnet.pipelines.shards.manifest import (
 from sdpnet.pipelines.shards.places import Places
 from sdpnet.pipelines.shards.tar import TarReader
 
-__all__ = ["ShardReader", "open_file", "open_split", "sha256_of"]
+__all__ = ["ShardReader", "open_file", "open_split", "sample_name", "sha256_of"]
 
 
 class ShardReader(Protocol):
@@ -135,6 +135,12 @@ def _checked(reader: ShardReader, num_samples: int, manifest: Manifest) -> Shard
             f"{reader.path}: sample {bad}: label {reader.labels[bad]}, but there are {manifest.num_classes} classes"
         )
     return reader
+
+
+def sample_name(reader: ShardReader, sample_id: int) -> str:
+    """The name of a sample in errors; of an image in place also the file."""
+    name = f"{reader.path}: sample {sample_id}"
+    return f"{name}, {reader.file_of(sample_id)}" if isinstance(reader, InPlaceReader) else name
 
 
 def sha256_of(path: Path, first: int = 0) -> str:

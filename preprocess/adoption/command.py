@@ -56,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     start_time = time.monotonic()
     workers = number_of_workers(arguments.workers)
     out: Path = arguments.out
+    _require_elsewhere(out, arguments)
     _require_free(out, replace=arguments.replace)
     look = Look(arguments.checksums, arguments.decode, arguments.exif)
     with Lookers(look, workers) as lookers:  # they start while the images are listed
@@ -156,6 +157,13 @@ def _publish(
         publish_bytes(out / QUARANTINE_NAME, quarantine)
     publish_bytes(out / MANIFEST_NAME, manifest.to_json().encode())
     return manifest
+
+
+def _require_elsewhere(out: Path, arguments: argparse.Namespace) -> None:
+    """Raises `UserError` if the set would be written into the folder of the images itself."""
+    for path in (arguments.source, arguments.train, arguments.val):
+        if path is not None and out.exists() and os.path.exists(path) and os.path.samefile(out, path):
+            raise UserError(f"--out {out}: is the folder of the images; choose another one, which may lie in it")
 
 
 def _require_free(out: Path, *, replace: bool) -> None:

@@ -9,7 +9,7 @@ import contextlib
 import operator
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Final, Literal
 
@@ -26,6 +26,7 @@ __all__ = [
     "Augment",
     "argument_names",
     "augment_options",
+    "classes_from",
     "data_options",
     "device_from",
     "flag_from",
@@ -96,7 +97,7 @@ def data_options(
         UserError: a value is not valid. Use it within `argument_names`.
     """
     is_path = isinstance(data, (str, os.PathLike)) and isinstance(os.fspath(data), str) and bool(os.fspath(data))
-    require(is_path, "data", data, "the path of a shard set")
+    require(is_path and "\0" not in os.fspath(data), "data", data, "the path of a shard set")
     require(isinstance(split, str), "split", split, "the name of a split, such as 'train' or 'val'")
     values = {**values, "path": os.fspath(data), "train_split": split, "val_split": split}
     for name in ("image_size", "batch_size_per_gpu", "num_workers"):
@@ -177,6 +178,15 @@ def shard_from(rank: int | None, world_size: int | None) -> ShardOptions:
     own, world = dist.get_rank(), dist.get_world_size()
     # Without torchrun's variable, the processes of a machine are taken to be as many as its GPUs.
     return ShardOptions(own, world, min(num_local or torch.cuda.device_count() or world, world))
+
+
+def classes_from(classes: Any) -> Any:
+    """The argument `classes`, checked to name something: an empty list is not all classes."""
+    if isinstance(classes, Iterable) and not isinstance(classes, str):
+        classes = list(classes)
+    if isinstance(classes, (str, list)) and len(classes) == 0:
+        raise UserError("classes: names no class; name one, or pass None for all of them")
+    return classes
 
 
 def views_from(

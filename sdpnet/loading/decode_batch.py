@@ -81,6 +81,7 @@ def decode_batch(
     require(is_number and 0 < centre_fraction <= 1, "centre_fraction", centre_fraction, "in (0, 1]")
     if isinstance(images, (str, bytes, bytearray, memoryview, os.PathLike)) or not isinstance(images, Iterable):
         raise UserError("images: must be a list of files (their bytes or paths), not one of them; write [image]")
+    images = list(images)
     names = [_name(image, place) for place, image in enumerate(images)]
     wanted = _Wanted(
         names=names,

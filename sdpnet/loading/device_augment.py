@@ -84,11 +84,17 @@ class DeviceAugment:
             images (B, 3, S, S) and targets on the device of `images`.
 
         Raises:
-            UserError: a tensor has another dtype or shape.
+            UserError: a tensor has another dtype or shape, or a label or an id is out of range. Labels on a GPU are not
+                looked at.
         """
         nhwc = _nhwc(images)
         count = len(nhwc)
         _require_vector("labels", labels, count)
+        if not labels.is_cuda:  # a GPU would have to be waited for
+            outside = (labels < 0) | (labels >= self._stage.num_classes)
+            if outside.any():
+                wrong = int(labels[outside][0])
+                raise UserError(f"labels: {wrong}, but there are {self._stage.num_classes} classes: must be from 0 on")
         if sample_ids is None:
             rank = shard_from(None, None).rank  # so that no two processes draw the same
             ids = rank * _IDS_OF_A_RANK + np.arange(self._counter, self._counter + count)
@@ -96,6 +102,8 @@ class DeviceAugment:
         else:
             _require_vector("sample_ids", sample_ids, count)
             ids = sample_ids.cpu().numpy()
+            if count and not 0 <= ids.min() <= ids.max() < 1 << 57:
+                raise UserError(f"sample_ids: from {ids.min()} to {ids.max()}: must be from 0 on, below 2**57")
         plan = _DrawsAlone(self._options, self._seed, nhwc.shape[1]).draw(integer_from("epoch", epoch, 0), ids)
         device = images.device
         batch = Batch(

@@ -19,6 +19,7 @@ from sdpnet.loading.arguments import (
     Augment,
     argument_names,
     augment_options,
+    classes_from,
     data_options,
     device_from,
     flag_from,
@@ -185,7 +186,7 @@ class ImageLoader:
             kind = targets if targets is not None else "soft" if role == "train" or labels is not None else "index"
             options = data_options(data, split, crop, values)
             sampling = SamplingRequest(
-                classes=() if classes is None else classes,
+                classes=() if classes is None else classes_from(classes),
                 exclude=() if exclude is None else exclude,
                 subset=1.0 if subset is None else subset,
                 subset_seed=integer_from("subset_seed", subset_seed),
@@ -354,7 +355,9 @@ class ImageLoader:
         Args:
             epoch: the epoch, from 0.
         """
-        self._progress.choose(integer_from("epoch", epoch, 0))
+        number = integer_from("epoch", epoch, 0)
+        require(number < 1 << 62, "epoch", number, "below 2**62")
+        self._progress.choose(number)
 
     def set_image_size(self, image_size: int) -> None:
         """Sets the image size of iterators that are made from now on. The draws stay the same.

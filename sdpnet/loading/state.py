@@ -18,6 +18,7 @@ from sdpnet.pipelines.shards.manifest import Manifest
 __all__ = ["VERSION", "make_state", "order_of", "place_in"]
 
 VERSION: Final = 1
+_NAMES: Final = {"fingerprint": "the data set (its fingerprint)"}
 _SHOWN: Final = 16  # characters of a fingerprint in a message
 
 
@@ -80,7 +81,7 @@ def place_in(state: object, order: dict[str, Any], num_batches: int) -> tuple[in
     if not isinstance(theirs, Mapping):
         raise UserError(f"{what}: its 'order' is {type(theirs).__name__}; pass what state_dict() returned")
     differences = [
-        f"{key} is {_shown(theirs, key)} in the state and {_shown(order, key)} here"
+        f"{_NAMES.get(key, key)} is {_shown(theirs, key)} in the state and {_shown(order, key)} here"
         for key in sorted({*order, *map(str, theirs)})
         if key not in theirs or key not in order or theirs[key] != order[key]
     ]

@@ -50,6 +50,8 @@ def test_classes_are_chosen_and_left_out_by_name(tmp_path: Path) -> None:
     listed = resolve(classes=[str(tmp_path / "list.txt")])
     assert set(LABELS[listed.ids]) == {0, 2} and listed.description == {"classes": "ant, cow"}
     assert resolve(classes=NAMES).ids is None, "all of them"
+    assert set(LABELS[resolve(classes=(name for name in NAMES[:1])).ids]) == {0}
+    assert set(LABELS[resolve(classes=tmp_path / "list.txt").ids]) == {0, 2}
 
 
 @given(share=st.floats(0.001, 1), larger=st.floats(0.001, 1), seed=st.integers(0, 100))
@@ -272,7 +274,9 @@ def test_every_pipeline_executes_the_same_sampling(name: str, shard_set: Path) -
         ({"weights": np.r_[np.nan, np.ones(99)]}, "weights: sample 0 has nan"),
         ({"weights": np.zeros(100)}, "their sum over the samples that are used is 0.0"),
         ({"weights": np.full(100, 1e308)}, "their sum over the samples that are used is inf"),
-        ({"weights": "balance"}, "weights: balance: cannot be read"),
+        ({"weights": "balance"}, "weights = 'balance': must be 'balanced', one number for each sample, or the path"),
+        ({"weights": "weights.npy"}, "weights: weights.npy: cannot be read"),
+        ({"weights": np.ma.masked_all(100)}, "weights: an array with masked values"),
         ({"weights": np.ones((100, 1))}, "must be one number for each sample"),
         ({"weights": ["a"] * 100}, "must be of numbers"),
         ({"repeats": 0}, "repeats = 0: must be a whole number from 1 to 1,024"),
@@ -280,6 +284,10 @@ def test_every_pipeline_executes_the_same_sampling(name: str, shard_set: Path) -
         ({"labels": np.zeros(7, int)}, "labels: 7 rows, but train.beton has 100 samples"),
         ({"labels": np.full(100, -1)}, "labels: sample 0 has -1: must be 0 to 999,999"),
         ({"labels": np.full((100, 2), np.inf)}, "labels: sample 0 has [inf, inf]: must be finite"),
+        ({"labels": np.ones(100)}, "for classes pass whole numbers (.astype(int))"),
+        ({"labels": np.ones(100, bool)}, "for classes pass whole numbers (.astype(int))"),
+        ({"labels": "labels.csv"}, "labels = 'labels.csv': must be the path of an .npy file"),
+        ({"classes": 3}, "classes = 3: must be names of classes"),
         ({"labels": np.zeros((100, 2, 2))}, "must be a whole number or a row of numbers"),
         ({"labels": np.zeros((100, 0))}, "must be a whole number or a row of numbers"),
         ({"labels": np.zeros((100, 3)), "weights": "balanced"}, "needs one class a sample, but labels has rows"),

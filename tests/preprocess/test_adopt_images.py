@@ -443,8 +443,14 @@ def test_only_damaged_images_are_masked(own: tuple[Path, Path], native: None) ->
     loader = load(data, "native", image_size=32, on_error="mask")
     valid = sum(int(batch.valid.sum()) for batch in collect(loader))
     assert loader.masked == [11] and valid == 23
-    with pytest.raises(ShardError, match="sample 11: damaged JPEG"):
-        epoch(data, "native")
+    for name in ("native", "torchvision"):
+        with pytest.raises(ShardError, match=r"train.index: sample 11, .*train/bee/3.jpg: damaged JPEG"):
+            epoch(data, name)
+
+
+def test_the_folder_of_the_images_is_no_place_for_the_set(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--source", str(images), "--out", str(images), "--workers", "1"]) == 2
+    assert "is the folder of the images; choose another one" in capsys.readouterr().err
 
 
 def test_verify_compares_contents(tmp_path: Path, native: None) -> None:

@@ -112,6 +112,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"images": [1]}, "images = list: must be a uint8 tensor"),
     ({"labels": torch.zeros(3, dtype=torch.int64)}, "labels = torch.int64 (3,): must be an int64 tensor (4,)"),
     ({"labels": torch.zeros(4)}, "labels = torch.float32 (4,): must be an int64 tensor (4,)"),
+    ({"labels": torch.tensor([0, 1, -1, 2])}, "labels: -1, but there are 5 classes"),
+    ({"labels": torch.tensor([0, 1, 5, 2])}, "labels: 5, but there are 5 classes"),
+    ({"sample_ids": torch.tensor([0, 1, -5, 2])}, "sample_ids: from -5 to 2: must be from 0 on"),
     ({"sample_ids": [0, 1, 2, 3]}, "sample_ids = list: must be an int64 tensor (4,)"),
     ({"epoch": -1}, "epoch = -1: must be a whole number from 0 on"),
 ]

@@ -231,7 +231,8 @@ def test_a_state_of_another_order_is_refused_by_name(options: dict[str, Any], me
 
 def test_a_state_of_other_images_is_refused(shard_set: Path, tar_set: Path) -> None:
     with pytest.raises(
-        UserError, match=r"fingerprint is '[0-9a-f]{15}\.\.\. in the state and '[0-9a-f]{15}\.\.\. here"
+        UserError,
+        match=r"the data set \(its fingerprint\) is '[0-9a-f]{15}\.\.\. in the state and '[0-9a-f]{15}\.\.\.",
     ):
         loader(tar_set).load_state_dict(loader(shard_set).state_dict())
 

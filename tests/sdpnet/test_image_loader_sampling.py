@@ -128,7 +128,9 @@ def test_an_evaluation_of_some_classes_with_labels_of_ones_own(shard_set: Path) 
     [
         ({"classes": ["bea"]}, "classes: no class 'bea': did you mean 'bee'?"),
         ({"weights": np.ones(5)}, "weights: 5 numbers, but"),
-        ({"weights": "balancd"}, "weights: balancd: cannot be read"),
+        ({"weights": "balancd"}, "weights = 'balancd': must be 'balanced'"),
+        ({"classes": []}, "classes: names no class; name one, or pass None for all of them"),
+        ({"repeats": 5}, "repeats = 5: must be at most 4, the samples of a global batch"),
         ({"weights": "balanced", "order": "blocks"}, "draws samples at random"),
         ({"weights": "balanced", "train": False}, "weights: only for training"),
         ({"repeats": 2, "train": False}, "repeats: only for training"),
@@ -148,7 +150,8 @@ def test_an_evaluation_of_some_classes_with_labels_of_ones_own(shard_set: Path) 
         ({"labels": np.zeros(3, int)}, "labels: 3 rows, but"),
         ({"labels": np.zeros((24, 2)), "targets": "index"}, "labels has rows of numbers, not classes"),
         ({"labels": np.zeros((24, 2)), "augment": {"label_smoothing": 0.1}}, "needs one class a sample"),
-        ({"labels": "labels.txt"}, "labels: labels.txt: cannot be read"),
+        ({"labels": "labels.txt"}, "labels = 'labels.txt': must be the path of an .npy file"),
+        ({"labels": "labels.npy"}, "labels: labels.npy: cannot be read"),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else " ".join(value),
 )

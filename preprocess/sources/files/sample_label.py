@@ -127,10 +127,26 @@ class LabelReader:
 
 
 def _is_label(value: object) -> bool:
-    return type(value) is int or (isinstance(value, str) and bool(value.strip()))
+    return type(value) is int or (isinstance(value, str) and bool(value.strip()) and _is_text(value))
+
+
+def _is_text(value: str) -> bool:
+    """Whether a text from JSON can be written to a manifest: it has no half of a surrogate pair."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _first_text(fields: dict[str, Any], names: Iterable[str]) -> str | None:
     """The first of these fields that is a text, but no number."""
     values = (fields.get(name) for name in names)
-    return next((value for value in values if isinstance(value, str) and value.strip() and not value.isdigit()), None)
+    return next(
+        (
+            value
+            for value in values
+            if isinstance(value, str) and value.strip() and not value.isdigit() and _is_text(value)
+        ),
+        None,
+    )
