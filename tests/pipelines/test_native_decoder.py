@@ -27,6 +27,12 @@ from sdpnet.pipelines.native.status import Status
 pytestmark = pytest.mark.usefixtures("native")
 
 
+@pytest.fixture(autouse=True)
+def _no_threads_of_earlier_tests() -> None:
+    """Collects the loaders that tests of other modules have not closed, because their threads would be counted."""
+    gc.collect()
+
+
 @pytest.fixture
 def decoder() -> Iterator[Decoder]:
     made = Decoder(2)
