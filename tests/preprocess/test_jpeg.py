@@ -254,7 +254,11 @@ KINDS_KEPT_IN_BLOCKS += [("RGB", "4:2:2", "4:2:2"), ("L", "4:2:0", "4:2:0"), ("L
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_without_pixels_little_more_is_lost_than_with_them(mode, source, subsampling, data):
-    """Over sizes, qualities and restart intervals. Few pixels: what the blocks hold beyond the image weighs most."""
+    """Over sizes, qualities and restart intervals. Few pixels: what the blocks hold beyond the image weighs most.
+
+    Of less than a block, a few pixels stand for the loss of 64, so that it may be several times the average: 24.7
+    against 11.7 for 2 x 3 pixels.
+    """
     height, width, seed = (data.draw(st.integers(1, most)) for most in (150, 150, 1 << 30))
     restarts = data.draw(st.sampled_from(["restart_marker_rows", "restart_marker_blocks"]))
     sampling = {"subsampling": source} if mode == "RGB" else {}
@@ -262,7 +266,7 @@ def test_without_pixels_little_more_is_lost_than_with_them(mode, source, subsamp
     pixels = make_image(seed, height, width)
     file = pillow_jpeg(pixels, mode, quality=quality, **sampling, **{restarts: data.draw(st.integers(0, 5))})
     ours, pillows, *_ = errors_and_sizes(file, 0, target_quality, subsampling, restart_rows)
-    assert ours <= 1.1 * pillows + (0.1 if min(height, width) > 48 else 8)
+    assert ours <= 1.1 * pillows + (0.1 if min(height, width) > 48 else 8 if min(height, width) >= 8 else 32)
 
 
 @pytest.mark.parametrize(("mode", "source", "subsampling"), KINDS_KEPT_IN_BLOCKS)
