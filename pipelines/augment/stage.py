@@ -84,7 +84,7 @@ class DeviceStage:
                 for draws in (batch.plan.mix_partners, batch.plan.mix_lambdas)
             )
             targets = mix_targets(targets, partners, lambdas)
-        if self.train:
+        if self.train and not batch.plan.valid.all():
             targets = targets * batch.valid.view(-1, 1)  # with zero targets, a sample has no loss and no gradient
         return targets
 

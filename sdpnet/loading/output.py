@@ -89,6 +89,7 @@ def finish(batch: Batch, stage: DeviceStage, output: OutputOptions, count: int) 
         targets = batch.labels.where(batch.valid, IGNORED)
     else:
         targets = stage.targets(batch)
-        targets = targets if stage.train else targets * batch.valid.view(-1, 1)
+        if not stage.train and not batch.plan.valid.all():
+            targets = targets * batch.valid.view(-1, 1)
     tensors = (images, targets, batch.sample_ids) if output.return_ids else (images, targets)
     return tensors if count == len(batch.images) else tuple(tensor[:count] for tensor in tensors)
