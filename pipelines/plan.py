@@ -248,14 +248,15 @@ class Plan:
 
     def batch(self, epoch: int, index: int) -> BatchPlan:
         """The plan of batch `index` (0 <= index < len(self)) of an epoch, over all ranks."""
-        ids, valid = self.batch_ids(epoch, index)
-        return self.draw(epoch, ids, valid, self._occurrences(index))
+        assert 0 <= index < len(self), f"batch {index} of {len(self)}"
+        positions, valid = self.positions(index)
+        return self.draw(epoch, self.sample_at(epoch, positions), valid, self._occurrences(positions))
 
-    def _occurrences(self, index: int) -> np.ndarray | None:
-        """The number of each sample's occurrence in the epoch, int64 (B,); None if all of them occur once."""
+    def _occurrences(self, positions: np.ndarray) -> np.ndarray | None:
+        """The number of the occurrence of the sample at each position, int64 (B,); None if all samples occur once."""
         if self.sampling.cumulative is not None:
-            return self.positions(index)[0]  # a sample may be drawn at any position
-        return None if self.sampling.repeats == 1 else self.positions(index)[0] % self.sampling.repeats
+            return positions  # a sample may be drawn at any position
+        return None if self.sampling.repeats == 1 else positions % self.sampling.repeats
 
     def draw(
         self, epoch: int, ids: np.ndarray, valid: np.ndarray | None = None, occurrences: np.ndarray | None = None
@@ -271,7 +272,7 @@ class Plan:
         size = len(ids)
         valid = np.ones(size, bool) if valid is None else valid
         keys = ids if occurrences is None else ids + ((occurrences & ((1 << _OCCURRENCE_BITS) - 1)) << _ID_BITS)
-        boxes, flips = self._crops(epoch, ids, keys)
+        boxes, flips = self.crops(epoch, ids, keys)
         ops, magnitudes = draw_operations(self.randaugment, self._key(epoch, _OPERATIONS), keys, self.image_size)
         empty = np.zeros((size, 4), np.int32)
         draws: dict[str, np.ndarray] = {
@@ -299,13 +300,15 @@ class Plan:
         """The key of the draws for a purpose. Views after the first have keys of their own."""
         return derive_seed(self.seed, epoch, purpose, *([self.view] if self.view else []))
 
-    def crops(self, epoch: int, sample_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The crop boxes, int32 (B, 4), and flips, bool (B,), of any samples when they first occur in an epoch."""
-        return self._crops(epoch, sample_ids, sample_ids)
+    def crops(
+        self, epoch: int, sample_ids: np.ndarray, keys: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The crop boxes, int32 (B, 4), and flips, bool (B,), of any samples.
 
-    def _crops(self, epoch: int, ids: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The crop boxes, int32 (B, 4), and flips, bool (B,), of samples. Each draw follows from a number in `keys`."""
-        sizes = self.sizes[ids].astype(np.int64)
+        Each draw follows from a number in `keys`, int64 (B,); by default it is the one of a sample's first occurrence.
+        """
+        keys = sample_ids if keys is None else keys
+        sizes = self.sizes[sample_ids].astype(np.int64)
         if self.crop is None:
             return centre_crops(sizes, self.centre_fraction), np.zeros(len(sizes), bool)
         boxes = random_resized_crops(sizes, self._key(epoch, _CROP), keys, self.crop)

@@ -50,8 +50,8 @@ class RepeatedPlan(Plan):
     def __len__(self) -> int:
         return self._count
 
-    def batch_ids(self, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
-        return super().batch_ids(epoch, index % self._period)
+    def positions(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        return super().positions(index % self._period)
 
 
 class PipelineStream:

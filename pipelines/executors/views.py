@@ -78,8 +78,8 @@ class InterleavedPlan(Plan):
     def __len__(self) -> int:
         return len(self._plans) * len(self._plans[0])
 
-    def batch_ids(self, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
-        return self._plans[0].batch_ids(epoch, index // len(self._plans))
+    def positions(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        return self._plans[0].positions(index // len(self._plans))
 
     def batch(self, epoch: int, index: int) -> BatchPlan:
         index, turn = divmod(index, len(self._plans))

@@ -137,8 +137,10 @@ class _DrawsAlone(Plan):
             mix=augment.mix,
         )
 
-    def _crops(self, epoch: int, ids: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return np.zeros((len(ids), 4), np.int32), np.zeros(len(ids), bool)
+    def crops(
+        self, epoch: int, sample_ids: np.ndarray, keys: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return np.zeros((len(sample_ids), 4), np.int32), np.zeros(len(sample_ids), bool)
 
 
 def _nhwc(images: torch.Tensor) -> torch.Tensor:

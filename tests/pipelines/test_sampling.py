@@ -16,6 +16,7 @@ from timm.data.distributed_sampler import RepeatAugSampler
 from torch.utils.data import WeightedRandomSampler
 
 from sdpnet.config.load import load_config
+from sdpnet.pipelines.benchmarks.stream import RepeatedPlan
 from sdpnet.pipelines.errors import UserError
 from sdpnet.pipelines.options import AugmentOptions, DataOptions, ShardOptions
 from sdpnet.pipelines.plan import CropOptions, MixOptions, Plan
@@ -180,6 +181,16 @@ def test_any_batch_is_the_same_without_the_ones_before_and_on_any_number_of_rank
             parts = [again.batch(2, index).shard(rank, world_size) for rank in range(world_size)]
             assert np.array_equal(batch.sample_ids, np.concatenate([part.sample_ids for part in parts]))
             assert np.array_equal(batch.crop_boxes, np.concatenate([part.crop_boxes for part in parts]))
+
+
+@pytest.mark.parametrize("request_", [{"repeats": 3}, {"weights": "balanced"}], ids=str)
+def test_a_plan_that_repeats_its_batches_repeats_their_draws(request_: dict[str, Any]) -> None:
+    plan = plan_of(resolve(**request_), batch_size=12)
+    repeated = RepeatedPlan(plan, 3 * len(plan))
+    for index in range(len(repeated)):
+        ours, theirs = repeated.batch(0, index), plan.batch(0, index % len(plan))
+        assert np.array_equal(ours.sample_ids, theirs.sample_ids) and ours.valid.all()
+        assert np.array_equal(ours.crop_boxes, theirs.crop_boxes)
 
 
 @given(
