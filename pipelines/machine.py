@@ -13,6 +13,7 @@ from typing import Final
 
 __all__ = [
     "DISTRIBUTIONS",
+    "MAX_WORKERS",
     "busy_cores",
     "cgroup_cores",
     "commit",
@@ -23,6 +24,7 @@ __all__ = [
     "usable_cores",
 ]
 
+MAX_WORKERS: Final = 512  # of `--workers`: all of them start at once, and a process takes at least 13 MB
 # name -> the distributions that may provide it
 DISTRIBUTIONS: Final = {
     "torch": ("torch",),

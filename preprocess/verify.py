@@ -29,10 +29,10 @@ import numpy as np
 from zlib_ng import zlib_ng
 
 from sdpnet.pipelines.errors import ShardError, printable
-from sdpnet.pipelines.machine import core_share
+from sdpnet.pipelines.machine import MAX_WORKERS, core_share
 from sdpnet.pipelines.shards.beton import CRC32_DTYPE
 from sdpnet.pipelines.shards.file import MappedFile, read_whole, size_of
-from sdpnet.pipelines.shards.index_file import Index
+from sdpnet.pipelines.shards.index_file import has_checksums
 from sdpnet.pipelines.shards.layout import ShardReader, open_file, sha256_of
 from sdpnet.pipelines.shards.manifest import QUARANTINE_NAME, UNFINISHED_NAME, Manifest, ShardFile, read_manifest
 from sdpnet.pipelines.shards.tar import SAMPLE_DTYPE
@@ -48,7 +48,6 @@ __all__ = ["Problem", "add_arguments", "main", "run", "verify"]
 # images that were converted although the others stay where they are (.converted).
 SIDECARS: Final = {".beton": (".crc32",), ".tar": (".idx", ".samples"), ".index": (".converted",)}
 CHANGED: Final = "has changed (SHA-256)"
-_MAX_THREADS: Final = 512
 _INDEX_LINE: Final = 256  # the largest size of a line in DALI's index, in bytes
 
 
@@ -257,8 +256,8 @@ def _summary(manifest: Manifest, outcome: str) -> str:
 
 def _number_of_threads(text: str) -> int:
     number = int(text)
-    if not 1 <= number <= _MAX_THREADS:
-        raise argparse.ArgumentTypeError(f"{number}: must be 1 to {_MAX_THREADS}")
+    if not 1 <= number <= MAX_WORKERS:
+        raise argparse.ArgumentTypeError(f"{number}: must be 1 to {MAX_WORKERS}")
     return number
 
 
@@ -274,11 +273,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _has_checksums(directory: Path, manifest: Manifest) -> bool:
-    """Whether the indexes of all splits in place have a checksum of each image."""
+    """Whether there is a checksum of each image, which the index of a split in place may not have."""
     for split in manifest.splits.values():
         for file in split.files:
             with contextlib.suppress(ShardError):
-                if split.format == "index" and Index(MappedFile(directory / file.name)).checksums is None:
+                if split.format == "index" and not has_checksums(MappedFile(directory / file.name)):
                     return False
     return True
 
@@ -292,12 +291,12 @@ def run(arguments: argparse.Namespace) -> int:
         print(problem, file=sys.stderr)
     manifest = read_manifest(arguments.shards)
     in_place = any(split.format == "index" for split in manifest.splits.values())
-    has_checksums = not in_place or _has_checksums(arguments.shards, manifest)
-    decoded = arguments.decode or not has_checksums
+    with_checksums = _has_checksums(arguments.shards, manifest)
+    decoded = arguments.decode or not with_checksums
     checked = "structure" + ", files" * in_place
     if not arguments.quick:
-        checked += ", checksums" * has_checksums + ", decoding of every image" * decoded
-        if not has_checksums:
+        checked += ", checksums" * with_checksums + ", decoding of every image" * decoded
+        if not with_checksums:
             print("note: no checksums to compare with; adopt --checksums --replace would store them")
     for note in _notes(arguments.shards, manifest):
         print(printable(f"note: {note}"))

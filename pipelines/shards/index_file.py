@@ -37,6 +37,7 @@ __all__ = [
     "WITH_CHECKSUMS",
     "Index",
     "difference",
+    "has_checksums",
 ]
 
 MAGIC: Final = b"sdpindex"
@@ -78,6 +79,11 @@ _PIECE: Final = 65_536  # the number of records that are checked at a time
 MAX_NAME: Final = 255  # bytes, the limit of file systems
 _LONGEST_PATH: Final = 4096
 _SLASH, _DOT = ord("/"), ord(".")
+
+
+def has_checksums(file: MappedFile) -> bool:
+    """Whether the header of an index says that it has a checksum of each image. The tables are not checked."""
+    return bool(file.read(HEADER_DTYPE, 0, 1)[0]["flags"] & WITH_CHECKSUMS)
 
 
 class Index:

@@ -18,16 +18,15 @@ from contextlib import suppress
 from typing import Final
 
 from sdpnet.pipelines.errors import UserError
-from sdpnet.pipelines.machine import core_share
+from sdpnet.pipelines.machine import MAX_WORKERS, core_share
 from sdpnet.preprocess.encoding.encode import EncodeSettings
 from sdpnet.preprocess.sources.parquet.row import ImageLocation, RowLocation
 from sdpnet.preprocess.workers.child import encode_one
 from sdpnet.preprocess.workers.process import ASLEEP, Slot, WorkerProcess
 from sdpnet.preprocess.workers.result import Bad, Encoded
 
-__all__ = ["ASLEEP_SECONDS", "HANG_SECONDS", "MAX_WORKERS", "Workers", "encode_all", "number_of_workers"]
+__all__ = ["ASLEEP_SECONDS", "HANG_SECONDS", "Workers", "encode_all", "number_of_workers"]
 
-MAX_WORKERS: Final = 512  # all of them start at once, and take at least 13 MB each
 
 # The time limit of an image counts the processor time of its worker, not the time on the clock. With a limit of 10 s on
 # the clock, good images of 40 megapixels were bad at a load of 9, and the bytes of a conversion depended on the load.

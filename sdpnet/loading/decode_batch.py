@@ -92,7 +92,7 @@ def decode_batch(
     )
     native = native_decoder.available()
     with ThreadPoolExecutor(max(1, min(threads, len(names))), "decode") as pool:
-        files = _attempt(pool, lambda image: _open(image, native), list(images))
+        files = _attempt(pool, lambda image: _open(image, native), images)
         jpegs = [i for i, file in enumerate(files) if isinstance(file, _File) and not file.is_raw]
         # The decoder for all kinds decodes what the native one refused, or says why it cannot be decoded.
         refused = wanted.decode(jpegs, files, threads) if jpegs else []
