@@ -99,7 +99,7 @@ ALLOWED = {
     "sdpnet/benchmarks": (*TRAINING, *BENCHMARKS, "sdpnet/benchmarks"),
     "sdpnet/commands": (*TRAINING, *BENCHMARKS, "sdpnet/benchmarks", "sdpnet/commands"),
     "sdpnet/gpu_checks/programs": (*TRAINING, *BENCHMARKS, "sdpnet/benchmarks", "sdpnet/gpu_checks/programs"),
-    "sdpnet/gpu_checks": (*TERMINAL, "sdpnet/gpu_checks", "sdpnet/gpu_checks/programs"),
+    "sdpnet/gpu_checks": (*EXECUTORS, "sdpnet/gpu_checks", "sdpnet/gpu_checks/programs"),
     "sdpnet/cli": TERMINAL,  # the commands are imported by name, each when it is asked for
 }
 BACKENDS = {

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # torch and the contract are imported by the executors themse
     from sdpnet.pipelines.contract import Loader, Source
     from sdpnet.pipelines.shards.manifest import Manifest
 
-__all__ = ["PIPELINES", "Executor", "choose_pipeline", "executor_of", "why_missing"]
+__all__ = ["PIPELINES", "Executor", "choose_pipeline", "executor_of", "installed", "why_missing"]
 
 
 class Executor(NamedTuple):
@@ -56,7 +56,7 @@ def choose_pipeline(device: torch.device, shard_format: str) -> str:
     """
     order = ["native", "dali"] if device.type == "cuda" else ["native"]
     order += ["ffcv"] if shard_format == "beton" else []
-    return next((name for name in order if _installed(name)), "torchvision")
+    return next((name for name in order if installed(name)), "torchvision")
 
 
 def executor_of(name: str) -> Callable[[Source, Manifest], Loader]:
@@ -71,7 +71,7 @@ def executor_of(name: str) -> Callable[[Source, Manifest], Loader]:
             native_decoder.load()
         return importlib.import_module(executor.module).make
     except (ImportError, OSError) as error:  # OSError: a shared library that the package needs is missing
-        working = [other for other in PIPELINES if other != name and _installed(other)]
+        working = [other for other in PIPELINES if other != name and installed(other)]
         cause = " ".join(str(error).split())
         raise BackendMissingError(
             f"pipeline {name!r} cannot be used here: {cause}; to fix it: {executor.remedy()}; "
@@ -91,7 +91,8 @@ def why_missing(name: str) -> str | None:
     return None
 
 
-def _installed(name: str) -> bool:
+def installed(name: str) -> bool:
+    """Whether what a pipeline needs is here. It is not imported."""
     if name == "native":
         return native_decoder.available()
     try:

@@ -11,6 +11,8 @@ from xml.etree import ElementTree
 
 from sdpnet.gpu_checks.part import Part, Settings
 from sdpnet.gpu_checks.programs.commands import ROOT
+from sdpnet.pipelines.executors import registry
+from sdpnet.pipelines.executors.registry import PIPELINES
 from sdpnet.pipelines.files.atomic_write import publish_bytes
 from sdpnet.pipelines.machine import usable_cores
 
@@ -18,17 +20,15 @@ __all__ = ["CHECKS", "gpu_test_files", "installed"]
 
 _LONG_TEST: Final = "tests/sdpnet/test_fast_step.py"  # 50 steps, several times; a part of its own
 _TINY_TESTS: Final = ("tests/sdpnet/test_side_stream.py", "tests/sdpnet/test_data_wait.py")
-_PACKAGES: Final = {"dali": "nvidia.dali", "ffcv": "ffcv", "xdist": "xdist", "pytest": "pytest"}
 
 
 def installed(*names: str) -> list[str]:
-    """Those of the names whose package is here. Names without a package of their own, such as `native`, are kept."""
+    """Those of these pipelines and packages that are here. `native` is kept, because a missing one must be seen."""
 
     def has(name: str) -> bool:
-        try:
-            return name not in _PACKAGES or importlib.util.find_spec(_PACKAGES[name]) is not None
-        except ModuleNotFoundError:  # the parent package of a dotted name is absent
-            return False
+        if name in PIPELINES:
+            return name == "native" or registry.installed(name)
+        return importlib.util.find_spec(name) is not None
 
     return [name for name in names if has(name)]
 

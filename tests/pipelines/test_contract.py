@@ -45,10 +45,10 @@ def test_a_missing_backend_says_cause_remedy_and_what_works(
 
 
 def test_auto_takes_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed = "sdpnet.pipelines.executors.registry._installed"
+    installed = "sdpnet.pipelines.executors.registry.installed"
     assert choose_pipeline(CPU, "beton") in ("native", "ffcv", "torchvision")
     monkeypatch.setattr(
-        "sdpnet.pipelines.executors.registry._installed", lambda name: name in ("native", "dali", "ffcv")
+        "sdpnet.pipelines.executors.registry.installed", lambda name: name in ("native", "dali", "ffcv")
     )
     assert choose_pipeline(CPU, "beton") == choose_pipeline(torch.device("cuda"), "tar") == "native"
     monkeypatch.setattr(installed, lambda name: name in ("dali", "ffcv"))

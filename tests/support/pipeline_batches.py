@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,23 +12,13 @@ import torch
 from sdpnet.config.load import load_config
 from sdpnet.config.options import Config
 from sdpnet.pipelines.contract import Batch, Loader
+from sdpnet.pipelines.executors.registry import installed
 from sdpnet.pipelines.loader import make_loader
-from sdpnet.pipelines.native import decoder as native_decoder
 from sdpnet.pipelines.options import AugmentOptions, ShardOptions
 
 __all__ = ["CPU", "collect", "config_for", "installed", "kept", "load", "loader_for", "pipeline"]
 
 CPU = torch.device("cpu")
-
-
-def installed(name: str) -> bool:
-    if name == "native":
-        return native_decoder.available()
-    module = {"dali": "nvidia.dali", "synthetic": "torch"}.get(name, name)
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False
 
 
 def config_for(data: Path, name: str, **changes: object) -> Config:
