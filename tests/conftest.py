@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -56,6 +57,12 @@ def make_image(seed: int, height: int, width: int) -> np.ndarray:
     coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float64)
     return np.clip(smooth + rng.normal(0, 3, smooth.shape), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def earlier_loaders_collected() -> None:
+    """For tests that count threads: collects the loaders that earlier tests have not closed."""
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

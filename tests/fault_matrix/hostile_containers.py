@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from container_files import features, images_of, parquet_bytes, tar_bytes
+from converting_child import ConvertingChild
 from mutations import HOSTILE, change_bytes, json_text
 from trial import Kind, Outcome
 
@@ -279,35 +278,13 @@ def hostile(
     scratch: Path,
 ) -> Iterator[Outcome]:
     """Converts a changed file for each seed."""
-    child: subprocess.Popen[str] | None = None
-    code = CHILD.replace("WORKERS", str(num_workers))
-    for seed in seeds:
-        kind, content, known = mutated(made, np.random.default_rng([8, seed]))
-        path = scratch / f"{seed}{suffix}"
-        path.write_bytes(content)
-        if child is None:
-            child = subprocess.Popen(
-                [sys.executable, "-c", code],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=(scratch / "stderr").open("w"),
-                text=True,
-            )
-        assert child.stdin is not None and child.stdout is not None
-        child.stdin.write(f"{path}\n")
-        child.stdin.flush()
-        line = child.stdout.readline()
-        path.unlink()
-        if not line:
-            status = child.wait()
-            said = (scratch / "stderr").read_text().strip().rpartition("\n")[2][:300]
-            verdict = "hung" if status == -27 else "crashed"  # SIGPROF
-            yield Outcome(verdict, f"{kind}: status {status}: {said}")
-            child = None
-            continue
-        yield _judge(made, kind, suffix, json.loads(line), known)
-    if child is not None:
-        child.communicate()
+    with ConvertingChild(CHILD.replace("WORKERS", str(num_workers)), scratch) as child:
+        for seed in seeds:
+            kind, content, known = mutated(made, np.random.default_rng([8, seed]))
+            path = scratch / f"{seed}{suffix}"
+            path.write_bytes(content)
+            answer = child.convert(path, kind)
+            yield answer if isinstance(answer, Outcome) else _judge(made, kind, suffix, answer, known)
 
 
 KINDS = [

@@ -5,16 +5,14 @@ from __future__ import annotations
 import bz2
 import gzip
 import io
-import json
 import os
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from converting_child import ConvertingChild
 from PIL import Image
 from trial import Kind, Outcome
 
@@ -212,40 +210,19 @@ def _judge(tars: Tars, kind: str, answer: dict, known: bool) -> Outcome:
 
 
 def _hostile(tars: Tars, seeds: Sequence[int], scratch: Path) -> Iterator[Outcome]:
-    child: subprocess.Popen[str] | None = None
-    for seed in seeds:
-        kind, content, known = _mutated(tars, np.random.default_rng([4, seed]))
-        path = scratch / f"{seed}.tar"
-        path.write_bytes(content)
-        if rare := np.random.default_rng([5, seed]).integers(50) == 0:  # a file of a terabyte, nearly all of it a hole
-            os.truncate(path, 1 << 40)
-            kind = f"{kind}, 1 TB"
-        if child is None:
-            child = subprocess.Popen(
-                [sys.executable, "-c", CHILD],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=(scratch / "stderr").open("w"),
-                text=True,
-            )
-        assert child.stdin is not None and child.stdout is not None
-        child.stdin.write(f"{path}\n")
-        child.stdin.flush()
-        line = child.stdout.readline()
-        path.unlink()
-        if not line:
-            status = child.wait()
-            said = (scratch / "stderr").read_text().strip().rpartition("\n")[2][:300]
-            verdict = "hung" if status == -27 else "crashed"  # SIGPROF
-            yield Outcome(verdict, f"{kind}: status {status}: {said}")
-            child = None
-            continue
-        outcome = _judge(tars, kind, json.loads(line), known)
-        if rare and outcome.group.endswith("converted"):
-            outcome = Outcome("wrong", f"{kind}: converted")
-        yield outcome
-    if child is not None:
-        child.communicate()
+    with ConvertingChild(CHILD, scratch) as child:
+        for seed in seeds:
+            kind, content, known = _mutated(tars, np.random.default_rng([4, seed]))
+            path = scratch / f"{seed}.tar"
+            path.write_bytes(content)
+            if rare := np.random.default_rng([5, seed]).integers(50) == 0:  # a file of a terabyte, nearly all a hole
+                os.truncate(path, 1 << 40)
+                kind = f"{kind}, 1 TB"
+            answer = child.convert(path, kind)
+            outcome = answer if isinstance(answer, Outcome) else _judge(tars, kind, answer, known)
+            if rare and outcome.group.endswith("converted"):
+                outcome = Outcome("wrong", f"{kind}: converted")
+            yield outcome
 
 
 KINDS = [Kind("conversion of hostile tars", 3_000, _prepare, _hostile, batch=100)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import io
 import mmap
@@ -24,13 +25,7 @@ from sdpnet.pipelines.native import decoder as native_decoder
 from sdpnet.pipelines.native.decoder import FILE_DTYPE, Decoder, Job
 from sdpnet.pipelines.native.status import Status
 
-pytestmark = pytest.mark.usefixtures("native")
-
-
-@pytest.fixture(autouse=True)
-def _no_threads_of_earlier_tests() -> None:
-    """Collects the loaders that tests of other modules have not closed, because their threads would be counted."""
-    gc.collect()
+pytestmark = pytest.mark.usefixtures("native", "earlier_loaders_collected")
 
 
 @pytest.fixture
@@ -336,8 +331,9 @@ def resident(mapped: mmap.mmap) -> np.ndarray:
     return np.frombuffer(found, np.uint8) & 1 > 0
 
 
-def test_read_ahead_brings_what_was_asked_into_memory(decoder: Decoder, tmp_path: Path) -> None:
-    path, size = tmp_path / "file", 32 << 20
+@contextlib.contextmanager
+def file_on_disk_alone(path: Path, size: int) -> Iterator[mmap.mmap]:
+    """Writes a file of random bytes and yields its map, of which no page is in memory. Skips where that cannot be."""
     path.write_bytes(os.urandom(size))
     with path.open("r+b") as file:
         os.fsync(file.fileno())
@@ -345,6 +341,11 @@ def test_read_ahead_brings_what_was_asked_into_memory(decoder: Decoder, tmp_path
         mapped = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE)
         if resident(mapped).any():
             pytest.skip("this file system keeps its files in memory")
+        yield mapped
+
+
+def test_read_ahead_brings_what_was_asked_into_memory(decoder: Decoder, tmp_path: Path) -> None:
+    with file_on_disk_alone(tmp_path / "file", 32 << 20) as mapped:
         base = np.frombuffer(mapped, np.uint8).ctypes.data
         starts = np.array([20 << 20, 5000, 9000, (20 << 20) + 4_000_000], np.uint64)  # one gap is read across
         sizes = np.array([3_000_000, 1, 100, 50], np.int64)
@@ -416,13 +417,7 @@ def test_another_file_is_not_decoded(decoder: Decoder, tmp_path: Path, changes: 
 
 def test_read_ahead_brings_files_into_memory(decoder: Decoder, tmp_path: Path) -> None:
     path, size = tmp_path / "file", 2 << 20
-    path.write_bytes(os.urandom(size))
-    with path.open("r+b") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        mapped = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE)
-        if resident(mapped).any():
-            pytest.skip("this file system keeps its files in memory")
+    with file_on_disk_alone(path, size) as mapped:
         files, _names = stored(path)
         decoder.read_ahead(np.zeros(1, np.uint64), np.array([size]), files)
         assert eventually(lambda: bool(resident(mapped).any()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import shutil
 import subprocess
@@ -31,13 +30,7 @@ from sdpnet.pipelines.plan import MIX_NONE
 from sdpnet.pipelines.shards.layout import open_split
 from sdpnet.pipelines.terminal.remedy import rebuild
 
-pytestmark = pytest.mark.usefixtures("native")
-
-
-@pytest.fixture(autouse=True)
-def _no_threads_of_earlier_tests() -> None:
-    """Collects the loaders that tests of other modules have not closed, because their threads would be counted."""
-    gc.collect()
+pytestmark = pytest.mark.usefixtures("native", "earlier_loaders_collected")
 
 
 @pytest.fixture(params=["beton", "tar"])
