@@ -44,12 +44,12 @@ WRITERS = (*WORKERS, "preprocess/conversion/writers")
 CONVERSION = (*SOURCES, *WRITERS, "preprocess/conversion")
 ADOPTION = (*CONVERSION, "preprocess/adoption")
 INSPECTION = (*AUGMENT, *LOADER, *PAGES, "preprocess/inspection")
-MODEL = (*OPTIONS, *TERMINAL, "sdpnet/model")
+MODEL = (*OPTIONS, *TERMINAL, "sdpnet/model", "sdpnet/model/kernels")
 CONFIG = (*MODEL, "sdpnet/config")
 DISTRIBUTED = (*OPTIONS, *TERMINAL, "sdpnet/distributed")
 OPTIM = (*CONFIG, *DISTRIBUTED, "sdpnet/optim")
 CHECKPOINTS = (*OPTIM, "sdpnet/checkpoints")
-EXECUTION = (*CHECKPOINTS, "sdpnet/execution")
+EXECUTION = (*CHECKPOINTS, "sdpnet/execution", "sdpnet/execution/variants")
 REPORTING = (*CHECKPOINTS, *PAGES, "sdpnet/reporting")
 LOADING = (*CONFIG, *AUGMENT, *LOADER, "sdpnet/loading")
 TRAINING = (*LOADING, *EXECUTION, *REPORTING, "pipelines", "sdpnet/training")
@@ -87,11 +87,13 @@ ALLOWED = {
     "preprocess": (*ADOPTION, *INSPECTION, "preprocess"),
     "sdpnet": (*BASE, "sdpnet/loading"),  # see LAZY
     "sdpnet/model": MODEL,
+    "sdpnet/model/kernels": (*OPTIONS, "sdpnet/model/kernels"),
     "sdpnet/config": CONFIG,
     "sdpnet/distributed": DISTRIBUTED,
     "sdpnet/optim": OPTIM,
     "sdpnet/checkpoints": CHECKPOINTS,
     "sdpnet/execution": EXECUTION,
+    "sdpnet/execution/variants": EXECUTION,
     "sdpnet/reporting": REPORTING,
     "sdpnet/loading": LOADING,
     "sdpnet/training": TRAINING,
@@ -112,7 +114,7 @@ BACKENDS = {
         "preprocess/sources/parquet/row.py",
     ),
     "triton": (
-        "sdpnet/model/depthwise_kernel.py",
+        "sdpnet/model/kernels/depthwise_kernel.py",
         "pipelines/augment/fused/finish.py",
         "pipelines/augment/fused/neighbours.py",
         "pipelines/augment/fused/operations.py",

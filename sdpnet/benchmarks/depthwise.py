@@ -17,7 +17,7 @@ import torch
 
 from sdpnet.execution.depthwise_choice import block_seconds
 from sdpnet.execution.hardware import amp_dtype
-from sdpnet.model.depthwise import runs_on
+from sdpnet.model.kernels.depthwise import runs_on
 from sdpnet.model.sdpnet import MODELS
 from sdpnet.pipelines.errors import require
 from sdpnet.pipelines.machine import commit, driver

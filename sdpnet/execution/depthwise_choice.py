@@ -22,7 +22,7 @@ from sdpnet.checkpoints.file import write_atomically
 from sdpnet.config.options import TrainOptions
 from sdpnet.distributed.processes import Processes, from_main
 from sdpnet.execution.compiled import compile_blocks
-from sdpnet.model.depthwise import runs_on
+from sdpnet.model.kernels.depthwise import runs_on
 from sdpnet.model.sdpnet import ConvBlock, SdPNet
 from sdpnet.pipelines.errors import UserError
 

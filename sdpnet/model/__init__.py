@@ -1,4 +1,4 @@
-"""SdP-Net: its blocks, position embeddings, depthwise convolution, operation counts and registration in timm."""
+"""SdP-Net: its blocks, position embeddings, operation counts and registration in timm."""
 
 from sdpnet.model.sdpnet import MODELS, ModelOptions, SdPNet, create_model, create_model_options
 
@@ -8,7 +8,6 @@ __all__ = [
     "SdPNet",
     "create_model",
     "create_model_options",
-    "depthwise",
     "flops",
     "positions",
     "sdpnet",

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from sdpnet.model.depthwise import depthwise_gelu
+from sdpnet.model.kernels.depthwise import depthwise_gelu
 from sdpnet.model.positions import resample_grid, rotary_embedding, rotate, sincos_embedding
 from sdpnet.pipelines.errors import UserError, nearest, require
 
@@ -159,7 +159,7 @@ class LayerScale(nn.Module):
 class ConvBlock(nn.Module):
     """y = BN(GELU(depthwise(x))); BN(GELU(conv1x1(x + y))): (B, dim, h, w) -> the same shape.
 
-    `drop_path` is applied to y, the only residual branch. With `triton` set, `sdpnet.model.depthwise` computes
+    `drop_path` is applied to y, the only residual branch. With `triton` set, `sdpnet.model.kernels.depthwise` computes
     GELU(depthwise(x)) from the same parameters.
     """
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from triton_programs import needs_interpreter, needs_triton, run
 
-from sdpnet.model import depthwise
+from sdpnet.model.kernels import depthwise
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,7 +33,7 @@ from pathlib import Path
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from sdpnet.model.depthwise_kernel import convolve_kernel, weight_gradient_kernel
+from sdpnet.model.kernels.depthwise_kernel import convolve_kernel, weight_gradient_kernel
 capability, image, kernel_size, width = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 tile = -(-width // -(-width // 16))
 constants = dict(DIM=768, KERNEL=kernel_size, TILE=tile, ROWS=14, WHOLE=tile == width, BLOCK=64)

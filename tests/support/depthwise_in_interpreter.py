@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from sdpnet.model import depthwise
-from sdpnet.model.depthwise import depthwise_gelu
+from sdpnet.model.kernels import depthwise
+from sdpnet.model.kernels.depthwise import depthwise_gelu
 from sdpnet.model.sdpnet import ConvBlock, SdPNet, create_model_options
 
 assert os.environ["TRITON_INTERPRET"] == "1"

@@ -35,7 +35,7 @@ def runs_on(device: torch.device) -> bool:
 @functools.cache
 def _kernels() -> Any:
     """The module with the kernels, or None if Triton cannot be imported."""
-    modules = triton_support.import_kernels("sdpnet.model.depthwise_kernel")
+    modules = triton_support.import_kernels("sdpnet.model.kernels.depthwise_kernel")
     return None if modules is None else modules[0]
 
 
