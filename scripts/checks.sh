@@ -76,8 +76,8 @@ write_lock() {
     }
     # uv keeps what is in the file that it writes, wherever it fits, and adds what other Pythons need.
     cp "$passed" "$lock.new"
-    "$uv" pip compile -q --universal --python-version 3.10 --extra test --extra docs --extra ffcv --extra dali \
-        --no-header --no-annotate --no-emit-index-url --no-emit-find-links -o "$lock.new" pyproject.toml
+    "$uv" pip compile -q --universal --python-version 3.10 --extra train --extra docs --extra ffcv --extra dali \
+        --group test --no-header --no-annotate --no-emit-index-url --no-emit-find-links -o "$lock.new" pyproject.toml
     python tests/support/locked_versions.py --write "$lock.new" "$lock"
     rm -f "$lock.new"
     echo "$lock: written; ./dev setup --locked installs these versions"

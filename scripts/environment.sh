@@ -158,11 +158,17 @@ native_works() {
 sys.exit(not (decoder.available() and jpeg.available()))'
 }
 
+wants_native() { # a build that has failed is not optional: it ends the set-up
+    [ -z "${SDPNET_SKIP_NATIVE:-}" ] && [ -z "$(native_needs)" ] && { [ -n "$whole" ] || ! native_works 2>/dev/null; }
+}
+
 check_native() { # sets native
     needs=$(native_needs)
     native='The native libraries are not built, so there is no native pipeline, and conversion is slower and cannot pass images through;'
     if native_works; then
         native=ok
+    elif [ -n "${SDPNET_SKIP_NATIVE:-}" ]; then
+        native='The native libraries were left out, because SDPNET_SKIP_NATIVE is set.'
     elif [ -n "$needs" ]; then
         # shellcheck disable=SC2086
         native="$native they need: $needs. To do: $(how_to_install $needs) && ./dev setup --retry"

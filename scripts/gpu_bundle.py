@@ -9,7 +9,7 @@
     OUT/dali.tar.xz   DALI with the kernels of one generation of GPUs; unpacked by the first run
 
 The other machine has x86-64 Linux, Python (--python), torch, torchvision, Triton, NumPy, Pillow, rich, timm and pytest.
-The native libraries have plain C interfaces, so those that were built for this Python work with another one.
+The native libraries have plain C interfaces, so those that were built here work with another Python.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ exec "$python" -m sdpnet.gpu_checks "$@"
 """
 
 
-def copy_checkout(out: Path, python: str) -> None:
-    """The files that git knows or would add, the native libraries under the names of the other Python, the commit."""
+def copy_checkout(out: Path) -> None:
+    """The files that git knows or would add, the native libraries, the commit."""
     listed = subprocess.run(
         ["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard", "-z"], capture_output=True, check=True
     )
@@ -72,7 +72,7 @@ def copy_checkout(out: Path, python: str) -> None:
             shutil.copy2(source, target, follow_symlinks=False)
     for folder in ("pipelines", "preprocess"):
         for library in sorted((ROOT / folder / "native").glob("*.so")):
-            shutil.copy2(library, out / folder / "native" / _other_name(library.name, python))
+            shutil.copy2(library, out / folder / "native" / library.name)
     commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, check=True)
     (out / "COMMIT").write_bytes(commit.stdout)
 
@@ -181,7 +181,7 @@ def main() -> int:
     if not list(arguments.images.glob("*/*")):
         parser.error(f"--images {arguments.images}: has no images in class folders")
     out.mkdir(parents=True)
-    copy_checkout(out / "checkout", arguments.python)
+    copy_checkout(out / "checkout")
     print(f"{copy_images(arguments.images, out / 'images'):,} images")
     for pack in arguments.pack:
         shutil.copytree(pack, out / "packs" / pack.name)

@@ -79,7 +79,7 @@ make_room() { # before the large downloads. pip keeps them all until it has unpa
 fingerprint() { # what a finished set-up depends on
     printf '%s %s ' "$root" "$("$venv/bin/python" -c 'import os, sys
 print(os.path.realpath(sys.executable), sys.version.split()[0])' 2>/dev/null)"
-    cat pyproject.toml dev scripts/*.sh ./*/native/*.h ./*/native/*.cpp ${locked:+"$lock"} | cksum
+    cat pyproject.toml dev scripts/*.sh cmake/* ./*/native/*.h ./*/native/*.cpp ${locked:+"$lock"} | cksum
 }
 
 write_stamp() {
@@ -107,19 +107,21 @@ lane_system() { # Debian packages, then FFCV's compilation: beside lane_packages
     if wanted "$ffcv" && [ -z "$(ffcv_needs)" ]; then step 'FFCV: compiling' compile_ffcv || true; fi
 }
 
+install_sdpnet() { # the compiler may still be on its way: the native libraries come last
+    SDPNET_SKIP_NATIVE=1 pip_install -c "$constraints" -e '.[train,docs]' --group test
+}
+
 lane_packages() { # what pip installs into .venv, one after the other
     if [ -n "$whole" ]; then
         if [ -n "${SDPNET_TORCH_INDEX:-}" ] && ! torch_is_there; then
             step 'torch from SDPNET_TORCH_INDEX' pip_install -c "$constraints" --index-url "$SDPNET_TORCH_INDEX" \
                 'torch>=2.10,<2.16' 'torchvision>=0.25,<0.30' || return 0
         fi
-        step 'sdpnet, torch, test tools' pip_install -c "$constraints" -e '.[test,docs]' || return 0
+        step 'sdpnet, torch, test tools' install_sdpnet || return 0
     fi
     if wanted "$dali"; then step 'DALI' install_dali || true; fi
     while [ ! -e "$steps/system-is-ready" ] && kill -0 "$system_lane" 2>/dev/null; do sleep 1; done
-    if ! native_works 2>/dev/null && [ -z "$(native_needs)" ]; then # a compiler has come meanwhile
-        step 'native libraries' pip_install --no-deps -e . || true
-    fi
+    if wants_native; then step 'native libraries' pip_install --no-deps --force-reinstall -e . || true; fi
 }
 
 install_side_by_side() {

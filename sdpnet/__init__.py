@@ -30,7 +30,15 @@ if not _typing.TYPE_CHECKING:  # else any name of this module would count as kno
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib import import_module
 
-        value = getattr(import_module(f"sdpnet.loading.{_MODULES[name]}"), name)
+        from sdpnet.pipelines.terminal.remedy import missing_package
+
+        try:
+            value = getattr(import_module(f"sdpnet.loading.{_MODULES[name]}"), name)
+        except ModuleNotFoundError as error:
+            reason = missing_package(error)
+            if reason is None:
+                raise
+            raise ModuleNotFoundError(f"{name}: {reason}", name=error.name) from error
         globals()[name] = value
         return value
 

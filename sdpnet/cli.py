@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import importlib
 import sys
+from types import ModuleType
 from typing import Final
 
 from sdpnet import __version__
-from sdpnet.pipelines.errors import run_command
+from sdpnet.pipelines.errors import BackendMissingError, run_command
 from sdpnet.pipelines.terminal.command_line import CommandParser
+from sdpnet.pipelines.terminal.remedy import missing_package
 
 __all__ = ["main"]
 
@@ -39,21 +41,36 @@ def main(argv: list[str] | None = None) -> int:
         argv = [*argv[1:2], "--help"]
     asked = argv[0] if argv else ""
     if argv[:2] == ["bench", "step"]:
-        return importlib.import_module("sdpnet.benchmarks.step").main(argv[2:])
+        return _load("sdpnet.benchmarks.step").main(argv[2:])
     if asked in PROGRAMS:
-        return importlib.import_module(PROGRAMS[asked][0]).main(argv[1:], program=f"sdpnet {asked}")
+        return _load(PROGRAMS[asked][0]).main(argv[1:], program=f"sdpnet {asked}")
     parser = CommandParser(prog="sdpnet", description="Trains SdP-Net fast, from shards of images.")
     parser.add_argument("--version", action="version", version=f"sdpnet {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (module, purpose) in {**COMMANDS, **PROGRAMS}.items():
         command = commands.add_parser(name, help=purpose)
         if name == asked:
-            implementation = importlib.import_module(module)
+            implementation = _load(module)
             command.description = (implementation.__doc__ or "").split("\n\n")[0]
             implementation.add_arguments(command)
             command.set_defaults(run=implementation.run)
     arguments = parser.parse_args(argv)
     return run_command(lambda: arguments.run(arguments))
+
+
+def _load(module: str) -> ModuleType:
+    """Imports a command's module. Where a package of an extra is missing, the process ends with one line."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        reason = missing_package(error)
+        if reason is None:
+            raise
+
+    def fail() -> None:
+        raise BackendMissingError(reason)
+
+    sys.exit(run_command(fail))
 
 
 if __name__ == "__main__":

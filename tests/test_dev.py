@@ -101,7 +101,7 @@ def test_it_says_what_it_takes_and_is_not_repeated(checkout: Checkout) -> None:
     assert out.index("to download") < out.index("virtual environment") < out.index("sdpnet, torch, test tools")
     assert "SDPNET_TORCH_INDEX=URL" in out and "set-up complete" in out
     calls = checkout.pip_calls()
-    assert any("-e .[test,docs]" in call for call in calls)
+    assert any("-e .[train,docs] --group test" in call for call in calls)
     status, out, _ = checkout.run("setup")
     assert status == 0 and out.startswith("set-up: already done") and checkout.pip_calls() == calls
 
@@ -166,7 +166,7 @@ def test_uv_where_it_sees_what_pip_sees(
     checkout.stand_in("uv", UV.format(calls=checkout.calls, status=int(not works)))
     checkout.free(9_000)  # enough for uv, which keeps no downloads
     status, out, err = checkout.run("setup")
-    calls = [call for call in checkout.pip_calls() if "-e .[test,docs]" in call]
+    calls = [call for call in checkout.pip_calls() if "-e .[train,docs] --group test" in call]
     assert [call.startswith("uv pip install --python ") for call in calls] == [True] * by_uv + [False] * (
         by_pip and by_uv
     )
@@ -180,7 +180,7 @@ def test_uv_where_it_sees_what_pip_sees(
 def test_torch_from_another_index(checkout: Checkout) -> None:
     assert checkout.run("setup", SDPNET_TORCH_INDEX="file:///index")[0] == 0
     torch, rest = [call for call in checkout.pip_calls() if "--upgrade pip" not in call][:2]
-    assert "--index-url file:///index torch>=" in torch and "-e .[test,docs]" in rest and "--index-url" not in rest
+    assert "--index-url file:///index torch>=" in torch and "-e .[train,docs] --group test" in rest and "--index-url" not in rest
 
 
 @pytest.mark.parametrize(

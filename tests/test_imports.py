@@ -27,7 +27,7 @@ NATIVE = (*BASE, "pipelines/native")
 IMAGES = (*NATIVE, "pipelines/images")
 SHARDS = (*IMAGES, "pipelines/shards")
 TERMINAL = (*SHARDS, "pipelines/terminal")
-PAGES = (*BASE, "pipelines/pages")
+PAGES = (*TERMINAL, "pipelines/pages")  # which names the command for a missing package
 PLAN = (*BASE, "pipelines/planning", "pipelines/plan")
 OPTIONS = (*PLAN, "pipelines/options")
 CONTRACT = (*OPTIONS, *SHARDS, "pipelines/memory", "pipelines/contract")
@@ -85,7 +85,7 @@ ALLOWED = {
     "preprocess/inspection": INSPECTION,
     "preprocess/adoption": ADOPTION,
     "preprocess": (*ADOPTION, *INSPECTION, "preprocess"),
-    "sdpnet": (*BASE, "sdpnet/loading"),  # see LAZY
+    "sdpnet": (*BASE, "pipelines/terminal", "sdpnet/loading"),  # see LAZY
     "sdpnet/model": MODEL,
     "sdpnet/model/kernels": (*OPTIONS, "sdpnet/model/kernels"),
     "sdpnet/config": CONFIG,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -13,27 +15,49 @@ import pytest
 from launches import TORCHRUN
 from trainings import arguments
 
+from sdpnet import __version__
+
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("configs", "pipelines", "preprocess", "sdpnet")
 
 
+def build(source: Path, hook: str, out: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs a hook of the build backend, with the packages that are installed here."""
+    code = f"from scikit_build_core import build; print(build.{hook}({str(out)!r}))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry), **variables}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True, check=False)
+
+
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, unpacked as pip does it, with the native libraries that the checkout has."""
-    source, wheels = (tmp_path_factory.mktemp(name) for name in ("source", "wheels"))
-    for name in FOLDERS:
-        leave_out = shutil.ignore_patterns("__pycache__", "*.so")
-        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=leave_out)
-    for name in ("LICENSE", "README.md", "pyproject.toml"):
-        shutil.copy(ROOT / name, source)
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(wheels), "."]
-    without_compiler = {**os.environ, "CC": "false", "CXX": "false"}  # which takes a minute, and is not the subject
-    subprocess.run(command, cwd=source, env=without_compiler, check=True, capture_output=True)
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sdist, unpacked as pip does it."""
+    pytest.importorskip("scikit_build_core")
+    out = tmp_path_factory.mktemp("sdist")
+    done = build(ROOT, "build_sdist", out)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (archive,) = out.iterdir()
+    with tarfile.open(archive) as opened:
+        opened.extractall(out, filter="data")
+    archive.unlink()
+    (unpacked,) = out.iterdir()
+    return unpacked
+
+
+@pytest.fixture(scope="module")
+def site(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel that the sdist gives, unpacked as pip does it, with the native libraries that the checkout has."""
+    wheels, unpacked = (tmp_path_factory.mktemp(name) for name in ("wheels", "site"))
+    # Compiling takes a minute, and is not the subject.
+    done = build(sdist, "build_wheel", wheels, SDPNET_SKIP_NATIVE="1")
+    assert done.returncode == 0, done.stdout + done.stderr
     (wheel,) = wheels.iterdir()
-    unpacked = tmp_path_factory.mktemp("site")
+    assert wheel.name == f"sdpnet-{__version__}-py3-none-any.whl"
     zipfile.ZipFile(wheel).extractall(unpacked)
     for library in (path for name in FOLDERS[1:3] for path in (ROOT / name).rglob("*.so")):
-        shutil.copy(library, unpacked / "sdpnet" / library.relative_to(ROOT))
+        target = unpacked / "sdpnet" / library.relative_to(ROOT)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(library, target)
     return unpacked
 
 
@@ -48,6 +72,61 @@ def alien(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_the_sdist_has_what_the_suite_needs(sdist: Path) -> None:
+    for folder in (*FOLDERS, "cmake", "docs", "examples", "records", "scripts", "tests"):
+        ours = {path.relative_to(ROOT) for path in (ROOT / folder).rglob("*") if path.is_file() and not skipped(path)}
+        packed = {path.relative_to(sdist) for path in (sdist / folder).rglob("*") if path.is_file()}
+        assert packed == ours
+    for name in ("dev", "hubconf.py", "mkdocs.yml", "pyproject.toml", "requirements.lock", "CITATION.cff", "SECURITY.md"):
+        assert (sdist / name).read_bytes() == (ROOT / name).read_bytes()
+    assert os.access(sdist / "dev", os.X_OK) and os.readlink(sdist / "sdpnet" / "pipelines") == "../pipelines"
+
+
+def skipped(path: Path) -> bool:
+    """Whether git ignores a file."""
+    return path.suffix in (".pyc", ".so") or "__pycache__" in path.parts
+
+
+def test_without_a_compiler_the_build_fails_and_says_what_to_do(sdist: Path, tmp_path: Path) -> None:
+    if shutil.which("cmake") is None:
+        pytest.skip("no cmake")
+    done = build(sdist, "build_wheel", tmp_path, CC="/none/cc", CXX="/none/c++")
+    assert done.returncode != 0 and list(tmp_path.iterdir()) == []
+    said = done.stdout + done.stderr
+    assert "could not be built. To do, one of:" in said
+    assert "g++ libjpeg-dev" in said and "SDPNET_SKIP_NATIVE=1 pip install" in said
+
+
+def test_links_that_were_lost_are_noticed(sdist: Path, tmp_path: Path) -> None:
+    """As in a .zip file of the checkout."""
+    if shutil.which("cmake") is None:
+        pytest.skip("no cmake")
+    copy = tmp_path / "copy"
+    shutil.copytree(sdist, copy, symlinks=True)
+    (copy / "sdpnet" / "pipelines").unlink()
+    (copy / "sdpnet" / "pipelines").write_text("../pipelines")
+    done = build(copy, "build_wheel", tmp_path / "out")
+    assert done.returncode != 0 and "sdpnet/pipelines is no folder: the symbolic links" in done.stdout + done.stderr
+
+
+def test_the_libraries_show_only_our_functions(native: None) -> None:
+    readelf = shutil.which("readelf")
+    if readelf is None:
+        pytest.skip("no readelf")
+    for name in ("pipelines/native/crop_decoder.so", "pipelines/native/ceilings.so", "preprocess/native/jpeg_codec.so"):
+        command = [readelf, "--wide", "--dyn-syms", str(ROOT / name)]
+        table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        rows = [row.split() for row in table.splitlines() if re.match(r" +\d+:", row)]
+        shown = {row[7].partition("@")[0] for row in rows if len(row) > 7 and row[6] != "UND"}
+        assert shown and all(re.match("(ceilings|codec|decoder|mapping)_", symbol) for symbol in shown), name
+
+
+def test_the_version_is_in_one_place() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'dynamic = ["version"]' in project and not re.search("^version", project, re.MULTILINE)
+    assert "\nversion" not in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
 def test_the_wheel_has_one_name(site: Path) -> None:
     names = {path.name for path in site.iterdir()}
     assert "sdpnet" in names and all(name == "sdpnet" or name.endswith(".dist-info") for name in names)
@@ -59,6 +138,7 @@ def test_the_wheel_has_one_name(site: Path) -> None:
         "py.typed",
     ):
         assert (site / "sdpnet" / module).is_file()
+    assert not [path for path in site.rglob("*") if path.suffix in (".cpp", ".h")]
     packed = {path.relative_to(site / "sdpnet") for path in (site / "sdpnet").rglob("*.py")}
     ours = {path.relative_to(ROOT / "sdpnet") for path in (ROOT / "sdpnet").rglob("*.py") if not path.is_symlink()}
     assert packed >= ours and {path.parts[0] for path in packed} >= {"pipelines", "preprocess"}

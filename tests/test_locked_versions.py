@@ -57,6 +57,7 @@ def test_ours_pins_all_that_the_project_asks_for() -> None:
     assert "://" not in text, "no address of an index"
     pins = locked_versions(text)
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    project = project.partition("\nwheel = [")[0]  # the tools of ./dev wheel are installed apart
     wanted = {name.lower() for name in re.findall(r'^    "([A-Za-z][\w-]*)[<>=]', project, re.MULTILINE)}
     assert {"torch", "pillow", "ray", "ffcv", "onnx", "ruff"} <= wanted <= set(pins)
     for python in ("3.10", "3.12", "3.14"):

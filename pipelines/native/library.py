@@ -10,15 +10,14 @@ import ctypes
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.machinery import EXTENSION_SUFFIXES
 from typing import Any
 
 __all__ = ["NativeLibrary", "library_path"]
 
 
 def library_path(folder: str, name: str) -> str:
-    """The path at which setuptools puts the library `name` of the package in `folder`."""
-    return os.path.join(folder, f"{name}{EXTENSION_SUFFIXES[0]}")
+    """The path of the library `name` (`cmake/CMakeLists.txt`) of the package in `folder`."""
+    return os.path.join(folder, f"{name}.so")
 
 
 @dataclass

@@ -13,7 +13,8 @@ import hashlib
 from pathlib import Path
 from typing import Any, Final
 
-from sdpnet.pipelines.errors import printable
+from sdpnet.pipelines.errors import BackendMissingError, printable
+from sdpnet.pipelines.terminal.remedy import missing_package
 
 __all__ = ["render"]
 
@@ -26,10 +27,16 @@ def render(template: Path, **values: Any) -> str:
     Args:
         template: a Jinja2 template that extends `base.html.j2` of this folder.
         values: the template's variables. Text is made printable and escaped.
+
+    Raises:
+        BackendMissingError: Jinja2 or Plotly is not installed.
     """
-    import jinja2
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
+    try:
+        import jinja2
+        from markupsafe import Markup
+        from plotly.offline import get_plotlyjs
+    except ModuleNotFoundError as error:
+        raise BackendMissingError(missing_package(error) or str(error)) from None
 
     def shown(value: Any) -> Any:
         """Keeps control characters and direction marks out of the page."""

@@ -18,9 +18,18 @@ from typing import Final
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-__all__ = ["checkout", "install", "install_extra", "rebuild", "set_up_again"]
+__all__ = ["checkout", "install", "install_extra", "missing_package", "rebuild", "set_up_again"]
 
 _ABOVE: Final = Path(__file__).resolve().parents[2]
+# Packages that conversion and verification do without -> the extra that brings them
+_EXTRAS: Final = {
+    "torch": "train",
+    "torchvision": "train",
+    "safetensors": "train",
+    "jinja2": "report",
+    "markupsafe": "report",
+    "plotly": "report",
+}
 _HEADERS: Final = "install g++ and libjpeg's headers (Debian: g++ libjpeg-dev)"
 
 
@@ -54,10 +63,17 @@ def install_extra(extra: str) -> str:
     return install(*extras) if extras else f"install what the extra {extra!r} in sdpnet's pyproject.toml lists"
 
 
+def missing_package(error: ModuleNotFoundError) -> str | None:
+    """The sentence that names a missing package and the command that installs it, or None if no extra brings it."""
+    package = (error.name or "").partition(".")[0]
+    extra = _EXTRAS.get(package)
+    return f"{package} is not installed; this needs the extra {extra!r}: {install_extra(extra)}" if extra else None
+
+
 def rebuild() -> str:
     """The command that builds the native libraries (crop decoder, JPEG codec, ceilings)."""
     above = checkout()
-    source = f"-e {shlex.quote(str(above))}" if above else f"--force-reinstall {_origin()}"
+    source = f"-e {shlex.quote(str(above))}" if above else f"--no-cache-dir --force-reinstall {_origin()}"
     return set_up_again(f"{_HEADERS}, then {_pip()} install --no-deps {source}")
 
 

@@ -1,0 +1,90 @@
+# ./dev wheel: an sdist, and a wheel that is built from it; both are checked, and the wheel is tried in an environment of
+# its own. Into dist/.
+
+wheel_glibc=2.28
+wheel_work=$root/build/wheel
+
+make_wheel() { # [--system-compiler]
+    system_compiler=
+    for argument in "$@"; do
+        case $argument in
+        --system-compiler) system_compiler=1 ;;
+        *) die "wheel: unknown argument: $argument" ;;
+        esac
+    done
+    [ "$(uname -s)" = Linux ] || die "wheels are made on Linux"
+    make_wheel_tools
+    tools=$wheel_work/tools/bin
+    PATH=$tools:$PATH
+    require_wheel_programs
+    rm -rf "$wheel_work/built" dist
+    set -- -C cmake.define.SDPNET_LIBJPEG=bundled \
+        -C "cmake.define.SDPNET_LIBJPEG_TURBO_ARCHIVE=${SDPNET_LIBJPEG_TURBO_ARCHIVE:-}"
+    platform=auto
+    if [ -z "$system_compiler" ]; then
+        SDPNET_ZIG=$(python -c 'import os, ziglang; print(os.path.join(os.path.dirname(ziglang.__file__), "zig"))')
+        SDPNET_GLIBC=$wheel_glibc
+        export SDPNET_ZIG SDPNET_GLIBC
+        set -- "$@" -C "cmake.toolchain-file=$root/cmake/zig.cmake"
+        platform=manylinux_$(printf '%s' "$wheel_glibc" | tr . _)_$(uname -m)
+    fi
+    # The sdist, and from it the wheel.
+    python -m build --outdir "$wheel_work/built" "$@" .
+    # Refuses the tag if a symbol is newer than it allows.
+    auditwheel repair --plat "$platform" --only-plat --wheel-dir dist "$wheel_work"/built/*.whl
+    cp "$wheel_work"/built/*.tar.gz dist/
+    check-wheel-contents dist/*.whl
+    twine check --strict dist/*
+    try_wheel dist/*.whl
+    ls -l dist
+}
+
+make_wheel_tools() { # build, auditwheel, Zig, ...: the group `wheel` in pyproject.toml
+    [ ! -e "$wheel_work/tools/complete" ] || return 0
+    find_python
+    rm -rf "$wheel_work/tools"
+    mkdir -p "$wheel_work"
+    "$python" -m venv "$wheel_work/tools" ||
+        die "$python can make no virtual environment
+     to do: $(how_to_install "python$python_version-venv")"
+    "$wheel_work/tools/bin/python" -m pip -q --disable-pip-version-check install --upgrade pip
+    "$wheel_work/tools/bin/python" -m pip -q --disable-pip-version-check install --group wheel
+    : >"$wheel_work/tools/complete"
+}
+
+require_wheel_programs() {
+    needs=
+    command -v nasm >/dev/null || [ "$(uname -m)" != x86_64 ] || needs=nasm # libjpeg-turbo's assembler
+    [ -z "$system_compiler" ] || command -v c++ >/dev/null || needs="$needs g++"
+    [ -n "$needs" ] || return 0
+    # shellcheck disable=SC2086
+    if is_root_with_apt; then
+        apt_install $needs
+    else
+        die "the wheel needs: $needs
+     to do: $(how_to_install $needs)"
+    fi
+}
+
+try_wheel() { # WHEEL: installs it, makes images, converts and verifies them with the native libraries, without torch
+    trial=$wheel_work/trial
+    rm -rf "$trial"
+    mkdir -p "$trial"
+    python -m venv "$trial/venv"
+    "$trial/venv/bin/python" -m pip -q --disable-pip-version-check install "$1"
+    (
+        cd "$trial"
+        unset PYTHONPATH
+        PATH=$trial/venv/bin:$PATH
+        python -c '
+import sys
+from sdpnet.pipelines.native import decoder
+from sdpnet.preprocess.encoding import jpeg
+assert "torch" not in sys.modules
+decoder.load(); print(jpeg.version())'
+        python -m sdpnet.preprocess.make_synthetic --out images --seed 0 >/dev/null
+        python -m sdpnet.preprocess.build_ffcv --source images --out shards >/dev/null
+        sdpnet verify shards
+    )
+    rm -rf "$trial"
+}
