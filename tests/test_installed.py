@@ -77,7 +77,15 @@ def test_the_sdist_has_what_the_suite_needs(sdist: Path) -> None:
         ours = {path.relative_to(ROOT) for path in (ROOT / folder).rglob("*") if path.is_file() and not skipped(path)}
         packed = {path.relative_to(sdist) for path in (sdist / folder).rglob("*") if path.is_file()}
         assert packed == ours
-    for name in ("dev", "hubconf.py", "mkdocs.yml", "pyproject.toml", "requirements.lock", "CITATION.cff", "SECURITY.md"):
+    for name in (
+        "CITATION.cff",
+        "SECURITY.md",
+        "dev",
+        "hubconf.py",
+        "mkdocs.yml",
+        "pyproject.toml",
+        "requirements.lock",
+    ):
         assert (sdist / name).read_bytes() == (ROOT / name).read_bytes()
     assert os.access(sdist / "dev", os.X_OK) and os.readlink(sdist / "sdpnet" / "pipelines") == "../pipelines"
 

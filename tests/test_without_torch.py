@@ -67,9 +67,7 @@ import sdpnet.pipelines.plan, sdpnet.pipelines.options
 
 
 @pytest.mark.parametrize("command", ["build_ffcv", "build_dali", "adopt"])
-def test_conversion_and_verification(
-    command: str, light: dict[str, str], image_folder: Path, tmp_path: Path
-) -> None:
+def test_conversion_and_verification(command: str, light: dict[str, str], image_folder: Path, tmp_path: Path) -> None:
     words = ["--source", str(image_folder), "--out", str(tmp_path / "shards")]
     done = run(light, "-m", f"sdpnet.preprocess.{command}", *words)
     assert done.returncode == 0, done.stderr
