@@ -209,6 +209,11 @@ class TrainOptions:
         memory_format: The layout of images and convolutions; `probe` times both at the start and takes the faster one.
         depthwise: Whose depthwise convolution the conv blocks use. `auto` times PyTorch's and our Triton kernel once on
             a GPU and takes the faster one; elsewhere it is PyTorch's.
+        conv_block: Who computes batch norm, GELU and the residual sum of the conv blocks in training. `auto` times
+            PyTorch's and our Triton kernels, which include the depthwise convolution, once on a GPU and takes the
+            faster one; elsewhere it is PyTorch's.
+        patch: How the patch embedding is computed: as a convolution, or as a copy and one matrix product. `auto` times
+            both once on a GPU and takes the faster one; elsewhere it is the convolution.
         device: Where to train; `auto` is the GPU where there is one.
         amp: The arithmetic of mixed precision. `auto` is bf16 on GPUs that compute it, fp16 with a gradient scaler on
             older ones, and fp32 on the CPU.
@@ -235,6 +240,8 @@ class TrainOptions:
     compile: Literal["auto"] | bool = "auto"
     memory_format: Literal["channels_last", "contiguous", "probe"] = "channels_last"
     depthwise: Literal["auto", "torch", "triton"] = "auto"
+    conv_block: Literal["auto", "torch", "triton"] = "auto"
+    patch: Literal["auto", "convolution", "product"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     amp: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     log_interval: int = 50

@@ -9,6 +9,7 @@ __all__ = [
     "create_model",
     "create_model_options",
     "flops",
+    "patch_product",
     "positions",
     "sdpnet",
     "timm_models",

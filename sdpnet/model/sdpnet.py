@@ -21,7 +21,9 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from sdpnet.model.kernels import conv_block
 from sdpnet.model.kernels.depthwise import depthwise_gelu
+from sdpnet.model.patch_product import patch_product
 from sdpnet.model.positions import resample_grid, rotary_embedding, rotate, sincos_embedding
 from sdpnet.pipelines.errors import UserError, nearest, require
 
@@ -132,10 +134,15 @@ class DropPath(nn.Module):
         self.register_buffer("kept", torch.tensor(1 - rate), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        factor = self.factor(x)
+        return x if factor is None else x * factor.to(x.dtype)
+
+    def factor(self, x: torch.Tensor) -> torch.Tensor | None:
+        """The factors that `forward` draws for x (B, ...): float32 (B, 1, ...), or None if they are all 1."""
         if not self.training or not self.drops:
-            return x
+            return None
         taken = torch.rand([len(x)] + [1] * (x.ndim - 1), device=x.device) < self.kept
-        return x * (taken / self.kept).to(x.dtype)
+        return taken / self.kept
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3g}"
@@ -160,12 +167,14 @@ class ConvBlock(nn.Module):
     """y = BN(GELU(depthwise(x))); BN(GELU(conv1x1(x + y))): (B, dim, h, w) -> the same shape.
 
     `drop_path` is applied to y, the only residual branch. With `triton` set, `sdpnet.model.kernels.depthwise` computes
-    GELU(depthwise(x)) from the same parameters.
+    GELU(depthwise(x)) from the same parameters. With `fused` set, `sdpnet.model.kernels.conv_block` computes the whole
+    block in training.
     """
 
     def __init__(self, dim: int, kernel_size: int, drop_path: float) -> None:
         super().__init__()
         self.triton = False
+        self.fused = False
         self.depthwise = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
         self.norm1 = nn.BatchNorm2d(dim)
         self.pointwise = nn.Conv2d(dim, dim, 1)
@@ -173,6 +182,9 @@ class ConvBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.fused and conv_block.takes(x, self.norm1, self.norm2):
+            factor = self.drop_path.factor(x)
+            return conv_block.fused_conv_block(x, self.depthwise, self.norm1, factor, self.pointwise, self.norm2)
         if self.triton:
             assert self.depthwise.bias is not None
             y = depthwise_gelu(x, self.depthwise.weight, self.depthwise.bias)
@@ -228,6 +240,7 @@ class SdPNet(nn.Module):
         checkpointing: if True, training keeps only the inputs of the blocks and computes the rest a second time in the
             backward pass, with the same random draws. The gradients are the same; it takes less memory and about a
             third more time.
+        patch_as_product: whether `sdpnet.model.patch_product` computes the patch convolution from the same parameters.
         watch_conv_blocks: if set, it is called with the input of the first conv block and "begin", and with the output
             of the last one and "end". A benchmark times the conv blocks with it, because torch.compile would trace
             hooks of modules.
@@ -237,6 +250,7 @@ class SdPNet(nn.Module):
         super().__init__()
         self.options = options
         self.checkpointing = False
+        self.patch_as_product = False
         self.watch_conv_blocks: Callable[[torch.Tensor, Literal["begin", "end"]], object] | None = None
         dim = options.dim
         self.patch = nn.Conv2d(3, dim, options.patch_size, stride=options.patch_size)
@@ -277,7 +291,9 @@ class SdPNet(nn.Module):
 
     def tokens(self, images: torch.Tensor) -> torch.Tensor:
         """Images as for `forward` -> the last block's tokens [class, registers, patches] (B, 1 + R + N, dim)."""
-        x = self.patch_norm(self.patch(images))
+        patch = self.patch
+        x = patch_product(images, patch.weight, patch.bias) if self.patch_as_product else patch(images)
+        x = self.patch_norm(x)
         if self.watch_conv_blocks is not None:
             self.watch_conv_blocks(x, "begin")
         for block in self.conv_blocks:

@@ -1,0 +1,197 @@
+"""The fused conv block: in Triton's interpreter, compiled for GPUs that are not here, on a GPU, and its choice."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from triton_programs import needs_interpreter, needs_triton, run
+
+from sdpnet.config.options import TrainOptions
+from sdpnet.distributed.processes import Processes
+from sdpnet.execution.variants import choice, conv_block
+from sdpnet.execution.variants.choice import Measured
+from sdpnet.execution.variants.conv_block import choose_conv_block, conv_block_variants
+from sdpnet.model.sdpnet import ConvBlock, SdPNet, create_model_options
+from sdpnet.pipelines.errors import UserError
+from sdpnet.pipelines.options import ShardOptions
+
+CPU = torch.device("cpu")
+ALONE = Processes(ShardOptions(), CPU)
+ON_GPU = Processes(ShardOptions(), torch.device("cuda", 0))
+
+
+@needs_triton
+@needs_interpreter
+@pytest.mark.parametrize(
+    "tests",
+    [
+        "shape0 or shape1 or large_beside or (autocast and bfloat16) or evaluation",
+        pytest.param("(float64 and not shape0 and not shape1) or meet", marks=pytest.mark.slow),
+        pytest.param("float16 or bits or layouts or fault", marks=pytest.mark.slow),
+        pytest.param("compiled or synchronized or distributed or recomputed", marks=pytest.mark.slow),
+    ],
+)
+def test_in_the_interpreter(tests: str) -> None:
+    pytest_options = ("-q", "--noconftest", "-p", "no:cacheprovider", "-k", tests)
+    run("-m", "pytest", *pytest_options, "tests/support/conv_block_in_interpreter.py", TRITON_INTERPRET="1")
+
+
+COMPILE = """
+import subprocess, sys
+from pathlib import Path
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from sdpnet.model.kernels import batch_norm_kernel as kernels
+from sdpnet.model.kernels.depthwise_kernel import convolve_kernel
+capability, image, dim = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+types = dict.fromkeys(("values", "residual", "gradient", "out", "x", "factor", "slope"), image)
+types |= dict.fromkeys(("partial", "statistics", "weight", "bias", "sums"), "*fp32") | {"eps": "fp32"}
+tile = dict(DIM=dim, ROWS=16, CHANNELS=128)
+depthwise = dict(DIM=dim, KERNEL=7, TILE=14, ROWS=14, WHOLE=True, BLOCK=64, BACKWARD=True, SLOPE=True)
+both = [
+    (kernel, dict(tile, GELU=gelu, **more))
+    for gelu in (False, True)
+    for kernel, more in (
+        (kernels.statistics_kernel, {}),
+        (kernels.normalise_kernel, dict(RESIDUAL=not gelu, FACTOR=not gelu)),
+        (kernels.gradient_sums_kernel, dict(FACTOR=not gelu)),
+        (kernels.normalise_backward_kernel, dict(FACTOR=not gelu)),
+    )
+]
+finish = dict(DIM=dim, GELU=True, PROGRAMS=64, CHANNELS=32)
+for kernel, static in (*both, (kernels.finish_kernel, finish), (convolve_kernel, depthwise)):
+    signature = {name: "constexpr" if name in static else types.get(name, "i32") for name in kernel.arg_names}
+    pointers = [n for n, name in enumerate(kernel.arg_names) if signature[name].startswith("*")]
+    aligned = {(n,): [["tt.divisibility", 16]] for n in pointers}
+    options = {"num_warps": 1 if kernel is convolve_kernel else 4, "enable_fp_fusion": True}
+    target = GPUTarget("cuda", capability, 32)
+    compiled = compile(ASTSource(kernel, signature, static, aligned), target=target, options=options)
+    assert "ld.global.v4.b32" in compiled.asm["ptx"] or kernel in (convolve_kernel, kernels.finish_kernel)
+    cubin = Path(sys.argv[4]) / "kernel.cubin"
+    cubin.write_bytes(compiled.asm["cubin"])
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    usage = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout.split()
+    assert "STACK:0" in usage and "LOCAL:0" in usage, usage  # registers hold everything
+    assert compiled.metadata.shared <= 4096
+    print(kernel.__name__, *(word for word in usage if word.startswith("REG:")))
+"""
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("capability", "image", "dim"),
+    [
+        ("90", "*bf16", "768"),
+        pytest.param("80", "*fp16", "768", marks=pytest.mark.slow),
+        pytest.param("100", "*bf16", "768", marks=pytest.mark.slow),
+        pytest.param("80", "*fp32", "192", marks=pytest.mark.slow),
+    ],
+)
+def test_compiles_for_gpus_that_are_not_here(capability: str, image: str, dim: str, tmp_path: Path) -> None:
+    environment = {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
+    run("-c", COMPILE, capability, image, dim, str(tmp_path), **environment)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_agrees_with_pytorch_on_a_gpu(dtype: torch.dtype, compiled: bool) -> None:
+    """At the shape of the XL model, to the tolerance of the choice among variants."""
+    model = SdPNet(create_model_options("sdpnet_xl"))
+    options = TrainOptions(compile=compiled)
+    variants = conv_block_variants(options, model, 256, 224, dtype, ON_GPU.device)
+    measured = choice.race(variants, ON_GPU.device, rounds=1)
+    torch._dynamo.reset()
+    assert not measured["triton"].reason, measured
+
+
+@pytest.mark.gpu
+def test_running_statistics_on_a_gpu() -> None:
+    torch.manual_seed(0)
+    plain = ConvBlock(768, 7, 0.2).to(ON_GPU.device).to(memory_format=torch.channels_last)
+    fused = copy.deepcopy(plain)
+    fused.fused = True
+    x = torch.randn(32, 768, 14, 14, device=ON_GPU.device).to(memory_format=torch.channels_last)
+    for block in (plain, fused):
+        torch.manual_seed(1)
+        block(x)
+    for expected, found in zip(plain.buffers(), fused.buffers(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-3)  # cuDNN's convolutions round to TF32
+
+
+def model_of(**options: int) -> SdPNet:
+    return SdPNet(create_model_options("sdpnet_tiny", 3, **options))
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stands for a GPU on which Triton takes half of PyTorch's time. Nothing is computed."""
+    times = {"torch": Measured([2.0]), "triton": Measured([1.0])}
+
+    def race(variants: choice.Variants, device: torch.device) -> dict[str, Measured]:
+        for name, make in variants.make.items():
+            with suppress(RuntimeError, AssertionError):  # there is no GPU to make tensors on
+                try:
+                    make()
+                except UserError as error:
+                    times[name].reason = str(error)
+        return times
+
+    monkeypatch.setattr(choice, "race", race)
+    monkeypatch.setattr(choice, "_known", lambda variants, device: None)
+    monkeypatch.setattr(choice, "_keep", lambda variants, device, measured: None)
+    monkeypatch.setattr(choice, "from_main", lambda value, processes: value)
+    monkeypatch.setattr(conv_block, "runs_on", lambda device: True)
+
+
+def chosen(options: TrainOptions, processes: Processes = ON_GPU) -> bool:
+    model = model_of()
+    names = list(model.state_dict())
+    choose_conv_block(options, model, 8, 32, torch.bfloat16, processes)
+    assert list(model.state_dict()) == names
+    (all_blocks,) = {block.fused for block in model.conv_blocks}
+    return all_blocks
+
+
+def test_the_faster_one_is_chosen(gpu: None) -> None:
+    assert chosen(TrainOptions())
+    assert not chosen(TrainOptions(conv_block="torch"))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (TrainOptions(depthwise="torch"), "which train.depthwise = torch excludes"),
+        (TrainOptions(memory_format="contiguous"), "needs train.memory_format = channels_last or probe"),
+        (TrainOptions(sync_batch_norm=True), "which train.sync_batch_norm asks for"),
+    ],
+)
+def test_where_the_kernels_cannot_take_the_block(gpu: None, options: TrainOptions, words: str) -> None:
+    processes = Processes(ShardOptions(0, 2), ON_GPU.device) if options.sync_batch_norm else ON_GPU
+    assert not chosen(options, processes)
+    with pytest.raises(UserError, match=rf"^train.conv_block = 'triton': .*{words}"):
+        chosen(replace(options, conv_block="triton"), processes)
+
+
+def test_on_a_cpu() -> None:
+    assert not chosen(TrainOptions(), ALONE)
+    with pytest.raises(
+        UserError, match=r"^train.conv_block = 'triton': needs Triton and an NVIDIA GPU .*; use auto or"
+    ):
+        chosen(TrainOptions(conv_block="triton"), ALONE)
+
+
+def test_without_conv_blocks_nothing_is_timed() -> None:
+    assert choose_conv_block(TrainOptions(), model_of(conv_blocks=0), 8, 32, torch.bfloat16, ON_GPU) == []
+
+
+def test_the_plain_variant_runs_on_a_cpu() -> None:
+    variants = conv_block_variants(TrainOptions(compile=False), model_of(), 2, 32, torch.float32, CPU)
+    measured = choice.race(variants, CPU, rounds=1)
+    assert not measured["torch"].reason and "needs Triton" in measured["triton"].reason
