@@ -58,21 +58,21 @@ both = [
     (kernel, dict(tile, GELU=gelu, **more))
     for gelu in (False, True)
     for kernel, more in (
-        (kernels.statistics_kernel, {}),
-        (kernels.normalise_kernel, dict(RESIDUAL=not gelu, FACTOR=not gelu)),
-        (kernels.gradient_sums_kernel, dict(FACTOR=not gelu)),
-        (kernels.normalise_backward_kernel, dict(FACTOR=not gelu)),
+        (kernels.batch_norm_statistics_kernel, {}),
+        (kernels.batch_norm_apply_kernel, dict(RESIDUAL=not gelu, FACTOR=not gelu)),
+        (kernels.batch_norm_sums_kernel, dict(FACTOR=not gelu)),
+        (kernels.batch_norm_backward_kernel, dict(FACTOR=not gelu)),
     )
 ]
 finish = dict(DIM=dim, GELU=True, PROGRAMS=64, CHANNELS=32)
-for kernel, static in (*both, (kernels.finish_kernel, finish), (convolve_kernel, depthwise)):
+for kernel, static in (*both, (kernels.batch_norm_finish_kernel, finish), (convolve_kernel, depthwise)):
     signature = {name: "constexpr" if name in static else types.get(name, "i32") for name in kernel.arg_names}
     pointers = [n for n, name in enumerate(kernel.arg_names) if signature[name].startswith("*")]
     aligned = {(n,): [["tt.divisibility", 16]] for n in pointers}
     options = {"num_warps": 1 if kernel is convolve_kernel else 4, "enable_fp_fusion": True}
     target = GPUTarget("cuda", capability, 32)
     compiled = compile(ASTSource(kernel, signature, static, aligned), target=target, options=options)
-    assert "ld.global.v4.b32" in compiled.asm["ptx"] or kernel in (convolve_kernel, kernels.finish_kernel)
+    assert "ld.global.v4.b32" in compiled.asm["ptx"] or kernel in (convolve_kernel, kernels.batch_norm_finish_kernel)
     cubin = Path(sys.argv[4]) / "kernel.cubin"
     cubin.write_bytes(compiled.asm["cubin"])
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sdpnet.execution.sync_norm import synchronize_batch_norm
-from sdpnet.model.kernels import conv_block
+from sdpnet.model.kernels import batch_norm, conv_block
 from sdpnet.model.sdpnet import ConvBlock, SdPNet, create_model_options
 
 assert os.environ["TRITON_INTERPRET"] == "1"
@@ -93,10 +93,10 @@ def test_equals_the_plain_block_in_float64(shape: tuple[int, ...], kernel: int, 
 
 @pytest.mark.parametrize(("rows", "channels", "programs"), [(2, 16, 1), (4, 4, 10), (8, 128, 10000)])
 def test_tiles_and_programs_meet(rows: int, channels: int, programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conv_block, "_ROWS", rows)
-    monkeypatch.setattr(conv_block, "_CHANNELS", channels)
-    monkeypatch.setattr(conv_block, "_PROGRAMS", programs)
-    monkeypatch.setattr(conv_block, "_FINISHED", {"PROGRAMS": 4, "CHANNELS": 4})
+    monkeypatch.setattr(batch_norm, "_ROWS", rows)
+    monkeypatch.setattr(batch_norm, "_CHANNELS", channels)
+    monkeypatch.setattr(batch_norm, "_PROGRAMS", programs)
+    monkeypatch.setattr(batch_norm, "_FINISHED", {"PROGRAMS": 4, "CHANNELS": 4})
     plain, fused = blocks()
     x = image(3, 6, 4, 5)
     assert_same(a_step(fused, x), a_step(plain.double(), x.double()), 5e-5)
@@ -106,7 +106,7 @@ def test_a_mean_that_is_large_beside_the_deviation() -> None:
     """Sums of squares without a shift would lose all digits of a variance of 1e-4 beside a mean of 1,000."""
     values = 1000 + 0.01 * image(4, 3, 5, 5)
     statistics = torch.empty(3, 3)
-    conv_block._statistics(values, statistics, 1e-5, gelu=False)
+    batch_norm.write_statistics(values, statistics, 1e-5, gelu=False)
     exact = values.double().permute(1, 0, 2, 3).flatten(1)
     variance = exact.var(dim=1, correction=0)
     torch.testing.assert_close(statistics[0].double(), exact.mean(dim=1), rtol=1e-7, atol=0)

@@ -17,11 +17,11 @@ import triton.language as tl
 from sdpnet.model.kernels.depthwise_kernel import below_and_density
 
 __all__ = [
-    "finish_kernel",
-    "gradient_sums_kernel",
-    "normalise_backward_kernel",
-    "normalise_kernel",
-    "statistics_kernel",
+    "batch_norm_apply_kernel",
+    "batch_norm_backward_kernel",
+    "batch_norm_finish_kernel",
+    "batch_norm_statistics_kernel",
+    "batch_norm_sums_kernel",
 ]
 
 
@@ -80,7 +80,7 @@ def gelu(value):
 
 
 @triton.jit(do_not_specialize=["num_rows", "rows_per_program"])
-def statistics_kernel(
+def batch_norm_statistics_kernel(
     values,
     partial,
     num_rows,
@@ -118,7 +118,7 @@ def statistics_kernel(
 
 
 @triton.jit(do_not_specialize=["num_rows", "programs"])
-def finish_kernel(
+def batch_norm_finish_kernel(
     values,
     partial,
     statistics,
@@ -130,10 +130,10 @@ def finish_kernel(
     PROGRAMS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Makes statistics of the sums of `statistics_kernel`. A program computes CHANNELS channels.
+    """Makes statistics of the sums of `batch_norm_statistics_kernel`. A program computes CHANNELS channels.
 
     Args:
-        values, GELU: as for `statistics_kernel`.
+        values, GELU: as for `batch_norm_statistics_kernel`.
         partial: the sums.
         statistics: float32 (3, DIM): mean, 1 / sqrt(variance + eps), and the variance (biased).
         PROGRAMS: the number of partial sums that are loaded together.
@@ -158,7 +158,7 @@ def finish_kernel(
 
 
 @triton.jit(do_not_specialize=["num_rows", "rows_per_program", "pixels"])
-def normalise_kernel(
+def batch_norm_apply_kernel(
     values,
     residual,
     factor,
@@ -181,7 +181,7 @@ def normalise_kernel(
     Args:
         values, residual, out: (num_rows, DIM); residual with RESIDUAL only.
         factor: with FACTOR, one for each sample of `pixels` rows.
-        statistics: of `finish_kernel`.
+        statistics: of `batch_norm_finish_kernel`.
         weight, bias: (DIM,).
     """
     channel, first, last = locate(rows_per_program, num_rows, DIM, CHANNELS)
@@ -201,7 +201,7 @@ def normalise_kernel(
 
 
 @triton.jit(do_not_specialize=["num_rows", "rows_per_program", "pixels"])
-def gradient_sums_kernel(
+def batch_norm_sums_kernel(
     gradient,
     values,
     factor,
@@ -219,9 +219,9 @@ def gradient_sums_kernel(
     """Sums the gradient, and the gradient times the normalised values, over the rows of each program.
 
     Args:
-        gradient: (num_rows, DIM), to the result of `normalise_kernel`.
+        gradient: (num_rows, DIM), to the result of `batch_norm_apply_kernel`.
         partial: float32 (programs, 2, DIM) for the sums, which are the gradients to bias and weight.
-        The others are those of `normalise_kernel`.
+        The others are those of `batch_norm_apply_kernel`.
     """
     channel, first, last = locate(rows_per_program, num_rows, DIM, CHANNELS)
     mean, inverse = load_channels(statistics, channel, DIM), load_channels(statistics + DIM, channel, DIM)
@@ -242,7 +242,7 @@ def gradient_sums_kernel(
 
 
 @triton.jit(do_not_specialize=["num_rows", "rows_per_program", "pixels"])
-def normalise_backward_kernel(
+def batch_norm_backward_kernel(
     gradient,
     values,
     factor,
@@ -260,13 +260,13 @@ def normalise_backward_kernel(
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Computes the gradient to `values` of `normalise_kernel` and, with GELU, its sums over the rows of each program.
+    """Computes the gradient to `values` of `batch_norm_apply_kernel` and, with GELU, its sums over a program's rows.
 
     Args:
-        sums: float32 (2, DIM): those of `gradient_sums_kernel` over all programs.
+        sums: float32 (2, DIM): those of `batch_norm_sums_kernel` over all programs.
         out: (num_rows, DIM) for the gradient.
         partial: with GELU, float32 (programs, DIM) for the sums, which are the gradient to a bias inside of GELU.
-        The others are those of `gradient_sums_kernel`.
+        The others are those of `batch_norm_sums_kernel`.
     """
     channel, first, last = locate(rows_per_program, num_rows, DIM, CHANNELS)
     mean, inverse = load_channels(statistics, channel, DIM), load_channels(statistics + DIM, channel, DIM)

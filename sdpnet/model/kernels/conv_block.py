@@ -12,30 +12,16 @@ All sums are float32 and in a fixed order, so equal inputs give equal bits.
 from __future__ import annotations
 
 import functools
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import nn
 
-from sdpnet.model.kernels import depthwise
-from sdpnet.pipelines import triton_support
+from sdpnet.model.kernels import batch_norm, depthwise
 
 __all__ = ["fused_conv_block", "takes"]
 
-# Of the kernels that go through all rows: rows and channels of a tile, warps, and the number of programs.
-_ROWS: Final = 16
-_CHANNELS: Final = 128
-_WARPS: Final = 4
-_PROGRAMS: Final = 1056
-_FINISHED: Final = {"PROGRAMS": 64, "CHANNELS": 32}  # the tile of the kernel that sums over programs
-
 _Tensors = tuple[torch.Tensor, ...]
-
-
-@functools.cache
-def _kernels() -> Any:
-    modules = triton_support.import_kernels("sdpnet.model.kernels.batch_norm_kernel")
-    return None if modules is None else modules[0]
 
 
 def takes(x: torch.Tensor, norm1: nn.Module, norm2: nn.Module) -> bool:
@@ -117,12 +103,12 @@ def _forward(
     y, slope = depthwise.convolve_gelu(x, weight, bias, True)
     statistics = torch.empty(2, 3, x.shape[1], dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
-        _statistics(y, statistics[0], eps1, gelu=False)
-        z = _normalise(y, x, factor, statistics[0], norm1_weight, norm1_bias, gelu=False)
+        batch_norm.write_statistics(y, statistics[0], eps1, gelu=False)
+        z = batch_norm.normalise(y, x, factor, statistics[0], norm1_weight, norm1_bias, gelu=False)
         square = point_weight.flatten(1).to(x.dtype)
         h = _image(torch.addmm(point_bias.to(x.dtype), _rows(z), square.t()), x)
-        _statistics(h, statistics[1], eps2, gelu=True)
-        out = _normalise(h, None, None, statistics[1], norm2_weight, norm2_bias, gelu=True)
+        batch_norm.write_statistics(h, statistics[1], eps2, gelu=True)
+        out = batch_norm.normalise(h, None, None, statistics[1], norm2_weight, norm2_bias, gelu=True)
     return out, slope, y, z, h, statistics
 
 
@@ -158,15 +144,17 @@ def _backward(
     gradient = gradient.contiguous(memory_format=torch.channels_last)
     x = x.contiguous(memory_format=torch.channels_last)
     with torch.cuda.device_of(x):
-        grad_norm2 = _gradient_sums(gradient, h, None, statistics[1], gelu=True)
-        grad_h, grad_point_bias = _normalise_backward(
+        grad_norm2 = batch_norm.gradient_sums(gradient, h, None, statistics[1], gelu=True)
+        grad_h, grad_point_bias = batch_norm.normalise_backward(
             gradient, h, None, statistics[1], norm2_weight, grad_norm2, gelu=True
         )
         grad_z = _image(torch.mm(_rows(grad_h), point_weight.flatten(1).to(x.dtype)), x)
         grad_point_weight = torch.empty_like(point_weight)  # has the strides of the weight, as DDP's buckets have
         grad_point_weight.copy_(torch.mm(_rows(grad_h).t(), _rows(z)).view(point_weight.shape))
-        grad_norm1 = _gradient_sums(grad_z, y, factor, statistics[0], gelu=False)
-        grad_y, _ = _normalise_backward(grad_z, y, factor, statistics[0], norm1_weight, grad_norm1, gelu=False)
+        grad_norm1 = batch_norm.gradient_sums(grad_z, y, factor, statistics[0], gelu=False)
+        grad_y, _ = batch_norm.normalise_backward(
+            grad_z, y, factor, statistics[0], norm1_weight, grad_norm1, gelu=False
+        )
     grad_x, grad_weight, grad_bias = depthwise.gradients(grad_y, slope, x, weight, added=grad_z)
     return grad_x, grad_weight, grad_bias, grad_norm1, grad_point_weight, grad_point_bias, grad_norm2
 
@@ -221,111 +209,3 @@ def _image(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """The inverse of `_rows`, for an image of the shape of `like`."""
     batch, dim, height, width = like.shape
     return rows.view(batch, height, width, dim).permute(0, 3, 1, 2)
-
-
-def _grid(image: torch.Tensor) -> tuple[int, int, int, tuple[int], dict[str, Any]]:
-    """The number of rows, rows of a program, programs for each block of channels, the grid, and the constants."""
-    dim, num_rows = image.shape[1], image.numel() // image.shape[1]
-    blocks = -(-dim // _CHANNELS)
-    tiles = -(-num_rows // _ROWS)
-    rows_per_program = -(-tiles // max(1, _PROGRAMS // blocks)) * _ROWS
-    programs = -(-num_rows // rows_per_program)
-    constants = {"DIM": dim, "ROWS": _ROWS, "CHANNELS": _CHANNELS, "num_warps": _WARPS, "enable_fp_fusion": True}
-    return num_rows, rows_per_program, programs, (blocks * programs,), constants
-
-
-def _statistics(values: torch.Tensor, statistics: torch.Tensor, eps: float, *, gelu: bool) -> None:
-    """Writes mean, 1 / deviation and variance of the channels, of GELU(values) with `gelu`, to `statistics`."""
-    dim, (num_rows, rows_per_program, programs, grid, constants) = values.shape[1], _grid(values)
-    partial = torch.empty((programs, 2, dim), dtype=torch.float32, device=values.device)
-    _kernels().statistics_kernel[grid](values, partial, num_rows, rows_per_program, GELU=gelu, **constants)
-    finish = (-(-dim // _FINISHED["CHANNELS"]),)
-    _kernels().finish_kernel[finish](
-        values, partial, statistics, num_rows, programs, eps, GELU=gelu, DIM=dim, **_FINISHED
-    )
-
-
-def _normalise(
-    values: torch.Tensor,
-    residual: torch.Tensor | None,
-    factor: torch.Tensor | None,
-    statistics: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    *,
-    gelu: bool,
-) -> torch.Tensor:
-    num_rows, rows_per_program, _, grid, constants = _grid(values)
-    out = torch.empty_like(values)
-    _kernels().normalise_kernel[grid](
-        values,
-        values if residual is None else residual,
-        weight if factor is None else factor,
-        statistics,
-        weight,
-        bias,
-        out,
-        num_rows,
-        rows_per_program,
-        values.shape[2] * values.shape[3],
-        GELU=gelu,
-        RESIDUAL=residual is not None,
-        FACTOR=factor is not None,
-        **constants,
-    )
-    return out
-
-
-def _gradient_sums(
-    gradient: torch.Tensor, values: torch.Tensor, factor: torch.Tensor | None, statistics: torch.Tensor, *, gelu: bool
-) -> torch.Tensor:
-    """The gradients to a norm's bias and weight, float32 (2, dim)."""
-    num_rows, rows_per_program, programs, grid, constants = _grid(values)
-    partial = torch.empty((programs, 2, values.shape[1]), dtype=torch.float32, device=values.device)
-    _kernels().gradient_sums_kernel[grid](
-        gradient,
-        values,
-        statistics if factor is None else factor,
-        statistics,
-        partial,
-        num_rows,
-        rows_per_program,
-        values.shape[2] * values.shape[3],
-        GELU=gelu,
-        FACTOR=factor is not None,
-        **constants,
-    )
-    return partial.sum(dim=0)
-
-
-def _normalise_backward(
-    gradient: torch.Tensor,
-    values: torch.Tensor,
-    factor: torch.Tensor | None,
-    statistics: torch.Tensor,
-    weight: torch.Tensor,
-    sums: torch.Tensor,
-    *,
-    gelu: bool,
-) -> _Tensors:
-    """The gradient to `values` and, with `gelu`, its sums over the pixels, float32 (dim,)."""
-    num_rows, rows_per_program, programs, grid, constants = _grid(values)
-    partial = torch.empty((programs if gelu else 0, values.shape[1]), dtype=torch.float32, device=values.device)
-    out = torch.empty_like(values)
-    _kernels().normalise_backward_kernel[grid](
-        gradient,
-        values,
-        statistics if factor is None else factor,
-        statistics,
-        weight,
-        sums,
-        out,
-        partial,
-        num_rows,
-        rows_per_program,
-        values.shape[2] * values.shape[3],
-        GELU=gelu,
-        FACTOR=factor is not None,
-        **constants,
-    )
-    return out, partial.sum(dim=0)
