@@ -114,6 +114,7 @@ BACKENDS = {
         "preprocess/sources/parquet/row.py",
     ),
     "triton": (
+        "sdpnet/model/kernels/attention_kernel.py",
         "sdpnet/model/kernels/depthwise_kernel.py",
         "pipelines/augment/fused/finish.py",
         "pipelines/augment/fused/neighbours.py",

@@ -209,6 +209,9 @@ class TrainOptions:
         memory_format: The layout of images and convolutions; `probe` times both at the start and takes the faster one.
         depthwise: Whose depthwise convolution the conv blocks use. `auto` times PyTorch's and our Triton kernel once on
             a GPU and takes the faster one; elsewhere it is PyTorch's.
+        attention: Whose attention the transformer blocks use. `auto` times PyTorch's and our Triton kernel once on a
+            GPU and takes the faster one; elsewhere it is PyTorch's. Our kernel is for bf16 or fp16, at most 256 tokens
+            and heads of at most 64 channels; images with more tokens take PyTorch's.
         device: Where to train; `auto` is the GPU where there is one.
         amp: The arithmetic of mixed precision. `auto` is bf16 on GPUs that compute it, fp16 with a gradient scaler on
             older ones, and fp32 on the CPU.
@@ -235,6 +238,7 @@ class TrainOptions:
     compile: Literal["auto"] | bool = "auto"
     memory_format: Literal["channels_last", "contiguous", "probe"] = "channels_last"
     depthwise: Literal["auto", "torch", "triton"] = "auto"
+    attention: Literal["auto", "torch", "triton"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     amp: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     log_interval: int = 50

@@ -1,3 +1,3 @@
 """Our own kernels for parts of the model: faster forms of what PyTorch also computes."""
 
-__all__ = ["depthwise", "depthwise_kernel"]
+__all__ = ["attention", "attention_kernel", "depthwise", "depthwise_kernel"]

@@ -64,9 +64,9 @@ def load_tiles(
     tiles = ()
     if W:
         for n in tl.static_range(FULL):
-            tiles = tiles + (load_tile(source, n * CHUNK, T, STRIDE, D, AT, CHUNK, W),)
+            tiles = tiles + (load_tile(source, n * CHUNK, T, STRIDE, D, AT, CHUNK, W),)  # type: ignore[assignment]
         if TAIL:
-            tiles = tiles + (load_tile(source, FULL * CHUNK, T, STRIDE, D, AT, TAIL, W),)
+            tiles = tiles + (load_tile(source, FULL * CHUNK, T, STRIDE, D, AT, TAIL, W),)  # type: ignore[assignment]
     return tiles
 
 
@@ -215,7 +215,7 @@ def forward_kernel(
             if (n + 1) * CHUNK > T:
                 s = tl.where(n * CHUNK + tl.arange(0, CHUNK if n < FULL else TAIL)[None, :] < T, s, float("-inf"))
             largest = tl.maximum(largest, tl.max(s, 1))
-            weights = weights + (s,)
+            weights = weights + (s,)  # type: ignore[assignment]
         total = tl.zeros([ROWS], tl.float32)
         sums = zero_parts(ROWS, D1, D2)
         for n in tl.static_range(FULL + (1 if TAIL else 0)):
@@ -266,9 +266,10 @@ def query_gradients(
         sums = zero_parts(ROWS, D1, D2)
         for n in tl.static_range(FULL + (1 if TAIL else 0)):
             keys = tile_of(k1, k2, n, D2)
-            p = tl.exp2(scores(rows, keys, D2) * scale - row_lse[:, None])
-            if (n + 1) * CHUNK > T:
-                p = tl.where(n * CHUNK + tl.arange(0, CHUNK if n < FULL else TAIL)[None, :] < T, p, 0.0)
+            s = scores(rows, keys, D2) * scale - row_lse[:, None]
+            if (n + 1) * CHUNK > T:  # 0 minus a logarithm may be too large for exp2
+                s = tl.where(n * CHUNK + tl.arange(0, CHUNK if n < FULL else TAIL)[None, :] < T, s, float("-inf"))
+            p = tl.exp2(s)
             ds = p * (scores(g, tile_of(v1, v2, n, D2), D2) - d[:, None])
             sums = add_products(ds.to(q.dtype.element_ty), keys, sums, D2)
         store_parts(to, sums, gradient_scale, first, T, 3 * H * D, D, D1, D2, ROWS)
@@ -344,8 +345,8 @@ def all_gradients(
     dk = ()
     dv = ()
     for n in tl.static_range(FULL + (1 if TAIL else 0)):
-        dk = dk + (zero_parts(CHUNK if n < FULL else TAIL, D1, D2),)
-        dv = dv + (zero_parts(CHUNK if n < FULL else TAIL, D1, D2),)
+        dk = dk + (zero_parts(CHUNK if n < FULL else TAIL, D1, D2),)  # type: ignore[assignment]
+        dv = dv + (zero_parts(CHUNK if n < FULL else TAIL, D1, D2),)  # type: ignore[assignment]
     for first in range(0, T, ROWS):
         rows = load_parts(q, first, T, 3 * H * D, D, D1, D2, ROWS)
         g = load_parts(upstream, first, T, H * D, D, D1, D2, ROWS)
@@ -355,9 +356,10 @@ def all_gradients(
         dq = zero_parts(ROWS, D1, D2)
         for n in tl.static_range(FULL + (1 if TAIL else 0)):
             keys = tile_of(k1, k2, n, D2)
-            p = tl.exp2(scores(keys, rows, D2) * scale - row_lse[None, :])
+            s = scores(keys, rows, D2) * scale - row_lse[None, :]
             if (n + 1) * CHUNK > T:
-                p = tl.where(n * CHUNK + tl.arange(0, CHUNK if n < FULL else TAIL)[:, None] < T, p, 0.0)
+                s = tl.where(n * CHUNK + tl.arange(0, CHUNK if n < FULL else TAIL)[:, None] < T, s, float("-inf"))
+            p = tl.exp2(s)
             dv = dv[:n] + (add_products(p.to(q.dtype.element_ty), g, dv[n], D2),) + dv[n + 1 :]
             ds = (p * (scores(tile_of(v1, v2, n, D2), g, D2) - d[None, :])).to(q.dtype.element_ty)
             dk = dk[:n] + (add_products(ds, rows, dk[n], D2),) + dk[n + 1 :]
@@ -365,9 +367,7 @@ def all_gradients(
         store_parts(to, dq, gradient_scale, first, T, 3 * H * D, D, D1, D2, ROWS)
     for n in tl.static_range(FULL + (1 if TAIL else 0)):
         to_k, to_v = to + H * D, to + 2 * H * D
-        store_parts(
-            to_k, dk[n], gradient_scale, n * CHUNK, T, 3 * H * D, D, D1, D2, CHUNK if n < FULL else TAIL
-        )
+        store_parts(to_k, dk[n], gradient_scale, n * CHUNK, T, 3 * H * D, D, D1, D2, CHUNK if n < FULL else TAIL)
         store_parts(to_v, dv[n], 1.0, n * CHUNK, T, 3 * H * D, D, D1, D2, CHUNK if n < FULL else TAIL)
 
 
@@ -415,9 +415,7 @@ def backward_kernel(
     lse += pair.to(tl.int64) * T
     delta += pair.to(tl.int64) * T
     if FORM == "whole":
-        all_gradients(
-            q, upstream, results, lse, to, scale, gradient_scale, T, H, D, D1, D2, FULL, CHUNK, TAIL, ROWS
-        )
+        all_gradients(q, upstream, results, lse, to, scale, gradient_scale, T, H, D, D1, D2, FULL, CHUNK, TAIL, ROWS)
     if FORM == "queries" or FORM == "phases":
         query_gradients(
             q,
