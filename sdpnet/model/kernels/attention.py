@@ -24,6 +24,7 @@ from sdpnet.pipelines import triton_support
 __all__ = ["attention", "runs_on", "takes"]
 
 _LEAST_CAPABILITY = (8, 0)
+_LEAST_SHARED_MEMORY: Final = 160 << 10  # bytes; 256 tokens and 64 channels take 158 KB on compute capability 8.0
 _MOST_TOKENS: Final = 256  # a program keeps all keys and values of a head in shared memory
 _MOST_WIDTH: Final = 64  # channels of a head
 _DTYPES: Final = (torch.bfloat16, torch.float16)
@@ -60,8 +61,12 @@ _BACKWARD: tuple[Tiling, ...] = (Tiling(form="queries"), Tiling(form="keys"))
 
 @functools.cache
 def runs_on(device: torch.device) -> bool:
-    """Whether the kernels run on `device`: an NVIDIA GPU of compute capability 8.0 or more, with Triton installed."""
-    return triton_support.runs_on(device, _LEAST_CAPABILITY, _kernels)
+    """Whether the kernels run on `device`: an NVIDIA GPU of compute capability 8.0 or more with 160 KB of shared memory
+    for a program, which is all of data centres, with Triton installed."""
+    if not triton_support.runs_on(device, _LEAST_CAPABILITY, _kernels):
+        return False
+    properties: Any = torch.cuda.get_device_properties(device)
+    return properties.shared_memory_per_block_optin >= _LEAST_SHARED_MEMORY
 
 
 @functools.cache
@@ -157,7 +162,8 @@ def _scale(width: int) -> float:
 def _constants(tiling: Tiling, qkv: torch.Tensor) -> tuple[tuple[int], dict[str, Any]]:
     """The grid of a kernel, its constants and its options."""
     batch, tokens, _, heads, width = qkv.shape
-    tiling = replace(tiling, chunk=min(tiling.chunk, _power(tokens)), rows=min(tiling.rows, _power(tokens)))
+    rows = min(tiling.rows, _power(tokens), 32 if _has_tensor_memory(qkv.device) else tiling.rows)
+    tiling = replace(tiling, chunk=min(tiling.chunk, _power(tokens)), rows=rows)
     full, rest = divmod(tokens, tiling.chunk)
     tail = _power(rest) if rest else 0
     if tail == tiling.chunk:
@@ -183,6 +189,12 @@ def _constants(tiling: Tiling, qkv: torch.Tensor) -> tuple[tuple[int], dict[str,
     if tiling.registers is not None:
         constants["maxnreg"] = tiling.registers
     return (batch * heads * split,), constants
+
+
+@functools.cache
+def _has_tensor_memory(device: torch.device) -> bool:
+    """Whether products of 64 rows or more take tensor memory: on compute capability 10, for which it is too small."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 10
 
 
 def _power(size: int) -> int:
