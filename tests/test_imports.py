@@ -115,6 +115,7 @@ BACKENDS = {
     ),
     "triton": (
         "sdpnet/model/kernels/batch_norm_kernel.py",
+        "sdpnet/model/kernels/attention_kernel.py",
         "sdpnet/model/kernels/depthwise_kernel.py",
         "pipelines/augment/fused/finish.py",
         "pipelines/augment/fused/neighbours.py",

@@ -214,6 +214,9 @@ class TrainOptions:
             faster one; elsewhere it is PyTorch's.
         patch: How the patch embedding is computed: as a convolution, or as a copy and one matrix product. `auto` times
             both once on a GPU and takes the faster one; elsewhere it is the convolution.
+        attention: Whose attention the transformer blocks use. `auto` times PyTorch's and our Triton kernel once on a
+            GPU and takes the faster one; elsewhere it is PyTorch's. Our kernel is for bf16 or fp16, at most 256 tokens
+            and heads of at most 64 channels; images with more tokens take PyTorch's.
         device: Where to train; `auto` is the GPU where there is one.
         amp: The arithmetic of mixed precision. `auto` is bf16 on GPUs that compute it, fp16 with a gradient scaler on
             older ones, and fp32 on the CPU.
@@ -242,6 +245,7 @@ class TrainOptions:
     depthwise: Literal["auto", "torch", "triton"] = "auto"
     conv_block: Literal["auto", "torch", "triton"] = "auto"
     patch: Literal["auto", "convolution", "product"] = "auto"
+    attention: Literal["auto", "torch", "triton"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     amp: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     log_interval: int = 50

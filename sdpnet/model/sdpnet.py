@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from sdpnet.model.kernels import conv_block
+from sdpnet.model.kernels.attention import attention, takes
 from sdpnet.model.kernels.depthwise import depthwise_gelu
 from sdpnet.model.patch_product import patch_product
 from sdpnet.model.positions import resample_grid, rotary_embedding, rotate, sincos_embedding
@@ -197,11 +198,13 @@ class ConvBlock(nn.Module):
 class TransformerBlock(nn.Module):
     """Pre-norm encoder block with dropout in the feed-forward part only: (B, tokens, dim) -> the same shape.
 
-    `rotary` is the result of `sdpnet.model.positions.rotary_embedding` for the tokens, or None.
+    `rotary` is the result of `sdpnet.model.positions.rotary_embedding` for the tokens, or None. With `triton` set,
+    `sdpnet.model.kernels.attention` computes the attention wherever it can.
     """
 
     def __init__(self, options: ModelOptions, drop_path: float) -> None:
         super().__init__()
+        self.triton = False
         dim, heads, mlp_ratio, dropout = options.dim, options.heads, options.mlp_ratio, options.dropout
         self.heads = heads
         self.norm1 = nn.LayerNorm(dim)
@@ -226,7 +229,12 @@ class TransformerBlock(nn.Module):
 
     def attention(self, x: torch.Tensor, rotary: torch.Tensor | None) -> torch.Tensor:
         batch, tokens, dim = x.shape
-        q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        qkv = self.qkv(x).view(batch, tokens, 3, self.heads, dim // self.heads)
+        if self.triton and takes(tokens, dim // self.heads, qkv.dtype):
+            if rotary is not None:  # the rotation stays outside of the kernel, where torch.compile makes one pass of it
+                qkv = torch.cat([rotate(qkv[:, :, :2], rotary[:, :, None, None]), qkv[:, :, 2:]], dim=2)
+            return self.proj(attention(qkv))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
         x = F.scaled_dot_product_attention(q, k, v)
