@@ -115,6 +115,8 @@ BACKENDS = {
     ),
     "triton": (
         "sdpnet/model/kernels/depthwise_kernel.py",
+        "sdpnet/model/kernels/feed_forward_kernel.py",
+        "sdpnet/model/kernels/gelu_kernel.py",
         "pipelines/augment/fused/finish.py",
         "pipelines/augment/fused/neighbours.py",
         "pipelines/augment/fused/operations.py",

@@ -209,6 +209,10 @@ class TrainOptions:
         memory_format: The layout of images and convolutions; `probe` times both at the start and takes the faster one.
         depthwise: Whose depthwise convolution the conv blocks use. `auto` times PyTorch's and our Triton kernel once on
             a GPU and takes the faster one; elsewhere it is PyTorch's.
+        mlp: How the feed-forward parts of the transformer blocks are computed. `torch`: by PyTorch. `triton`: bias,
+            GELU and dropout are one kernel of ours. `cublaslt`: bias and GELU, approximated by tanh, are part of the
+            matrix products of cuBLASLt, for models without dropout in half precision. `auto` times them at the start on
+            a GPU and takes the fastest one; elsewhere it is PyTorch's.
         device: Where to train; `auto` is the GPU where there is one.
         amp: The arithmetic of mixed precision. `auto` is bf16 on GPUs that compute it, fp16 with a gradient scaler on
             older ones, and fp32 on the CPU.
@@ -235,6 +239,7 @@ class TrainOptions:
     compile: Literal["auto"] | bool = "auto"
     memory_format: Literal["channels_last", "contiguous", "probe"] = "channels_last"
     depthwise: Literal["auto", "torch", "triton"] = "auto"
+    mlp: Literal["auto", "torch", "triton", "cublaslt"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     amp: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     log_interval: int = 50

@@ -26,6 +26,7 @@ from sdpnet.execution.memory_format import choose_memory_format
 from sdpnet.execution.micro_batch import choose_micro_batch, out_of_memory, parts, training_pass
 from sdpnet.execution.side_stream import SideStream
 from sdpnet.execution.sync_norm import synchronize_batch_norm
+from sdpnet.execution.variants.mlp import choose_mlp
 from sdpnet.model.sdpnet import SdPNet
 from sdpnet.optim.ema import ModelEma
 from sdpnet.optim.learning_rate import set_learning_rate
@@ -212,6 +213,7 @@ def make_training_step(
     if isinstance(model, SdPNet):
         model.checkpointing = options.checkpoint_activations
         notes += choose_depthwise(options, model, batch_size, image_size, dtype, processes)
+        notes += choose_mlp(options, model, batch_size, image_size, dtype, processes)
     ema = ModelEma(model, config.ema) if config.ema.decay else None
     probe_size = min(batch_size, options.micro_batch if isinstance(options.micro_batch, int) else _PROBED_IMAGES)
     memory_format: Any = choose_memory_format(options.memory_format, model, probe_size, image_size, dtype, processes)

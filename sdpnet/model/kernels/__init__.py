@@ -1,3 +1,3 @@
 """Our own kernels for parts of the model: faster forms of what PyTorch also computes."""
 
-__all__ = ["depthwise", "depthwise_kernel"]
+__all__ = ["cublaslt", "depthwise", "depthwise_kernel", "feed_forward", "feed_forward_kernel", "gelu_kernel"]
