@@ -82,8 +82,9 @@ def mlp_variants(
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 out = module(inputs, keys if options.dropout else None)
             out.backward(gradient)
-            gradients = [parameter.grad for parameter in (inputs, *module.parameters())]
-            return [out.detach(), *(found for found in gradients if found is not None)]
+            # In the dtype of the products, because that says how far results may differ by rounding.
+            gradients = [tensor.grad for tensor in (inputs, *module.parameters())]
+            return [out.detach(), *(found.to(dtype) for found in gradients if found is not None)]
 
         return one_pass
 
