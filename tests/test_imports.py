@@ -117,6 +117,8 @@ BACKENDS = {
         "sdpnet/model/kernels/batch_norm_kernel.py",
         "sdpnet/model/kernels/attention_kernel.py",
         "sdpnet/model/kernels/depthwise_kernel.py",
+        "sdpnet/model/kernels/feed_forward_kernel.py",
+        "sdpnet/model/kernels/gelu_kernel.py",
         "pipelines/augment/fused/finish.py",
         "pipelines/augment/fused/neighbours.py",
         "pipelines/augment/fused/operations.py",

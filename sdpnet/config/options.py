@@ -217,6 +217,10 @@ class TrainOptions:
         attention: Whose attention the transformer blocks use. `auto` times PyTorch's and our Triton kernel once on a
             GPU and takes the faster one; elsewhere it is PyTorch's. Our kernel is for bf16 or fp16, at most 256 tokens
             and heads of at most 64 channels; images with more tokens take PyTorch's.
+        mlp: How the feed-forward parts of the transformer blocks are computed. `torch`: by PyTorch. `triton`: bias,
+            GELU and dropout are one kernel of ours. `cublaslt`: bias and GELU, approximated by tanh, are part of the
+            matrix products of cuBLASLt, for models without dropout in half precision. `auto` times them at the start on
+            a GPU and takes the fastest one; elsewhere it is PyTorch's.
         device: Where to train; `auto` is the GPU where there is one.
         amp: The arithmetic of mixed precision. `auto` is bf16 on GPUs that compute it, fp16 with a gradient scaler on
             older ones, and fp32 on the CPU.
@@ -246,6 +250,7 @@ class TrainOptions:
     conv_block: Literal["auto", "torch", "triton"] = "auto"
     patch: Literal["auto", "convolution", "product"] = "auto"
     attention: Literal["auto", "torch", "triton"] = "auto"
+    mlp: Literal["auto", "torch", "triton", "cublaslt"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     amp: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     log_interval: int = 50

@@ -8,6 +8,8 @@ __all__ = [
     "SdPNet",
     "create_model",
     "create_model_options",
+    "dropout",
+    "feed_forward",
     "flops",
     "patch_product",
     "positions",

@@ -10,7 +10,7 @@ encoder and its head with one hidden tanh layer, registers from Darcet et al., 2
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal, get_args
@@ -21,6 +21,8 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from sdpnet.model.dropout import draw_keys
+from sdpnet.model.feed_forward import FeedForward
 from sdpnet.model.kernels import conv_block
 from sdpnet.model.kernels.attention import attention, takes
 from sdpnet.model.kernels.depthwise import depthwise_gelu
@@ -200,32 +202,31 @@ class TransformerBlock(nn.Module):
 
     `rotary` is the result of `sdpnet.model.positions.rotary_embedding` for the tokens, or None. With `triton` set,
     `sdpnet.model.kernels.attention` computes the attention wherever it can.
+    `rotary` is the result of `sdpnet.model.positions.rotary_embedding` for the tokens, or None. `keys` decide what
+    dropout drops (see `FeedForward`).
     """
 
     def __init__(self, options: ModelOptions, drop_path: float) -> None:
         super().__init__()
         self.triton = False
         dim, heads, mlp_ratio, dropout = options.dim, options.heads, options.mlp_ratio, options.dropout
+        dim, heads = options.dim, options.heads
         self.heads = heads
         self.norm1 = nn.LayerNorm(dim)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = nn.Sequential(
-            nn.Linear(dim, mlp_ratio * dim),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(mlp_ratio * dim, dim),
-            nn.Dropout(dropout),
-        )
+        self.mlp = FeedForward(dim, options.mlp_ratio * dim, options.dropout)
         self.scale1, self.scale2 = (
             LayerScale(dim, options.layer_scale) if options.layer_scale else nn.Identity() for _ in range(2)
         )
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: torch.Tensor, rotary: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, rotary: torch.Tensor | None = None, keys: torch.Tensor | None = None
+    ) -> torch.Tensor:
         x = x + self.drop_path(self.scale1(self.attention(self.norm1(x), rotary)))
-        return x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
+        return x + self.drop_path(self.scale2(self.mlp(self.norm2(x), keys)))
 
     def attention(self, x: torch.Tensor, rotary: torch.Tensor | None) -> torch.Tensor:
         batch, tokens, dim = x.shape
@@ -309,9 +310,19 @@ class SdPNet(nn.Module):
         if self.watch_conv_blocks is not None:
             self.watch_conv_blocks(x, "end")
         x, rotary = self.encoder_input(x)
-        for block in self.transformer_blocks:
-            x = self._run(block, x, rotary)
+        for block, keys in zip(self.transformer_blocks, self._dropout_keys(x), strict=True):
+            x = self._run(block, x, rotary, keys)
         return x
+
+    def _dropout_keys(self, x: torch.Tensor) -> Iterable[torch.Tensor | None]:
+        """For each transformer block, what its dropouts of tokens (B, 1 + R + N, dim) draw from; None without dropout.
+
+        They are inputs of the blocks, so that a block drops the same again when its activations are recomputed.
+        """
+        options, blocks = self.options, len(self.transformer_blocks)
+        if not self.training or options.dropout == 0:
+            return [None] * blocks
+        return draw_keys(blocks, len(x) * x.shape[1], options.dim * options.mlp_ratio, x.device)
 
     def encoder_input(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The inputs of the transformer blocks: patches (B, dim, h, w) -> (tokens (B, 1 + R + N, dim), `rotary`).

@@ -28,6 +28,7 @@ from sdpnet.execution.side_stream import SideStream
 from sdpnet.execution.sync_norm import synchronize_batch_norm
 from sdpnet.execution.variants.attention import choose_attention
 from sdpnet.execution.variants.conv_block import choose_conv_block
+from sdpnet.execution.variants.mlp import choose_mlp
 from sdpnet.execution.variants.patch import choose_patch
 from sdpnet.model.sdpnet import SdPNet
 from sdpnet.optim.ema import ModelEma
@@ -214,7 +215,7 @@ def make_training_step(
     notes: list[str] = []
     if isinstance(model, SdPNet):
         model.checkpointing = options.checkpoint_activations
-        for choose_part in (choose_patch, choose_depthwise, choose_conv_block, choose_attention):
+        for choose_part in (choose_patch, choose_depthwise, choose_conv_block, choose_attention, choose_mlp):
             notes += choose_part(options, model, batch_size, image_size, dtype, processes)
     ema = ModelEma(model, config.ema) if config.ema.decay else None
     probe_size = min(batch_size, options.micro_batch if isinstance(options.micro_batch, int) else _PROBED_IMAGES)

@@ -9,3 +9,4 @@ __all__ = [
     "depthwise",
     "depthwise_kernel",
 ]
+__all__ = ["cublaslt", "depthwise", "depthwise_kernel", "feed_forward", "feed_forward_kernel", "gelu_kernel"]
