@@ -113,8 +113,10 @@ BACKENDS = {
         "preprocess/sources/parquet/columns.py",
         "preprocess/sources/parquet/row.py",
     ),
+    "torchao": ("sdpnet/execution/variants/fp8.py",),
     "triton": (
         "sdpnet/model/kernels/depthwise_kernel.py",
+        "sdpnet/optim/update_kernel.py",
         "pipelines/augment/fused/finish.py",
         "pipelines/augment/fused/neighbours.py",
         "pipelines/augment/fused/operations.py",

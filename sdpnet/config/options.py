@@ -209,6 +209,12 @@ class TrainOptions:
         memory_format: The layout of images and convolutions; `probe` times both at the start and takes the faster one.
         depthwise: Whose depthwise convolution the conv blocks use. `auto` times PyTorch's and our Triton kernel once on
             a GPU and takes the faster one; elsewhere it is PyTorch's.
+        update: Who updates weights and average. `triton` clips, steps and averages in one pass over the weights. `auto`
+            times it and PyTorch's update once on a GPU and takes the faster one; elsewhere it is PyTorch's.
+        fp8: Whether the linear layers of the transformer blocks multiply in float8, by torchao. `off` keeps `amp`'s
+            arithmetic. `tensorwise` has one scale for each tensor, `rowwise` one for each row. `auto` times a block
+            with each of them on GPUs of compute capability 8.9 and more and takes the fastest. Evaluation and the
+            average do not use float8.
         device: Where to train; `auto` is the GPU where there is one.
         amp: The arithmetic of mixed precision. `auto` is bf16 on GPUs that compute it, fp16 with a gradient scaler on
             older ones, and fp32 on the CPU.
@@ -235,6 +241,8 @@ class TrainOptions:
     compile: Literal["auto"] | bool = "auto"
     memory_format: Literal["channels_last", "contiguous", "probe"] = "channels_last"
     depthwise: Literal["auto", "torch", "triton"] = "auto"
+    update: Literal["auto", "torch", "triton"] = "auto"
+    fp8: Literal["off", "auto", "tensorwise", "rowwise"] = "off"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     amp: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     log_interval: int = 50

@@ -106,7 +106,8 @@ class TritonUpdate:
     ) -> None:
         self.ema, self.clip_grad_norm, self.launch = ema, clip_grad_norm, dict(launch or LAUNCH)
         parts: dict[str, Any] = optimizer.parts if isinstance(optimizer, MuonAdamW) else {"adamw": optimizer}
-        self.adamw, self.muon = parts.get("adamw"), parts.get("muon")
+        self.adamw: Any = parts["adamw"]
+        self.muon: Any = parts.get("muon")
         self._parameters = list(model.parameters())
         averaged = dict(ema.module.state_dict()) if ema is not None else {}
         self._averages = {
@@ -232,11 +233,10 @@ class TritonUpdate:
 
     def _current(self) -> _Tables:
         gradients = [parameter.grad is not None for parameter in self._parameters]
-        if self._tables is not None and gradients == self._tables.gradients:
-            if [tensor.data_ptr() for tensor in self._fixed()] == self._tables.addresses:
-                return self._tables
-        self._tables = self._make_tables(gradients)
-        return self._tables
+        tables = self._tables
+        if tables is None or tables.gradients != gradients or tables.addresses != _addresses(self._fixed()):
+            tables = self._tables = self._make_tables(gradients)
+        return tables
 
     def _make_tables(self, gradients: list[bool]) -> _Tables:
         updated = [
@@ -263,7 +263,7 @@ class TritonUpdate:
         num_parameters = count + len(parameters)
         return _Tables(
             gradients=gradients,
-            addresses=[tensor.data_ptr() for tensor in self._fixed()],
+            addresses=_addresses(self._fixed()),
             updated=updated,
             parameters=parameters,
             chunks=torch.tensor(chunks, dtype=torch.int32).reshape(-1, 2).to(device),
@@ -304,6 +304,10 @@ class TritonUpdate:
         given[: len(addresses)] = torch.tensor(addresses, dtype=torch.int64)
         given[-len(numbers) :] = torch.tensor(numbers, dtype=torch.float64).view(torch.int64)
         tables.given.copy_(given, non_blocking=True)
+
+
+def _addresses(tensors: list[torch.Tensor]) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]
 
 
 def _same_order(first: torch.Tensor, second: torch.Tensor) -> bool:

@@ -48,9 +48,7 @@ def square_sum_kernel(
         else:
             for block in range(tl.cdiv(left, BLOCK)):
                 inside = tl.arange(0, BLOCK) < left - block * BLOCK
-                value = tl.load(
-                    at_address(gradients, row, start + block * BLOCK, BLOCK, False), mask=inside, other=0.0
-                )
+                value = tl.load(at_address(gradients, row, start + block * BLOCK, BLOCK, False), mask=inside, other=0.0)
                 sums += value * value
     tl.store(partial + chunk, tl.sum(sums))
 
