@@ -61,7 +61,7 @@ def test_parameters_and_evaluation_stay() -> None:
 
 def losses(model: SdPNet, steps: int) -> torch.Tensor:
     """In float32, because bfloat16 takes minutes on some CPUs."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     images, labels = torch.randn(20, 3, 16, 16, generator=torch.Generator().manual_seed(1)), torch.arange(20) % 10
     values = []
     for _ in range(steps):
@@ -78,11 +78,11 @@ def losses(model: SdPNet, steps: int) -> torch.Tensor:
 def test_losses_beside_those_without_float8(recipe: str) -> None:
     """The model learns 20 images by heart, in float8 as without it."""
     expected, found = losses(small(), 50), losses(in_float8(small(), recipe), 50)
-    print(expected[::7], found[::7])
     assert not torch.equal(found, expected)
     assert expected[-1] < 0.5 * expected[0]
-    assert (found[:20] - expected[:20]).abs().max() < 0.1
-    assert abs(found[-10:].mean() - expected[-10:].mean()) < 0.1 * expected[0]
+    assert (found[:20] - expected[:20]).abs().max() < 0.05
+    assert (found - expected).abs().max() < 0.2
+    assert abs(found[-10:].mean() - expected[-10:].mean()) < 0.1
 
 
 @needs_torchao
