@@ -221,6 +221,12 @@ class TrainOptions:
             GELU and dropout are one kernel of ours. `cublaslt`: bias and GELU, approximated by tanh, are part of the
             matrix products of cuBLASLt, for models without dropout in half precision. `auto` times them at the start on
             a GPU and takes the fastest one; elsewhere it is PyTorch's.
+        update: Who updates weights and average. `triton` clips, steps and averages in one pass over the weights. `auto`
+            times it and PyTorch's update once on a GPU and takes the faster one; elsewhere it is PyTorch's.
+        fp8: Whether the linear layers of the transformer blocks multiply in float8, by torchao. `off` keeps `amp`'s
+            arithmetic. `tensorwise` has one scale for each tensor, `rowwise` one for each row. `auto` times a block
+            with each of them on GPUs of compute capability 8.9 and more and takes the fastest. Evaluation and the
+            average do not use float8.
         device: Where to train; `auto` is the GPU where there is one.
         amp: The arithmetic of mixed precision. `auto` is bf16 on GPUs that compute it, fp16 with a gradient scaler on
             older ones, and fp32 on the CPU.
@@ -251,6 +257,8 @@ class TrainOptions:
     patch: Literal["auto", "convolution", "product"] = "auto"
     attention: Literal["auto", "torch", "triton"] = "auto"
     mlp: Literal["auto", "torch", "triton", "cublaslt"] = "auto"
+    update: Literal["auto", "torch", "triton"] = "auto"
+    fp8: Literal["off", "auto", "tensorwise", "rowwise"] = "off"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     amp: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     log_interval: int = 50

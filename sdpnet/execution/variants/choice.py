@@ -44,11 +44,13 @@ class Variants:
         make: name -> a function that prepares a variant and returns its pass, which runs forward and backward once and
             returns the results and all gradients, always in the same order. The first one is PyTorch's. All start from
             equal inputs and weights. Preparing raises `UserError` where the variant is not possible.
+        tolerance: how far results may be from PyTorch's, see `Measured.difference`; None is rounding's of their dtype.
     """
 
     key: str
     what: str
     make: Mapping[str, Callable[[], Pass]]
+    tolerance: float | None = None
 
 
 @dataclass
@@ -127,7 +129,7 @@ def race(variants: Variants, device: torch.device, *, rounds: int = _ROUNDS) -> 
                 measured[name].reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             else:
                 expected = expected or found
-                _compare(measured[name], found, expected)
+                _compare(measured[name], found, expected, variants.tolerance)
         able = [name for name in passes if not measured[name].reason]
         for number in range(rounds + 1):
             for name in able if number % 2 else reversed(able):
@@ -141,7 +143,9 @@ def race(variants: Variants, device: torch.device, *, rounds: int = _ROUNDS) -> 
     return measured
 
 
-def _compare(measured: Measured, found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> None:
+def _compare(
+    measured: Measured, found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], tolerance: float | None
+) -> None:
     for ours, theirs in zip(found, expected, strict=True):
         if ours.shape != theirs.shape:
             measured.reason = f"a result has the shape {tuple(ours.shape)} instead of {tuple(theirs.shape)}"
@@ -149,7 +153,7 @@ def _compare(measured: Measured, found: Sequence[torch.Tensor], expected: Sequen
         norm = theirs.double().norm().clamp(min=1e-30)
         difference = ((ours.double() - theirs.double()).norm() / norm).item()
         measured.difference = max(measured.difference, difference)
-        if not difference <= _TOLERANCE[theirs.dtype if theirs.dtype in _TOLERANCE else torch.bfloat16]:
+        if not difference <= (tolerance or _TOLERANCE.get(theirs.dtype, _TOLERANCE[torch.bfloat16])):
             measured.reason = f"its results differ from PyTorch's by {difference:.1%}"
             return
 
