@@ -96,6 +96,7 @@ def _kernels(measured: profile, on_gpu: bool, steps: int) -> list[Kernel]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--config", default="sdpnet_xl", help="default: %(default)s")
+    add("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="override a key of the config")
     add("--batch-size", type=int, default=256, metavar="N", help="default: %(default)s")
     add("--image-size", type=int, default=224, metavar="N", help="default: %(default)s")
     add("--steps", type=int, default=3, metavar="N", help="steps that are profiled (default: %(default)s)")
@@ -107,8 +108,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Prints a table of the parts and the longest kernels."""
     device = torch.device(arguments.device)
     on_gpu = device.type == "cuda"
-    config = load_config(arguments.config, [f"data.image_size={arguments.image_size}"])
-    step, num_images = step_on_noise(config, arguments.batch_size, device)
+    settings = [*arguments.settings, f"data.image_size={arguments.image_size}"]
+    step, num_images, notes = step_on_noise(load_config(arguments.config, settings), arguments.batch_size, device)
 
     def steps(count: int) -> float:
         began = time.perf_counter()
@@ -130,6 +131,8 @@ def run(arguments: argparse.Namespace) -> int:
         "torch": torch.__version__,
         "commit": commit(),
         "config": arguments.config,
+        "settings": arguments.settings,
+        "choices": notes,
         "batch_size": arguments.batch_size,
         "image_size": arguments.image_size,
         "images_per_second": round(num_images / seconds, 1),
@@ -150,6 +153,8 @@ def run(arguments: argparse.Namespace) -> int:
     for part, row in parts.items():
         table.add_row(part, f"{row['ms']:,.2f}", f"{row['share']:.1%}", f"{row['calls']:,.0f}")
     console = Console(highlight=False)
+    for line in notes:
+        console.print(line, markup=False, soft_wrap=True)
     console.print(table)
     for each in kernels[:25]:
         console.print(f"{each.ms:9.3f} ms x{each.calls:6.1f}  {each.name[:110]}", markup=False, soft_wrap=True)
