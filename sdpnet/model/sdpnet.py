@@ -200,16 +200,14 @@ class ConvBlock(nn.Module):
 class TransformerBlock(nn.Module):
     """Pre-norm encoder block with dropout in the feed-forward part only: (B, tokens, dim) -> the same shape.
 
-    `rotary` is the result of `sdpnet.model.positions.rotary_embedding` for the tokens, or None. With `triton` set,
-    `sdpnet.model.kernels.attention` computes the attention wherever it can.
     `rotary` is the result of `sdpnet.model.positions.rotary_embedding` for the tokens, or None. `keys` decide what
-    dropout drops (see `FeedForward`).
+    dropout drops (see `FeedForward`). With `triton` set, `sdpnet.model.kernels.attention` computes the attention
+    wherever it can.
     """
 
     def __init__(self, options: ModelOptions, drop_path: float) -> None:
         super().__init__()
         self.triton = False
-        dim, heads, mlp_ratio, dropout = options.dim, options.heads, options.mlp_ratio, options.dropout
         dim, heads = options.dim, options.heads
         self.heads = heads
         self.norm1 = nn.LayerNorm(dim)

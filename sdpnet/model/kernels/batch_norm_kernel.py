@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sdpnet.model.kernels.depthwise_kernel import below_and_density
+from sdpnet.model.kernels.gelu_kernel import below_and_density
 
 __all__ = [
     "batch_norm_apply_kernel",

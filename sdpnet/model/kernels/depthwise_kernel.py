@@ -15,7 +15,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["below_and_density", "convolve_kernel", "weight_gradient_kernel"]
+from sdpnet.model.kernels.gelu_kernel import below_and_density
+
+__all__ = ["convolve_kernel", "weight_gradient_kernel"]
 
 
 @triton.jit
