@@ -6,7 +6,10 @@ __all__ = [
     "batch_norm",
     "batch_norm_kernel",
     "conv_block",
+    "cublaslt",
     "depthwise",
     "depthwise_kernel",
+    "feed_forward",
+    "feed_forward_kernel",
+    "gelu_kernel",
 ]
-__all__ = ["cublaslt", "depthwise", "depthwise_kernel", "feed_forward", "feed_forward_kernel", "gelu_kernel"]
