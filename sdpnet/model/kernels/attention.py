@@ -48,9 +48,9 @@ class Tiling:
     rows: int = 64
     chunk: int = 64
     parts: bool = True
-    split: int | None = 1
+    split: int | None = None
     warps: int = 4
-    stages: int = 2
+    stages: int = 1
     registers: int | None = None
     form: Literal["", "queries", "keys", "phases", "whole"] = ""
 
