@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -268,3 +269,10 @@ def test_rooms_are_entered_by_their_face(path: Path) -> None:
 def test_no_test_module_imports_another(path: Path) -> None:
     """Tests share what lies in tests/support/ and conftest.py."""
     assert not {name for name in imported(path, ast.parse(path.read_text())) if name.startswith("test_")}
+
+
+def test_every_room_is_packaged() -> None:
+    """Each folder with Python files is in the list of packages, without which a wheel would lack it."""
+    listed = re.findall(r'^    "(sdpnet[\w.]*)",$', (ROOT / "pyproject.toml").read_text("utf-8"), re.MULTILINE)
+    rooms = {module_of(path / "__init__.py") for path in {path.parent for path in FILES}}
+    assert rooms <= set(listed)
