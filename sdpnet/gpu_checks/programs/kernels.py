@@ -108,8 +108,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Prints a table of the parts and the longest kernels."""
     device = torch.device(arguments.device)
     on_gpu = device.type == "cuda"
+    began = time.perf_counter()
     settings = [*arguments.settings, f"data.image_size={arguments.image_size}"]
     step, num_images, notes = step_on_noise(load_config(arguments.config, settings), arguments.batch_size, device)
+
+    chosen_after = time.perf_counter() - began
+    for line in notes:
+        print(line, flush=True)
 
     def steps(count: int) -> float:
         began = time.perf_counter()
@@ -120,6 +125,8 @@ def run(arguments: argparse.Namespace) -> int:
         return (time.perf_counter() - began) / count
 
     steps(6 if on_gpu else 1)
+    started_after = time.perf_counter() - began
+    print(f"chosen after {chosen_after:.0f} s, compiled after {started_after:.0f} s", flush=True)
     seconds = steps(12 if on_gpu else 1)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profile(activities=activities) as measured:
@@ -133,6 +140,8 @@ def run(arguments: argparse.Namespace) -> int:
         "config": arguments.config,
         "settings": arguments.settings,
         "choices": notes,
+        "chosen_after_seconds": round(chosen_after, 1),
+        "compiled_after_seconds": round(started_after, 1),
         "batch_size": arguments.batch_size,
         "image_size": arguments.image_size,
         "images_per_second": round(num_images / seconds, 1),
@@ -153,8 +162,6 @@ def run(arguments: argparse.Namespace) -> int:
     for part, row in parts.items():
         table.add_row(part, f"{row['ms']:,.2f}", f"{row['share']:.1%}", f"{row['calls']:,.0f}")
     console = Console(highlight=False)
-    for line in notes:
-        console.print(line, markup=False, soft_wrap=True)
     console.print(table)
     for each in kernels[:25]:
         console.print(f"{each.ms:9.3f} ms x{each.calls:6.1f}  {each.name[:110]}", markup=False, soft_wrap=True)
