@@ -52,8 +52,8 @@ class DaliLoader(PlannedLoader):
         self._refused: ShardError | None = None  # an image that could not be read
         self._plans: Iterator[BatchPlan] = iter(())  # the plans that DALI will ask for
         self._running: deque[BatchPlan] = deque()  # plans that DALI has asked for and not yet returned as batches
-        # The newest inputs, which DALI reads in place. DALI holds them too while it needs them, but a thread of DALI that
-        # holds one last would wait for the interpreter's lock to free each array. Here they are freed by the caller.
+        # The newest inputs, which DALI reads in place. DALI holds them too while it needs them. If it were the last to
+        # hold them, its threads would wait for the interpreter's lock to free each array, and the caller for them.
         self._fed: deque[_Inputs] = deque(maxlen=source.prefetch_batches + 2)
 
     def set_plan(self, plan: Plan) -> None:
