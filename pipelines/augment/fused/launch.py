@@ -30,11 +30,15 @@ __all__ = ["COLUMN", "FIELDS", "finish", "runs_on", "split_draws"]
 # One row of draws per sample, int32: FIELDS values, then COLUMN values for each operation. Floats are stored bit by
 # bit. The first slot is the index in `prepared` of the image before all operations, an operation's slot that of the
 # image after it; -1 means that `prepared` does not hold it.
-FIELDS = 14  # slot, erase box (4), erase key (low, high), mix kind, partner, lambda, mix box (4)
+#
+# The last field is not the sample's own: row n has the number of the n-th sample that is the first of a pair or mixed
+# with no sample that is mixed with it.
+FIELDS = 15  # slot, erase box (4), erase key (low, high), mix kind, partner, lambda, mix box (4), first of a pair
 COLUMN = 9  # operation, magnitude, slot, inverse affine matrix (6)
 
 _MIN_CAPABILITY = (7, 5)  # the oldest that Triton supports: below it, its compiler fails
 _BLOCK = 256  # pixels per program; compiled for capability 9.0 that takes 46 registers a thread, 69 with noise
+_WARPS = 4
 _COUNT_BLOCK, _COUNT_BLOCKS = 256, 32  # a program adds 256 counts per channel for 8,192 pixels
 
 
@@ -99,7 +103,7 @@ def finish(
     draws_on_host = torch.zeros((batch, FIELDS + columns * COLUMN), dtype=torch.int32, pin_memory=images.is_cuda)
     draws, kernel_ops = draws_on_host.numpy(), np.zeros((batch, 0), np.uint8)
     draws[:, 0] = -1
-    prepared, erasing, mixing = images, -1, False
+    prepared, erasing, mixing, samples = images, -1, False, batch
     if plan is not None:
         erasing = ERASE_MODES.index(options.erase.mode) if options.erase.probability > 0 else -1
         mixing = options.mix.enabled
@@ -109,6 +113,11 @@ def finish(
         draws[:, 8] = plan.mix_partners
         draws[:, 9] = np.ascontiguousarray(plan.mix_lambdas).view(np.int32)
         draws[:, 10:14] = plan.mix_boxes
+        if mixing:
+            own, partners = np.arange(batch), plan.mix_partners
+            firsts = np.flatnonzero((partners >= own) | (partners[partners] != own))
+            draws[: len(firsts), 14] = firsts
+            samples = len(firsts)
         if columns:
             prepared, kernel_ops = _prepare(images, plan, options, draws)
     draws_on_device = draws_on_host.to(images.device, non_blocking=True)
@@ -157,7 +166,7 @@ def finish(
                     BLOCK=_BLOCK,
                     enable_fp_fusion=False,
                 )
-        last.finish_kernel[(-(-height * width // _BLOCK), batch)](
+        last.finish_kernel[(-(-height * width // _BLOCK), samples)](
             images,
             prepared,
             tables,
@@ -171,6 +180,7 @@ def finish(
             ERASE=erasing,
             MIX=mixing,
             BLOCK=_BLOCK,
+            num_warps=_WARPS,
             enable_fp_fusion=False,
         )
     return out

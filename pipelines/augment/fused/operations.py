@@ -15,7 +15,7 @@ from sdpnet.pipelines.augment.fused.launch import COLUMN, FIELDS
 from sdpnet.pipelines.augment.reference.filters import GREY_ADDEND, GREY_SHIFT, GREY_WEIGHTS
 from sdpnet.pipelines.planning.policies import Operation
 
-__all__ = ["blend_level", "clamp_level", "grey_level", "load_float", "operate", "source_of", "to_even"]
+__all__ = ["blend_level", "clamp_level", "grey_level", "load_float", "operate", "place_of", "source_of", "to_even"]
 
 _FIELDS, _COLUMN = tl.constexpr(FIELDS), tl.constexpr(COLUMN)
 _GREY_RED, _GREY_GREEN, _GREY_BLUE = (tl.constexpr(weight) for weight in GREY_WEIGHTS)
@@ -39,6 +39,18 @@ def to_even(x):
     """The whole number nearest to x, ties to even, for |x| < 2^22."""
     # The sum lies between 2^23 and 2^24, where float32 holds whole numbers only: the addition itself rounds.
     return (x + 12582912.0) - 12582912.0
+
+
+@triton.jit
+def place_of(start, width, BLOCK: tl.constexpr):
+    """The coordinates (column, row) of BLOCK pixels that follow each other, from pixel `start` of an image on."""
+    # One whole division of integers for all pixels. The others have small numerators, so that a product with the
+    # rounded reciprocal, from the middle of a pixel, is never on the wrong side of a whole number: its error is below
+    # 2^-21 of it, and it has a distance of 0.5 / width or more.
+    row = start // width
+    column = start - row * width + tl.arange(0, BLOCK)
+    below = ((column.to(tl.float32) + 0.5) * (1.0 / width)).to(tl.int32)
+    return column - below * width, row + below
 
 
 @triton.jit
