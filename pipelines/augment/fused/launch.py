@@ -38,7 +38,7 @@ COLUMN = 9  # operation, magnitude, slot, inverse affine matrix (6)
 
 _MIN_CAPABILITY = (7, 5)  # the oldest that Triton supports: below it, its compiler fails
 _BLOCK = 256  # pixels per program; compiled for capability 9.0 that takes 46 registers a thread, 69 with noise
-_WARPS = 4
+_WARPS, _COUNT_WARPS = 4, 4
 _COUNT_BLOCK, _COUNT_BLOCKS = 256, 32  # a program adds 256 counts per channel for 8,192 pixels
 
 
@@ -144,6 +144,7 @@ def finish(
                     COLUMNS=columns,
                     BLOCK=_COUNT_BLOCK,
                     BLOCKS=_COUNT_BLOCKS,
+                    num_warps=_COUNT_WARPS,
                     enable_fp_fusion=False,
                 )
                 statistics.table_kernel[(3, batch)](

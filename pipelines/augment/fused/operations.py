@@ -130,38 +130,39 @@ def _forwards(row, tables, sample, r, g, b, fill_column, first, end, fill, COLUM
     for k in tl.static_range(COLUMNS):
         operation = tl.where((k >= first) & (k < end), tl.load(row + _FIELDS + k * _COLUMN), 0)
         magnitude = load_float(row + _FIELDS + k * _COLUMN + 1)
-        if operation == _BRIGHTNESS:
-            r = clamp_level(r.to(tl.float32) * (1.0 + magnitude))
-            g = clamp_level(g.to(tl.float32) * (1.0 + magnitude))
-            b = clamp_level(b.to(tl.float32) * (1.0 + magnitude))
-        if operation == _COLOUR:
-            grey = grey_level(r, g, b).to(tl.float32)
-            r = blend_level(r, grey, 1.0 + magnitude, -magnitude)
-            g = blend_level(g, grey, 1.0 + magnitude, -magnitude)
-            b = blend_level(b, grey, 1.0 + magnitude, -magnitude)
-        if operation == _POSTERIZE:
-            kept = 256 - (1 << (8 - magnitude.to(tl.int32)))
-            r, g, b = r & kept, g & kept, b & kept
-        if operation == _SOLARIZE:
-            r = tl.where(r >= magnitude, 255 - r, r)
-            g = tl.where(g >= magnitude, 255 - g, g)
-            b = tl.where(b >= magnitude, 255 - b, b)
-        if operation == _SOLARIZE_ADD:
-            added = magnitude.to(tl.int32)
-            r = tl.where(r < 128, r + added, r)
-            g = tl.where(g < 128, g + added, g)
-            b = tl.where(b < 128, b + added, b)
-        if operation == _INVERT:
-            r, g, b = 255 - r, 255 - g, 255 - b
-        if operation == _GREYSCALE:
-            r = grey_level(r, g, b)
-            g = r
-            b = r
-        if (operation == _CONTRAST) | (operation == _AUTOCONTRAST) | (operation == _EQUALIZE):
-            table = tables + (sample * COLUMNS + k) * 768
-            r = tl.load(table + r).to(tl.int32)
-            g = tl.load(table + 256 + g).to(tl.int32)
-            b = tl.load(table + 512 + b).to(tl.int32)
+        if operation >= _BRIGHTNESS:  # neither identity nor geometric: one comparison instead of nine
+            if operation == _BRIGHTNESS:
+                r = clamp_level(r.to(tl.float32) * (1.0 + magnitude))
+                g = clamp_level(g.to(tl.float32) * (1.0 + magnitude))
+                b = clamp_level(b.to(tl.float32) * (1.0 + magnitude))
+            if operation == _COLOUR:
+                grey = grey_level(r, g, b).to(tl.float32)
+                r = blend_level(r, grey, 1.0 + magnitude, -magnitude)
+                g = blend_level(g, grey, 1.0 + magnitude, -magnitude)
+                b = blend_level(b, grey, 1.0 + magnitude, -magnitude)
+            if operation == _POSTERIZE:
+                kept = 256 - (1 << (8 - magnitude.to(tl.int32)))
+                r, g, b = r & kept, g & kept, b & kept
+            if operation == _SOLARIZE:
+                r = tl.where(r >= magnitude, 255 - r, r)
+                g = tl.where(g >= magnitude, 255 - g, g)
+                b = tl.where(b >= magnitude, 255 - b, b)
+            if operation == _SOLARIZE_ADD:
+                added = magnitude.to(tl.int32)
+                r = tl.where(r < 128, r + added, r)
+                g = tl.where(g < 128, g + added, g)
+                b = tl.where(b < 128, b + added, b)
+            if operation == _INVERT:
+                r, g, b = 255 - r, 255 - g, 255 - b
+            if operation == _GREYSCALE:
+                r = grey_level(r, g, b)
+                g = r
+                b = r
+            if (operation == _CONTRAST) | (operation == _AUTOCONTRAST) | (operation == _EQUALIZE):
+                table = tables + (sample * COLUMNS + k) * 768
+                r = tl.load(table + r).to(tl.int32)
+                g = tl.load(table + 256 + g).to(tl.int32)
+                b = tl.load(table + 512 + b).to(tl.int32)
         r = tl.where(fill_column == k, fill & 255, r)
         g = tl.where(fill_column == k, (fill >> 8) & 255, g)
         b = tl.where(fill_column == k, fill >> 16, b)
