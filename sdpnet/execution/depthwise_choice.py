@@ -22,7 +22,7 @@ from sdpnet.checkpoints.file import write_atomically
 from sdpnet.config.options import TrainOptions
 from sdpnet.distributed.processes import Processes, from_main
 from sdpnet.execution.compiled import compile_blocks
-from sdpnet.model.kernels.depthwise import runs_on
+from sdpnet.model.kernels.depthwise import compiles_for, runs_on
 from sdpnet.model.sdpnet import ConvBlock, SdPNet
 from sdpnet.pipelines.errors import UserError
 
@@ -46,8 +46,9 @@ def choose_depthwise(
     """Sets `triton` of the conv blocks as `train.depthwise` says. Every process must call it.
 
     `auto` chooses the faster one in the memory formats that `train.memory_format` allows: the main process times
-    forward and backward passes of a conv block of the model's shape on its GPU. Where the kernels cannot run, `auto`
-    chooses torch. The state of torch's generators does not change.
+    forward and backward passes of a conv block of the model's shape on its GPU. Where the kernels cannot run, and on
+    GPUs of compute capability below 8.0, on which they have never been run, `auto` chooses torch. The state of torch's
+    generators does not change.
 
     Returns:
         Lines for the user about the choice.
@@ -57,9 +58,9 @@ def choose_depthwise(
     """
     device, notes = processes.device, []
     chosen = options.depthwise == "triton"
-    if chosen and not runs_on(device):
+    if chosen and not (runs_on(device) or compiles_for(device)):
         raise UserError(
-            "train.depthwise = 'triton': needs Triton and an NVIDIA GPU of compute capability 8.0 or more; "
+            "train.depthwise = 'triton': needs Triton and an NVIDIA GPU of compute capability 7.0 or more; "
             "use auto or torch"
         )
     if options.depthwise == "auto" and len(model.conv_blocks) and runs_on(device):

@@ -18,9 +18,10 @@ import torch
 
 from sdpnet.pipelines import triton_support
 
-__all__ = ["convolve_gelu", "depthwise_gelu", "gradients", "runs_on"]
+__all__ = ["compiles_for", "convolve_gelu", "depthwise_gelu", "gradients", "runs_on"]
 
 _LEAST_CAPABILITY = (8, 0)
+_LEAST_COMPILED = (7, 0)  # for which Triton 3.6 and 3.8 compile them without spills; never run on such a card
 _BLOCK = 64  # channels in a program of 32 threads: a warp then reads 128 bytes of a pixel in half precision
 _TILE = 16  # the maximum number of rows and of columns in a tile
 _PROGRAMS = 2048  # the maximum for the weights' gradient; each writes KERNEL * KERNEL + 1 partial sums for its channels
@@ -30,6 +31,12 @@ _PROGRAMS = 2048  # the maximum for the weights' gradient; each writes KERNEL * 
 def runs_on(device: torch.device) -> bool:
     """Whether the kernels run on `device`: an NVIDIA GPU of compute capability 8.0 or more, with Triton installed."""
     return triton_support.runs_on(device, _LEAST_CAPABILITY, _kernels)
+
+
+@functools.cache
+def compiles_for(device: torch.device) -> bool:
+    """Whether the kernels can be compiled for `device`: as `runs_on`, but from compute capability 7.0 on."""
+    return triton_support.runs_on(device, _LEAST_COMPILED, _kernels)
 
 
 @functools.cache
