@@ -218,9 +218,8 @@ class TrainOptions:
             GPU and takes the faster one; elsewhere it is PyTorch's. Our kernel is for bf16 or fp16, at most 256 tokens
             and heads of at most 64 channels; images with more tokens take PyTorch's.
         mlp: How the feed-forward parts of the transformer blocks are computed. `torch`: by PyTorch. `triton`: bias,
-            GELU and dropout are one kernel of ours. `cublaslt`: bias and GELU, approximated by tanh, are part of the
-            matrix products of cuBLASLt, for models without dropout in half precision. `auto` times them at the start on
-            a GPU and takes the fastest one; elsewhere it is PyTorch's.
+            GELU and dropout are one kernel of ours. `auto` times both once on a GPU and takes the faster one; elsewhere
+            it is PyTorch's.
         update: Who updates weights and average. `triton` clips, steps and averages in one pass over the weights. `auto`
             times it and PyTorch's update once on a GPU and takes the faster one; elsewhere it is PyTorch's.
         fp8: Whether the linear layers of the transformer blocks multiply in float8, by torchao. `off` keeps `amp`'s
@@ -256,7 +255,7 @@ class TrainOptions:
     conv_block: Literal["auto", "torch", "triton"] = "auto"
     patch: Literal["auto", "convolution", "product"] = "auto"
     attention: Literal["auto", "torch", "triton"] = "auto"
-    mlp: Literal["auto", "torch", "triton", "cublaslt"] = "auto"
+    mlp: Literal["auto", "torch", "triton"] = "auto"
     update: Literal["auto", "torch", "triton"] = "auto"
     fp8: Literal["off", "auto", "tensorwise", "rowwise"] = "off"
     device: Literal["auto", "cpu", "cuda"] = "auto"

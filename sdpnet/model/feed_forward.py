@@ -9,12 +9,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from sdpnet.model.dropout import Dropout, draw_keys, split_keys, threshold
-from sdpnet.model.kernels.cublaslt import linear_gelu_linear
 from sdpnet.model.kernels.feed_forward import gelu_dropout
 
 __all__ = ["FeedForward", "Variant"]
 
-Variant = Literal["torch", "triton", "cublaslt"]
+Variant = Literal["torch", "triton"]
 
 
 class FeedForward(nn.Sequential):
@@ -22,8 +21,7 @@ class FeedForward(nn.Sequential):
 
     Attributes:
         variant: how training computes it. `torch`: by PyTorch's operations, as evaluation always does. `triton`: bias,
-            GELU and dropout are one kernel of ours. `cublaslt`: bias and GELU are part of the matrix products, without
-            dropout and in half precision only, and GELU is the approximation by tanh.
+            GELU and dropout are one kernel of ours.
     """
 
     variant: Variant = "torch"
@@ -56,15 +54,6 @@ class FeedForward(nn.Sequential):
                 (*split_keys(first, rows, hidden), threshold(inner.p), 1 / (1 - inner.p)) if first is not None else ()
             )
             active = gelu_dropout(F.linear(x, up.weight), up.bias, *mask)
-        elif self.variant == "cublaslt" and self.training and first is None and _half(x):
-            return linear_gelu_linear(x, up.weight, up.bias, down.weight, down.bias)
         else:
             active = inner(F.gelu(up(x)), first)
         return outer(down(active), second)
-
-
-def _half(x: torch.Tensor) -> bool:
-    """Whether matrix products of x are in half precision."""
-    kind = x.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-    return dtype in (torch.bfloat16, torch.float16)

@@ -18,7 +18,7 @@ from sdpnet.execution.variants.choice import race
 from sdpnet.model.dropout import draw_keys, dropped, split_keys, threshold
 from sdpnet.model.feed_forward import FeedForward
 from sdpnet.model.kernels import feed_forward
-from sdpnet.model.kernels.feed_forward import gelu_dropout
+from sdpnet.model.kernels.feed_forward import Shape, gelu_dropout
 from sdpnet.model.sdpnet import ModelOptions, SdPNet, create_model_options
 
 assert os.environ["TRITON_INTERPRET"] == "1"
@@ -52,11 +52,18 @@ def test_equals_pytorch_in_float64(rows: int, width: int, rate: float) -> None:
     compare(rows, width, rate)
 
 
-@pytest.mark.parametrize(("at_once", "programs"), [(1, 1), (2, 3), (4, 1000)])
-def test_programs_of_many_and_of_few_rows(at_once: int, programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed_forward, "_ROWS", at_once)
-    monkeypatch.setattr(feed_forward, "_PROGRAMS", programs)
+@pytest.mark.parametrize("sweeps", [False, True])
+@pytest.mark.parametrize(
+    ("at_once", "programs", "ahead"), [(1, 1, True), (2, 3, False), (2, 4, True), (4, 1000, False)]
+)
+def test_programs_of_many_and_of_few_rows(
+    at_once: int, programs: int, ahead: bool, sweeps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_FORWARD", "_BACKWARD"):
+        shape = Shape(at_once, programs=programs, sweeps=sweeps, ahead=ahead, eviction="evict_first")
+        monkeypatch.setattr(feed_forward, name, shape)
     compare(9, 512, 0.3)
+    compare(9, 2048, 0.3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -162,7 +169,7 @@ def test_recomputed_activations() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_choice_finds_that_they_agree(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed_forward, "runs_on", lambda device: True)
+    monkeypatch.setattr(mlp, "runs_on", lambda device: True)
     options = ModelOptions(dim=16, heads=2, dropout=0.2)
     variants = mlp.mlp_variants(options, 2, 32, dtype, torch.device("cpu"), compiled=False)
     measured = race(variants, torch.device("cpu"), rounds=1)

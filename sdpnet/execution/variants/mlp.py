@@ -1,19 +1,21 @@
-"""The ways to compute the feed-forward part of a transformer block: PyTorch's, and ours in Triton and in cuBLASLt."""
+"""The ways to compute bias, GELU and dropout in a transformer block's feed-forward part: PyTorch's, and our kernel."""
 
 from __future__ import annotations
 
-import copy
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from sdpnet.config.options import TrainOptions
 from sdpnet.distributed.processes import Processes
 from sdpnet.execution.compiled import compile_blocks
 from sdpnet.execution.variants.choice import Pass, Variants, choose
-from sdpnet.model.dropout import draw_keys
-from sdpnet.model.feed_forward import FeedForward, Variant
-from sdpnet.model.kernels import cublaslt, feed_forward
+from sdpnet.model.dropout import draw_keys, hash_dropout, split_keys, threshold
+from sdpnet.model.kernels.feed_forward import gelu_dropout, runs_on
 from sdpnet.model.sdpnet import ModelOptions, SdPNet, TransformerBlock
 from sdpnet.pipelines.errors import UserError
 
@@ -38,7 +40,7 @@ def choose_mlp(
     variants = mlp_variants(model.options, images, image_size, dtype, processes.device, compiled=compiled)
     name, notes = choose(variants, options.mlp, processes)
     if compiled and notes:
-        # What torch.compile has recorded about these feed-forward parts must not affect the training model.
+        # What torch.compile has recorded about these passes must not affect the training model.
         torch._dynamo.reset()
     for block in model.transformer_blocks:
         assert isinstance(block, TransformerBlock)
@@ -49,68 +51,79 @@ def choose_mlp(
 def mlp_variants(
     options: ModelOptions, images: int, image_size: int, dtype: torch.dtype, device: torch.device, *, compiled: bool
 ) -> Variants:
-    """The variants for the tokens of `images` images, with the model's dropout, forward and backward.
+    """The variants for the hidden layer of `images` images, with the model's dropout, forward and backward.
+
+    The two matrix products are the same in all variants, so they are not part of a pass. PyTorch's pass begins with the
+    bias added, because the first product does so in passing.
 
     Args:
         options: the shape of the model.
         images: the number of images in a pass.
         image_size: pixels a side.
-        dtype: the dtype of the products. Parameters are float32, with autocast where it is another one.
+        dtype: the dtype of the products' results. The bias is float32.
         device: where they run.
-        compiled: whether the part is compiled.
+        compiled: whether PyTorch's operations are compiled. Our kernel is the same in compiled code.
     """
-    tokens = 1 + options.registers + (image_size // options.patch_size) ** 2
-    shape, hidden = (images, tokens, options.dim), options.dim * options.mlp_ratio
-    shared: list[tuple[FeedForward, torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    rows = images * (1 + options.registers + (image_size // options.patch_size) ** 2)
+    width, rate = options.dim * options.mlp_ratio, options.dropout
+    made = functools.cache(lambda: _inputs(rows, width, dtype, device))
 
-    def prepare(variant: Variant) -> Pass:
-        _require_possible(variant, options, dtype, device)
-        if not shared:
-            module = FeedForward(options.dim, hidden, options.dropout).to(device).train()
-            x, gradient = torch.randn(2, *shape, device=device, dtype=dtype)
-            shared.append((module, x, gradient, draw_keys(1, images * tokens, hidden, device)[0]))
-        original, x, gradient, keys = shared[0]
-        module = copy.deepcopy(original)
-        module.variant = variant
+    def ours() -> Pass:
+        if not runs_on(device):
+            raise UserError("needs Triton and an NVIDIA GPU of compute capability 8.0 or more; use auto or torch")
+        hidden, bias, gradient, keys = made()
+        mask = (*split_keys(keys, rows, width), threshold(rate), 1 / (1 - rate)) if rate else ()
+        return _as_pass(lambda h, b: gelu_dropout(h, b, *mask), hidden, bias, gradient)
+
+    def pytorchs() -> Pass:
+        hidden, bias, gradient, keys = made()
+        part = _Plain(rate)
         if compiled:
-            compile_blocks([module])
-        inputs = x.clone().requires_grad_()
+            compile_blocks([part])
+        return _as_pass(lambda h, b: part(h, b, keys), (hidden + bias).to(dtype), bias, gradient)
 
-        def one_pass() -> Sequence[torch.Tensor]:
-            module.zero_grad(set_to_none=True)
-            inputs.grad = None
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                out = module(inputs, keys if options.dropout else None)
-            out.backward(gradient)
-            # In the dtype of the products, because that says how far results may differ by rounding.
-            gradients = [tensor.grad for tensor in (inputs, *module.parameters())]
-            return [out.detach(), *(found.to(dtype) for found in gradients if found is not None)]
-
-        return one_pass
-
-    what = f"{dtype}, {shape}, hidden {hidden}, dropout {options.dropout:g}{', compiled' if compiled else ''}"
-    return Variants(
-        "train.mlp",
-        what,
-        {
-            "torch": lambda: prepare("torch"),
-            "triton": lambda: prepare("triton"),
-            "cublaslt": lambda: prepare("cublaslt"),
-        },
-    )
+    what = f"{dtype}, GELU of ({rows}, {width}), dropout {rate:g}{', compiled' if compiled else ''}"
+    return Variants("train.mlp", what, {"torch": pytorchs, "triton": ours})
 
 
-def _require_possible(variant: Variant, options: ModelOptions, dtype: torch.dtype, device: torch.device) -> None:
-    """Raises `UserError` if a variant cannot compute the feed-forward part of such a model."""
-    if variant == "triton" and not feed_forward.runs_on(device):
-        raise UserError("needs Triton and an NVIDIA GPU of compute capability 8.0 or more; use auto or torch")
-    if variant == "cublaslt":
-        if options.dropout:
-            raise UserError("has no dropout; set model.dropout to 0, or use auto, torch or triton")
-        if dtype not in (torch.bfloat16, torch.float16):
-            raise UserError("needs half precision: train.amp bf16 or fp16; or use auto, torch or triton")
-        if options.dim % 8 or not cublaslt.runs_on(device):
-            raise UserError(
-                "needs cuBLASLt, an NVIDIA GPU of compute capability 8.0 or more and model.dim in multiples of 8; "
-                "use auto or torch"
-            )
+def _inputs(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """The first product's result without the bias, the bias, the gradient to the active layer, and keys of dropout."""
+    hidden, gradient = torch.randn(2, rows, width, device=device, dtype=dtype)
+    keys = draw_keys(1, rows, width, device)[0, 0]
+    return hidden, torch.randn(width, device=device) * 0.1, gradient, keys
+
+
+class _Biased(torch.autograd.Function):
+    """hidden, which already has the bias -> hidden. The bias has its gradient, as in the matrix product."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return hidden.view_as(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        return gradients[0], gradients[0].sum(0).float()
+
+
+class _Plain(nn.Module):
+    """What `FeedForward` computes between its matrix products with PyTorch's operations."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, hidden: torch.Tensor, bias: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        active = F.gelu(_Biased.apply(hidden, bias))
+        return hash_dropout(active, keys, self.rate) if self.rate else active
+
+
+def _as_pass(part: Any, hidden: torch.Tensor, bias: torch.Tensor, gradient: torch.Tensor) -> Pass:
+    inputs = hidden.detach().requires_grad_(), bias.detach().requires_grad_()
+
+    def one_pass() -> Sequence[torch.Tensor]:
+        out = part(*inputs)
+        found = torch.autograd.grad(out, inputs, gradient)
+        # In the dtype of the products, because that says how far results may differ by rounding.
+        return [out.detach(), *(tensor.to(hidden.dtype) for tensor in found)]
+
+    return one_pass

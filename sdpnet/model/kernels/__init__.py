@@ -6,7 +6,6 @@ __all__ = [
     "batch_norm",
     "batch_norm_kernel",
     "conv_block",
-    "cublaslt",
     "depthwise",
     "depthwise_kernel",
     "feed_forward",

@@ -10,6 +10,8 @@ float32 and in a fixed order, so equal inputs give equal bits.
 from __future__ import annotations
 
 import functools
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,10 +21,35 @@ from sdpnet.pipelines import triton_support
 __all__ = ["gelu_dropout", "runs_on"]
 
 _LEAST_CAPABILITY = (8, 0)
-_BLOCK = 1024  # the maximum number of columns in a program
-_WARPS = 4
-_ROWS = 2  # rows that a program loads at once
-_PROGRAMS = 2112  # about the number of programs of the backward pass: 16 for each of the 132 processors of an H100
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a kernel goes over the hidden layer.
+
+    Attributes:
+        rows: the rows that a program loads at once.
+        block: the maximum number of columns in a program.
+        warps: the warps of a program with that many columns.
+        programs: about the number of programs; with 0, each of them computes `rows` rows.
+        sweeps: whether all programs together go through memory from its beginning to its end. Otherwise each has
+            neighbouring rows.
+        ahead: whether a program loads the next rows while it computes.
+        eviction: Triton's policy for loads that are not repeated.
+    """
+
+    rows: int = 2
+    block: int = 1024
+    warps: int = 4
+    programs: int = 0
+    sweeps: bool = False
+    ahead: bool = False
+    eviction: str = ""
+
+
+# The fastest ones on an H200 (records/LOG.md). A program for each tile needs no partial sums in the forward pass.
+_FORWARD = Shape()
+_BACKWARD = Shape(programs=4224)
 
 
 @functools.cache
@@ -75,12 +102,12 @@ def _forward(
 ) -> torch.Tensor:
     hidden = hidden.contiguous()
     out = torch.empty_like(hidden)
-    constants = _constants(hidden, row_keys)
-    num_rows, blocks = hidden.shape[:-1].numel(), -(-hidden.shape[-1] // constants["BLOCK"])
+    num_rows, constants = hidden.shape[:-1].numel(), _constants(_FORWARD, hidden, row_keys)
     if num_rows:
+        programs, _, parts = _parts(_FORWARD, num_rows, constants)
         with torch.cuda.device_of(hidden):
-            _kernels().gelu_dropout_kernel[(blocks * -(-num_rows // constants["ROWS"]),)](
-                hidden, bias, row_keys, column_keys, out, num_rows, threshold, scale, **constants
+            _kernels().gelu_dropout_kernel[(programs,)](
+                hidden, bias, row_keys, column_keys, out, num_rows, *parts, threshold, scale, **constants
             )
     return out
 
@@ -110,17 +137,15 @@ def _backward(
     """The gradients to `hidden` (in its dtype) and to `bias` (in its dtype)."""
     gradient, hidden = gradient.contiguous(), hidden.contiguous()
     out = torch.empty_like(hidden)
-    constants = _constants(hidden, row_keys)
     num_rows, width = hidden.shape[:-1].numel(), hidden.shape[-1]
     if not num_rows:
         return out, torch.zeros_like(bias)
-    blocks = -(-width // constants["BLOCK"])
-    rows_per_program = -(-num_rows * blocks // _PROGRAMS)
-    parts = -(-num_rows // rows_per_program)
+    constants = _constants(_BACKWARD, hidden, row_keys)
+    programs, num_parts, parts = _parts(_BACKWARD, num_rows, constants)
     # The sums of the programs are added afterwards. The order of atomic additions would change from run to run.
-    partial = torch.empty((parts, width), dtype=torch.float32, device=hidden.device)
+    partial = torch.empty((num_parts, width), dtype=torch.float32, device=hidden.device)
     with torch.cuda.device_of(hidden):
-        _kernels().gelu_dropout_backward_kernel[(blocks * parts,)](
+        _kernels().gelu_dropout_backward_kernel[(programs,)](
             gradient,
             hidden,
             bias,
@@ -129,9 +154,10 @@ def _backward(
             out,
             partial,
             num_rows,
-            rows_per_program,
+            *parts,
             threshold,
             scale,
+            math.log2(scale),
             **constants,
         )
     return out, partial.sum(dim=0).to(bias.dtype)
@@ -163,20 +189,35 @@ def _differentiate(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | Non
 _forward.register_autograd(_differentiate, setup_context=_save)
 
 
-def _constants(hidden: torch.Tensor, row_keys: torch.Tensor) -> dict[str, Any]:
+def _constants(shape: Shape, hidden: torch.Tensor, row_keys: torch.Tensor) -> dict[str, Any]:
     """The kernels' constants and options.
 
     A block is as wide as possible among the powers of two that divide the width: in half precision, each of 32 threads
     a warp then has 8 columns. Where such a block would be narrower than a warp, the last block is not full.
     """
     width = hidden.shape[-1]
-    dividing = min(width & -width, _BLOCK)
+    dividing = min(width & -width, shape.block)
     even = dividing >= 256
+    block = dividing if even else 256
     return {
         "WIDTH": width,
         "DROPS": row_keys.numel() > 0,
         "EVEN": even,
-        "ROWS": _ROWS,
-        "BLOCK": dividing if even else 256,
-        "num_warps": max(1, _WARPS * (dividing if even else 256) // _BLOCK),
+        "ROWS": shape.rows,
+        "BLOCK": block,
+        "EVICTION": shape.eviction,
+        "AHEAD": shape.ahead,
+        "num_warps": max(1, shape.warps * block // shape.block),
     }
+
+
+def _parts(shape: Shape, num_rows: int, constants: dict[str, Any]) -> tuple[int, int, tuple[int, int, int]]:
+    """The number of programs, the number of parts of the rows, and the kernels' part_rows, part_span and step."""
+    blocks = -(-constants["WIDTH"] // constants["BLOCK"])
+    most = -(-num_rows // shape.rows)
+    parts = min(most, max(1, shape.programs // blocks)) if shape.programs else most
+    if shape.sweeps:
+        return blocks * parts, parts, (shape.rows, num_rows, parts * shape.rows)
+    span = -(-num_rows // parts)
+    parts = -(-num_rows // span)
+    return blocks * parts, parts, (span, span, shape.rows)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sdpnet.model.kernels.gelu_kernel import below_and_density
+from sdpnet.model.kernels.gelu_kernel import gelu, scaled_slope
 
 __all__ = ["gelu_dropout_backward_kernel", "gelu_dropout_kernel"]
 
@@ -27,14 +27,14 @@ def within(row, end, column, WIDTH: tl.constexpr, EVEN: tl.constexpr):
 
 
 @triton.jit
-def kept_factor(row_key, column_key, threshold, scale):
-    """`scale` for the elements that dropout keeps and 0 for the others: float32 (rows, columns)."""
+def kept(row_key, column_key, threshold):
+    """The elements that dropout keeps: bool (rows, columns)."""
     value = (row_key[:, None] ^ column_key[None, :]) * 0x7FEB352D
     value = (value ^ ((value >> 15) & 0x1FFFF)) * -0x7B935975  # the lower 32 bits of a product with 0x846CA68B
-    return tl.where(value < threshold, 0.0, scale)
+    return value >= threshold
 
 
-@triton.jit(do_not_specialize=["num_rows", "threshold", "scale"])
+@triton.jit(do_not_specialize=["num_rows", "part_rows", "part_span", "step", "threshold", "scale"])
 def gelu_dropout_kernel(
     hidden,
     bias,
@@ -42,6 +42,9 @@ def gelu_dropout_kernel(
     column_keys,
     out,
     num_rows,
+    part_rows,
+    part_span,
+    step,
     threshold,
     scale,
     WIDTH: tl.constexpr,
@@ -49,34 +52,60 @@ def gelu_dropout_kernel(
     EVEN: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    EVICTION: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):
-    """out = dropout(GELU(hidden + bias)) for a tile of ROWS rows and BLOCK columns.
+    """out = dropout(GELU(hidden + bias)) for tiles of ROWS rows and BLOCK columns.
 
-    The grid is one-dimensional: blocks of columns change fastest.
+    The grid is one-dimensional: blocks of columns change fastest, then parts of the rows. The tiles of a part begin at
+    part * part_rows and follow each other by `step` rows, for `part_span` rows.
 
     Args:
         hidden, out: (num_rows, WIDTH) in memory.
         bias: (WIDTH,).
         row_keys, column_keys: int32 (num_rows,) and (WIDTH,); used with DROPS only.
-        threshold, scale: see `kept_factor`.
+        threshold: the hash below which an element is dropped; used with DROPS only.
+        scale: the factor of all other elements; used with DROPS only.
+        EVICTION: the policy of the loads that are not repeated.
+        AHEAD: whether a tile is loaded while the tile before it is computed.
     """
     blocks = tl.cdiv(WIDTH, BLOCK)
     column = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
-    row = tl.program_id(0) // blocks * ROWS + tl.arange(0, ROWS)
-    inside = within(row, num_rows, column, WIDTH, EVEN)
-    at = row.to(tl.int64)[:, None] * WIDTH + column[None, :]
-    value = tl.load(hidden + at, mask=inside, other=0.0).to(tl.float32)
-    value += tl.load(bias + column, mask=column < WIDTH, other=0.0).to(tl.float32)[None, :]
-    below, _ = below_and_density(value)
-    value *= below
-    if DROPS:
-        row_key = tl.load(row_keys + row, mask=row < num_rows, other=0)
-        column_key = tl.load(column_keys + column, mask=column < WIDTH, other=0)
-        value *= kept_factor(row_key, column_key, threshold, scale)
-    tl.store(out + at, value.to(out.dtype.element_ty), mask=inside)
+    begin = tl.program_id(0) // blocks * part_rows
+    end = tl.minimum(begin + part_span, num_rows)
+    live = column < WIDTH
+    bias_value = tl.load(bias + column, mask=live, other=0.0).to(tl.float32)
+    row = begin + tl.arange(0, ROWS)
+    if AHEAD:
+        at = row.to(tl.int64)[:, None] * WIDTH + column[None, :]
+        next_hidden = tl.load(
+            hidden + at, mask=within(row, end, column, WIDTH, EVEN), other=0.0, eviction_policy=EVICTION
+        )
+    for first in range(begin, end, step):
+        row = first + tl.arange(0, ROWS)
+        inside = within(row, end, column, WIDTH, EVEN)
+        at = row.to(tl.int64)[:, None] * WIDTH + column[None, :]
+        if AHEAD:
+            loaded = next_hidden
+            after = row + step
+            next_hidden = tl.load(
+                hidden + (after.to(tl.int64)[:, None] * WIDTH + column[None, :]),
+                mask=within(after, end, column, WIDTH, EVEN),
+                other=0.0,
+                eviction_policy=EVICTION,
+            )
+        else:
+            loaded = tl.load(hidden + at, mask=inside, other=0.0, eviction_policy=EVICTION)
+        value = gelu(loaded.to(tl.float32) + bias_value[None, :])
+        if DROPS:
+            row_key = tl.load(row_keys + row, mask=row < end, other=0)
+            column_key = tl.load(column_keys + column, mask=live, other=0)
+            # A selection of `value` would be made after the conversion to half precision, with more instructions.
+            value *= tl.where(kept(row_key, column_key, threshold), scale, 0.0)
+        tl.store(out + at, value.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["num_rows", "rows_per_program", "threshold", "scale"])
+@triton.jit(do_not_specialize=["num_rows", "part_rows", "part_span", "step", "threshold", "scale", "log_scale"])
 def gelu_dropout_backward_kernel(
     gradient,
     hidden,
@@ -86,43 +115,61 @@ def gelu_dropout_backward_kernel(
     out,
     partial,
     num_rows,
-    rows_per_program,
+    part_rows,
+    part_span,
+    step,
     threshold,
     scale,
+    log_scale,
     WIDTH: tl.constexpr,
     DROPS: tl.constexpr,
     EVEN: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    EVICTION: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):
-    """The gradient to `hidden`, and its sums over `rows_per_program` rows for BLOCK columns.
-
-    The grid is one-dimensional: blocks of columns change fastest.
+    """The gradient to `hidden`, and its sums over the rows of each part. For the tiles, see `gelu_dropout_kernel`.
 
     Args:
         gradient: the gradient to the result of the forward pass, (num_rows, WIDTH) in memory.
         out: the gradient to `hidden`, (num_rows, WIDTH).
-        partial: float32 (parts, WIDTH), where parts = num_rows / rows_per_program, rounded up.
+        partial: float32 (parts, WIDTH).
+        scale, log_scale: the factor of the elements that are kept (1 without DROPS), and its logarithm to the base 2.
     """
     blocks = tl.cdiv(WIDTH, BLOCK)
     column = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     part = tl.program_id(0) // blocks
+    begin = part * part_rows
+    end = tl.minimum(begin + part_span, num_rows)
     live = column < WIDTH
     bias_value = tl.load(bias + column, mask=live, other=0.0).to(tl.float32)
     total = tl.zeros([ROWS, BLOCK], tl.float32)
-    end = tl.minimum((part + 1) * rows_per_program, num_rows)
-    for first in range(part * rows_per_program, end, ROWS):
+    row = begin + tl.arange(0, ROWS)
+    if AHEAD:
+        at = row.to(tl.int64)[:, None] * WIDTH + column[None, :]
+        inside = within(row, end, column, WIDTH, EVEN)
+        next_hidden = tl.load(hidden + at, mask=inside, other=0.0, eviction_policy=EVICTION)
+        next_gradient = tl.load(gradient + at, mask=inside, other=0.0, eviction_policy=EVICTION)
+    for first in range(begin, end, step):
         row = first + tl.arange(0, ROWS)
         inside = within(row, end, column, WIDTH, EVEN)
         at = row.to(tl.int64)[:, None] * WIDTH + column[None, :]
-        value = tl.load(hidden + at, mask=inside, other=0.0).to(tl.float32) + bias_value[None, :]
-        slope = tl.load(gradient + at, mask=inside, other=0.0).to(tl.float32)
-        below, density = below_and_density(value)
-        slope *= below + value * density
+        if AHEAD:
+            loaded, slope = next_hidden, next_gradient.to(tl.float32)
+            after = row + step
+            next_at = after.to(tl.int64)[:, None] * WIDTH + column[None, :]
+            next_inside = within(after, end, column, WIDTH, EVEN)
+            next_hidden = tl.load(hidden + next_at, mask=next_inside, other=0.0, eviction_policy=EVICTION)
+            next_gradient = tl.load(gradient + next_at, mask=next_inside, other=0.0, eviction_policy=EVICTION)
+        else:
+            loaded = tl.load(hidden + at, mask=inside, other=0.0, eviction_policy=EVICTION)
+            slope = tl.load(gradient + at, mask=inside, other=0.0, eviction_policy=EVICTION).to(tl.float32)
+        slope *= scaled_slope(loaded.to(tl.float32) + bias_value[None, :], scale, log_scale)
         if DROPS:
             row_key = tl.load(row_keys + row, mask=row < end, other=0)
             column_key = tl.load(column_keys + column, mask=live, other=0)
-            slope *= kept_factor(row_key, column_key, threshold, scale)
+            slope = tl.where(kept(row_key, column_key, threshold), slope, 0.0)
         total += slope
         tl.store(out + at, slope.to(out.dtype.element_ty), mask=inside)
     tl.store(partial + part.to(tl.int64) * WIDTH + column, tl.sum(total, axis=0), mask=live)
