@@ -20,7 +20,6 @@ from sdpnet.config.options import Config
 from sdpnet.distributed.processes import Processes
 from sdpnet.execution.compiled import compile_blocks
 from sdpnet.execution.data_wait import DataWait
-from sdpnet.execution.depthwise_choice import choose_depthwise
 from sdpnet.execution.hardware import StepChoices, choose_step, look_at
 from sdpnet.execution.memory_format import choose_memory_format
 from sdpnet.execution.micro_batch import choose_micro_batch, out_of_memory, parts, training_pass
@@ -211,7 +210,7 @@ def make_training_step(
     notes: list[str] = []
     if isinstance(model, SdPNet):
         model.checkpointing = options.checkpoint_activations
-        for choose_part in (choose_patch, choose_depthwise, choose_conv_block, choose_attention, choose_mlp):
+        for choose_part in (choose_patch, choose_conv_block, choose_attention, choose_mlp):
             notes += choose_part(options, model, batch_size, image_size, dtype, processes)
     ema = ModelEma(model, config.ema) if config.ema.decay else None
     probe_size = min(batch_size, options.micro_batch if isinstance(options.micro_batch, int) else _PROBED_IMAGES)

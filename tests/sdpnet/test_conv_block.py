@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from sdpnet.config.options import TrainOptions
 from sdpnet.distributed.processes import Processes
 from sdpnet.execution.variants import choice, conv_block
 from sdpnet.execution.variants.choice import Measured
-from sdpnet.execution.variants.conv_block import choose_conv_block, conv_block_variants
+from sdpnet.execution.variants.conv_block import CANDIDATES, choose_conv_block, conv_block_variants
 from sdpnet.model.sdpnet import ConvBlock, SdPNet, create_model_options
 from sdpnet.pipelines.errors import UserError
 from sdpnet.pipelines.options import ShardOptions
@@ -103,12 +102,10 @@ def test_compiles_for_gpus_that_are_not_here(capability: str, image: str, dim: s
 @pytest.mark.parametrize("compiled", [False, True])
 def test_agrees_with_pytorch_on_a_gpu(dtype: torch.dtype, compiled: bool) -> None:
     """At the shape of the XL model, to the tolerance of the choice among variants."""
-    model = SdPNet(create_model_options("sdpnet_xl"))
-    options = TrainOptions(compile=compiled)
-    variants = conv_block_variants(options, model, 256, 224, dtype, ON_GPU.device)
+    variants = conv_block_variants(CANDIDATES, (256, 768, 14, 14), 7, dtype, ON_GPU.device, compiled=compiled)
     measured = choice.race(variants, ON_GPU.device, rounds=1)
     torch._dynamo.reset()
-    assert not measured["triton"].reason, measured
+    assert not any(row.reason for row in measured.values()), measured
 
 
 @pytest.mark.gpu
@@ -130,68 +127,104 @@ def model_of(**options: int) -> SdPNet:
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stands for a GPU on which Triton takes half of PyTorch's time. Nothing is computed."""
-    times = {"torch": Measured([2.0]), "triton": Measured([1.0])}
+def gpu(monkeypatch: pytest.MonkeyPatch) -> list[choice.Variants]:
+    """Stands for a GPU on which the later ones of the candidates are the faster ones; returns what was raced."""
+    raced: list[choice.Variants] = []
 
     def race(variants: choice.Variants, device: torch.device) -> dict[str, Measured]:
-        for name, make in variants.make.items():
-            with suppress(RuntimeError, AssertionError):  # there is no GPU to make tensors on
-                try:
-                    make()
-                except UserError as error:
-                    times[name].reason = str(error)
-        return times
+        raced.append(variants)
+        return {name: Measured([10.0 - list(CANDIDATES).index(name)]) for name in variants.make}
 
     monkeypatch.setattr(choice, "race", race)
     monkeypatch.setattr(choice, "_known", lambda variants, device: None)
     monkeypatch.setattr(choice, "_keep", lambda variants, device, measured: None)
     monkeypatch.setattr(choice, "from_main", lambda value, processes: value)
     monkeypatch.setattr(conv_block, "runs_on", lambda device: True)
+    return raced
 
 
-def chosen(options: TrainOptions, processes: Processes = ON_GPU) -> bool:
+def chosen(options: TrainOptions, processes: Processes = ON_GPU, batch_size: int = 8) -> str:
     model = model_of()
     names = list(model.state_dict())
-    choose_conv_block(options, model, 8, 32, torch.bfloat16, processes)
+    choose_conv_block(options, model, batch_size, 32, torch.bfloat16, processes)
     assert list(model.state_dict()) == names
-    (all_blocks,) = {block.fused for block in model.conv_blocks}
-    return all_blocks
-
-
-def test_the_faster_one_is_chosen(gpu: None) -> None:
-    assert chosen(TrainOptions())
-    assert not chosen(TrainOptions(conv_block="torch"))
+    (all_blocks,) = {(block.triton, block.fused) for block in model.conv_blocks}
+    return {attributes: name for name, attributes in CANDIDATES.items()}[all_blocks]
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "raced", "expected"),
     [
-        (TrainOptions(depthwise="torch"), "which train.depthwise = torch excludes"),
-        (TrainOptions(memory_format="contiguous"), "needs train.memory_format = channels_last or probe"),
-        (TrainOptions(sync_batch_norm=True), "which train.sync_batch_norm asks for"),
+        (TrainOptions(), "torch depthwise triton", "triton"),
+        (TrainOptions(memory_format="probe"), "torch depthwise triton", "triton"),
+        (TrainOptions(memory_format="contiguous"), "torch depthwise", "depthwise"),
+        (TrainOptions(conv_block="torch"), "torch depthwise", "depthwise"),
+        (TrainOptions(depthwise="triton"), "depthwise triton", "triton"),
+        (TrainOptions(depthwise="triton", conv_block="torch"), "", "depthwise"),
+        (TrainOptions(depthwise="torch"), "", "torch"),
+        (TrainOptions(conv_block="triton"), "", "triton"),
+        (TrainOptions(conv_block="triton", depthwise="triton"), "", "triton"),
     ],
 )
-def test_where_the_kernels_cannot_take_the_block(gpu: None, options: TrainOptions, words: str) -> None:
+def test_keys_restrict_the_candidates(
+    gpu: list[choice.Variants], options: TrainOptions, raced: str, expected: str
+) -> None:
+    assert chosen(options) == expected
+    assert [list(variants.make) for variants in gpu] == [raced.split()] * bool(raced)
+    assert all(variants.what.endswith(f"torch.{_format(options)}") for variants in gpu)
+
+
+def _format(options: TrainOptions) -> str:
+    return "contiguous_format" if options.memory_format == "contiguous" else "channels_last"
+
+
+def test_the_shape_of_a_pass(gpu: list[choice.Variants]) -> None:
+    """It is that of a micro batch, so that training finds the graphs of torch.compile, but of 256 images at most."""
+    for options, batch_size, images in (
+        (TrainOptions(), 8, 8),
+        (TrainOptions(micro_batch=2), 8, 2),
+        (TrainOptions(micro_batch="auto"), 1000, 256),
+        (TrainOptions(compile=True), 8, 8),
+    ):
+        chosen(options, batch_size=batch_size)
+        compiled = ", compiled" if options.compile is True else ""
+        expected = f"torch.bfloat16, ({images}, 128, 4, 4), kernel 7, torch.channels_last{compiled}"
+        assert gpu[-1].what == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "words", "instead"),
+    [
+        (TrainOptions(depthwise="torch"), "which train.depthwise = torch excludes", "torch"),
+        (TrainOptions(memory_format="contiguous"), "needs train.memory_format = channels_last or probe", "depthwise"),
+        (TrainOptions(sync_batch_norm=True), "which train.sync_batch_norm asks for", "depthwise"),
+    ],
+)
+def test_where_the_kernels_cannot_take_the_block(
+    gpu: list[choice.Variants], options: TrainOptions, words: str, instead: str
+) -> None:
     processes = Processes(ShardOptions(0, 2), ON_GPU.device) if options.sync_batch_norm else ON_GPU
-    assert not chosen(options, processes)
+    assert chosen(options, processes) == instead
     with pytest.raises(UserError, match=rf"^train.conv_block = 'triton': .*{words}"):
         chosen(replace(options, conv_block="triton"), processes)
 
 
-def test_on_a_cpu() -> None:
-    assert not chosen(TrainOptions(), ALONE)
-    with pytest.raises(
-        UserError, match=r"^train.conv_block = 'triton': needs Triton and an NVIDIA GPU .*; use auto or"
-    ):
-        chosen(TrainOptions(conv_block="triton"), ALONE)
+@pytest.mark.parametrize("key", ["conv_block", "depthwise"])
+def test_on_a_cpu(key: str) -> None:
+    assert chosen(TrainOptions(), ALONE) == "torch"
+    with pytest.raises(UserError, match=rf"^train.{key} = 'triton': needs Triton and an NVIDIA GPU .*; use auto or"):
+        chosen(replace(TrainOptions(), **{key: "triton"}), ALONE)
 
 
-def test_without_conv_blocks_nothing_is_timed() -> None:
+def test_without_conv_blocks_nothing_is_timed(gpu: list[choice.Variants]) -> None:
     assert choose_conv_block(TrainOptions(), model_of(conv_blocks=0), 8, 32, torch.bfloat16, ON_GPU) == []
+    assert not gpu
 
 
-def test_the_plain_variant_runs_on_a_cpu() -> None:
-    variants = conv_block_variants(TrainOptions(compile=False), model_of(), 2, 32, torch.float32, CPU)
+@pytest.mark.parametrize("backward", [True, False])
+def test_the_plain_variant_runs_on_a_cpu(backward: bool) -> None:
+    variants = conv_block_variants(["torch"], (2, 4, 5, 3), 3, torch.bfloat16, CPU, backward=backward)
+    one_pass = variants.make["torch"]()
+    assert len(one_pass()) == len(one_pass()) == (10 if backward else 1)
     measured = choice.race(variants, CPU, rounds=1)
-    assert not measured["torch"].reason and "needs Triton" in measured["triton"].reason
+    assert not measured["torch"].reason and len(measured["torch"].seconds) == 1

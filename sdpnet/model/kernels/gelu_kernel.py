@@ -7,7 +7,7 @@ import os
 import triton
 import triton.language as tl
 
-__all__ = ["below_and_density", "gelu", "scaled_slope"]
+__all__ = ["INTERPRETED", "below_and_density", "gelu", "scaled_slope"]
 
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")  # Triton's interpreter has no instructions
 
