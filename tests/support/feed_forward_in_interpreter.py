@@ -18,7 +18,7 @@ from sdpnet.execution.variants.choice import race
 from sdpnet.model.dropout import draw_keys, dropped, split_keys, threshold
 from sdpnet.model.feed_forward import FeedForward
 from sdpnet.model.kernels import feed_forward
-from sdpnet.model.kernels.feed_forward import Shape, gelu_dropout
+from sdpnet.model.kernels.feed_forward import BackwardShape, Shape, gelu_dropout
 from sdpnet.model.sdpnet import ModelOptions, SdPNet, create_model_options
 
 assert os.environ["TRITON_INTERPRET"] == "1"
@@ -59,9 +59,9 @@ def test_equals_pytorch_in_float64(rows: int, width: int, rate: float) -> None:
 def test_programs_of_many_and_of_few_rows(
     at_once: int, programs: int, ahead: bool, sweeps: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("_FORWARD", "_BACKWARD"):
-        shape = Shape(at_once, programs=programs, sweeps=sweeps, ahead=ahead, eviction="evict_first")
-        monkeypatch.setattr(feed_forward, name, shape)
+    monkeypatch.setattr(feed_forward, "_FORWARD", Shape(at_once, eviction="evict_first"))
+    backward = BackwardShape(at_once, programs=programs, sweeps=sweeps, ahead=ahead, eviction="evict_first")
+    monkeypatch.setattr(feed_forward, "_BACKWARD", backward)
     compare(9, 512, 0.3)
     compare(9, 2048, 0.3)
 

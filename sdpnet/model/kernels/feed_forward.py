@@ -31,25 +31,34 @@ class Shape:
         rows: the rows that a program loads at once.
         block: the maximum number of columns in a program.
         warps: the warps of a program with that many columns.
-        programs: about the number of programs; with 0, each of them computes `rows` rows.
-        sweeps: whether all programs together go through memory from its beginning to its end. Otherwise each has
-            neighbouring rows.
-        ahead: whether a program loads the next rows while it computes.
-        eviction: Triton's policy for loads that are not repeated.
+        eviction: Triton's policy for the loads of the hidden layer.
     """
 
     rows: int = 2
     block: int = 1024
     warps: int = 4
-    programs: int = 0
-    sweeps: bool = False
-    ahead: bool = False
     eviction: str = ""
 
 
-# The fastest ones on an H200 (records/LOG.md). A program for each tile needs no partial sums in the forward pass.
+@dataclass(frozen=True)
+class BackwardShape(Shape):
+    """How the kernel of the backward pass goes over the hidden layer.
+
+    Attributes:
+        programs: about the number of programs.
+        sweeps: whether all programs together go through memory from its beginning to its end. Otherwise each has
+            neighbouring rows.
+        ahead: whether a program loads the next rows while it computes.
+    """
+
+    programs: int = 4224
+    sweeps: bool = False
+    ahead: bool = False
+
+
+# The fastest ones on an H200 (records/LOG.md). Each program of the forward pass has one tile.
 _FORWARD = Shape()
-_BACKWARD = Shape(programs=4224)
+_BACKWARD = BackwardShape()
 
 
 @functools.cache
@@ -102,12 +111,12 @@ def _forward(
 ) -> torch.Tensor:
     hidden = hidden.contiguous()
     out = torch.empty_like(hidden)
-    num_rows, constants = hidden.shape[:-1].numel(), _constants(_FORWARD, hidden, row_keys)
+    constants = _constants(_FORWARD, hidden, row_keys)
+    num_rows, blocks = hidden.shape[:-1].numel(), -(-hidden.shape[-1] // constants["BLOCK"])
     if num_rows:
-        programs, _, parts = _parts(_FORWARD, num_rows, constants)
         with torch.cuda.device_of(hidden):
-            _kernels().gelu_dropout_kernel[(programs,)](
-                hidden, bias, row_keys, column_keys, out, num_rows, *parts, threshold, scale, **constants
+            _kernels().gelu_dropout_kernel[(blocks * -(-num_rows // constants["ROWS"]),)](
+                hidden, bias, row_keys, column_keys, out, num_rows, threshold, scale, **constants
             )
     return out
 
@@ -140,7 +149,7 @@ def _backward(
     num_rows, width = hidden.shape[:-1].numel(), hidden.shape[-1]
     if not num_rows:
         return out, torch.zeros_like(bias)
-    constants = _constants(_BACKWARD, hidden, row_keys)
+    constants = _constants(_BACKWARD, hidden, row_keys) | {"AHEAD": _BACKWARD.ahead}
     programs, num_parts, parts = _parts(_BACKWARD, num_rows, constants)
     # The sums of the programs are added afterwards. The order of atomic additions would change from run to run.
     partial = torch.empty((num_parts, width), dtype=torch.float32, device=hidden.device)
@@ -206,16 +215,14 @@ def _constants(shape: Shape, hidden: torch.Tensor, row_keys: torch.Tensor) -> di
         "ROWS": shape.rows,
         "BLOCK": block,
         "EVICTION": shape.eviction,
-        "AHEAD": shape.ahead,
         "num_warps": max(1, shape.warps * block // shape.block),
     }
 
 
-def _parts(shape: Shape, num_rows: int, constants: dict[str, Any]) -> tuple[int, int, tuple[int, int, int]]:
-    """The number of programs, the number of parts of the rows, and the kernels' part_rows, part_span and step."""
+def _parts(shape: BackwardShape, num_rows: int, constants: dict[str, Any]) -> tuple[int, int, tuple[int, int, int]]:
+    """The number of programs, the number of parts of the rows, and the kernel's part_rows, part_span and step."""
     blocks = -(-constants["WIDTH"] // constants["BLOCK"])
-    most = -(-num_rows // shape.rows)
-    parts = min(most, max(1, shape.programs // blocks)) if shape.programs else most
+    parts = min(-(-num_rows // shape.rows), max(1, shape.programs // blocks))
     if shape.sweeps:
         return blocks * parts, parts, (shape.rows, num_rows, parts * shape.rows)
     span = -(-num_rows // parts)

@@ -34,7 +34,7 @@ def kept(row_key, column_key, threshold):
     return value >= threshold
 
 
-@triton.jit(do_not_specialize=["num_rows", "part_rows", "part_span", "step", "threshold", "scale"])
+@triton.jit(do_not_specialize=["num_rows", "threshold", "scale"])
 def gelu_dropout_kernel(
     hidden,
     bias,
@@ -42,9 +42,6 @@ def gelu_dropout_kernel(
     column_keys,
     out,
     num_rows,
-    part_rows,
-    part_span,
-    step,
     threshold,
     scale,
     WIDTH: tl.constexpr,
@@ -53,12 +50,10 @@ def gelu_dropout_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     EVICTION: tl.constexpr,
-    AHEAD: tl.constexpr,
 ):
-    """out = dropout(GELU(hidden + bias)) for tiles of ROWS rows and BLOCK columns.
+    """out = dropout(GELU(hidden + bias)) for a tile of ROWS rows and BLOCK columns.
 
-    The grid is one-dimensional: blocks of columns change fastest, then parts of the rows. The tiles of a part begin at
-    part * part_rows and follow each other by `step` rows, for `part_span` rows.
+    The grid is one-dimensional: blocks of columns change fastest.
 
     Args:
         hidden, out: (num_rows, WIDTH) in memory.
@@ -66,43 +61,22 @@ def gelu_dropout_kernel(
         row_keys, column_keys: int32 (num_rows,) and (WIDTH,); used with DROPS only.
         threshold: the hash below which an element is dropped; used with DROPS only.
         scale: the factor of all other elements; used with DROPS only.
-        EVICTION: the policy of the loads that are not repeated.
-        AHEAD: whether a tile is loaded while the tile before it is computed.
+        EVICTION: the policy of the loads of `hidden`.
     """
     blocks = tl.cdiv(WIDTH, BLOCK)
     column = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
-    begin = tl.program_id(0) // blocks * part_rows
-    end = tl.minimum(begin + part_span, num_rows)
-    live = column < WIDTH
-    bias_value = tl.load(bias + column, mask=live, other=0.0).to(tl.float32)
-    row = begin + tl.arange(0, ROWS)
-    if AHEAD:
-        at = row.to(tl.int64)[:, None] * WIDTH + column[None, :]
-        next_hidden = tl.load(
-            hidden + at, mask=within(row, end, column, WIDTH, EVEN), other=0.0, eviction_policy=EVICTION
-        )
-    for first in range(begin, end, step):
-        row = first + tl.arange(0, ROWS)
-        inside = within(row, end, column, WIDTH, EVEN)
-        at = row.to(tl.int64)[:, None] * WIDTH + column[None, :]
-        if AHEAD:
-            loaded = next_hidden
-            after = row + step
-            next_hidden = tl.load(
-                hidden + (after.to(tl.int64)[:, None] * WIDTH + column[None, :]),
-                mask=within(after, end, column, WIDTH, EVEN),
-                other=0.0,
-                eviction_policy=EVICTION,
-            )
-        else:
-            loaded = tl.load(hidden + at, mask=inside, other=0.0, eviction_policy=EVICTION)
-        value = gelu(loaded.to(tl.float32) + bias_value[None, :])
-        if DROPS:
-            row_key = tl.load(row_keys + row, mask=row < end, other=0)
-            column_key = tl.load(column_keys + column, mask=live, other=0)
-            # A selection of `value` would be made after the conversion to half precision, with more instructions.
-            value *= tl.where(kept(row_key, column_key, threshold), scale, 0.0)
-        tl.store(out + at, value.to(out.dtype.element_ty), mask=inside)
+    row = tl.program_id(0) // blocks * ROWS + tl.arange(0, ROWS)
+    inside = within(row, num_rows, column, WIDTH, EVEN)
+    at = row.to(tl.int64)[:, None] * WIDTH + column[None, :]
+    value = tl.load(hidden + at, mask=inside, other=0.0, eviction_policy=EVICTION).to(tl.float32)
+    value += tl.load(bias + column, mask=column < WIDTH, other=0.0).to(tl.float32)[None, :]
+    value = gelu(value)
+    if DROPS:
+        row_key = tl.load(row_keys + row, mask=row < num_rows, other=0)
+        column_key = tl.load(column_keys + column, mask=column < WIDTH, other=0)
+        # A selection of `value` would be made after the conversion to half precision, with more instructions.
+        value *= tl.where(kept(row_key, column_key, threshold), scale, 0.0)
+    tl.store(out + at, value.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["num_rows", "part_rows", "part_span", "step", "threshold", "scale", "log_scale"])
@@ -129,13 +103,18 @@ def gelu_dropout_backward_kernel(
     EVICTION: tl.constexpr,
     AHEAD: tl.constexpr,
 ):
-    """The gradient to `hidden`, and its sums over the rows of each part. For the tiles, see `gelu_dropout_kernel`.
+    """The gradient to `hidden`, and its sums over the rows of each part.
+
+    The grid is one-dimensional: blocks of columns change fastest, then parts of the rows. The tiles of a part begin at
+    part * part_rows and follow each other by `step` rows, for `part_span` rows.
 
     Args:
         gradient: the gradient to the result of the forward pass, (num_rows, WIDTH) in memory.
         out: the gradient to `hidden`, (num_rows, WIDTH).
         partial: float32 (parts, WIDTH).
         scale, log_scale: the factor of the elements that are kept (1 without DROPS), and its logarithm to the base 2.
+        EVICTION: the policy of the loads of `gradient` and `hidden`.
+        AHEAD: whether a tile is loaded while the tile before it is computed.
     """
     blocks = tl.cdiv(WIDTH, BLOCK)
     column = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
