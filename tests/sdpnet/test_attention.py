@@ -46,15 +46,17 @@ import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 from sdpnet.model.kernels import attention
-from sdpnet.model.kernels.attention_kernel import backward_kernel, forward_kernel
+from sdpnet.model.kernels.attention_kernel import forward_kernel, key_kernel, query_kernel
 capability, dtype, tokens, heads, width = int(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:6])
 attention._has_tensor_memory = lambda device: capability == 100
 shared_memory = {80: 163, 90: 227, 100: 227}[capability] << 10
 types = dict.fromkeys(("qkv", "gradient", "out", "grad_qkv"), dtype) | dict.fromkeys(("lse", "delta"), "*fp32")
+forward = attention._FORWARD if width <= 48 else attention._FORWARD_WIDE
 for kernel, tiling, words in (
-    (forward_kernel, attention._FORWARD, dict(TRAINING=True)),
-    (forward_kernel, attention._FORWARD, dict(TRAINING=False)),
-    *((backward_kernel, tiling, dict(FORM=tiling.form)) for tiling in attention._BACKWARD),
+    (forward_kernel, forward, dict(TRAINING=True)),
+    (forward_kernel, forward, dict(TRAINING=False)),
+    (query_kernel, attention._QUERIES, {}),
+    (key_kernel, attention._KEYS, {}),
 ):
     _, static = attention._constants(tiling, torch.empty(1, tokens, 3, heads, width, device="meta"))
     static |= words
@@ -65,7 +67,7 @@ for kernel, tiling, words in (
     compiled = compile(ASTSource(kernel, signature, static, aligned), target=target, options=options)
     assert compiled.metadata.shared <= shared_memory, compiled.metadata.shared
     assert "trap" not in compiled.asm["ptx"]
-    assert ("wgmma" in compiled.asm["ptx"]) == (capability == 90 and tokens > 64)
+    assert ("wgmma" in compiled.asm["ptx"]) == (capability == 90 and tokens > 64 and tiling.rows == 64)
     cubin = Path(sys.argv[6]) / "kernel.cubin"
     cubin.write_bytes(compiled.asm["cubin"])
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -158,13 +160,12 @@ def test_the_kernel_is_not_chosen_for_what_it_does_not_take(monkeypatch: pytest.
         chosen("triton", dtype=torch.float32)
 
 
-@pytest.mark.parametrize("position", ["none", "rope"])
-def test_torchs_pass_alone(position: str) -> None:
-    """A result, the gradient to the input and those of the four parameters, of all tokens; equal again."""
-    options = create_model_options("sdpnet_tiny", num_classes=3, dim=32, heads=2, position=position)
-    variants = attention_variants(options, 2, 32, torch.bfloat16, ALONE.device, compiled=False)
+def test_torchs_pass_alone() -> None:
+    """The result of all tokens and the packed gradient; equal again."""
+    options = create_model_options("sdpnet_tiny", num_classes=3, dim=32, heads=2)
+    variants = attention_variants(options, 2, 32, torch.bfloat16, ALONE.device)
     first, second = (variants.make["torch"]()() for _ in range(2))
-    assert [tuple(value.shape) for value in first] == [(2, 21, 32)] * 2 + [(96, 32), (96,), (32, 32), (32,)]
+    assert [tuple(value.shape) for value in first] == [(2, 21, 32), (2, 21, 3, 2, 16)]
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     measured = race(variants, ALONE.device, rounds=2)
     assert len(measured["torch"].seconds) == 2 and measured["triton"].reason.startswith("needs Triton")

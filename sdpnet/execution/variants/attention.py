@@ -1,7 +1,9 @@
-"""The choice between PyTorch's attention and ours: on a GPU, the attention of one transformer block is timed with both.
+"""The choice between PyTorch's attention and ours: on a GPU, both are timed once, forward and backward.
 
-What is timed begins with the product for queries, keys and values and ends with the projection, because the two differ
-in the copies between them.
+What is timed begins with the packed queries, keys and values and ends with their packed gradient. It contains all in
+which the two differ: PyTorch's attention returns three gradients, which one kernel then copies into one tensor, both in
+eager code (`stack`, the gradient of `unbind`) and in compiled code, where that copy takes as long. The products around
+it and a rotation are the same for both and are left out, so nothing has to be compiled by torch.compile.
 """
 
 from __future__ import annotations
@@ -10,14 +12,12 @@ import functools
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch.nn import functional as F
 
 from sdpnet.config.options import TrainOptions
 from sdpnet.distributed.processes import Processes
-from sdpnet.execution.compiled import compile_blocks
 from sdpnet.execution.variants.choice import Pass, Variants, choose
-from sdpnet.model.kernels.attention import runs_on, takes
-from sdpnet.model.positions import rotary_embedding
+from sdpnet.model.kernels.attention import attention, runs_on, takes
 from sdpnet.model.sdpnet import ModelOptions, SdPNet, TransformerBlock
 from sdpnet.pipelines.errors import UserError
 
@@ -37,13 +37,9 @@ def choose_attention(
     Raises:
         UserError: the kernel is asked for where it cannot run.
     """
-    compiled = options.compile is True
     images = min(batch_size, _MOST_IMAGES)
-    variants = attention_variants(model.options, images, image_size, dtype, processes.device, compiled=compiled)
+    variants = attention_variants(model.options, images, image_size, dtype, processes.device)
     chosen, notes = choose(variants, options.attention, processes)
-    if compiled and notes:
-        # What torch.compile has recorded about this batch size must not affect the training model.
-        torch._dynamo.reset()
     for block in model.transformer_blocks:
         assert isinstance(block, TransformerBlock)
         block.triton = chosen == "triton"
@@ -51,7 +47,7 @@ def choose_attention(
 
 
 def attention_variants(
-    options: ModelOptions, images: int, image_size: int, dtype: torch.dtype, device: torch.device, *, compiled: bool
+    options: ModelOptions, images: int, image_size: int, dtype: torch.dtype, device: torch.device
 ) -> Variants:
     """The variants for a model of this shape.
 
@@ -61,70 +57,39 @@ def attention_variants(
         image_size: pixels a side.
         dtype: the dtype of autocast, or float32 for none.
         device: where the passes run.
-        compiled: whether they are compiled.
     """
-    side, width = image_size // options.patch_size, options.dim // options.heads
-    shape = (images, 1 + options.registers + side**2, options.dim)
-    words = [str(dtype), str(shape), f"{options.heads} heads", options.position, *(["compiled"] if compiled else [])]
+    tokens = 1 + options.registers + (image_size // options.patch_size) ** 2
+    shape = (images, tokens, 3, options.heads, options.dim // options.heads)
 
     def make(*, triton: bool) -> Pass:
         if triton and not runs_on(device):
             raise UserError("needs Triton and an NVIDIA GPU of compute capability 8.0 or more; use auto or torch")
-        if triton and not takes(shape[1], width, dtype):
+        if triton and not takes(tokens, shape[-1], dtype):
             at_most = "bf16 or fp16, at most 256 tokens, and heads whose width is a multiple of 8 and at most 64"
             raise UserError(
-                f"needs {at_most}, not {dtype}, {shape[1]} tokens and a width of {width}; use auto or torch"
+                f"needs {at_most}, not {dtype}, {tokens} tokens and a width of {shape[-1]}; use auto or torch"
             )
-        rotary = None
-        if options.position == "rope":
-            rotary = rotary_embedding((side, side), 1 + options.registers, width, device, torch.float32)
-        return _prepare(options, shape, dtype, device, rotary, triton=triton, compiled=compiled)
+        return _prepare(shape, dtype, device, triton=triton)
 
     return Variants(
         "train.attention",
-        ", ".join(words),
+        f"{dtype}, {shape}",
         {"torch": functools.partial(make, triton=False), "triton": functools.partial(make, triton=True)},
     )
 
 
-class _Attention(nn.Module):
-    """A transformer block's attention, which is a method, as a module of its own."""
-
-    def __init__(self, block: TransformerBlock) -> None:
-        super().__init__()
-        self.block = block
-
-    def forward(self, x: torch.Tensor, rotary: torch.Tensor | None) -> torch.Tensor:
-        return self.block.attention(x, rotary)
-
-
-def _prepare(
-    options: ModelOptions,
-    shape: tuple[int, int, int],
-    dtype: torch.dtype,
-    device: torch.device,
-    rotary: torch.Tensor | None,
-    *,
-    triton: bool,
-    compiled: bool,
-) -> Pass:
-    torch.manual_seed(0)
-    block = TransformerBlock(options, 0.0).to(device)
-    block.triton = triton
-    part = _Attention(block)
-    x = torch.randn(shape, device=device, dtype=dtype, requires_grad=True)
-    gradient = torch.randn(shape, device=device, dtype=dtype)
-    parameters = [*block.qkv.parameters(), *block.proj.parameters()]
-    if compiled:
-        compile_blocks([part])
+def _prepare(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, *, triton: bool) -> Pass:
+    """A pass from the packed queries, keys and values to the result, and from its gradient to their packed gradient."""
+    generator = torch.Generator(device).manual_seed(0)
+    qkv = torch.randn(shape, device=device, dtype=dtype, generator=generator).requires_grad_()
+    gradient = torch.randn(*shape[:2], shape[3] * shape[4], device=device, dtype=dtype, generator=generator)
 
     def run() -> Sequence[torch.Tensor]:
-        part.zero_grad(set_to_none=True)
-        x.grad = None
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            out = part(x, rotary)
-        out.backward(gradient)
-        # The gradients of the parameters are float32 under autocast, but no more exact than `dtype`.
-        return [out.detach(), *(value.grad.to(dtype) for value in (x, *parameters) if value.grad is not None)]
+        if triton:
+            out = attention(qkv)
+        else:
+            q, k, v = qkv.permute(2, 0, 3, 1, 4)
+            out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return [out.detach(), *torch.autograd.grad(out, qkv, gradient)]
 
     return run

@@ -1,6 +1,6 @@
 """Attention over the packed result of the product for queries, keys and values, in Triton, for short sequences.
 
-    forward   qkv (B, T, 3, H, D) -> out (B, T, H * D), lse (B, H, T)
+    forward   qkv (B, T, 3, H, D) -> out (B, T, H * D), lse (B, H, S), where S is T rounded up to a multiple of 16
     backward  qkv, out, lse, gradient (B, T, H * D) -> gradient to qkv (B, T, 3, H, D)
 
 `torch.nn.functional.scaled_dot_product_attention` takes three tensors and returns their gradients as three tensors,
@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 
@@ -37,26 +37,25 @@ class Tiling:
     Attributes:
         rows: rows of scores that a program computes at a time.
         chunk: columns of scores that it computes at a time.
-        parts: whether the channels of a head are two powers of two (48 as 32 and 16) rather than one (64).
-        split: programs for one head; None for one for each `rows` rows.
         warps: groups of 32 threads of a program.
-        stages: iterations of a loop whose values are loaded ahead.
+        stages: iterations of the loop over rows whose values are loaded ahead, plus one.
+        hoist: whether values that are the same in all iterations of the loop over rows may stay in registers. Without
+            it, each iteration computes them anew, and more programs run at a time.
         registers: the maximum for a thread, or None for the compiler's choice.
-        form: which gradients a kernel of the backward pass computes; see `attention_kernel.backward_kernel`.
     """
 
     rows: int = 64
     chunk: int = 64
-    parts: bool = True
-    split: int | None = None
     warps: int = 4
-    stages: int = 1
+    stages: int = 2
+    hoist: bool = True
     registers: int | None = None
-    form: Literal["", "queries", "keys", "phases", "whole"] = ""
 
 
-_FORWARD = Tiling()
-_BACKWARD: tuple[Tiling, ...] = (Tiling(form="queries"), Tiling(form="keys"))
+_FORWARD = Tiling(rows=32, warps=2, stages=1)
+_FORWARD_WIDE = Tiling()  # for heads of more than 48 channels
+_QUERIES = Tiling()
+_KEYS = Tiling()
 
 
 @functools.cache
@@ -99,12 +98,12 @@ def attention(qkv: torch.Tensor) -> torch.Tensor:
 
 @torch.library.custom_op("sdpnet::attention", mutates_args=())
 def _forward(qkv: torch.Tensor, training: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """The result, and with `training` the logarithms of the softmax's sums, (B, H, T) in float32, else an empty one."""
+    """The result, and with `training` the logarithms of the softmax's sums, (B, H, S) in float32, else an empty one."""
     qkv = qkv.contiguous()
     batch, tokens, _, heads, width = qkv.shape
     out = qkv.new_empty(batch, tokens, heads * width)
-    lse = qkv.new_empty((batch, heads, tokens) if training else 0, dtype=torch.float32)
-    grid, constants = _constants(_FORWARD, qkv)
+    lse = qkv.new_empty((batch, heads, -(-tokens // 16) * 16) if training else 0, dtype=torch.float32)
+    grid, constants = _constants(_FORWARD if width <= 48 else _FORWARD_WIDE, qkv)
     if out.numel():
         with torch.cuda.device_of(qkv):
             _kernels().forward_kernel[grid](qkv, out, lse, _scale(width) * _LOG2_E, TRAINING=training, **constants)
@@ -115,7 +114,7 @@ def _forward(qkv: torch.Tensor, training: bool) -> tuple[torch.Tensor, torch.Ten
 def _(qkv: torch.Tensor, training: bool) -> tuple[torch.Tensor, torch.Tensor]:
     batch, tokens, _, heads, width = qkv.shape
     out = qkv.new_empty(batch, tokens, heads * width)
-    return out, qkv.new_empty((batch, heads, tokens) if training else 0, dtype=torch.float32)
+    return out, qkv.new_empty((batch, heads, -(-tokens // 16) * 16) if training else 0, dtype=torch.float32)
 
 
 @torch.library.custom_op("sdpnet::attention_backward", mutates_args=())
@@ -127,11 +126,11 @@ def _backward(gradient: torch.Tensor, qkv: torch.Tensor, out: torch.Tensor, lse:
     scale = _scale(qkv.shape[-1])
     if out.numel():
         with torch.cuda.device_of(qkv):
-            for tiling in _BACKWARD:
-                grid, constants = _constants(tiling, qkv)
-                _kernels().backward_kernel[grid](
-                    qkv, gradient, out, lse, delta, grad_qkv, scale * _LOG2_E, scale, FORM=tiling.form, **constants
-                )
+            grid, constants = _constants(_QUERIES, qkv)
+            scales = scale * _LOG2_E, scale
+            _kernels().query_kernel[grid](qkv, gradient, out, lse, delta, grad_qkv, *scales, **constants)
+            grid, constants = _constants(_KEYS, qkv)
+            _kernels().key_kernel[grid](qkv, gradient, lse, delta, grad_qkv, *scales, **constants)
     return grad_qkv
 
 
@@ -169,9 +168,8 @@ def _constants(tiling: Tiling, qkv: torch.Tensor) -> tuple[tuple[int], dict[str,
     if tail == tiling.chunk:
         full, tail = full + 1, 0
     first = _power(width)
-    if tiling.parts and first > width and first > 16:
+    if first > width and first > 16:
         first //= 2
-    split = -(-tokens // tiling.rows) if tiling.split is None else tiling.split
     constants: dict[str, Any] = {
         "T": tokens,
         "H": heads,
@@ -182,13 +180,13 @@ def _constants(tiling: Tiling, qkv: torch.Tensor) -> tuple[tuple[int], dict[str,
         "CHUNK": tiling.chunk,
         "TAIL": tail,
         "ROWS": tiling.rows,
-        "SPLIT": split,
+        "HOIST": tiling.hoist,
         "num_warps": tiling.warps,
         "num_stages": tiling.stages,
     }
     if tiling.registers is not None:
         constants["maxnreg"] = tiling.registers
-    return (batch * heads * split,), constants
+    return (batch * heads,), constants
 
 
 @functools.cache
