@@ -45,11 +45,13 @@ class FeedForward(nn.Sequential):
                 its own keys.
         """
         up, inner, down, outer = self.layers()
+        if not self.training:
+            return down(F.gelu(up(x)))
         rows, hidden = x.shape[:-1].numel(), up.out_features
         first = second = None
-        if self.training and inner.p > 0:
+        if inner.p > 0:
             first, second = keys if keys is not None else draw_keys(1, rows, hidden, x.device)[0]
-        if self.variant == "triton" and self.training:
+        if self.variant == "triton" and type(up) is nn.Linear:  # a float8 layer computes the product with the bias
             mask = (
                 (*split_keys(first, rows, hidden), threshold(inner.p), 1 / (1 - inner.p)) if first is not None else ()
             )

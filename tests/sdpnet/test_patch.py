@@ -108,6 +108,7 @@ def test_both_variants_agree(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_agrees_with_pytorch_on_a_gpu(dtype: torch.dtype) -> None:
     model = create_model_options("sdpnet_xl")

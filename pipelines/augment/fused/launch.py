@@ -39,7 +39,7 @@ COLUMN = 9  # operation, magnitude, slot, inverse affine matrix (6)
 _MIN_CAPABILITY = (7, 5)  # Triton 3.6 and 3.8 also compile the kernels for 7.0, but they were never run there
 _BLOCK = 256  # pixels per program; compiled for capability 9.0 that takes 56 registers a thread, 62 with noise
 _WARPS, _COUNT_WARPS = 4, 4
-_COUNT_BLOCK, _COUNT_BLOCKS = 256, 32  # a program adds 256 counts per channel for 8,192 pixels
+_COUNT_BLOCK, _COUNT_BLOCKS = 256, 8  # a program adds 256 counts per channel for 2,048 pixels
 
 
 def _among(operations: tuple[Operation, ...]) -> np.ndarray:

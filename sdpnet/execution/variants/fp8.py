@@ -24,6 +24,7 @@ from sdpnet.execution.compiled import compile_blocks
 from sdpnet.execution.variants.choice import Pass, Variants, choose
 from sdpnet.model.sdpnet import DropPath, SdPNet, TransformerBlock
 from sdpnet.pipelines.errors import UserError
+from sdpnet.pipelines.terminal.remedy import install_extra
 
 __all__ = ["RECIPES", "choose_fp8", "fp8_variants", "to_float8"]
 
@@ -137,7 +138,7 @@ def _torchao() -> tuple[Any, type]:
         torchao = importlib.import_module("torchao.float8")
         base = importlib.import_module("torchao.float8.float8_linear").Float8Linear
     except ImportError as error:
-        raise UserError(f"needs torchao ({error}): pip install 'sdpnet[fp8]'") from None
+        raise UserError(f"needs torchao ({error}): {install_extra('fp8')}") from None
 
     class Float8Linear(base):  # type: ignore[misc, valid-type]
         """torchao's linear layer in training, torch's in evaluation, under the autocast of any device."""

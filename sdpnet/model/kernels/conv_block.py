@@ -155,7 +155,9 @@ def _backward(
         grad_y, _ = batch_norm.normalise_backward(
             grad_z, y, factor, statistics[0], norm1_weight, grad_norm1, gelu=False
         )
-    grad_x, grad_weight, grad_bias = depthwise.gradients(grad_y, slope, x, weight, added=grad_z)
+    grad_x, grad_weight, grad_bias = depthwise.gradients(grad_y, slope, x, weight)
+    # A pass of its own: in the epilogue of the convolution, this sum takes four times as long (records/LOG.md).
+    grad_x += grad_z
     return grad_x, grad_weight, grad_bias, grad_norm1, grad_point_weight, grad_point_bias, grad_norm2
 
 

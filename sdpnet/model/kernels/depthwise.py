@@ -124,25 +124,12 @@ def gradients(
     slope: torch.Tensor,
     x: torch.Tensor,
     weight: torch.Tensor,
-    added: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The gradients to x (in its dtype, channels_last), to weight (in its shape and dtype) and to bias (as weight).
-
-    `added`, a channels_last gradient of the shape and dtype of x, is added to the gradient to x.
-    """
+    """The gradients to x (in its dtype, channels_last), to weight (in its shape and dtype) and to bias (as weight)."""
     gradient = gradient.contiguous(memory_format=torch.channels_last)
     x = x.contiguous(memory_format=torch.channels_last)
     grad_x = torch.empty_like(x, memory_format=torch.channels_last)
-    _convolve(
-        gradient,
-        slope,
-        weight,
-        weight,
-        grad_x,
-        grad_x if added is None else added,
-        backward=True,
-        with_slope=added is not None,
-    )
+    _convolve(gradient, slope, weight, weight, grad_x, grad_x, backward=True, with_slope=False)
     batch, dim, height, width = x.shape
     taps, tiling = weight[0].numel(), _tiling(x, weight)
     num_tiles = batch * -(-height // tiling["ROWS"]) * -(-width // tiling["TILE"])

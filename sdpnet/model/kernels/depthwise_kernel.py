@@ -186,8 +186,6 @@ def store_row(
             if SLOPE:
                 tl.store(slope + at + n * DIM, (below + value * density).to(slope.dtype.element_ty), mask=inside)
             value *= below
-        elif SLOPE:
-            value += tl.load(slope + at + n * DIM, mask=inside, other=0.0).to(tl.float32)
         tl.store(out + at + n * DIM, value.to(out.dtype.element_ty), mask=inside)
 
 
@@ -221,8 +219,7 @@ def convolve_kernel(
         weight: (KERNEL * KERNEL, dim).
         bias: (dim,), used in the forward pass only.
         out: the result, of the shape of x.
-        slope: with SLOPE: the forward pass writes GELU's derivative to it, and BACKWARD adds it to the gradient; of the
-            shape of x.
+        slope: forward pass with SLOPE: GELU's derivative is written to it; of the shape of x.
         WHOLE: whether TILE is the width.
     """
     radius: tl.constexpr = KERNEL // 2
