@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from sdpnet.model.sdpnet import MODELS, ModelOptions, Position, create_model_options
+from sdpnet.model.stem import Stem
 from sdpnet.pipelines.errors import UserError, nearest, require
 from sdpnet.pipelines.options import AugmentOptions, DataOptions
 
@@ -50,6 +51,9 @@ class ModelConfig:
     layer_scale: float | None = None
     drop_path: float | None = None
     final_norm: bool | None = None
+    stem: Stem | None = None
+    qk_norm: bool | None = None
+    patch_dropout: float | None = None
 
     def __post_init__(self) -> None:
         if self.name not in MODELS:
@@ -189,6 +193,8 @@ class TrainOptions:
 
     Attributes:
         epochs: Passes over the training split.
+        full_patch_epochs: The last epochs of the training, in which `model.patch_dropout` is off, so that the encoder
+            learns from as many patches as it gets in evaluation; at most `epochs`.
         start_from: The weights that a new run begins with: another run, a checkpoint of it or a `model.safetensors`
             (see `sdpnet.training.finetune`). Empty starts from random weights.
         other_classes: What happens when the shard set's classes, by name and order, are not those that a resumed run or
@@ -224,6 +230,7 @@ class TrainOptions:
     """
 
     epochs: int = 10
+    full_patch_epochs: int = 0
     start_from: str = ""
     other_classes: Literal["refuse", "keep", "new_head"] = "refuse"
     accumulate: int = 1
@@ -248,10 +255,12 @@ class TrainOptions:
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulate", "log_interval", "eval_interval", "keep_checkpoints"):
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
+        most = f"0 to train.epochs ({self.epochs})"
+        require(0 <= self.full_patch_epochs <= self.epochs, "train.full_patch_epochs", self.full_patch_epochs, most)
         allowed = self.micro_batch is None or self.micro_batch == "auto" or self.micro_batch >= 1
         require(allowed, "train.micro_batch", self.micro_batch, "auto, null or at least 1")
-        most = 10_000_000  # about 116 days; torch counts in a fixed number of bits
-        require(1 <= self.timeout_seconds <= most, "train.timeout_seconds", self.timeout_seconds, f"1 to {most}")
+        longest = 10_000_000  # about 116 days; torch counts in a fixed number of bits
+        require(1 <= self.timeout_seconds <= longest, "train.timeout_seconds", self.timeout_seconds, f"1 to {longest}")
         require(self.max_nonfinite >= 0, "train.max_nonfinite", self.max_nonfinite, "0 or more")
         require(
             self.checkpoint_interval >= 0,

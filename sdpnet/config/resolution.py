@@ -1,10 +1,10 @@
-"""Progressive resolution: training starts with small images, which cost less, and ends with the full size."""
+"""What an epoch of training costs less than the last one: smaller images, and patches that the encoder does not get."""
 
 from __future__ import annotations
 
-from sdpnet.config.options import ResolutionOptions
+from sdpnet.config.options import Config, ResolutionOptions
 
-__all__ = ["image_size_of"]
+__all__ = ["image_size_of", "patch_dropout_of"]
 
 
 def image_size_of(epoch: int, options: ResolutionOptions, full_size: int) -> int:
@@ -18,3 +18,9 @@ def image_size_of(epoch: int, options: ResolutionOptions, full_size: int) -> int
     progress = max(0.0, (epoch - options.begin_epoch) / (options.end_epoch - options.begin_epoch))
     size = options.start_size + progress * (full_size - options.start_size)
     return min(full_size, round(size / options.multiple) * options.multiple)
+
+
+def patch_dropout_of(epoch: int, config: Config) -> float:
+    """The rate of patch dropout in a training epoch (0, 1, ...): 0 in the last `train.full_patch_epochs` epochs."""
+    rate = config.model.options(num_classes=1).patch_dropout
+    return rate if epoch < config.train.epochs - config.train.full_patch_epochs else 0.0

@@ -9,7 +9,9 @@ __all__ = [
     "create_model",
     "create_model_options",
     "flops",
+    "patch_dropout",
     "positions",
     "sdpnet",
+    "stem",
     "timm_models",
 ]
