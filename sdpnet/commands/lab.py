@@ -23,7 +23,7 @@ from sdpnet.lab.compute import Equal
 from sdpnet.lab.experiment import Experiment, is_experiment, read_experiment
 from sdpnet.lab.results import Comparison
 from sdpnet.lab.runner import Runner
-from sdpnet.lab.table import as_table
+from sdpnet.lab.table import as_table, legend
 from sdpnet.lab.variants import read_variants, variant_from_words, with_unique_names
 from sdpnet.pipelines.errors import UserError, require
 from sdpnet.pipelines.files.atomic_write import exclusive
@@ -132,8 +132,8 @@ def run(arguments: argparse.Namespace) -> int:
             raise
         rows = runner.save()
     seeds = {one.seed for one in runner.results if (one.variant, one.round) == (rows[0].variant, rows[0].round)}
-    Console(highlight=False).print(as_table(rows, runner.experiment, len(seeds)))
-    say(f"{out / 'lab.json'}: all results")
+    Console(highlight=False).print(as_table(rows, runner.experiment))
+    say(legend(runner.experiment, len(seeds)), f"all results: {out / 'lab.json'}")
     if not complete:
         say("the time did not suffice for all trainings", next_line(*sdpnet("lab", "--out", out)))
     else:

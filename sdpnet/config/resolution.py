@@ -11,8 +11,10 @@ def image_size_of(epoch: int, options: ResolutionOptions, full_size: int) -> int
     """The image size of a training epoch (0, 1, ...), in pixels a side.
 
     The size rises linearly from `begin_epoch` to `end_epoch`, rounded to a multiple of `options.multiple`. From
-    `end_epoch` on it is `full_size`. The idea is from Touvron et al., 2019, the ramp from FFCV's ImageNet recipe.
+    `end_epoch` on it is the final size: `options.end_size` or, if that is 0, `full_size`, the size of evaluation. The
+    idea is from Touvron et al., 2019, the ramp from FFCV's ImageNet recipe.
     """
+    full_size = options.end_size or full_size
     if options.start_size == 0 or epoch >= options.end_epoch:
         return full_size
     progress = max(0.0, (epoch - options.begin_epoch) / (options.end_epoch - options.begin_epoch))

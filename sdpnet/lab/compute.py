@@ -9,7 +9,7 @@ from sdpnet.config.options import Config
 from sdpnet.config.resolution import image_size_of, patch_dropout_of
 from sdpnet.model.flops import forward_macs
 
-__all__ = ["Equal", "equally_long", "training_macs"]
+__all__ = ["Equal", "equally_long", "mean_share", "training_macs"]
 
 Equal = Literal["compute", "epochs", "own"]
 
@@ -24,6 +24,15 @@ def training_macs(config: Config, num_classes: int) -> float:
     return 3.0 * sum(
         forward_macs(options, image_size_of(epoch, config.resolution, size), patch_dropout_of(epoch, config))
         for epoch in range(config.train.epochs)
+    )
+
+
+def mean_share(config: Config, num_classes: int) -> float:
+    """The operations of a mean epoch as a share of those of the last one, which has the largest images."""
+    options, last = config.model.options(num_classes), config.train.epochs - 1
+    size = image_size_of(last, config.resolution, config.data.image_size)
+    return training_macs(config, num_classes) / (
+        3.0 * config.train.epochs * forward_macs(options, size, patch_dropout_of(last, config))
     )
 
 

@@ -77,7 +77,9 @@ class Runner:
         run_trainings([pilot], self.jobs, ended)
         lines = [json.loads(line) for line in (pilot.directory / "metrics.jsonl").read_text().splitlines()]
         steps = [line["step_ms"] for line in lines if line["epoch"] == _PILOT_EPOCHS - 1 and "step_ms" in line]
-        epoch = sum(steps) / 1000
+        epoch = (
+            sum(steps) / 1000
+        )  # of the largest images, so that it is too long rather than too short for a growing recipe
         left, other = self._ends - time.monotonic(), took[0] - epoch
         epochs = epochs_that_fit(self.experiment, self._num_classes, left * self.jobs, epoch, other)
         say(f"an epoch takes {epoch:,.1f} s, everything else of a training {other:,.1f} s: {epochs} epochs fit")
@@ -144,7 +146,7 @@ class Runner:
         return begun == len(missing)
 
     def _line(self, result: Result, seconds: float, row: Comparison) -> str:
-        what = f"{result.variant}, seed {result.seed}, {result.epochs} epochs: "
+        what = f"{result.variant}, seed {result.seed}, {result.epochs} epoch{'s' * (result.epochs > 1)}: "
         if result.failure:
             return f"{what}failed after {seconds:,.0f} s: {result.failure}"
         points = ""

@@ -8,29 +8,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from sdpnet.lab.experiment import Experiment
 from sdpnet.lab.results import Comparison, Result
-from sdpnet.pipelines.errors import printable
 
-__all__ = ["as_json", "as_table"]
+__all__ = ["as_json", "as_table", "legend"]
 
 
-def as_table(rows: Sequence[Comparison], experiment: Experiment, seeds_done: int) -> Table:
-    """The rows as a table.
-
-    Args:
-        seeds_done: the number of seeds that the baseline has finished in the last round so far.
-    """
-    baseline = printable(experiment.baseline)
-    table = Table(title=f"{printable(experiment.config)} on {printable(experiment.data)}", title_justify="left")
+def as_table(rows: Sequence[Comparison], experiment: Experiment) -> Table:
+    """The rows as a table for the terminal."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("variant", overflow="fold")
-    for name in ("epochs", "compute", "seconds", "top-1, %", f"points to {baseline}", "better in"):
-        table.add_column(name, justify="right")
+    for name in ("epochs", "cost", "seconds", "top-1, %", "points more", "better"):
+        table.add_column(name, justify="right", no_wrap=True)
     if experiment.rounds > 1:
-        table.add_column("round", justify="right")
+        table.add_column("round", justify="right", no_wrap=True)
     for row in rows:
         cells = [
             str(row.epochs),
@@ -38,17 +33,27 @@ def as_table(rows: Sequence[Comparison], experiment: Experiment, seeds_done: int
             _number(row.seconds, ",.0f"),
             _with_error(row.mean, row.mean_error, ".2f"),
             _with_error(row.difference, row.error, "+.2f"),
-            f"{row.better} of {len(row.differences)}" if row.differences else "",
+            f"{row.better}/{len(row.differences)}" if row.differences else "",
         ]
         if experiment.rounds > 1:
-            cells.append(f"{row.round + 1} of {experiment.rounds}")
+            cells.append(f"{row.round + 1}/{experiment.rounds}")
         failed = f" ({row.failures} failed)" if row.failures else ""
         table.add_row(Text(f"{row.variant}{failed}"), *cells)
-    seeds = f"{seeds_done} of {experiment.seeds} seeds" if seeds_done < experiment.seeds else f"{seeds_done} seeds"
-    error = "± one standard error over the seeds" if seeds_done > 1 else "one seed gives no standard error"
-    table.caption = f"{seeds}; {error}. Differences are between trainings of the same seed."
-    table.caption_justify = "left"
     return table
+
+
+def legend(experiment: Experiment, seeds_done: int) -> str:
+    """What the columns of the table mean.
+
+    Args:
+        seeds_done: the number of seeds that the baseline has finished in the last round so far.
+    """
+    seeds = f"{seeds_done} of {experiment.seeds} seeds" if seeds_done < experiment.seeds else f"{seeds_done} seeds"
+    error = "± is one standard error over the seeds" if seeds_done > 1 else "one seed gives no standard error"
+    return (
+        f"{seeds}; {error}. cost: operations as a multiple of {experiment.baseline}'s; seconds: of the steps alone; "
+        f"points more, better: than {experiment.baseline} with the same seed"
+    )
 
 
 def as_json(
