@@ -70,7 +70,9 @@ class OptimOptions:
     """Section `optim`: the optimizer, the learning rate and its schedule.
 
     Attributes:
-        name: `adamw`, or `muon`: Muon for the blocks' matrices and AdamW for everything else.
+        name: `adamw`, or `muon`: Muon for the blocks' matrices and AdamW for everything else. `nadamuon` takes timm's
+            AdaMuon with Nesterov momentum (Si et al., 2025) in place of Muon, with the second of `betas`; on a GPU, the
+            host then waits for the device in each step.
         lr: The peak learning rate at a global batch of `lr_reference_batch` images.
         lr_reference_batch: The global batch for which `lr` is meant. The rate in use is `lr` times the global batch
             divided by this number; 0 uses `lr` as it is.
@@ -89,7 +91,7 @@ class OptimOptions:
         restart_factor: How many times as long as the cycle before it each further cycle is.
     """
 
-    name: Literal["adamw", "muon"] = "adamw"
+    name: Literal["adamw", "muon", "nadamuon"] = "adamw"
     lr: float = 1e-3
     lr_reference_batch: int = 512
     min_lr: float = 0.0

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from sdpnet.checkpoints.directory import latest_checkpoint
+from sdpnet.checkpoints.model import latest_checkpoint
 from sdpnet.config.load import flat_values
 from sdpnet.config.yaml_text import parse_yaml
 from sdpnet.lab.experiment import Training
