@@ -194,7 +194,7 @@ def test_nadamuon_is_timms_beside_our_adamw() -> None:
     assert isinstance(ours, MuonAdamW)
     matrices = [p for group in ours.parts["muon"].param_groups for p in group["params"]]
     twins = [nn.Parameter(p.detach().clone()) for p in matrices]
-    theirs = create_optimizer_v2(twins, "nadamuon", lr=1e-3, weight_decay=0.05, betas=(0.9, 0.95))
+    theirs = create_optimizer_v2(twins, "nadamuon", lr=1e-3, weight_decay=0.05, momentum=0.95, betas=(0.9, 0.95))
     for step in range(3):
         model.zero_grad()
         backward(model, step)
