@@ -21,7 +21,7 @@ from scipy import stats
 from sdpnet import cli
 from sdpnet.config.length import with_epochs
 from sdpnet.config.load import CONFIG_DIRECTORY, load_config
-from sdpnet.lab import process
+from sdpnet.lab import process, runner
 from sdpnet.lab.compute import equally_long, mean_share, training_macs
 from sdpnet.lab.experiment import Experiment, read_experiment, trainings_of, write_experiment
 from sdpnet.lab.process import run_trainings
@@ -304,3 +304,63 @@ def test_killed_and_continued(number: signal.Signals, shard_set: Path, tmp_path:
         time.sleep(0.1)
     lab.terminate()
     assert lab.wait(60) == 143
+
+
+class Imagined:
+    """Trainings that take no time: an epoch is a second, and everything else of a training ten."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun: list[tuple[str, int, int]] = []
+        self.now = 1000.0
+        monkeypatch.setattr(runner, "run_trainings", self.run)
+        monkeypatch.setattr(runner.time, "monotonic", lambda: self.now)
+
+    def run(self, trainings: Any, jobs: int, ended: Any, proceed: Any = lambda training: True) -> None:
+        for training in trainings:
+            if not proceed(training):
+                return
+            epochs = training.config.train.epochs
+            self.begun.append((training.directory.name, training.seed, epochs))
+            training.directory.mkdir(parents=True)
+            (training.directory / "config.yaml").write_text(training.config_text)
+            steps = [{"epoch": epoch, "step": epoch, "step_ms": 1000.0} for epoch in range(epochs)]
+            top1 = 0.3 + 0.1 * (training.variant != "debug") + 0.01 * training.seed
+            lines = [*steps, {"epoch": epochs, "step": epochs, "top1": top1}]
+            (training.directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            (training.directory / "model.json").write_text("{}")
+            self.now += epochs + 10
+            ended(training, 0, float(epochs + 10))
+
+
+def test_minutes_choose_the_epochs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    imagined = Imagined(monkeypatch)
+    one = experiment(seeds=2, settings=("train.epochs=50",), equal="epochs")
+    lab = runner.Runner(tmp_path, one, 10, seconds=240)
+    lab.choose_epochs()
+    assert imagined.begun == [("pilot", 0, 2)] and not (tmp_path / "runs" / "pilot").exists()
+    # 228 s are left; each of four trainings takes 11 s (an epoch of the pilot counts as its start) and 1.08 s an epoch
+    assert lab.experiment.epochs == 42
+    assert lab.run() and imagined.now <= 1000 + 240
+    assert {epochs for _, _, epochs in imagined.begun[1:]} == {42} and read_experiment(tmp_path).epochs == 42
+    base, qk = lab.save()
+    assert base.seconds == 42.0 * 1 and qk.differences == (pytest.approx(0.1), pytest.approx(0.1)) and qk.error < 1e-9
+
+
+def test_no_training_starts_that_does_not_end_in_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    imagined = Imagined(monkeypatch)
+    one = experiment(seeds=3, epochs=20, equal="epochs")
+    assert not runner.Runner(tmp_path, one, 10, seconds=100).run()
+    assert imagined.begun == [("debug-20ep-seed0", 0, 20), ("qk-20ep-seed0", 0, 20), ("debug-20ep-seed1", 1, 20)]
+    assert runner.Runner(tmp_path, one, 10).run()
+    assert len(imagined.begun) == 6
+
+
+def test_rounds_take_the_better_half(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    imagined = Imagined(monkeypatch)
+    variants = [Variant(name, ("optim.lr=2e-3",)) for name in ("a", "b", "c")]
+    assert runner.Runner(tmp_path, experiment(*variants, seeds=1, rounds=2, epochs=4, equal="epochs"), 10).run()
+    names = [name for name, _, _ in imagined.begun]
+    assert names[:4] == ["debug-2ep-seed0", "a-2ep-seed0", "b-2ep-seed0", "c-2ep-seed0"]
+    assert names[4:] == ["debug-4ep-seed0", "a-4ep-seed0", "b-4ep-seed0"]
+    table = json.loads((tmp_path / "lab.json").read_text())["table"]
+    assert [(row["variant"], row["round"]) for row in table] == [("debug", 1), ("a", 1), ("b", 1), ("c", 0)]
