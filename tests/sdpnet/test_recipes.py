@@ -9,11 +9,13 @@ import pytest
 import torch
 from trainings import metrics
 
-from sdpnet.config.load import CONFIG_DIRECTORY, load_config
+from sdpnet.config.load import CONFIG_DIRECTORY, dump_config, load_config
 from sdpnet.config.resolution import image_size_of
 from sdpnet.gpu_checks.programs import accuracy
 from sdpnet.gpu_checks.programs.accuracy import SETS, is_of_a_set, parse_recipes
 from sdpnet.lab.compute import training_macs
+from sdpnet.lab.experiment import Experiment
+from sdpnet.lab.variants import read_variants
 from sdpnet.model.sdpnet import SdPNet
 from sdpnet.pipelines.errors import UserError
 from sdpnet.train import main
@@ -132,3 +134,12 @@ def test_they_take_their_own_epochs_or_what_fits(
     assert 2 <= int(runs[2][1]["train.epochs"]) < 40 and runs[2][0].startswith("tiny_imagenet/modern")
     assert runs[1][1]["resolution.end_epoch"] == "20" and runs[1][1]["train.full_patch_epochs"] == "4"
     assert '"not_measured"' in (tmp_path / "out.json").read_text() and not (tmp_path / "work").exists()
+
+
+def test_the_switches_to_compare_are_valid() -> None:
+    variants = read_variants(Path(__file__).parents[2] / "examples" / "recipe_switches.yaml")
+    experiment = Experiment("tiny_imagenet/cpu_seed", "/data", (), "cpu_seed", variants=tuple(variants), rounds=3)
+    configs = experiment.configs(200)
+    assert len(configs) == len(variants) + 1 == len({dump_config(config) for config in configs.values()})
+    epochs = {name: config.train.epochs for name, config in configs.items()}
+    assert epochs["growing images"] > 20 and epochs["conv stem"] < epochs["cpu_seed"] == 16
