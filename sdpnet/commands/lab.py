@@ -70,7 +70,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="rounds of successive halving: each has half of the variants of the one before it and twice the epochs "
         "(default: 1)",
     )
-    add("--minutes", type=float, metavar="N", help="time for everything: two epochs are timed, then epochs chosen")
+    add(
+        "--minutes",
+        type=float,
+        metavar="N",
+        help="time for everything, from which the epochs are chosen; with --epochs, only trainings that fit are begun",
+    )
     add("--jobs", type=int, default=1, metavar="N", help="trainings at a time, on a CPU (default: %(default)s)")
 
 
@@ -87,10 +92,11 @@ def _experiment(arguments: argparse.Namespace) -> Experiment:
     variants += [variant_from_words(words) for words in arguments.variant]
     if not variants:
         raise UserError("there is nothing to compare: pass --variant NAME KEY=VALUE ..., or --variants FILE")
+    variants = [replace(one, config=_absolute(one.config)) if one.config else one for one in variants]
     config = Path(arguments.config)
     chosen = {name: getattr(arguments, name) for name in ("seeds", "epochs", "equal", "rounds")}
     experiment = Experiment(
-        config=str(config.absolute()) if config.is_file() else arguments.config,
+        config=_absolute(arguments.config),
         data=str(Path(arguments.data).absolute()),
         settings=tuple(arguments.set),
         baseline=config.stem,
@@ -103,6 +109,11 @@ def _experiment(arguments: argparse.Namespace) -> Experiment:
         same = replace(before, variants=experiment.variants, seeds=experiment.seeds, epochs=None) == experiment
         experiment = replace(experiment, epochs=before.epochs if same else None)
     return experiment
+
+
+def _absolute(config: str) -> str:
+    """A config's name, or the absolute path of its file, which is valid in any working directory."""
+    return str(Path(config).absolute()) if Path(config).is_file() else config
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -100,7 +100,7 @@ def test_a_set_of_recipes_by_the_name_of_its_folder(shard_set: Path) -> None:
 
 
 def test_they_take_their_own_epochs_or_what_fits(
-    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    native: None, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a stand-in for training, at an epoch of one second; the images come as two archives."""
     packs = tmp_path / "packs"
