@@ -52,6 +52,7 @@ OPTIM = (*CONFIG, *DISTRIBUTED, "sdpnet/optim")
 CHECKPOINTS = (*OPTIM, "sdpnet/checkpoints")
 EXECUTION = (*CHECKPOINTS, "sdpnet/execution", "sdpnet/execution/variants")
 REPORTING = (*CHECKPOINTS, *PAGES, "sdpnet/reporting")
+LAB = (*REPORTING, "sdpnet/lab")
 LOADING = (*CONFIG, *AUGMENT, *LOADER, "sdpnet/loading")
 TRAINING = (*LOADING, *EXECUTION, *REPORTING, "pipelines", "sdpnet/training")
 BENCHMARKS = (*AUGMENT, *LOADER, "pipelines", "pipelines/benchmarks")
@@ -97,11 +98,12 @@ ALLOWED = {
     "sdpnet/execution/variants": EXECUTION,
     "sdpnet/reporting": REPORTING,
     "sdpnet/loading": LOADING,
+    "sdpnet/lab": LAB,
     "sdpnet/training": TRAINING,
     "sdpnet/train": TRAINING,
     "sdpnet/benchmarks": (*TRAINING, *BENCHMARKS, "sdpnet/benchmarks"),
-    "sdpnet/commands": (*TRAINING, *BENCHMARKS, "sdpnet/benchmarks", "sdpnet/commands"),
-    "sdpnet/gpu_checks/programs": (*TRAINING, *BENCHMARKS, "sdpnet/benchmarks", "sdpnet/gpu_checks/programs"),
+    "sdpnet/commands": (*TRAINING, *BENCHMARKS, *LAB, "sdpnet/benchmarks", "sdpnet/commands"),
+    "sdpnet/gpu_checks/programs": (*TRAINING, *BENCHMARKS, *LAB, "sdpnet/benchmarks", "sdpnet/gpu_checks/programs"),
     "sdpnet/gpu_checks": (*EXECUTORS, "sdpnet/gpu_checks", "sdpnet/gpu_checks/programs"),
     "sdpnet/cli": TERMINAL,  # the commands are imported by name, each when it is asked for
 }

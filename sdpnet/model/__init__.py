@@ -11,8 +11,10 @@ __all__ = [
     "dropout",
     "feed_forward",
     "flops",
+    "patch_dropout",
     "patch_product",
     "positions",
     "sdpnet",
+    "stem",
     "timm_models",
 ]

@@ -68,8 +68,12 @@ def choose_patch(
 
     Raises:
         UserError: the product is asked for with `train.memory_format = contiguous`, where its result would have to be
-            copied.
+            copied, or for a convolutional stem.
     """
+    if model.options.stem != "patch":
+        if options.patch == "product":
+            raise UserError(f"train.patch = 'product': model.stem = {model.options.stem!r} has no patch convolution")
+        return []
     variants = patch_variants(options, model.options, batch_size, image_size, dtype, processes.device)
     name, notes = choose(variants, options.patch, processes)
     model.patch_as_product = name == "product"
