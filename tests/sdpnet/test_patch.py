@@ -114,3 +114,10 @@ def test_agrees_with_pytorch_on_a_gpu(dtype: torch.dtype) -> None:
     model = create_model_options("sdpnet_xl")
     measured = choice.race(patch_variants(TrainOptions(), model, 256, 224, dtype, ON_GPU.device), ON_GPU.device)
     assert not any(row.reason for row in measured.values()), measured
+
+
+def test_a_convolutional_stem_has_no_patch_convolution() -> None:
+    model = SdPNet(create_model_options("sdpnet_tiny", num_classes=3, stem="conv"))
+    assert choose_patch(TrainOptions(), model, 2, 32, torch.float32, ALONE) == []
+    with pytest.raises(UserError, match=r"^train\.patch = 'product': model\.stem = 'conv' has no patch convolution$"):
+        choose_patch(TrainOptions(patch="product"), model, 2, 32, torch.float32, ALONE)
