@@ -52,8 +52,6 @@ types |= {**dict.fromkeys(("row_keys", "column_keys"), "*i32"), **dict.fromkeys(
 shapes = {gelu_dropout_kernel: feed_forward._FORWARD, gelu_dropout_backward_kernel: feed_forward._BACKWARD}
 for kernel, shape in shapes.items():
     constants = feed_forward._constants(shape, torch.empty(1, width), torch.empty(int(drops)))
-    if "AHEAD" in kernel.arg_names:
-        constants["AHEAD"] = shape.ahead
     options = {"num_warps": constants.pop("num_warps"), "enable_fp_fusion": True}
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}
     pointers = [(n,) for n, name in enumerate(kernel.arg_names) if signature[name].startswith("*")]

@@ -52,16 +52,10 @@ def test_equals_pytorch_in_float64(rows: int, width: int, rate: float) -> None:
     compare(rows, width, rate)
 
 
-@pytest.mark.parametrize("sweeps", [False, True])
-@pytest.mark.parametrize(
-    ("at_once", "programs", "ahead"), [(1, 1, True), (2, 3, False), (2, 4, True), (4, 1000, False)]
-)
-def test_programs_of_many_and_of_few_rows(
-    at_once: int, programs: int, ahead: bool, sweeps: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(feed_forward, "_FORWARD", Shape(at_once, eviction="evict_first"))
-    backward = BackwardShape(at_once, programs=programs, sweeps=sweeps, ahead=ahead, eviction="evict_first")
-    monkeypatch.setattr(feed_forward, "_BACKWARD", backward)
+@pytest.mark.parametrize(("at_once", "programs"), [(1, 1), (2, 3), (2, 4), (4, 1000)])
+def test_programs_of_many_and_of_few_rows(at_once: int, programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed_forward, "_FORWARD", Shape(at_once))
+    monkeypatch.setattr(feed_forward, "_BACKWARD", BackwardShape(at_once, programs=programs))
     compare(9, 512, 0.3)
     compare(9, 2048, 0.3)
 

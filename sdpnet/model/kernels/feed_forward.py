@@ -31,13 +31,11 @@ class Shape:
         rows: the rows that a program loads at once.
         block: the maximum number of columns in a program.
         warps: the warps of a program with that many columns.
-        eviction: Triton's policy for the loads of the hidden layer.
     """
 
     rows: int = 2
     block: int = 1024
     warps: int = 4
-    eviction: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,15 +43,10 @@ class BackwardShape(Shape):
     """How the kernel of the backward pass goes over the hidden layer.
 
     Attributes:
-        programs: about the number of programs.
-        sweeps: whether all programs together go through memory from its beginning to its end. Otherwise each has
-            neighbouring rows.
-        ahead: whether a program loads the next rows while it computes.
+        programs: about the number of programs; each has neighbouring rows.
     """
 
     programs: int = 4224
-    sweeps: bool = False
-    ahead: bool = False
 
 
 # The fastest ones on an H200 (records/LOG.md). Each program of the forward pass has one tile.
@@ -149,12 +142,14 @@ def _backward(
     num_rows, width = hidden.shape[:-1].numel(), hidden.shape[-1]
     if not num_rows:
         return out, torch.zeros_like(bias)
-    constants = _constants(_BACKWARD, hidden, row_keys) | {"AHEAD": _BACKWARD.ahead}
-    programs, num_parts, parts = _parts(_BACKWARD, num_rows, constants)
+    constants = _constants(_BACKWARD, hidden, row_keys)
+    blocks = -(-width // constants["BLOCK"])
+    part_rows = -(-num_rows // min(-(-num_rows // _BACKWARD.rows), max(1, _BACKWARD.programs // blocks)))
+    num_parts = -(-num_rows // part_rows)
     # The sums of the programs are added afterwards. The order of atomic additions would change from run to run.
     partial = torch.empty((num_parts, width), dtype=torch.float32, device=hidden.device)
     with torch.cuda.device_of(hidden):
-        _kernels().gelu_dropout_backward_kernel[(programs,)](
+        _kernels().gelu_dropout_backward_kernel[(blocks * num_parts,)](
             gradient,
             hidden,
             bias,
@@ -163,7 +158,7 @@ def _backward(
             out,
             partial,
             num_rows,
-            *parts,
+            part_rows,
             threshold,
             scale,
             math.log2(scale),
@@ -214,17 +209,5 @@ def _constants(shape: Shape, hidden: torch.Tensor, row_keys: torch.Tensor) -> di
         "EVEN": even,
         "ROWS": shape.rows,
         "BLOCK": block,
-        "EVICTION": shape.eviction,
         "num_warps": max(1, shape.warps * block // shape.block),
     }
-
-
-def _parts(shape: BackwardShape, num_rows: int, constants: dict[str, Any]) -> tuple[int, int, tuple[int, int, int]]:
-    """The number of programs, the number of parts of the rows, and the kernel's part_rows, part_span and step."""
-    blocks = -(-constants["WIDTH"] // constants["BLOCK"])
-    parts = min(-(-num_rows // shape.rows), max(1, shape.programs // blocks))
-    if shape.sweeps:
-        return blocks * parts, parts, (shape.rows, num_rows, parts * shape.rows)
-    span = -(-num_rows // parts)
-    parts = -(-num_rows // span)
-    return blocks * parts, parts, (span, span, shape.rows)

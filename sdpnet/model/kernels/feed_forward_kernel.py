@@ -49,7 +49,6 @@ def gelu_dropout_kernel(
     EVEN: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
-    EVICTION: tl.constexpr,
 ):
     """out = dropout(GELU(hidden + bias)) for a tile of ROWS rows and BLOCK columns.
 
@@ -61,14 +60,13 @@ def gelu_dropout_kernel(
         row_keys, column_keys: int32 (num_rows,) and (WIDTH,); used with DROPS only.
         threshold: the hash below which an element is dropped; used with DROPS only.
         scale: the factor of all other elements; used with DROPS only.
-        EVICTION: the policy of the loads of `hidden`.
     """
     blocks = tl.cdiv(WIDTH, BLOCK)
     column = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     row = tl.program_id(0) // blocks * ROWS + tl.arange(0, ROWS)
     inside = within(row, num_rows, column, WIDTH, EVEN)
     at = row.to(tl.int64)[:, None] * WIDTH + column[None, :]
-    value = tl.load(hidden + at, mask=inside, other=0.0, eviction_policy=EVICTION).to(tl.float32)
+    value = tl.load(hidden + at, mask=inside, other=0.0).to(tl.float32)
     value += tl.load(bias + column, mask=column < WIDTH, other=0.0).to(tl.float32)[None, :]
     value = gelu(value)
     if DROPS:
@@ -79,7 +77,7 @@ def gelu_dropout_kernel(
     tl.store(out + at, value.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["num_rows", "part_rows", "part_span", "step", "threshold", "scale", "log_scale"])
+@triton.jit(do_not_specialize=["num_rows", "part_rows", "threshold", "scale", "log_scale"])
 def gelu_dropout_backward_kernel(
     gradient,
     hidden,
@@ -90,8 +88,6 @@ def gelu_dropout_backward_kernel(
     partial,
     num_rows,
     part_rows,
-    part_span,
-    step,
     threshold,
     scale,
     log_scale,
@@ -100,50 +96,32 @@ def gelu_dropout_backward_kernel(
     EVEN: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
-    EVICTION: tl.constexpr,
-    AHEAD: tl.constexpr,
 ):
     """The gradient to `hidden`, and its sums over the rows of each part.
 
-    The grid is one-dimensional: blocks of columns change fastest, then parts of the rows. The tiles of a part begin at
-    part * part_rows and follow each other by `step` rows, for `part_span` rows.
+    The grid is one-dimensional: blocks of columns change fastest, then parts of the rows. A part has
+    `part_rows` rows.
 
     Args:
         gradient: the gradient to the result of the forward pass, (num_rows, WIDTH) in memory.
         out: the gradient to `hidden`, (num_rows, WIDTH).
         partial: float32 (parts, WIDTH).
         scale, log_scale: the factor of the elements that are kept (1 without DROPS), and its logarithm to the base 2.
-        EVICTION: the policy of the loads of `gradient` and `hidden`.
-        AHEAD: whether a tile is loaded while the tile before it is computed.
     """
     blocks = tl.cdiv(WIDTH, BLOCK)
     column = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     part = tl.program_id(0) // blocks
     begin = part * part_rows
-    end = tl.minimum(begin + part_span, num_rows)
+    end = tl.minimum(begin + part_rows, num_rows)
     live = column < WIDTH
     bias_value = tl.load(bias + column, mask=live, other=0.0).to(tl.float32)
     total = tl.zeros([ROWS, BLOCK], tl.float32)
-    row = begin + tl.arange(0, ROWS)
-    if AHEAD:
-        at = row.to(tl.int64)[:, None] * WIDTH + column[None, :]
-        inside = within(row, end, column, WIDTH, EVEN)
-        next_hidden = tl.load(hidden + at, mask=inside, other=0.0, eviction_policy=EVICTION)
-        next_gradient = tl.load(gradient + at, mask=inside, other=0.0, eviction_policy=EVICTION)
-    for first in range(begin, end, step):
+    for first in range(begin, end, ROWS):
         row = first + tl.arange(0, ROWS)
         inside = within(row, end, column, WIDTH, EVEN)
         at = row.to(tl.int64)[:, None] * WIDTH + column[None, :]
-        if AHEAD:
-            loaded, slope = next_hidden, next_gradient.to(tl.float32)
-            after = row + step
-            next_at = after.to(tl.int64)[:, None] * WIDTH + column[None, :]
-            next_inside = within(after, end, column, WIDTH, EVEN)
-            next_hidden = tl.load(hidden + next_at, mask=next_inside, other=0.0, eviction_policy=EVICTION)
-            next_gradient = tl.load(gradient + next_at, mask=next_inside, other=0.0, eviction_policy=EVICTION)
-        else:
-            loaded = tl.load(hidden + at, mask=inside, other=0.0, eviction_policy=EVICTION)
-            slope = tl.load(gradient + at, mask=inside, other=0.0, eviction_policy=EVICTION).to(tl.float32)
+        loaded = tl.load(hidden + at, mask=inside, other=0.0)
+        slope = tl.load(gradient + at, mask=inside, other=0.0).to(tl.float32)
         slope *= scaled_slope(loaded.to(tl.float32) + bias_value[None, :], scale, log_scale)
         if DROPS:
             row_key = tl.load(row_keys + row, mask=row < end, other=0)
