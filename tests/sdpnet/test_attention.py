@@ -51,7 +51,7 @@ capability, dtype, tokens, heads, width = int(sys.argv[1]), sys.argv[2], *map(in
 attention._has_tensor_memory = lambda device: capability == 100
 shared_memory = {80: 163, 90: 227, 100: 227}[capability] << 10
 types = dict.fromkeys(("qkv", "gradient", "out", "grad_qkv"), dtype) | dict.fromkeys(("lse", "delta"), "*fp32")
-forward = attention._FORWARD
+forward = attention._FORWARD if width <= 48 else attention._FORWARD_WIDE
 for kernel, tiling, words in (
     (forward_kernel, forward, dict(TRAINING=True)),
     (forward_kernel, forward, dict(TRAINING=False)),

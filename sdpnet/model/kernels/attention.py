@@ -54,6 +54,7 @@ class Tiling:
 
 # The fastest of 18 on an H200, for 16 heads of 48 channels and 12 heads of 64 (records/LOG.md).
 _FORWARD = Tiling(stages=1, hoist=False, registers=168)
+_FORWARD_WIDE = Tiling(stages=1, hoist=False)  # heads of more than 48 channels would spill with 168 registers
 _QUERIES = Tiling(hoist=False)
 _KEYS = Tiling(hoist=False)
 
@@ -103,7 +104,7 @@ def _forward(qkv: torch.Tensor, training: bool) -> tuple[torch.Tensor, torch.Ten
     batch, tokens, _, heads, width = qkv.shape
     out = qkv.new_empty(batch, tokens, heads * width)
     lse = qkv.new_empty((batch, heads, -(-tokens // 16) * 16) if training else 0, dtype=torch.float32)
-    grid, constants = _constants(_FORWARD, qkv)
+    grid, constants = _constants(_FORWARD if width <= 48 else _FORWARD_WIDE, qkv)
     if out.numel():
         with torch.cuda.device_of(qkv):
             _kernels().forward_kernel[grid](qkv, out, lse, _scale(width) * _LOG2_E, TRAINING=training, **constants)
