@@ -3,7 +3,9 @@
     OUT/gpu           the command: OUT/gpu [--minutes N] [--out DIR] [--recipes NAME=OUT/packs/NAME,...]
     OUT/checkout/     this checkout as it is, with the native libraries
     OUT/images/       the images, with sides of at most 500 pixels
-    OUT/packs/NAME/   data for accuracy runs: copies of what --pack names
+    OUT/packs/NAME/   data for accuracy runs: copies of what --pack names. With --pack-parts N: archives
+                      NAME-1.tar.xz to NAME-N.tar.xz of its images, each with every N-th image of all classes, so that
+                      the parts can be transferred one by one and each is of use without the others
     OUT/site/         packages that the other machine lacks; FFCV where it is installed here
     OUT/libs/         the shared libraries of these
     OUT/dali.tar.xz   DALI with the kernels of one generation of GPUs; unpacked by the first run
@@ -96,6 +98,21 @@ def copy_images(images: Path, out: Path) -> int:
     return count
 
 
+def pack_parts(images: Path, out: Path, parts: int) -> list[Path]:
+    """Writes OUT/NAME-1.tar.xz to OUT/NAME-N.tar.xz of a folder with train/CLASS and val/CLASS. Returns their paths.
+
+    Part k has the images k, k + N, ... of each class, so that each part alone is a smaller set with all classes.
+    """
+    out.mkdir(parents=True)
+    paths = [out / f"{images.name}-{part + 1}.tar.xz" for part in range(parts)]
+    for part, path in enumerate(paths):
+        with tarfile.open(path, "w:xz", preset=6) as archive:
+            for folder in sorted(images.glob("*/*")):
+                for image in sorted(folder.iterdir())[part::parts]:
+                    archive.add(image, image.relative_to(images))
+    return paths
+
+
 def _needed(library: Path) -> list[Path]:
     """The shared libraries that a library is linked with, without the system's."""
     listed = subprocess.run(["ldd", str(library)], capture_output=True, text=True, check=False).stdout
@@ -169,6 +186,7 @@ def main() -> int:
     add("out", type=Path, metavar="OUT", help="folder to make")
     add("--images", type=Path, required=True, metavar="FOLDER", help="class folders of images, such as 500 of ImageNet")
     add("--pack", action="append", default=[], type=Path, metavar="PATH", help="shard set or images for accuracy runs")
+    add("--pack-parts", type=int, default=0, metavar="N", help="packs of images as N archives each, for N transfers")
     add("--python", default="3.12", metavar="3.N", help="Python of the other machine (default: %(default)s)")
     add("--capability", type=int, default=90, metavar="NN", help="of its GPU, for DALI (default: %(default)s, an H100)")
     add("--package", action="append", default=[], metavar="NAME", help=f"also install it; by default {PACKAGES}")
@@ -184,7 +202,11 @@ def main() -> int:
     copy_checkout(out / "checkout")
     print(f"{copy_images(arguments.images, out / 'images'):,} images")
     for pack in arguments.pack:
-        shutil.copytree(pack, out / "packs" / pack.name)
+        if arguments.pack_parts and not (pack / "manifest.json").is_file():
+            for path in pack_parts(pack, out / "packs" / pack.name, arguments.pack_parts):
+                print(f"{path}: {path.stat().st_size / 1e6:,.1f} MB")
+        else:
+            shutil.copytree(pack, out / "packs" / pack.name)
     (out / "site").mkdir()
     libraries = [path for folder in ("pipelines", "preprocess") for path in (ROOT / folder / "native").glob("*.so")]
     copy_libraries([*libraries, *copy_ffcv(out / "site", arguments.python)], out / "libs")

@@ -24,7 +24,7 @@ COMMANDS: Final = "reference/commands"
 # Files of the repository that pages may link to: they become part of the site, under the same path.
 SHARED: Final = (
     *("records/*.json", "records/*.md", "configs/**/*.yaml", "examples/*.py", "examples/*.ipynb"),
-    *("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"),
+    *("examples/*.yaml", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"),
 )
 
 

@@ -1,4 +1,4 @@
-"""The `sdpnet` command: train, evaluate, predict, report, export, sheet, config, doctor; programs of the other
+"""The `sdpnet` command: train, evaluate, predict, report, export, lab, sheet, config, doctor; programs of the other
 packages."""
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ COMMANDS: Final = {
     "predict": ("sdpnet.commands.predict", "name what is in some images"),
     "report": ("sdpnet.commands.report", "draw the curves of one or more runs, and compare them"),
     "export": ("sdpnet.commands.export", "write a finished model as ONNX or as an exported PyTorch program"),
+    "lab": ("sdpnet.commands.lab", "compare variants of a config, with standard errors"),
     "sheet": ("sdpnet.commands.sheet", "draw a training batch as the model gets it"),
     "config": ("sdpnet.commands.config", "list the config keys, or what differs between two configs"),
     "doctor": ("sdpnet.commands.doctor", "what is installed, and what limits training on this machine"),

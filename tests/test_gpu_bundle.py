@@ -8,6 +8,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from types import ModuleType
 
@@ -107,3 +108,23 @@ def test_a_bundle_runs_by_itself(native: None, image_folder: Path, tmp_path: Pat
     assert "train 24, val 24 images" in run.stdout and "depthwise  passed" in run.stdout
     commit = (out / "checkout/COMMIT").read_text().strip()
     assert f"commit {commit};" in run.stdout
+
+
+def test_a_pack_in_parts_has_every_image_once_and_every_class_in_each_part(tmp_path: Path) -> None:
+    images = tmp_path / "tiny"
+    for split, number in (("train", 7), ("val", 4)):
+        for name in ("ant", "bee"):
+            (images / split / name).mkdir(parents=True)
+            for image in range(number):
+                (images / split / name / f"{image}.jpg").write_bytes(f"{split}{name}{image}".encode())
+    paths = script("gpu_bundle").pack_parts(images, tmp_path / "packs", 3)
+    assert [path.name for path in paths] == ["tiny-1.tar.xz", "tiny-2.tar.xz", "tiny-3.tar.xz"]
+    found: list[str] = []
+    for path in paths:
+        with tarfile.open(path) as archive:
+            names = archive.getnames()
+            assert {name.rpartition("/")[0] for name in names} == {
+                f"{s}/{c}" for s in ("train", "val") for c in ("ant", "bee")
+            }
+            found += names
+    assert len(found) == len(set(found)) == 2 * (7 + 4)

@@ -51,6 +51,7 @@ OPTIM = (*CONFIG, *DISTRIBUTED, "sdpnet/optim")
 CHECKPOINTS = (*OPTIM, "sdpnet/checkpoints")
 EXECUTION = (*CHECKPOINTS, "sdpnet/execution", "sdpnet/execution/variants")
 REPORTING = (*CHECKPOINTS, *PAGES, "sdpnet/reporting")
+LAB = (*REPORTING, "sdpnet/lab")
 LOADING = (*CONFIG, *AUGMENT, *LOADER, "sdpnet/loading")
 TRAINING = (*LOADING, *EXECUTION, *REPORTING, "pipelines", "sdpnet/training")
 BENCHMARKS = (*AUGMENT, *LOADER, "pipelines", "pipelines/benchmarks")
@@ -96,11 +97,12 @@ ALLOWED = {
     "sdpnet/execution/variants": EXECUTION,
     "sdpnet/reporting": REPORTING,
     "sdpnet/loading": LOADING,
+    "sdpnet/lab": LAB,
     "sdpnet/training": TRAINING,
     "sdpnet/train": TRAINING,
     "sdpnet/benchmarks": (*TRAINING, *BENCHMARKS, "sdpnet/benchmarks"),
-    "sdpnet/commands": (*TRAINING, *BENCHMARKS, "sdpnet/benchmarks", "sdpnet/commands"),
-    "sdpnet/gpu_checks/programs": (*TRAINING, *BENCHMARKS, "sdpnet/benchmarks", "sdpnet/gpu_checks/programs"),
+    "sdpnet/commands": (*TRAINING, *BENCHMARKS, *LAB, "sdpnet/benchmarks", "sdpnet/commands"),
+    "sdpnet/gpu_checks/programs": (*TRAINING, *BENCHMARKS, *LAB, "sdpnet/benchmarks", "sdpnet/gpu_checks/programs"),
     "sdpnet/gpu_checks": (*EXECUTORS, "sdpnet/gpu_checks", "sdpnet/gpu_checks/programs"),
     "sdpnet/cli": TERMINAL,  # the commands are imported by name, each when it is asked for
 }
@@ -113,8 +115,14 @@ BACKENDS = {
         "preprocess/sources/parquet/columns.py",
         "preprocess/sources/parquet/row.py",
     ),
+    "torchao": ("sdpnet/execution/variants/fp8.py",),
     "triton": (
+        "sdpnet/model/kernels/batch_norm_kernel.py",
+        "sdpnet/model/kernels/attention_kernel.py",
         "sdpnet/model/kernels/depthwise_kernel.py",
+        "sdpnet/model/kernels/feed_forward_kernel.py",
+        "sdpnet/model/kernels/gelu_kernel.py",
+        "sdpnet/optim/update_kernel.py",
         "pipelines/augment/fused/finish.py",
         "pipelines/augment/fused/neighbours.py",
         "pipelines/augment/fused/operations.py",

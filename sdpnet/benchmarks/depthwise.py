@@ -1,22 +1,26 @@
-"""Times a conv block with torch's and with Triton's depthwise convolution: `python -m sdpnet.benchmarks.depthwise`.
+"""Times a conv block in each of its variants: `python -m sdpnet.benchmarks.depthwise`.
 
-The input has the shape of SdP-Net XXL at 224 px. The contestants take turns, for each dtype, and the first round does
-not count. Without a GPU on which the kernels run, the result is "not measured".
+The variants are torch's, the one with Triton's depthwise convolution, and the one that is a single operation in
+training. The input is channels_last and has the shape of SdP-Net XXL at 224 px. The contestants take turns, for each
+dtype, and the first round does not count. Without a GPU on which the kernels run, the result is "not measured".
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-from sdpnet.execution.depthwise_choice import block_seconds
 from sdpnet.execution.hardware import amp_dtype
+from sdpnet.execution.variants.choice import Measured, race
+from sdpnet.execution.variants.conv_block import CANDIDATES, conv_block_variants
 from sdpnet.model.kernels.depthwise import runs_on
 from sdpnet.model.sdpnet import MODELS
 from sdpnet.pipelines.errors import require
@@ -45,27 +49,24 @@ def measure(device: torch.device, batch: int, rounds: int) -> dict[str, Any]:
     }
     if not runs_on(device):
         return {**record, "device": None, "results": UNKNOWN}
-    results = {
-        name: {
-            what: _figures(block_seconds(shape, options.kernel_size, dtype, device, rounds=rounds, backward=backward))
-            for what, backward in (("forward", False), ("forward and backward", True))
-        }
-        for name in DTYPES
-        for dtype in (amp_dtype(name, device),)
-    }
-    name = torch.cuda.get_device_name(device)
-    return {**record, "device": name, "driver": driver(), "cudnn": torch.backends.cudnn.version(), "results": results}
+    results: dict[str, dict[str, Any]] = {}
+    for name in DTYPES:
+        dtype, results[name] = amp_dtype(name, device), {}
+        for what, backward in (("forward", False), ("forward and backward", True)):
+            variants = conv_block_variants(CANDIDATES, shape, options.kernel_size, dtype, device, backward=backward)
+            # Products in TF32, which torch's convolutions use, do not agree with float32's.
+            measured = race(replace(variants, tolerance=math.inf), device, rounds=rounds)
+            results[name][what] = {contestant: _figures(row) for contestant, row in measured.items()}
+    gpu = torch.cuda.get_device_name(device)
+    return {**record, "device": gpu, "driver": driver(), "cudnn": torch.backends.cudnn.version(), "results": results}
 
 
-def _figures(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
-    return {
-        name: {
-            "median_ms": round(statistics.median(values) * 1e3, 4),
-            "min_ms": round(min(values) * 1e3, 4),
-            "max_ms": round(max(values) * 1e3, 4),
-        }
-        for name, values in seconds.items()
-    }
+def _figures(measured: Measured) -> dict[str, float] | str:
+    """The median and the range, or why there is no time."""
+    if measured.reason:
+        return measured.reason
+    median, least, most = (f(measured.seconds) * 1e3 for f in (statistics.median, min, max))
+    return {"median_ms": round(median, 4), "min_ms": round(least, 4), "max_ms": round(most, 4)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None, program: str = "python -m sdpnet.benchmarks.depthwise") -> int:
     """The command line; returns the exit status."""
-    description = "Times a conv block with torch's and with Triton's depthwise convolution."
+    description = "Times a conv block by torch, with Triton's depthwise convolution, and as one operation."
     return run_alone(program, description, add_arguments, run, argv)
 
 

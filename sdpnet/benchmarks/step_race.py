@@ -167,7 +167,8 @@ class _Contestant:
             model = make()
         else:
             options = recipe.model.options(num_classes)
-            self.macs, self.conv_macs = forward_macs(options, size), conv_block_macs(options, size)
+            self.macs = forward_macs(options, size, options.patch_dropout)
+            self.conv_macs = conv_block_macs(options, size)
             model = SdPNet(options)
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
         processes = Processes(ShardOptions(), device)

@@ -136,25 +136,25 @@ def matmul_rate(dtype: torch.dtype, device: torch.device, seconds: float) -> flo
 
 def step_rate(config: Config, batch_size: int, device: torch.device, seconds: float) -> float:
     """Images/s of the training step of `train` with this config, on noise, in one process."""
-    step, num_images = step_on_noise(config, batch_size, device)
+    step, num_images, _ = step_on_noise(config, batch_size, device)
     return _rate(step, num_images, device, seconds)
 
 
-def step_on_noise(config: Config, batch_size: int, device: torch.device) -> tuple[Callable[[], object], int]:
+def step_on_noise(config: Config, batch_size: int, device: torch.device) -> tuple[Callable[[], object], int, list[str]]:
     """Makes the training step of `train` with this config.
 
     Returns:
-        A function that takes the next step on noise, and its number of images.
+        A function that takes the next step on noise, its number of images, and lines about the step's choices.
     """
     num_classes = config.model.num_classes or 1000
     quiet = replace(config.train, on_nonfinite="skip", max_nonfinite=10**9)  # on noise, a step may well not be finite
     config = replace(config, train=quiet, data=replace(config.data, batch_size_per_gpu=batch_size))
     model = SdPNet(config.model.options(num_classes)).to(device)
-    training_step, _ = make_training_step(config, model, num_classes, Processes(ShardOptions(), device))
+    training_step, notes = make_training_step(config, model, num_classes, Processes(ShardOptions(), device))
     training_step.model.train()
     numbers, batches = itertools.count(1), noise(config, num_classes, device)
     images = batch_size * config.train.accumulate
-    return lambda: training_step(batches, next(numbers), config.optim.lr), images
+    return lambda: training_step(batches, next(numbers), config.optim.lr), images, notes
 
 
 def noise(config: Config, num_classes: int, device: torch.device) -> Generator[Batch, None, None]:

@@ -7,6 +7,7 @@ __all__ = [
     "Config",
     "dump_config",
     "key_reference",
+    "length",
     "load",
     "load_config",
     "options",

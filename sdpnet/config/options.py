@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from sdpnet.model.sdpnet import MODELS, ModelOptions, Position, create_model_options
+from sdpnet.model.stem import Stem
 from sdpnet.pipelines.errors import UserError, nearest, require
 from sdpnet.pipelines.options import AugmentOptions, DataOptions
 
@@ -50,6 +51,9 @@ class ModelConfig:
     layer_scale: float | None = None
     drop_path: float | None = None
     final_norm: bool | None = None
+    stem: Stem | None = None
+    qk_norm: bool | None = None
+    patch_dropout: float | None = None
 
     def __post_init__(self) -> None:
         if self.name not in MODELS:
@@ -66,7 +70,9 @@ class OptimOptions:
     """Section `optim`: the optimizer, the learning rate and its schedule.
 
     Attributes:
-        name: `adamw`, or `muon`: Muon for the blocks' matrices and AdamW for everything else.
+        name: `adamw`, or `muon`: Muon for the blocks' matrices and AdamW for everything else. `nadamuon` takes timm's
+            AdaMuon with Nesterov momentum (Si et al., 2025) in place of Muon, with the second of `betas`; on a GPU, the
+            host then waits for the device in each step.
         lr: The peak learning rate at a global batch of `lr_reference_batch` images.
         lr_reference_batch: The global batch for which `lr` is meant. The rate in use is `lr` times the global batch
             divided by this number; 0 uses `lr` as it is.
@@ -85,7 +91,7 @@ class OptimOptions:
         restart_factor: How many times as long as the cycle before it each further cycle is.
     """
 
-    name: Literal["adamw", "muon"] = "adamw"
+    name: Literal["adamw", "muon", "nadamuon"] = "adamw"
     lr: float = 1e-3
     lr_reference_batch: int = 512
     min_lr: float = 0.0
@@ -115,20 +121,24 @@ class OptimOptions:
 
 @dataclass(frozen=True)
 class ResolutionOptions:
-    """Section `resolution`: training on images that grow from `start_size` to `data.image_size`.
+    """Section `resolution`: the sizes of the training images, which can grow. Evaluation uses `data.image_size`.
 
     Attributes:
         start_size: Pixels a side of the training images at the beginning, a multiple of `multiple` and of the model's
-            patch size; 0 trains at `data.image_size` from the start.
+            patch size; 0 trains at the final size from the start.
         begin_epoch: The epoch from which on the images grow, linearly; before it they have `start_size`.
-        end_epoch: The epoch from which on they have `data.image_size`; at most `train.epochs`.
+        end_epoch: The epoch from which on they have the final size; at most `train.epochs`.
         multiple: The sizes in between are rounded to a multiple of so many pixels, itself a multiple of the patch size.
+        end_size: Pixels a side of the training images at the end, a multiple of the patch size and at most
+            `data.image_size`; 0 is `data.image_size`. Random crops show objects larger than evaluation does, so that
+            training at a smaller size than evaluation costs less and can score higher (Touvron et al., 2019).
     """
 
     start_size: int = 0
     begin_epoch: int = 0
     end_epoch: int = 1
     multiple: int = 32
+    end_size: int = 0
 
     def __post_init__(self) -> None:
         require(self.start_size >= 0, "resolution.start_size", self.start_size, "0 (off) or more")
@@ -140,6 +150,7 @@ class ResolutionOptions:
             f"above resolution.begin_epoch ({self.begin_epoch})",
         )
         require(self.multiple >= 1, "resolution.multiple", self.multiple, "at least 1")
+        require(self.end_size >= 0, "resolution.end_size", self.end_size, "0 (data.image_size) or more")
 
 
 @dataclass(frozen=True)
@@ -189,6 +200,8 @@ class TrainOptions:
 
     Attributes:
         epochs: Passes over the training split.
+        full_patch_epochs: The last epochs of the training, in which `model.patch_dropout` is off, so that the encoder
+            learns from as many patches as it gets in evaluation; at most `epochs`.
         start_from: The weights that a new run begins with: another run, a checkpoint of it or a `model.safetensors`
             (see `sdpnet.training.finetune`). Empty starts from random weights.
         other_classes: What happens when the shard set's classes, by name and order, are not those that a resumed run or
@@ -209,6 +222,23 @@ class TrainOptions:
         memory_format: The layout of images and convolutions; `probe` times both at the start and takes the faster one.
         depthwise: Whose depthwise convolution the conv blocks use. `auto` times PyTorch's and our Triton kernel once on
             a GPU and takes the faster one; elsewhere it is PyTorch's.
+        conv_block: Who computes batch norm, GELU and the residual sum of the conv blocks in training. `auto` times
+            PyTorch's and our Triton kernels, which include the depthwise convolution, once on a GPU and takes the
+            faster one; elsewhere it is PyTorch's.
+        patch: How the patch embedding is computed: as a convolution, or as a copy and one matrix product. `auto` times
+            both once on a GPU and takes the faster one; elsewhere it is the convolution.
+        attention: Whose attention the transformer blocks use. `auto` times PyTorch's and our Triton kernel once on a
+            GPU and takes the faster one; elsewhere it is PyTorch's. Our kernel is for bf16 or fp16, at most 256 tokens
+            and heads of at most 64 channels; images with more tokens take PyTorch's.
+        mlp: How the feed-forward parts of the transformer blocks are computed. `torch`: by PyTorch. `triton`: bias,
+            GELU and dropout are one kernel of ours. `auto` times both once on a GPU and takes the faster one; elsewhere
+            it is PyTorch's.
+        update: Who updates weights and average. `triton` clips, steps and averages in one pass over the weights. `auto`
+            times it and PyTorch's update once on a GPU and takes the faster one; elsewhere it is PyTorch's.
+        fp8: Whether the linear layers of the transformer blocks multiply in float8, by torchao. `off` keeps `amp`'s
+            arithmetic. `tensorwise` has one scale for each tensor, `rowwise` one for each row. `auto` times a block
+            with each of them on GPUs of compute capability 8.9 and more and takes the fastest. Evaluation and the
+            average do not use float8.
         device: Where to train; `auto` is the GPU where there is one.
         amp: The arithmetic of mixed precision. `auto` is bf16 on GPUs that compute it, fp16 with a gradient scaler on
             older ones, and fp32 on the CPU.
@@ -224,6 +254,7 @@ class TrainOptions:
     """
 
     epochs: int = 10
+    full_patch_epochs: int = 0
     start_from: str = ""
     other_classes: Literal["refuse", "keep", "new_head"] = "refuse"
     accumulate: int = 1
@@ -235,6 +266,12 @@ class TrainOptions:
     compile: Literal["auto"] | bool = "auto"
     memory_format: Literal["channels_last", "contiguous", "probe"] = "channels_last"
     depthwise: Literal["auto", "torch", "triton"] = "auto"
+    conv_block: Literal["auto", "torch", "triton"] = "auto"
+    patch: Literal["auto", "convolution", "product"] = "auto"
+    attention: Literal["auto", "torch", "triton"] = "auto"
+    mlp: Literal["auto", "torch", "triton"] = "auto"
+    update: Literal["auto", "torch", "triton"] = "auto"
+    fp8: Literal["off", "auto", "tensorwise", "rowwise"] = "off"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     amp: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     log_interval: int = 50
@@ -248,10 +285,12 @@ class TrainOptions:
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulate", "log_interval", "eval_interval", "keep_checkpoints"):
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
+        most = f"0 to train.epochs ({self.epochs})"
+        require(0 <= self.full_patch_epochs <= self.epochs, "train.full_patch_epochs", self.full_patch_epochs, most)
         allowed = self.micro_batch is None or self.micro_batch == "auto" or self.micro_batch >= 1
         require(allowed, "train.micro_batch", self.micro_batch, "auto, null or at least 1")
-        most = 10_000_000  # about 116 days; torch counts in a fixed number of bits
-        require(1 <= self.timeout_seconds <= most, "train.timeout_seconds", self.timeout_seconds, f"1 to {most}")
+        longest = 10_000_000  # about 116 days; torch counts in a fixed number of bits
+        require(1 <= self.timeout_seconds <= longest, "train.timeout_seconds", self.timeout_seconds, f"1 to {longest}")
         require(self.max_nonfinite >= 0, "train.max_nonfinite", self.max_nonfinite, "0 or more")
         require(
             self.checkpoint_interval >= 0,
@@ -311,8 +350,11 @@ class Config:
             f"a multiple of the patch size {patch}",
         )
         growing = self.resolution
+        full = growing.end_size or self.data.image_size
+        largest = f"a multiple of the patch size {patch}, at most data.image_size ({self.data.image_size})"
+        fits = full % patch == 0 and full <= self.data.image_size
+        require(fits, "resolution.end_size", growing.end_size, largest)
         if growing.start_size:
-            full = self.data.image_size
             for name in ("start_size", "multiple"):
                 fits = getattr(growing, name) % patch == 0
                 require(fits, f"resolution.{name}", getattr(growing, name), f"a multiple of the patch size {patch}")

@@ -3,7 +3,6 @@
 __all__ = [
     "compiled",
     "data_wait",
-    "depthwise_choice",
     "hardware",
     "memory_format",
     "micro_batch",

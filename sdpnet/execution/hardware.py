@@ -16,7 +16,8 @@ from sdpnet.pipelines.errors import UserError
 __all__ = ["Card", "StepChoices", "amp_dtype", "choose_dtype", "choose_step", "look_at"]
 
 _DTYPES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-_TRITON: Final = (7, 5)  # the lowest compute capability that Triton compiles for
+_TRITON: Final = (7, 5)  # the lowest compute capability for the kernels of the device stage
+_COMPILABLE: Final = (7, 0)  # the lowest that torch's inductor accepts, and that Triton 3.6 and 3.8 compile for
 _AMPERE: Final = (
     8,
     0,
@@ -112,15 +113,18 @@ def choose_dtype(amp: str, card: Card) -> torch.dtype:
 def choose_step(card: Card, *, amp: str = "auto", compile: bool | Literal["auto"] = "auto") -> StepChoices:
     """The choices for a card and the config keys `train.amp` and `train.compile`.
 
-    `compile="auto"` compiles on GPUs of compute capability 8.0 or more if Triton and a C compiler are installed.
+    `compile="auto"` compiles on GPUs of compute capability 8.0 or more if Triton and a C compiler are installed, and
+    `compile=True` from 7.0 on.
 
     Raises:
         UserError: `compile` is True on a machine that cannot compile.
     """
     dtype, on_gpu, capability = choose_dtype(amp, card), card.capability is not None, card.capability or (0, 0)
     triton = capability >= _TRITON and card.has_triton
-    if compile is True and not (card.has_compiler and (triton or not on_gpu)):
-        lacks = "a C compiler" if not card.has_compiler else "Triton" if not card.has_triton else "a newer GPU"
+    compilable = capability >= _COMPILABLE and card.has_triton
+    if compile is True and not (card.has_compiler and (compilable or not on_gpu)):
+        newer = "a GPU of compute capability 7.0 or more"
+        lacks = "a C compiler" if not card.has_compiler else "Triton" if not card.has_triton else newer
         raise UserError(f"train.compile = true: needs {lacks} on this machine; use auto or false")
     flash = capability >= _AMPERE and dtype != torch.float32
     return StepChoices(

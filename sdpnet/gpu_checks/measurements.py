@@ -137,7 +137,8 @@ def _accuracy(settings: Settings, seconds: float) -> list[str]:
     recipes = ",".join(f"{name}={path}" for name, path in settings.recipes.items())
     seconds = 30 if settings.tiny else 0.95 * seconds
     words = ["--recipes", recipes, "--seconds", f"{seconds:.0f}", "--work", str(settings.out / "accuracy-runs")]
-    tiny = ["--settings", "data.batch_size_per_gpu=4,data.image_size=32,train.compile=false"] if settings.tiny else []
+    small = "data.batch_size_per_gpu=4,data.image_size=32,resolution.start_size=0,resolution.end_size=0"
+    tiny = ["--settings", f"{small},train.compile=false"] if settings.tiny else []
     where = ["--device", settings.device, "--json", str(settings.file("accuracy"))]
     return ["-m", "sdpnet.gpu_checks.programs.accuracy", *words, *tiny, *where]
 

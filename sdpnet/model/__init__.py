@@ -8,8 +8,13 @@ __all__ = [
     "SdPNet",
     "create_model",
     "create_model_options",
+    "dropout",
+    "feed_forward",
     "flops",
+    "patch_dropout",
+    "patch_product",
     "positions",
     "sdpnet",
+    "stem",
     "timm_models",
 ]

@@ -55,7 +55,7 @@ def rotate(x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
     """Applies an axial rotary embedding (Su et al., 2021): rotates channels i and i + dim / 2 of x.
 
     Args:
-        x: (B, heads, tokens, dim).
+        x: (B, heads, tokens, dim), or any shape that `embedding` is broadcast to.
         embedding: what `rotary_embedding` returns, in float32 or wider, in which the products are computed.
 
     Returns:

@@ -5,12 +5,14 @@
 
 Sources: ConvMixer (Trockman & Kolter, 2022) for the convolutional part, ViT (Dosovitskiy et al., 2020) for the pre-norm
 encoder and its head with one hidden tanh layer, registers from Darcet et al., 2023. Off by default: position embeddings
-(`sdpnet.model.positions`), LayerScale (Touvron et al., 2021), stochastic depth (Huang et al., 2016), a final norm.
+(`sdpnet.model.positions`), LayerScale (Touvron et al., 2021), stochastic depth (Huang et al., 2016), a final norm, an
+overlapping stem (`sdpnet.model.stem`), norms of queries and keys (Dehghani et al., 2023), patch dropout
+(`sdpnet.model.patch_dropout`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal, get_args
@@ -21,8 +23,15 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from sdpnet.model.dropout import draw_keys
+from sdpnet.model.feed_forward import FeedForward
+from sdpnet.model.kernels import conv_block
+from sdpnet.model.kernels.attention import attention, takes
 from sdpnet.model.kernels.depthwise import depthwise_gelu
+from sdpnet.model.patch_dropout import drop_patches
+from sdpnet.model.patch_product import patch_product
 from sdpnet.model.positions import resample_grid, rotary_embedding, rotate, sincos_embedding
+from sdpnet.model.stem import Stem, make_stem
 from sdpnet.pipelines.errors import UserError, nearest, require
 
 __all__ = ["MODELS", "ModelOptions", "Position", "SdPNet", "create_model", "create_model_options"]
@@ -63,6 +72,12 @@ class ModelOptions:
         layer_scale: The initial factor of the two residual branches of a transformer block; 0 is without LayerScale.
         drop_path: The rate of stochastic depth in the last block. It rises linearly from 0 over all blocks.
         final_norm: Whether there is a LayerNorm before the head.
+        stem: How images become patches. `patch` is one convolution with a stride of `patch_size`. `conv` is a stack of
+            overlapping 3 x 3 convolutions of stride 2 (Xiao et al., 2021); `patch_size` must then be a power of 2.
+        qk_norm: Whether each head normalises its queries and keys with a LayerNorm (ViT-22B, Dehghani et al., 2023).
+        patch_dropout: The share of the patches that the transformer blocks do not get in training, drawn anew for each
+            image and step (Liu et al., 2022). The conv blocks and evaluation use all patches. See also
+            `train.full_patch_epochs`.
     """
 
     num_classes: int = 1000
@@ -81,6 +96,9 @@ class ModelOptions:
     layer_scale: float = 0.0
     drop_path: float = 0.0
     final_norm: bool = False
+    stem: Stem = "patch"
+    qk_norm: bool = False
+    patch_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         for name, largest in _LARGEST.items():
@@ -91,14 +109,23 @@ class ModelOptions:
             raise UserError(f"model.heads = {self.heads}: must divide model.dim = {self.dim}")
         if self.kernel_size % 2 == 0:
             raise UserError(f"model.kernel_size = {self.kernel_size}: must be odd")
-        for name in ("dropout", "drop_path", "layer_scale"):
+        for name in ("dropout", "drop_path", "layer_scale", "patch_dropout"):
             value = getattr(self, name)
             ok = type(value) in (int, float) and 0 <= value < (_LARGEST_SCALE if name == "layer_scale" else 1)
             allowed = f"0 (off) or more, below {_LARGEST_SCALE:g}" if name == "layer_scale" else "in [0, 1)"
             require(ok, f"model.{name}", value, allowed)
-        require(type(self.final_norm) is bool, "model.final_norm", self.final_norm, "true or false")
-        if self.position not in get_args(Position):
-            raise UserError(f"model.position = {self.position!r}: {nearest(str(self.position), get_args(Position))}")
+        for name in ("final_norm", "qk_norm"):
+            require(type(getattr(self, name)) is bool, f"model.{name}", getattr(self, name), "true or false")
+        for name, words in (("position", get_args(Position)), ("stem", get_args(Stem))):
+            if (value := getattr(self, name)) not in words:
+                raise UserError(f"model.{name} = {value!r}: {nearest(str(value), words)}")
+        if self.stem == "conv":
+            power = self.patch_size >= 2 and self.patch_size.bit_count() == 1
+            require(power, "model.patch_size", self.patch_size, "a power of 2, from 2, for model.stem = 'conv'")
+            smallest = self.patch_size // 2
+            require(
+                self.dim % smallest == 0, "model.dim", self.dim, f"a multiple of {smallest} for model.stem = 'conv'"
+            )
         width = {"sincos": self.dim, "rope": self.dim // self.heads}.get(self.position, 0)
         if width % 4:
             what = "model.dim" if self.position == "sincos" else "model.dim / model.heads"
@@ -132,10 +159,15 @@ class DropPath(nn.Module):
         self.register_buffer("kept", torch.tensor(1 - rate), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        factor = self.factor(x)
+        return x if factor is None else x * factor.to(x.dtype)
+
+    def factor(self, x: torch.Tensor) -> torch.Tensor | None:
+        """The factors that `forward` draws for x (B, ...): float32 (B, 1, ...), or None if they are all 1."""
         if not self.training or not self.drops:
-            return x
+            return None
         taken = torch.rand([len(x)] + [1] * (x.ndim - 1), device=x.device) < self.kept
-        return x * (taken / self.kept).to(x.dtype)
+        return taken / self.kept
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3g}"
@@ -160,12 +192,14 @@ class ConvBlock(nn.Module):
     """y = BN(GELU(depthwise(x))); BN(GELU(conv1x1(x + y))): (B, dim, h, w) -> the same shape.
 
     `drop_path` is applied to y, the only residual branch. With `triton` set, `sdpnet.model.kernels.depthwise` computes
-    GELU(depthwise(x)) from the same parameters.
+    GELU(depthwise(x)) from the same parameters. With `fused` set, `sdpnet.model.kernels.conv_block` computes the whole
+    block in training.
     """
 
     def __init__(self, dim: int, kernel_size: int, drop_path: float) -> None:
         super().__init__()
         self.triton = False
+        self.fused = False
         self.depthwise = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
         self.norm1 = nn.BatchNorm2d(dim)
         self.pointwise = nn.Conv2d(dim, dim, 1)
@@ -173,6 +207,9 @@ class ConvBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.fused and conv_block.takes(x, self.norm1, self.norm2):
+            factor = self.drop_path.factor(x)
+            return conv_block.fused_conv_block(x, self.depthwise, self.norm1, factor, self.pointwise, self.norm2)
         if self.triton:
             assert self.depthwise.bias is not None
             y = depthwise_gelu(x, self.depthwise.weight, self.depthwise.bias)
@@ -185,40 +222,55 @@ class ConvBlock(nn.Module):
 class TransformerBlock(nn.Module):
     """Pre-norm encoder block with dropout in the feed-forward part only: (B, tokens, dim) -> the same shape.
 
-    `rotary` is the result of `sdpnet.model.positions.rotary_embedding` for the tokens, or None.
+    `rotary` is the result of `sdpnet.model.positions.rotary_embedding` for the tokens, or None. `keys` decide what
+    dropout drops (see `FeedForward`). With `triton` set, `sdpnet.model.kernels.attention` computes the attention
+    wherever it can.
     """
 
     def __init__(self, options: ModelOptions, drop_path: float) -> None:
         super().__init__()
-        dim, heads, mlp_ratio, dropout = options.dim, options.heads, options.mlp_ratio, options.dropout
+        self.triton = False
+        dim, heads = options.dim, options.heads
         self.heads = heads
         self.norm1 = nn.LayerNorm(dim)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
+        self.q_norm, self.k_norm = (nn.LayerNorm(dim // heads) if options.qk_norm else nn.Identity() for _ in range(2))
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = nn.Sequential(
-            nn.Linear(dim, mlp_ratio * dim),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(mlp_ratio * dim, dim),
-            nn.Dropout(dropout),
-        )
+        self.mlp = FeedForward(dim, options.mlp_ratio * dim, options.dropout)
         self.scale1, self.scale2 = (
             LayerScale(dim, options.layer_scale) if options.layer_scale else nn.Identity() for _ in range(2)
         )
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: torch.Tensor, rotary: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, rotary: torch.Tensor | None = None, keys: torch.Tensor | None = None
+    ) -> torch.Tensor:
         x = x + self.drop_path(self.scale1(self.attention(self.norm1(x), rotary)))
-        return x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
+        return x + self.drop_path(self.scale2(self.mlp(self.norm2(x), keys)))
 
     def attention(self, x: torch.Tensor, rotary: torch.Tensor | None) -> torch.Tensor:
         batch, tokens, dim = x.shape
-        q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        qkv = self.qkv(x).view(batch, tokens, 3, self.heads, dim // self.heads)
+        if self.triton and takes(tokens, dim // self.heads, qkv.dtype):
+            return self.proj(attention(self._normed_and_rotated(qkv, rotary)))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)  # under autocast, a LayerNorm returns float32
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
         x = F.scaled_dot_product_attention(q, k, v)
         return self.proj(x.transpose(1, 2).reshape(batch, tokens, dim))
+
+    def _normed_and_rotated(self, qkv: torch.Tensor, rotary: torch.Tensor | None) -> torch.Tensor:
+        """Queries, keys and values (B, tokens, 3, heads, width) for our kernel: torch.compile makes one pass of it."""
+        if rotary is None and isinstance(self.q_norm, nn.Identity):
+            return qkv
+        q, k, v = qkv.unbind(2)
+        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+        if rotary is not None:  # (2, tokens, width), or with patch dropout (2, B, 1, tokens, width)
+            rotary = rotary.unsqueeze(2) if rotary.ndim == 3 else rotary.transpose(2, 3)
+            q, k = rotate(q, rotary), rotate(k, rotary)
+        return torch.stack([q, k, v], dim=2)
 
 
 class SdPNet(nn.Module):
@@ -228,6 +280,8 @@ class SdPNet(nn.Module):
         checkpointing: if True, training keeps only the inputs of the blocks and computes the rest a second time in the
             backward pass, with the same random draws. The gradients are the same; it takes less memory and about a
             third more time.
+        patch_as_product: whether `sdpnet.model.patch_product` computes the patch convolution from the same parameters.
+        patch_dropout: the rate of patch dropout in training. It is `options.patch_dropout` until a schedule sets it.
         watch_conv_blocks: if set, it is called with the input of the first conv block and "begin", and with the output
             of the last one and "end". A benchmark times the conv blocks with it, because torch.compile would trace
             hooks of modules.
@@ -237,9 +291,11 @@ class SdPNet(nn.Module):
         super().__init__()
         self.options = options
         self.checkpointing = False
+        self.patch_as_product = False
+        self.patch_dropout = options.patch_dropout
         self.watch_conv_blocks: Callable[[torch.Tensor, Literal["begin", "end"]], object] | None = None
         dim = options.dim
-        self.patch = nn.Conv2d(3, dim, options.patch_size, stride=options.patch_size)
+        self.patch = make_stem(options.stem, dim, options.patch_size)
         self.patch_norm = nn.BatchNorm2d(dim)
         depth = options.conv_blocks + options.transformer_blocks
         rates = [options.drop_path * block / max(1, depth - 1) for block in range(depth)]
@@ -276,8 +332,13 @@ class SdPNet(nn.Module):
         return self.head(self.norm(self.tokens(images)[:, 0]))
 
     def tokens(self, images: torch.Tensor) -> torch.Tensor:
-        """Images as for `forward` -> the last block's tokens [class, registers, patches] (B, 1 + R + N, dim)."""
-        x = self.patch_norm(self.patch(images))
+        """Images as for `forward` -> the last block's tokens [class, registers, patches] (B, 1 + R + N, dim).
+
+        In training with patch dropout, N is the number of patches that remain.
+        """
+        product = isinstance(self.patch, nn.Conv2d) and self.patch_as_product
+        x = patch_product(images, self.patch.weight, self.patch.bias) if product else self.patch(images)  # type: ignore[arg-type]
+        x = self.patch_norm(x)
         if self.watch_conv_blocks is not None:
             self.watch_conv_blocks(x, "begin")
         for block in self.conv_blocks:
@@ -285,9 +346,21 @@ class SdPNet(nn.Module):
         if self.watch_conv_blocks is not None:
             self.watch_conv_blocks(x, "end")
         x, rotary = self.encoder_input(x)
-        for block in self.transformer_blocks:
-            x = self._run(block, x, rotary)
+        if self.training and self.patch_dropout:
+            x, rotary = drop_patches(x, rotary, 1 + self.options.registers, self.patch_dropout)
+        for block, keys in zip(self.transformer_blocks, self._dropout_keys(x), strict=True):
+            x = self._run(block, x, rotary, keys)
         return x
+
+    def _dropout_keys(self, x: torch.Tensor) -> Iterable[torch.Tensor | None]:
+        """For each transformer block, what its dropouts of tokens (B, 1 + R + N, dim) draw from; None without dropout.
+
+        They are inputs of the blocks, so that a block drops the same again when its activations are recomputed.
+        """
+        options, blocks = self.options, len(self.transformer_blocks)
+        if not self.training or options.dropout == 0:
+            return [None] * blocks
+        return draw_keys(blocks, len(x) * x.shape[1], options.dim * options.mlp_ratio, x.device)
 
     def encoder_input(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The inputs of the transformer blocks: patches (B, dim, h, w) -> (tokens (B, 1 + R + N, dim), `rotary`).

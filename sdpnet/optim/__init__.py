@@ -1,3 +1,3 @@
 """Optimizers, losses, averaged weights, and the handling of steps that are not finite."""
 
-__all__ = ["ema", "learning_rate", "loss", "muon", "nonfinite", "optimizer"]
+__all__ = ["ema", "fused_update", "learning_rate", "loss", "muon", "nonfinite", "optimizer", "update", "update_kernel"]

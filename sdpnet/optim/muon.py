@@ -89,7 +89,7 @@ def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
 class MuonAdamW(torch.optim.Optimizer):
     """Muon and AdamW for different parameters, as one optimizer. `param_groups` lists Muon's groups, then AdamW's."""
 
-    def __init__(self, muon: Muon, adamw: torch.optim.AdamW) -> None:
+    def __init__(self, muon: torch.optim.Optimizer, adamw: torch.optim.AdamW) -> None:
         self.parts = {"muon": muon, "adamw": adamw}
         super().__init__(self._groups(), {})  # the dicts are shared, so a learning rate set here is set in the part
 

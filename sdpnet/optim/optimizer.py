@@ -10,6 +10,8 @@ from torch import nn
 from sdpnet.config.options import OptimOptions
 from sdpnet.model.sdpnet import SdPNet
 from sdpnet.optim.muon import Muon, MuonAdamW
+from sdpnet.pipelines.errors import UserError
+from sdpnet.pipelines.terminal.remedy import install_extra
 
 __all__ = ["make_optimizer", "step_unless"]
 
@@ -17,7 +19,7 @@ _TOKENS = ("class_token", "registers", "position")
 
 
 def make_optimizer(model: nn.Module, options: OptimOptions, *, fused: bool | None = None) -> torch.optim.Optimizer:
-    """Makes the optimizer: AdamW (Loshchilov & Hutter, 2017) or, with `name: muon`, Muon and AdamW.
+    """Makes the optimizer: AdamW (Loshchilov & Hutter, 2017) or, with `name: muon` or `nadamuon`, Muon and AdamW.
 
     Muon takes the matrices and 1 x 1 convolutions of the blocks, and AdamW the rest: patch convolution, depthwise
     filters and head.
@@ -46,7 +48,7 @@ def make_optimizer(model: nn.Module, options: OptimOptions, *, fused: bool | Non
     for name, parameter in model.named_parameters():
         spared = parameter.ndim < 2 or "scale" in name or name.startswith(_TOKENS)
         is_matrix = not spared and parameter.shape[1] > 1 and parameter.shape[2:].numel() == 1
-        for_muon = options.name == "muon" and is_matrix and name.startswith(tuple(blocks))
+        for_muon = options.name != "adamw" and is_matrix and name.startswith(tuple(blocks))
         kind = (for_muon, options.layer_decay ** layers_above(name), spared)
         groups.setdefault(kind, []).append(parameter)
 
@@ -61,7 +63,22 @@ def make_optimizer(model: nn.Module, options: OptimOptions, *, fused: bool | Non
     adamw = torch.optim.AdamW(groups_for(False), lr=options.lr, betas=options.betas, eps=options.eps, fused=fused)
     if options.name == "adamw":
         return adamw
+    if options.name == "nadamuon":
+        return MuonAdamW(_nadamuon(groups_for(True), options), adamw)
     return MuonAdamW(Muon(groups_for(True), options.lr, options.weight_decay), adamw)
+
+
+def _nadamuon(groups: list[dict[str, Any]], options: OptimOptions) -> torch.optim.Optimizer:
+    """timm's AdaMuon (Si et al., 2025) with Nesterov momentum. Raises `UserError` where timm is missing or older."""
+    try:
+        from timm.optim import Muon as TimmMuon
+
+        # As with Muon, updates have the root mean square of AdamW's, so that both share a learning rate.
+        common = {"lr": options.lr, "weight_decay": options.weight_decay, "betas": options.betas}
+        return TimmMuon(groups, **common, nesterov=True, algo="adamuon", adjust_lr_fn="match_rms_adamw")
+    except (ImportError, TypeError):
+        remedy = install_extra("timm")
+        raise UserError(f"optim.name = 'nadamuon': needs a timm with AdaMuon (1.0.22 or newer): {remedy}") from None
 
 
 def step_unless(optimizer: torch.optim.Optimizer, bad: torch.Tensor) -> None:

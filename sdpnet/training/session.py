@@ -11,7 +11,7 @@ import torch
 
 from sdpnet.checkpoints.model import write_atomically
 from sdpnet.config.load import dump_config
-from sdpnet.config.resolution import image_size_of
+from sdpnet.config.resolution import image_size_of, patch_dropout_of
 from sdpnet.distributed.interrupt import stop_signals
 from sdpnet.distributed.processes import (
     AsyncRead,
@@ -63,6 +63,7 @@ class Session:
         image_size = image_size_of(cursor.epoch, run.config.resolution, run.config.data.image_size)
         with run.training_step.side():
             run.train_loader.set_image_size(image_size)
+        run.model.patch_dropout = patch_dropout_of(cursor.epoch, run.config)
         run.training_step.network.train()
         self.reporter.begin_epoch(cursor.epoch, cursor.step_in_epoch, run.steps_per_epoch)
         batches = run.train_loader.batches(cursor.epoch, cursor.step_in_epoch * run.config.train.accumulate)

@@ -20,18 +20,24 @@ from sdpnet.config.options import Config
 from sdpnet.distributed.processes import Processes
 from sdpnet.execution.compiled import compile_blocks
 from sdpnet.execution.data_wait import DataWait
-from sdpnet.execution.depthwise_choice import choose_depthwise
 from sdpnet.execution.hardware import StepChoices, choose_step, look_at
 from sdpnet.execution.memory_format import choose_memory_format
 from sdpnet.execution.micro_batch import choose_micro_batch, out_of_memory, parts, training_pass
 from sdpnet.execution.side_stream import SideStream
 from sdpnet.execution.sync_norm import synchronize_batch_norm
+from sdpnet.execution.variants.attention import choose_attention
+from sdpnet.execution.variants.conv_block import choose_conv_block
+from sdpnet.execution.variants.fp8 import choose_fp8
+from sdpnet.execution.variants.mlp import choose_mlp
+from sdpnet.execution.variants.patch import choose_patch
+from sdpnet.execution.variants.update import choose_update, make_update
 from sdpnet.model.sdpnet import SdPNet
 from sdpnet.optim.ema import ModelEma
 from sdpnet.optim.learning_rate import set_learning_rate
 from sdpnet.optim.loss import make_loss
 from sdpnet.optim.nonfinite import Guard, Verdict
-from sdpnet.optim.optimizer import make_optimizer, step_unless
+from sdpnet.optim.optimizer import make_optimizer
+from sdpnet.optim.update import Update
 from sdpnet.pipelines.augment import DeviceStage
 from sdpnet.pipelines.contract import Batch
 from sdpnet.pipelines.planning.draws import derive_seed
@@ -69,6 +75,7 @@ class TrainingStep:
         data_wait: measures how long a GPU waits for batches.
         one_pass: runs a forward and a backward pass over a given number of blank images; None in several processes,
             where DDP would take its gradients for those of a step.
+        update: takes the optimizer's step and moves the average.
         guard: skips steps whose loss, gradients or batch-norm statistics are not finite.
         choices: the dtype and the kernels.
         micro_batch: the number of images in one forward and backward pass.
@@ -85,6 +92,7 @@ class TrainingStep:
     one_pass: Callable[[int], None] | None
     ema: ModelEma | None
     optimizer: torch.optim.Optimizer
+    update: Update
     scaler: torch.amp.GradScaler
     guard: Guard
     choices: StepChoices
@@ -164,22 +172,13 @@ class TrainingStep:
         """Updates the weights and their average, unless a value of the step is not finite."""
         with marks.mark("optimizer"):
             self.scaler.unscale_(self.optimizer)
-            grad_norm = self._grad_norm()
+            grad_norm = self.update.grad_norm()
             bad = self.guard.find_bad(number, loss, grad_norm)
-            step_unless(self.optimizer, bad)
+            self.update.step(bad)
             self.scaler.update()
         with marks.mark("EMA"):
-            if self.ema is not None:
-                self.ema.update(self.model, bad)
+            self.update.average(bad)
         return loss, grad_norm, self.guard.verdict()
-
-    def _grad_norm(self) -> torch.Tensor:
-        """The norm of all gradients; clips them where the recipe does."""
-        largest = self.config.optim.clip_grad_norm
-        if largest > 0:
-            return torch.nn.utils.clip_grad_norm_(self.model.parameters(), largest)
-        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients)
 
 
 def make_training_step(
@@ -211,7 +210,8 @@ def make_training_step(
     notes: list[str] = []
     if isinstance(model, SdPNet):
         model.checkpointing = options.checkpoint_activations
-        notes += choose_depthwise(options, model, batch_size, image_size, dtype, processes)
+        for choose_part in (choose_patch, choose_conv_block, choose_attention, choose_mlp):
+            notes += choose_part(options, model, batch_size, image_size, dtype, processes)
     ema = ModelEma(model, config.ema) if config.ema.decay else None
     probe_size = min(batch_size, options.micro_batch if isinstance(options.micro_batch, int) else _PROBED_IMAGES)
     memory_format: Any = choose_memory_format(options.memory_format, model, probe_size, image_size, dtype, processes)
@@ -220,6 +220,10 @@ def make_training_step(
         ema.module.to(memory_format=memory_format)  # with other strides, torch would average each tensor separately
     if options.memory_format == "probe":
         notes.append(f"memory format: {str(memory_format).removeprefix('torch.')} is faster here")
+    update, lines = choose_update(config, model, processes)
+    notes += lines
+    if isinstance(model, SdPNet):
+        notes += choose_fp8(options, model, batch_size, image_size, dtype, processes)
     loss = make_loss(config.loss)
     beside = batch_size if device.type == "cuda" else 0
     one_pass = training_pass(model, loss, image_size=image_size, num_classes=num_classes, dtype=dtype, beside=beside)
@@ -236,6 +240,7 @@ def make_training_step(
         compile_blocks([model])
     scaler = torch.amp.GradScaler(device.type, enabled=choices.scaler)
     ddp = DistributedDataParallel(model, gradient_as_bucket_view=True) if processes.world_size > 1 else None
+    optimizer = make_optimizer(model, config.optim, fused=choices.asynchronous or None)
     step = TrainingStep(
         config=config,
         processes=processes,
@@ -247,7 +252,8 @@ def make_training_step(
         loss=loss,
         one_pass=None if ddp else one_pass,
         ema=ema,
-        optimizer=make_optimizer(model, config.optim, fused=choices.asynchronous or None),
+        optimizer=optimizer,
+        update=make_update(update, model, optimizer, ema, config.optim.clip_grad_norm),
         scaler=scaler,
         guard=Guard(options, model, scaler, processes, asynchronous=choices.asynchronous),
         choices=choices,

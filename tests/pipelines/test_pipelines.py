@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import multiprocessing
 import shutil
@@ -323,6 +324,25 @@ def test_dalis_graph_for_a_gpu_that_is_not_here(shard_set: Path, monkeypatch: py
     assert told["preallocate_height_hint"] == told["preallocate_width_hint"] == 0
     with pytest.raises(KeyError, match="not defined"):  # so it would have said
         telling(loader._define(), hw_decoder_lode=0.8)
+
+
+@pytest.mark.skipif(not installed("dali"), reason="no DALI")
+def test_dali_reads_in_place_and_the_caller_frees(shard_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DALI's threads free nothing that Python owns: they would wait for the interpreter's lock, image by image."""
+    freed: list[bool] = []
+    caller = threading.get_ident()
+
+    class Watched(np.ndarray):
+        def __del__(self) -> None:
+            freed.append(threading.get_ident() == caller)
+
+    loader = load(shard_set, "dali", batch_size_per_gpu=2)
+    encoded = loader.source.reader.encoded
+    monkeypatch.setattr(loader.source.reader, "encoded", lambda sample: encoded(sample).view(Watched))
+    batches = [batch.images.clone() for epoch in range(2) for batch in loader.batches(epoch)]
+    loader.close()
+    gc.collect()
+    assert len(freed) == sum(map(len, batches)) and all(freed)
 
 
 def test_raw_pixels_are_refused_by_dali_only(shard_set: Path, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import torch
 
 from sdpnet.benchmarks import depthwise as bench_depthwise
 from sdpnet.benchmarks.depthwise import DTYPES, add_arguments, main, measure, run
-from sdpnet.execution.depthwise_choice import CANDIDATES
+from sdpnet.execution.variants.choice import Measured, Variants
+from sdpnet.execution.variants.conv_block import CANDIDATES
 from sdpnet.pipelines.errors import UserError
 
 CPU = torch.device("cpu")
@@ -25,22 +26,24 @@ def test_without_a_gpu_nothing_is_claimed(tmp_path: Path) -> None:
 
 
 def test_every_dtype_and_contestant_is_in_the_record(monkeypatch: pytest.MonkeyPatch) -> None:
-    def block_seconds(shape: tuple[int, ...], kernel: int, dtype: torch.dtype, *_: object, **options: object) -> dict:
-        return {name: [0.003, 0.001 * dtype.itemsize, 0.001 + options["backward"]] for name in CANDIDATES}  # type: ignore[operator]
+    def race(variants: Variants, device: torch.device, *, rounds: int) -> dict[str, Measured]:
+        assert rounds == 3 and variants.tolerance == float("inf")
+        halves = "float32" not in variants.what
+        times = Measured([0.003, 0.002 if halves else 0.004, 0.001])
+        return {**dict.fromkeys(CANDIDATES, times), "triton": Measured(reason="out of GPU memory")}
 
     monkeypatch.setattr(bench_depthwise, "runs_on", lambda device: True)
-    monkeypatch.setattr(bench_depthwise, "block_seconds", block_seconds)
+    monkeypatch.setattr(bench_depthwise, "race", race)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
     record = json.loads(json.dumps(measure(CPU, 8, 3)))
     assert list(record["results"]) == list(DTYPES)
     for passes in record["results"].values():
         assert list(passes) == ["forward", "forward and backward"]
         assert all(list(figures) == list(CANDIDATES) for figures in passes.values())
-    assert record["results"]["fp32"]["forward and backward"]["triton channels_last"] == {
-        "median_ms": 4.0,
-        "min_ms": 3.0,
-        "max_ms": 1001.0,
-    }
+    fp32 = record["results"]["fp32"]["forward and backward"]
+    assert fp32["depthwise"] == {"median_ms": 3.0, "min_ms": 1.0, "max_ms": 4.0}
+    assert record["results"]["bf16"]["forward"]["torch"]["median_ms"] == 2.0
+    assert fp32["triton"] == "out of GPU memory"
 
 
 def test_impossible_numbers() -> None:

@@ -188,7 +188,7 @@ def test_help_lists_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("    ")]
     assert caught.value.code == 0
     assert listed[:5] == ["train", "evaluate", "predict", "report", "export"]
-    assert listed[5:] == ["sheet", "config", "doctor", "describe", "verify", "bench"]
+    assert listed[5:] == ["lab", "sheet", "config", "doctor", "describe", "verify", "bench"]
 
 
 ALONE = [f"preprocess.{name}" for name in ("adopt", "build_dali", "build_ffcv", "describe", "make_synthetic", "verify")]

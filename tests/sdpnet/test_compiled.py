@@ -11,9 +11,12 @@ from torch import nn
 from torch._dynamo.utils import counters
 from torch.nn.parallel import DistributedDataParallel
 
-from sdpnet.execution import depthwise_choice
+from sdpnet.config.options import TrainOptions
+from sdpnet.distributed.processes import Processes
 from sdpnet.execution.compiled import compile_blocks
+from sdpnet.execution.variants import choice, conv_block
 from sdpnet.model.sdpnet import ConvBlock, SdPNet, create_model
+from sdpnet.pipelines.options import ShardOptions
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 
@@ -77,9 +80,18 @@ def test_with_ddp_and_checkpointing() -> None:
 
 
 def test_a_block_that_was_timed_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    torchs = {name: candidate for name, candidate in depthwise_choice.CANDIDATES.items() if name.startswith("torch")}
-    monkeypatch.setattr(depthwise_choice, "CANDIDATES", torchs)
-    depthwise_choice.block_seconds((2, 8, 4, 4), 3, torch.float32, torch.device("cpu"), rounds=1, compiled=True)
+    def race(variants: choice.Variants, *_: object) -> tuple[str, list[str]]:
+        measured = choice.race(variants, torch.device("cpu"), rounds=1)
+        return min(name for name, row in measured.items() if row.seconds), []
+
+    monkeypatch.setattr(conv_block, "runs_on", lambda device: True)
+    monkeypatch.setattr(conv_block, "choose", race)
+    model = create_model("sdpnet_tiny", 10, conv_blocks=1, transformer_blocks=1, dim=8, heads=2, kernel_size=3)
+    assert isinstance(model, SdPNet)
+    options = TrainOptions(compile=True, conv_block="torch")
+    alone = Processes(ShardOptions(), torch.device("cpu"))
+    conv_block.choose_conv_block(options, model, 2, 32, torch.float32, alone)
+    assert not model.conv_blocks[0].triton
     block = ConvBlock(8, 3, 0.0)
     compile_blocks([block])
     counters.clear()

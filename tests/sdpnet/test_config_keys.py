@@ -41,7 +41,7 @@ def test_every_section_says_what_it_is_about() -> None:
     ("name", "allowed"),
     [
         ("optim.lr", "a number: above 0"),
-        ("optim.name", "adamw or muon"),
+        ("optim.name", "adamw, muon or nadamuon"),
         ("model.dim", "null or a whole number: at least 1, at most 131,072"),
         ("model.name", "one of sdpnet_tiny, sdpnet_l, sdpnet_xl, sdpnet_xxl"),
         ("data.order", "random or blocks"),  # the plan knows a third, for evaluation alone

@@ -69,6 +69,9 @@ for kernel, static in (
         pytest.param("80", "*fp16", "7", "14", marks=pytest.mark.slow),
         pytest.param("80", "*fp32", "7", "14", marks=pytest.mark.slow),
         pytest.param("80", "*bf16", "9", "8", marks=pytest.mark.slow),
+        pytest.param("70", "*fp16", "7", "14", marks=pytest.mark.slow),
+        pytest.param("70", "*fp32", "7", "14", marks=pytest.mark.slow),
+        pytest.param("75", "*fp16", "7", "14", marks=pytest.mark.slow),
     ],
 )
 def test_compiles_for_gpus_that_are_not_here(
@@ -86,6 +89,9 @@ def test_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     for capability, expected in (((7, 0), False), ((7, 5), False), ((8, 0), True), ((9, 0), True), ((10, 0), True)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
         assert runs_on(gpu) == expected
+        assert depthwise.compiles_for.__wrapped__(gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
+    assert not runs_on(gpu) and not depthwise.compiles_for.__wrapped__(gpu)
     assert not runs_on(torch.device("cpu"))
     monkeypatch.setattr(depthwise, "_kernels", lambda: None)
     assert not runs_on(gpu)

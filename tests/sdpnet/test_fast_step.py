@@ -23,13 +23,17 @@ from sdpnet.training.setup import prepare
 pytestmark = pytest.mark.gpu
 
 STEPS = 50
-RECIPE = [  # no dropout, which draws differently when compiled
+RECIPE = [  # no dropout, which draws differently when it is compiled for a GPU
     *("data.pipeline=synthetic", "data.batch_size_per_gpu=8", "train.epochs=20", "augment.fused=off"),
     *("optim.lr=1e-3", "optim.warmup_epochs=1", "optim.clip_grad_norm=1", "ema.decay=0.9"),
     *("model.dropout=0", "model.position=rope", "model.layer_scale=1", "model.final_norm=true"),
 ]
-PLAIN = ["train.compile=false", "train.memory_format=contiguous"]
+PLAIN = [
+    *("train.compile=false", "train.memory_format=contiguous", "train.patch=convolution", "train.update=torch"),
+    *("train.depthwise=torch", "train.conv_block=torch", "train.attention=torch", "train.mlp=torch"),
+]
 FAST = ["train.compile=true", "train.memory_format=channels_last"]
+OURS = ["train.patch=product", "train.conv_block=triton", "train.mlp=triton", "train.update=triton"]  # on a GPU
 
 
 def losses(
@@ -71,9 +75,12 @@ def test_losses_over_50_steps(
         pytest.skip("no GPU")
     if not look_at(torch.device(device)).has_compiler:
         pytest.skip("no C compiler, which torch.compile needs")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # convolutions as exact as matrix products
+    ours = [*FAST, *(OURS if device == "cuda" else [])]
+    ours += ["train.attention=triton"] if device == "cuda" and amp == "bf16" else []
     plain, fast, other = (
         losses(shard_set, tmp_path, monkeypatch, f"train.amp={amp}", *settings, device=device, late=late)
-        for settings, late in ((PLAIN, False), (FAST, True), ([*PLAIN, "optim.lr=1.2e-3"], False))
+        for settings, late in ((PLAIN, False), (ours, True), ([*PLAIN, "optim.lr=1.2e-3"], False))
     )
     assert fast == pytest.approx(plain, rel=within)
     assert other != pytest.approx(plain, rel=within)  # so steps that are a little different would be seen

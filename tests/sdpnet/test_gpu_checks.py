@@ -143,6 +143,8 @@ def test_kernels_of_an_h200_are_told_apart() -> None:
             "optimizer, average, norm",
         ),
         ("finish_kernel", "augmentation"),
+        ("batch_norm_finish_kernel", "batch norm"),
+        ("batch_norm_apply_kernel", "batch norm"),
         ("Memcpy HtoD (Pinned -> Device)", "copies"),
         ("Memset (Device)", "memory set to a value"),
         ("void pytorch_flash::flash_bwd_dq_dk_dv_loop_seqk_parallel_kernel", "attention"),

@@ -13,6 +13,7 @@ from sdpnet.pipelines.errors import UserError
 
 pytestmark = pytest.mark.gpu
 
+P100 = Card("Tesla P100-SXM2-16GB", (6, 0), has_bf16=False, has_triton=True, has_compiler=True)
 V100 = Card("Tesla V100-SXM2-16GB", (7, 0), has_bf16=False, has_triton=True, has_compiler=True)
 T4 = Card("Tesla T4", (7, 5), has_bf16=False, has_triton=True, has_compiler=True)
 A100 = Card("NVIDIA A100-SXM4-80GB", (8, 0), has_bf16=True, has_triton=True, has_compiler=True)
@@ -45,6 +46,7 @@ def test_v100_in_one_line() -> None:
 def test_keys_are_obeyed() -> None:
     assert not choose_step(H200, compile=False).compile
     assert choose_step(Card(has_compiler=True), compile=True).compile and choose_step(T4, compile=True).compile
+    assert choose_step(V100, compile=True) == replace(choose_step(V100), compile=True)
     assert choose_step(H200, amp="fp32").attention == "memory-efficient"  # FlashAttention takes half precision only
     assert choose_step(H200, amp="fp16").scaler and not choose_step(H200).scaler
 
@@ -57,7 +59,7 @@ def test_nothing_is_compiled_without_what_it_takes() -> None:
 @pytest.mark.parametrize(
     ("card", "lacks"),
     [
-        (V100, "a newer GPU"),
+        (P100, "a GPU of compute capability 7.0 or more"),
         (replace(H200, has_triton=False), "Triton"),
         (replace(H200, has_compiler=False), "a C compiler"),
         (Card(), "a C compiler"),

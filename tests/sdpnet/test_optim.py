@@ -185,8 +185,31 @@ def test_orthogonalised_matrices_keep_their_singular_vectors(shape: tuple[int, i
     assert (stretched - torch.diag_embed(singular)).abs().max() < 1e-3
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_nadamuon_is_timms_beside_our_adamw() -> None:
+    pytest.importorskip("timm", "1.0.22")
+    from timm.optim import create_optimizer_v2
+
+    model = create_model("sdpnet_tiny", 10)
+    ours = make_optimizer(model, OptimOptions(name="nadamuon", lr=1e-3, betas=(0.9, 0.95)))
+    assert isinstance(ours, MuonAdamW)
+    matrices = [p for group in ours.parts["muon"].param_groups for p in group["params"]]
+    twins = [nn.Parameter(p.detach().clone()) for p in matrices]
+    theirs = create_optimizer_v2(twins, "nadamuon", lr=1e-3, weight_decay=0.05, momentum=0.95, betas=(0.9, 0.95))
+    for step in range(3):
+        model.zero_grad()
+        backward(model, step)
+        for parameter, twin in zip(matrices, twins, strict=True):
+            twin.grad = parameter.grad
+        ours.step()
+        theirs.step()
+    assert all(torch.equal(parameter, twin) for parameter, twin in zip(matrices, twins, strict=True))
+    assert len(matrices) == 2 * 4 + 2
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "nadamuon"])
 def test_optimizers_continue_from_their_state(name: str, tmp_path: Path) -> None:
+    if name == "nadamuon":
+        pytest.importorskip("timm", "1.0.22")
     options = OptimOptions(name=name, layer_decay=0.8)  # type: ignore[arg-type]
     model = create_model("sdpnet_tiny", 10)
     optimizer = make_optimizer(model, options)

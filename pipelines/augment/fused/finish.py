@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from sdpnet.pipelines.augment.fused.launch import COLUMN, FIELDS
-from sdpnet.pipelines.augment.fused.operations import load_float, operate
+from sdpnet.pipelines.augment.fused.operations import load_float, operate, place_of
 from sdpnet.pipelines.plan import ERASE_MODES, MIX_CUTMIX, MIX_MIXUP
 
 __all__ = ["finish_kernel"]
@@ -90,6 +90,16 @@ def _augmented(
 
 
 @triton.jit
+def _own_weight(row, x, y, first, last):
+    """The weight, float32, of a sample's own pixels at (x, y), and whether the block has one that is less than 1."""
+    kind = tl.load(row + 7)
+    top, left, tall, wide = tl.load(row + 10), tl.load(row + 11), tl.load(row + 12), tl.load(row + 13)
+    inside = (y >= top) & (y < top + tall) & (x >= left) & (x < left + wide) & (kind == _CUTMIX)
+    touched = (kind == _MIXUP) | ((kind == _CUTMIX) & (first < top + tall) & (last >= top))
+    return tl.where(kind == _MIXUP, load_float(row + 9), tl.where(inside, 0.0, 1.0)), touched
+
+
+@triton.jit
 def finish_kernel(
     images,
     prepared,
@@ -107,6 +117,9 @@ def finish_kernel(
 ):
     """Writes the finished pixels of a batch. Each program writes BLOCK pixels of one sample; the grid is (blocks, B).
 
+    With MIX, the second index of the grid counts the samples that `draws` lists as first of a pair (see
+    `launch.FIELDS`). A program then also writes the partner's pixels if the two are mixed with each other.
+
     Args:
         images: uint8 (B, H, W, 3).
         prepared: uint8 (N, 3, H, W), read instead of `images` where a row or column of draws has a slot >= 0.
@@ -120,19 +133,21 @@ def finish_kernel(
         ERASE: index into `ERASE_MODES`, or -1 for no erasing.
         MIX: whether samples are mixed with their partners.
     """
-    sample, pixels = tl.program_id(1), height * width
-    offset = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    first, last = tl.program_id(0) * BLOCK // width, (tl.program_id(0) * BLOCK + BLOCK - 1) // width
+    pixels, start = height * width, tl.program_id(0) * BLOCK
+    offset = start + tl.arange(0, BLOCK)
+    first, last = start // width, (start + BLOCK - 1) // width
     mask = offset < pixels
-    x, y = offset % width, offset // width
-    row = draws + sample * (_FIELDS + COLUMNS * _COLUMN)
+    x, y = place_of(start, width, BLOCK)
     if MIX:
-        kind, partner = tl.load(row + 7), tl.load(row + 8)
-        top, left, tall, wide = tl.load(row + 10), tl.load(row + 11), tl.load(row + 12), tl.load(row + 13)
-        inside = (y >= top) & (y < top + tall) & (x >= left) & (x < left + wide) & (kind == _CUTMIX)
-        weight = tl.where(kind == _MIXUP, load_float(row + 9), tl.where(inside, 0.0, 1.0))
-        # The partner's pixels are computed here a second time: the programs of a launch run in no defined order, so its
-        # finished pixels cannot be read from `out`. Pixels of weight 0 are not read.
+        # Two samples that are mixed with each other are computed once, by one program, which writes both.
+        sample = tl.load(draws + tl.program_id(1) * (_FIELDS + COLUMNS * _COLUMN) + 14)
+        row = draws + sample * (_FIELDS + COLUMNS * _COLUMN)
+        partner = tl.load(row + 8)
+        other_row = draws + partner * (_FIELDS + COLUMNS * _COLUMN)
+        both = (tl.load(other_row + 8) == sample) & (partner != sample)
+        weight, touched = _own_weight(row, x, y, first, last)
+        other_weight, _ = _own_weight(other_row, x, y, first, last)
+        # Pixels of weight 0 are not read.
         r, g, b = _augmented(
             images,
             prepared,
@@ -142,7 +157,7 @@ def finish_kernel(
             sample,
             x,
             y,
-            mask & (weight != 0.0),
+            mask & ((weight != 0.0) | (both & (other_weight != 1.0))),
             first,
             last,
             height,
@@ -151,8 +166,7 @@ def finish_kernel(
             COLUMNS,
             ERASE,
         )
-        if (kind == _MIXUP) | ((kind == _CUTMIX) & (first < top + tall) & (last >= top)):
-            other_row = draws + partner * (_FIELDS + COLUMNS * _COLUMN)
+        if touched | both:
             other_r, other_g, other_b = _augmented(
                 images,
                 prepared,
@@ -162,7 +176,7 @@ def finish_kernel(
                 partner,
                 x,
                 y,
-                mask & (weight != 1.0),
+                mask & ((weight != 1.0) | (both & (other_weight != 0.0))),
                 first,
                 last,
                 height,
@@ -171,15 +185,22 @@ def finish_kernel(
                 COLUMNS,
                 ERASE,
             )
+            if both:
+                rest = 1.0 - other_weight
+                target = out + partner.to(tl.int64) * 3 * pixels + offset * 3
+                tl.store(target, (other_r * other_weight + r * rest).to(out.dtype.element_ty), mask=mask)
+                tl.store(target + 1, (other_g * other_weight + g * rest).to(out.dtype.element_ty), mask=mask)
+                tl.store(target + 2, (other_b * other_weight + b * rest).to(out.dtype.element_ty), mask=mask)
             r = r * weight + other_r * (1.0 - weight)
             g = g * weight + other_g * (1.0 - weight)
             b = b * weight + other_b * (1.0 - weight)
     else:
+        sample = tl.program_id(1)
         r, g, b = _augmented(
             images,
             prepared,
             tables,
-            row,
+            draws + sample * (_FIELDS + COLUMNS * _COLUMN),
             scale,
             sample,
             x,

@@ -30,13 +30,27 @@ __all__ = ["COLUMN", "FIELDS", "finish", "runs_on", "split_draws"]
 # One row of draws per sample, int32: FIELDS values, then COLUMN values for each operation. Floats are stored bit by
 # bit. The first slot is the index in `prepared` of the image before all operations, an operation's slot that of the
 # image after it; -1 means that `prepared` does not hold it.
-FIELDS = 14  # slot, erase box (4), erase key (low, high), mix kind, partner, lambda, mix box (4)
+#
+# The last field is not the sample's own: row n has the number of the n-th sample that is the first of a pair or mixed
+# with no sample that is mixed with it.
+FIELDS = 15  # slot, erase box (4), erase key (low, high), mix kind, partner, lambda, mix box (4), first of a pair
 COLUMN = 9  # operation, magnitude, slot, inverse affine matrix (6)
 
-_MIN_CAPABILITY = (7, 5)  # the oldest that Triton supports: below it, its compiler fails
-_BLOCK = 256  # pixels per program; compiled for capability 9.0 that takes 46 registers a thread, 69 with noise
-_COUNT_BLOCK, _COUNT_BLOCKS = 256, 32  # a program adds 256 counts per channel for 8,192 pixels
-_STATISTICAL = (Operation.CONTRAST, Operation.AUTOCONTRAST, Operation.EQUALIZE)
+_MIN_CAPABILITY = (7, 5)  # Triton 3.6 and 3.8 also compile the kernels for 7.0, but they were never run there
+_BLOCK = 256  # pixels per program; compiled for capability 9.0 that takes 56 registers a thread, 62 with noise
+_WARPS, _COUNT_WARPS = 4, 4
+_COUNT_BLOCK, _COUNT_BLOCKS = 256, 8  # a program adds 256 counts per channel for 2,048 pixels
+
+
+def _among(operations: tuple[Operation, ...]) -> np.ndarray:
+    """A table, bool (256,): whether a number is one of these operations. `np.isin` took a fifth of the host's work."""
+    table = np.zeros(256, bool)
+    table[list(operations)] = True
+    return table
+
+
+_STATISTICAL = _among((Operation.CONTRAST, Operation.AUTOCONTRAST, Operation.EQUALIZE))
+_GEOMETRIC, _SHARPNESS = _among(GEOMETRIC), _among((Operation.SHARPNESS,))
 
 
 @functools.cache
@@ -89,7 +103,7 @@ def finish(
     draws_on_host = torch.zeros((batch, FIELDS + columns * COLUMN), dtype=torch.int32, pin_memory=images.is_cuda)
     draws, kernel_ops = draws_on_host.numpy(), np.zeros((batch, 0), np.uint8)
     draws[:, 0] = -1
-    prepared, erasing, mixing = images, -1, False
+    prepared, erasing, mixing, samples = images, -1, False, batch
     if plan is not None:
         erasing = ERASE_MODES.index(options.erase.mode) if options.erase.probability > 0 else -1
         mixing = options.mix.enabled
@@ -99,13 +113,18 @@ def finish(
         draws[:, 8] = plan.mix_partners
         draws[:, 9] = np.ascontiguousarray(plan.mix_lambdas).view(np.int32)
         draws[:, 10:14] = plan.mix_boxes
+        if mixing:
+            own, partners = np.arange(batch), plan.mix_partners
+            firsts = np.flatnonzero((partners >= own) | (partners[partners] != own))
+            draws[: len(firsts), 14] = firsts
+            samples = len(firsts)
         if columns:
             prepared, kernel_ops = _prepare(images, plan, options, draws)
     draws_on_device = draws_on_host.to(images.device, non_blocking=True)
     out = torch.empty((batch, 3, height, width), dtype=dtype, device=images.device, memory_format=torch.channels_last)
     red, green, blue = options.randaugment.fill
     fill = round(red) + 256 * round(green) + 65536 * round(blue)
-    tables, counted = images, np.isin(kernel_ops, _STATISTICAL)  # where nothing is counted, tables are not read
+    tables, counted = images, _STATISTICAL[kernel_ops]  # where nothing is counted, tables are not read
     with torch.cuda.device_of(images):
         if counted.any():
             counts = torch.zeros((batch, columns, 3, 256), dtype=torch.int32, device=images.device)
@@ -125,6 +144,7 @@ def finish(
                     COLUMNS=columns,
                     BLOCK=_COUNT_BLOCK,
                     BLOCKS=_COUNT_BLOCKS,
+                    num_warps=_COUNT_WARPS,
                     enable_fp_fusion=False,
                 )
                 statistics.table_kernel[(3, batch)](
@@ -147,7 +167,7 @@ def finish(
                     BLOCK=_BLOCK,
                     enable_fp_fusion=False,
                 )
-        last.finish_kernel[(-(-height * width // _BLOCK), batch)](
+        last.finish_kernel[(-(-height * width // _BLOCK), samples)](
             images,
             prepared,
             tables,
@@ -161,6 +181,7 @@ def finish(
             ERASE=erasing,
             MIX=mixing,
             BLOCK=_BLOCK,
+            num_warps=_WARPS,
             enable_fp_fusion=False,
         )
     return out
@@ -178,21 +199,18 @@ def _prepare(
     height, width = images.shape[1:3]
     interpolation, fill = options.randaugment.interpolation, options.randaugment.fill
     reference_ops, kernel_ops = split_draws(plan.ops)
-    has_slot = kernel_ops == Operation.SHARPNESS
-    if interpolation == "bilinear":
-        has_slot |= np.isin(kernel_ops, GEOMETRIC)
+    has_slot = (_SHARPNESS | _GEOMETRIC if interpolation == "bilinear" else _SHARPNESS)[kernel_ops]
     rows = np.flatnonzero(reference_ops.any(axis=1))
     draws[rows, 0] = np.arange(len(rows))
-    slots = len(rows)
-    for k in range(kernel_ops.shape[1]):
-        column = draws[:, FIELDS + k * COLUMN :]
-        column[:, 0] = kernel_ops[:, k]
-        column[:, 1] = np.ascontiguousarray(plan.magnitudes[:, k]).view(np.int32)
-        column[:, 2] = np.where(has_slot[:, k], slots + np.cumsum(has_slot[:, k]) - 1, -1)
-        slots += int(has_slot[:, k].sum())
-        moved = np.isin(kernel_ops[:, k], GEOMETRIC)
-        matrices = affine_matrices(kernel_ops[moved, k], plan.magnitudes[moved, k], height, width)
-        column[moved, 3:9] = matrices.reshape(-1, 6).view(np.int32)
+    slots = len(rows) + int(has_slot.sum())
+    # One pass for all columns: this runs in the thread that launches the step's kernels.
+    columns = draws[:, FIELDS:].reshape(*kernel_ops.shape, COLUMN)
+    columns[..., 0] = kernel_ops
+    columns[..., 1] = np.ascontiguousarray(plan.magnitudes).view(np.int32)
+    columns[..., 2] = np.where(has_slot, len(rows) - 1 + np.cumsum(has_slot.T).reshape(has_slot.T.shape).T, -1)
+    moved = _GEOMETRIC[kernel_ops]
+    matrices = affine_matrices(kernel_ops[moved], plan.magnitudes[moved], height, width)
+    columns[moved, 3:9] = matrices.reshape(-1, 6).view(np.int32)
     if not slots:
         return images, kernel_ops
     prepared = torch.empty((slots, 3, height, width), dtype=torch.uint8, device=images.device)

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from sdpnet.pipelines.augment.fused.launch import COLUMN, FIELDS
-from sdpnet.pipelines.augment.fused.operations import clamp_level, load_float, operate, source_of, to_even
+from sdpnet.pipelines.augment.fused.operations import clamp_level, load_float, operate, place_of, source_of, to_even
 from sdpnet.pipelines.planning.policies import Operation
 
 __all__ = ["neighbour_kernel"]
@@ -71,7 +71,7 @@ def neighbour_kernel(
     if slot >= 0:
         offset = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
         mask = offset < pixels
-        x, y = offset % width, offset // width
+        x, y = place_of(tl.program_id(0) * BLOCK, width, BLOCK)
         r, g, b = tl.zeros_like(x), tl.zeros_like(x), tl.zeros_like(x)
         if tl.load(entry) == _SHARPNESS:
             total_r, total_g, total_b = tl.zeros_like(x), tl.zeros_like(x), tl.zeros_like(x)

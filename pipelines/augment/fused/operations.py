@@ -15,7 +15,7 @@ from sdpnet.pipelines.augment.fused.launch import COLUMN, FIELDS
 from sdpnet.pipelines.augment.reference.filters import GREY_ADDEND, GREY_SHIFT, GREY_WEIGHTS
 from sdpnet.pipelines.planning.policies import Operation
 
-__all__ = ["blend_level", "clamp_level", "grey_level", "load_float", "operate", "source_of", "to_even"]
+__all__ = ["blend_level", "clamp_level", "grey_level", "load_float", "operate", "place_of", "source_of", "to_even"]
 
 _FIELDS, _COLUMN = tl.constexpr(FIELDS), tl.constexpr(COLUMN)
 _GREY_RED, _GREY_GREEN, _GREY_BLUE = (tl.constexpr(weight) for weight in GREY_WEIGHTS)
@@ -39,6 +39,18 @@ def to_even(x):
     """The whole number nearest to x, ties to even, for |x| < 2^22."""
     # The sum lies between 2^23 and 2^24, where float32 holds whole numbers only: the addition itself rounds.
     return (x + 12582912.0) - 12582912.0
+
+
+@triton.jit
+def place_of(start, width, BLOCK: tl.constexpr):
+    """The coordinates (column, row) of BLOCK pixels that follow each other, from pixel `start` of an image on."""
+    # One whole division of integers for all pixels. The others have small numerators, so that a product with the
+    # rounded reciprocal, from the middle of a pixel, is never on the wrong side of a whole number: its error is below
+    # 2^-21 of it, and it has a distance of 0.5 / width or more.
+    row = start // width
+    column = start - row * width + tl.arange(0, BLOCK)
+    below = ((column.to(tl.float32) + 0.5) * (1.0 / width)).to(tl.int32)
+    return column - below * width, row + below
 
 
 @triton.jit
@@ -118,38 +130,39 @@ def _forwards(row, tables, sample, r, g, b, fill_column, first, end, fill, COLUM
     for k in tl.static_range(COLUMNS):
         operation = tl.where((k >= first) & (k < end), tl.load(row + _FIELDS + k * _COLUMN), 0)
         magnitude = load_float(row + _FIELDS + k * _COLUMN + 1)
-        if operation == _BRIGHTNESS:
-            r = clamp_level(r.to(tl.float32) * (1.0 + magnitude))
-            g = clamp_level(g.to(tl.float32) * (1.0 + magnitude))
-            b = clamp_level(b.to(tl.float32) * (1.0 + magnitude))
-        if operation == _COLOUR:
-            grey = grey_level(r, g, b).to(tl.float32)
-            r = blend_level(r, grey, 1.0 + magnitude, -magnitude)
-            g = blend_level(g, grey, 1.0 + magnitude, -magnitude)
-            b = blend_level(b, grey, 1.0 + magnitude, -magnitude)
-        if operation == _POSTERIZE:
-            kept = 256 - (1 << (8 - magnitude.to(tl.int32)))
-            r, g, b = r & kept, g & kept, b & kept
-        if operation == _SOLARIZE:
-            r = tl.where(r >= magnitude, 255 - r, r)
-            g = tl.where(g >= magnitude, 255 - g, g)
-            b = tl.where(b >= magnitude, 255 - b, b)
-        if operation == _SOLARIZE_ADD:
-            added = magnitude.to(tl.int32)
-            r = tl.where(r < 128, r + added, r)
-            g = tl.where(g < 128, g + added, g)
-            b = tl.where(b < 128, b + added, b)
-        if operation == _INVERT:
-            r, g, b = 255 - r, 255 - g, 255 - b
-        if operation == _GREYSCALE:
-            r = grey_level(r, g, b)
-            g = r
-            b = r
-        if (operation == _CONTRAST) | (operation == _AUTOCONTRAST) | (operation == _EQUALIZE):
-            table = tables + (sample * COLUMNS + k) * 768
-            r = tl.load(table + r).to(tl.int32)
-            g = tl.load(table + 256 + g).to(tl.int32)
-            b = tl.load(table + 512 + b).to(tl.int32)
+        if operation >= _BRIGHTNESS:  # neither identity nor geometric: one comparison instead of nine
+            if operation == _BRIGHTNESS:
+                r = clamp_level(r.to(tl.float32) * (1.0 + magnitude))
+                g = clamp_level(g.to(tl.float32) * (1.0 + magnitude))
+                b = clamp_level(b.to(tl.float32) * (1.0 + magnitude))
+            if operation == _COLOUR:
+                grey = grey_level(r, g, b).to(tl.float32)
+                r = blend_level(r, grey, 1.0 + magnitude, -magnitude)
+                g = blend_level(g, grey, 1.0 + magnitude, -magnitude)
+                b = blend_level(b, grey, 1.0 + magnitude, -magnitude)
+            if operation == _POSTERIZE:
+                kept = 256 - (1 << (8 - magnitude.to(tl.int32)))
+                r, g, b = r & kept, g & kept, b & kept
+            if operation == _SOLARIZE:
+                r = tl.where(r >= magnitude, 255 - r, r)
+                g = tl.where(g >= magnitude, 255 - g, g)
+                b = tl.where(b >= magnitude, 255 - b, b)
+            if operation == _SOLARIZE_ADD:
+                added = magnitude.to(tl.int32)
+                r = tl.where(r < 128, r + added, r)
+                g = tl.where(g < 128, g + added, g)
+                b = tl.where(b < 128, b + added, b)
+            if operation == _INVERT:
+                r, g, b = 255 - r, 255 - g, 255 - b
+            if operation == _GREYSCALE:
+                r = grey_level(r, g, b)
+                g = r
+                b = r
+            if (operation == _CONTRAST) | (operation == _AUTOCONTRAST) | (operation == _EQUALIZE):
+                table = tables + (sample * COLUMNS + k) * 768
+                r = tl.load(table + r).to(tl.int32)
+                g = tl.load(table + 256 + g).to(tl.int32)
+                b = tl.load(table + 512 + b).to(tl.int32)
         r = tl.where(fill_column == k, fill & 255, r)
         g = tl.where(fill_column == k, (fill >> 8) & 255, g)
         b = tl.where(fill_column == k, fill >> 16, b)

@@ -11,7 +11,14 @@ import triton
 import triton.language as tl
 
 from sdpnet.pipelines.augment.fused.launch import COLUMN, FIELDS
-from sdpnet.pipelines.augment.fused.operations import blend_level, clamp_level, grey_level, load_float, operate
+from sdpnet.pipelines.augment.fused.operations import (
+    blend_level,
+    clamp_level,
+    grey_level,
+    load_float,
+    operate,
+    place_of,
+)
 from sdpnet.pipelines.planning.policies import Operation
 
 __all__ = ["count_kernel", "table_kernel"]
@@ -59,7 +66,7 @@ def count_kernel(
         for n in range(first, tl.minimum(first + BLOCKS, tl.cdiv(pixels, BLOCK))):
             offset = n * BLOCK + tl.arange(0, BLOCK)
             mask = offset < pixels
-            x, y = offset % width, offset // width
+            x, y = place_of(n * BLOCK, width, BLOCK)
             r, g, b = operate(images, prepared, tables, row, sample, x, y, mask, column, height, width, fill, COLUMNS)
             if operation == _CONTRAST:
                 counts_r += tl.histogram(grey_level(r, g, b), 256, mask=mask)

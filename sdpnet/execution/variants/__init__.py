@@ -1,3 +1,3 @@
 """The ways to compute a part of a step: which there are, and which is the fastest one on this GPU."""
 
-__all__ = ["choice"]
+__all__ = ["attention", "choice", "conv_block", "fp8", "mlp", "patch", "update"]

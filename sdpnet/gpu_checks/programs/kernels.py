@@ -96,6 +96,7 @@ def _kernels(measured: profile, on_gpu: bool, steps: int) -> list[Kernel]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--config", default="sdpnet_xl", help="default: %(default)s")
+    add("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="override a key of the config")
     add("--batch-size", type=int, default=256, metavar="N", help="default: %(default)s")
     add("--image-size", type=int, default=224, metavar="N", help="default: %(default)s")
     add("--steps", type=int, default=3, metavar="N", help="steps that are profiled (default: %(default)s)")
@@ -107,8 +108,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Prints a table of the parts and the longest kernels."""
     device = torch.device(arguments.device)
     on_gpu = device.type == "cuda"
-    config = load_config(arguments.config, [f"data.image_size={arguments.image_size}"])
-    step, num_images = step_on_noise(config, arguments.batch_size, device)
+    began = time.perf_counter()
+    settings = [*arguments.settings, f"data.image_size={arguments.image_size}"]
+    step, num_images, notes = step_on_noise(load_config(arguments.config, settings), arguments.batch_size, device)
+
+    chosen_after = time.perf_counter() - began
+    for line in notes:
+        print(line, flush=True)
 
     def steps(count: int) -> float:
         began = time.perf_counter()
@@ -119,6 +125,8 @@ def run(arguments: argparse.Namespace) -> int:
         return (time.perf_counter() - began) / count
 
     steps(6 if on_gpu else 1)
+    started_after = time.perf_counter() - began
+    print(f"chosen after {chosen_after:.0f} s, compiled after {started_after:.0f} s", flush=True)
     seconds = steps(12 if on_gpu else 1)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profile(activities=activities) as measured:
@@ -130,6 +138,10 @@ def run(arguments: argparse.Namespace) -> int:
         "torch": torch.__version__,
         "commit": commit(),
         "config": arguments.config,
+        "settings": arguments.settings,
+        "choices": notes,
+        "chosen_after_seconds": round(chosen_after, 1),
+        "compiled_after_seconds": round(started_after, 1),
         "batch_size": arguments.batch_size,
         "image_size": arguments.image_size,
         "images_per_second": round(num_images / seconds, 1),

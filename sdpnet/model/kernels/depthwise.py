@@ -18,9 +18,10 @@ import torch
 
 from sdpnet.pipelines import triton_support
 
-__all__ = ["depthwise_gelu", "runs_on"]
+__all__ = ["compiles_for", "convolve_gelu", "depthwise_gelu", "gradients", "runs_on"]
 
 _LEAST_CAPABILITY = (8, 0)
+_LEAST_COMPILED = (7, 0)  # for which Triton 3.6 and 3.8 compile them without spills; never run on such a card
 _BLOCK = 64  # channels in a program of 32 threads: a warp then reads 128 bytes of a pixel in half precision
 _TILE = 16  # the maximum number of rows and of columns in a tile
 _PROGRAMS = 2048  # the maximum for the weights' gradient; each writes KERNEL * KERNEL + 1 partial sums for its channels
@@ -30,6 +31,12 @@ _PROGRAMS = 2048  # the maximum for the weights' gradient; each writes KERNEL * 
 def runs_on(device: torch.device) -> bool:
     """Whether the kernels run on `device`: an NVIDIA GPU of compute capability 8.0 or more, with Triton installed."""
     return triton_support.runs_on(device, _LEAST_CAPABILITY, _kernels)
+
+
+@functools.cache
+def compiles_for(device: torch.device) -> bool:
+    """Whether the kernels can be compiled for `device`: as `runs_on`, but from compute capability 7.0 on."""
+    return triton_support.runs_on(device, _LEAST_COMPILED, _kernels)
 
 
 @functools.cache
@@ -60,12 +67,7 @@ def depthwise_gelu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) ->
 def _forward(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, training: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The result, and GELU's derivative in the same shape and dtype. Without `training` the latter is empty."""
-    x = x.contiguous(memory_format=torch.channels_last)
-    out = torch.empty_like(x, memory_format=torch.channels_last)
-    slope = torch.empty_like(out) if training else x.new_empty(0)
-    _convolve(x, slope, weight, bias, out, slope, backward=False, write_slope=training)
-    return out, slope
+    return convolve_gelu(x, weight, bias, training)
 
 
 @_forward.register_fake
@@ -78,28 +80,7 @@ def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, training: bool)
 def _backward(
     gradient: torch.Tensor, slope: torch.Tensor, x: torch.Tensor, weight: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The gradients to x (in its dtype, channels_last), to weight (in its shape and dtype) and to bias (as weight)."""
-    gradient = gradient.contiguous(memory_format=torch.channels_last)
-    x = x.contiguous(memory_format=torch.channels_last)
-    grad_x = torch.empty_like(x, memory_format=torch.channels_last)
-    _convolve(gradient, slope, weight, weight, grad_x, grad_x, backward=True, write_slope=False)
-    batch, dim, height, width = x.shape
-    taps, tiling = weight[0].numel(), _tiling(x, weight)
-    num_tiles = batch * -(-height // tiling["ROWS"]) * -(-width // tiling["TILE"])
-    blocks = -(-dim // tiling["BLOCK"])
-    tiles_per_program = -(-num_tiles * blocks // _PROGRAMS)
-    programs = -(-num_tiles // tiles_per_program)
-    # Each program writes its own sums, which are added afterwards. Atomic additions would need no second sum, but their
-    # order changes from run to run, and with it the last bits of the gradients.
-    partial = torch.empty((programs, taps + 1, dim), dtype=torch.float32, device=x.device)
-    with torch.cuda.device_of(x):
-        _kernels().weight_gradient_kernel[(blocks * programs,)](
-            gradient, slope, x, partial, height, width, num_tiles, tiles_per_program, **tiling
-        )
-    sums = partial.sum(dim=0)
-    grad_weight = torch.empty_like(weight)  # has the strides of the weight, as DDP's buckets have
-    grad_weight.copy_(sums[:taps].t().reshape(weight.shape))
-    return grad_x, grad_weight, sums[taps].to(weight.dtype, copy=True)
+    return gradients(gradient, slope, x, weight)
 
 
 @_backward.register_fake
@@ -125,6 +106,47 @@ def _differentiate(ctx: Any, gradient: torch.Tensor, _: Any) -> tuple[torch.Tens
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
+
+
+def convolve_gelu(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, training: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The result, and GELU's derivative in the same shape and dtype. Without `training` the latter is empty."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    out = torch.empty_like(x, memory_format=torch.channels_last)
+    slope = torch.empty_like(out) if training else x.new_empty(0)
+    _convolve(x, slope, weight, bias, out, slope, backward=False, with_slope=training)
+    return out, slope
+
+
+def gradients(
+    gradient: torch.Tensor,
+    slope: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients to x (in its dtype, channels_last), to weight (in its shape and dtype) and to bias (as weight)."""
+    gradient = gradient.contiguous(memory_format=torch.channels_last)
+    x = x.contiguous(memory_format=torch.channels_last)
+    grad_x = torch.empty_like(x, memory_format=torch.channels_last)
+    _convolve(gradient, slope, weight, weight, grad_x, grad_x, backward=True, with_slope=False)
+    batch, dim, height, width = x.shape
+    taps, tiling = weight[0].numel(), _tiling(x, weight)
+    num_tiles = batch * -(-height // tiling["ROWS"]) * -(-width // tiling["TILE"])
+    blocks = -(-dim // tiling["BLOCK"])
+    tiles_per_program = -(-num_tiles * blocks // _PROGRAMS)
+    programs = -(-num_tiles // tiles_per_program)
+    # Each program writes its own sums, which are added afterwards. Atomic additions would need no second sum, but their
+    # order changes from run to run, and with it the last bits of the gradients.
+    partial = torch.empty((programs, taps + 1, dim), dtype=torch.float32, device=x.device)
+    with torch.cuda.device_of(x):
+        _kernels().weight_gradient_kernel[(blocks * programs,)](
+            gradient, slope, x, partial, height, width, num_tiles, tiles_per_program, **tiling
+        )
+    sums = partial.sum(dim=0)
+    grad_weight = torch.empty_like(weight)  # has the strides of the weight, as DDP's buckets have
+    grad_weight.copy_(sums[:taps].t().reshape(weight.shape))
+    return grad_x, grad_weight, sums[taps].to(weight.dtype, copy=True)
 
 
 def _tiling(x: torch.Tensor, weight: torch.Tensor) -> dict[str, Any]:
@@ -156,7 +178,7 @@ def _convolve(
     slope: torch.Tensor,
     *,
     backward: bool,
-    write_slope: bool,
+    with_slope: bool,
 ) -> None:
     batch, dim, height, width = x.shape
     tiling = _tiling(x, weight)
@@ -164,5 +186,5 @@ def _convolve(
     taps_first = weight.reshape(dim, -1).t().contiguous()
     with torch.cuda.device_of(x):
         _kernels().convolve_kernel[(-(-dim // tiling["BLOCK"]) * num_tiles,)](
-            x, factor, taps_first, bias, out, slope, height, width, BACKWARD=backward, SLOPE=write_slope, **tiling
+            x, factor, taps_first, bias, out, slope, height, width, BACKWARD=backward, SLOPE=with_slope, **tiling
         )

@@ -15,6 +15,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from sdpnet.model.kernels.gelu_kernel import INTERPRETED, below_and_density
+
 __all__ = ["convolve_kernel", "weight_gradient_kernel"]
 
 
@@ -71,18 +73,120 @@ def load_row(
     return values
 
 
-@triton.jit
-def below_and_density(value):
-    """The distribution function and the density of the normal distribution, to 8e-8.
+@triton.constexpr_function
+def dot_instructions(count):
+    """The instructions that add `count` products to a number: $0 = $1 + sum of $(2 + n) * $(2 + count + n)."""
+    products = [f"fma.rn.f32 t, ${2 + n}, ${2 + count + n}, {'t' if n else '$1'};" for n in range(count)]
+    return " ".join(["{ .reg .f32 t;", *products, "mov.f32 $0, t; }"])
 
-    Both share one exponential (Abramowitz & Stegun, 7.1.26). This removed about 350 of 1,300 arithmetic instructions
-    of the forward pass (records/LOG.md).
+
+@triton.constexpr_function
+def dot_operands(count):
+    return ",".join(["=f", "f", *["f"] * (2 * count)])
+
+
+@triton.jit
+def add_dot(total, left, right, FIRST: tl.constexpr, COUNT: tl.constexpr, SHIFT: tl.constexpr):
+    """total + left[FIRST + SHIFT] * right[FIRST] + ..., in this order, for COUNT pairs of float32 tensors.
+
+    It is a single operation for Triton, whose time for a kernel rises with the square of the number of operations: the
+    analysis of the weights' gradient took 14 s with two operations for each product (records/LOG.md).
     """
-    exponential = tl.exp(-0.5 * value * value)
-    t = 1.0 / (1.0 + 0.23164189 * tl.abs(value))  # 0.3275911 / sqrt(2)
-    tail = t * (0.127414796 + t * (-0.142248368 + t * (0.7107068705 + t * (-0.7265760135 + t * 0.5307027145))))
-    tail *= exponential
-    return tl.where(value < 0, tail, 1.0 - tail), 0.3989422804014327 * exponential
+    if INTERPRETED:
+        for n in tl.static_range(COUNT):
+            total += left[FIRST + SHIFT + n] * right[FIRST + n]
+        return total
+    values = left[FIRST + SHIFT : FIRST + SHIFT + COUNT] + right[FIRST : FIRST + COUNT]
+    return tl.inline_asm_elementwise(
+        dot_instructions(COUNT), dot_operands(COUNT), (total,) + values, tl.float32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
+def add_products(sums, values, upstream, KERNEL: tl.constexpr, TILE: tl.constexpr, margin: tl.constexpr):
+    """Adds the products of one row of pixels to the sums of one row of taps.
+
+    Args:
+        sums: KERNEL sums.
+        values: the TILE + 2 * margin pixels of the input.
+        upstream: the TILE pixels of the gradient.
+    """
+    radius: tl.constexpr = KERNEL // 2
+    results = ()
+    for j in tl.static_range(KERNEL):
+        # Pixel n of the gradient meets pixel n + j - radius + margin of the values, where there is one.
+        total = sums[j]
+        if max(0, radius - margin - j) < min(TILE, TILE + radius + margin - j):
+            total = add_dot(
+                total,
+                values,
+                upstream,
+                max(0, radius - margin - j),
+                min(TILE, TILE + radius + margin - j) - max(0, radius - margin - j),
+                j - radius + margin,
+            )
+        results = results + (total,)  # type: ignore[assignment]
+    return results
+
+
+@triton.jit
+def add_taps(
+    sums,
+    values,
+    taps,
+    live,
+    DIM: tl.constexpr,
+    KERNEL: tl.constexpr,
+    TILE: tl.constexpr,
+    margin: tl.constexpr,
+    BACKWARD: tl.constexpr,
+):
+    """Adds the products with one row of taps to the TILE sums of a row of pixels.
+
+    Args:
+        values: the TILE + 2 * margin pixels of the source row.
+        taps: where the row's first tap lies, for each channel.
+    """
+    radius: tl.constexpr = KERNEL // 2
+    for j in tl.static_range(KERNEL):
+        w = tl.load(taps + (KERNEL - 1 - j if BACKWARD else j) * DIM, mask=live, other=0.0).to(tl.float32)
+        results = ()
+        for n in tl.static_range(TILE):
+            value = sums[n]
+            if n + j - radius + margin >= 0 and n + j - radius < TILE + margin:
+                value = tl.fma(values[n + j - radius + margin], w, value)
+            results = results + (value,)  # type: ignore[assignment]
+        sums = results
+    return sums
+
+
+@triton.jit
+def store_row(
+    sums,
+    bias,
+    out,
+    slope,
+    at,
+    left,
+    width,
+    channel,
+    DIM: tl.constexpr,
+    TILE: tl.constexpr,
+    WHOLE: tl.constexpr,
+    BACKWARD: tl.constexpr,
+    SLOPE: tl.constexpr,
+):
+    """Stores a row of results of `convolve_kernel`, whose arguments these are. `at` holds the offsets at `left`."""
+    for n in tl.static_range(TILE):
+        inside = within(channel, left + n, width, DIM, WHOLE)
+        value = sums[n]
+        if not BACKWARD:
+            value += tl.load(bias + channel, mask=channel < DIM, other=0.0).to(tl.float32)
+            below, density = below_and_density(value)
+            if SLOPE:
+                tl.store(slope + at + n * DIM, (below + value * density).to(slope.dtype.element_ty), mask=inside)
+            value *= below
+        tl.store(out + at + n * DIM, value.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["height", "width"])
@@ -134,24 +238,50 @@ def convolve_kernel(
             values = load_row(x, factor, at, left - margin, width, channel, DIM, BACKWARD, TILE + 2 * margin, WHOLE)
             filter_row = row - source_row if BACKWARD else source_row - row
             taps = weight + (filter_row + radius) * KERNEL * DIM + channel
-            for j in tl.static_range(KERNEL):
-                tap = taps + (KERNEL - 1 - j if BACKWARD else j) * DIM
-                w = tl.load(tap, mask=live, other=0.0).to(tl.float32)
-                for n in tl.static_range(TILE):
-                    if n + j - radius + margin >= 0 and n + j - radius < TILE + margin:
-                        value = sums[n] + values[n + j - radius + margin] * w
-                        sums = sums[:n] + (value,) + sums[n + 1 :]
+            sums = add_taps(sums, values, taps, live, DIM, KERNEL, TILE, margin, BACKWARD)
         at = image + (row * width + left) * DIM + channel
-        for n in tl.static_range(TILE):
-            inside = within(channel, left + n, width, DIM, WHOLE)
-            value = sums[n]
-            if not BACKWARD:
-                value += tl.load(bias + channel, mask=live, other=0.0).to(tl.float32)
-                below, density = below_and_density(value)
-                if SLOPE:
-                    tl.store(slope + at + n * DIM, (below + value * density).to(slope.dtype.element_ty), mask=inside)
-                value *= below
-            tl.store(out + at + n * DIM, value.to(out.dtype.element_ty), mask=inside)
+        store_row(sums, bias, out, slope, at, left, width, channel, DIM, TILE, WHOLE, BACKWARD, SLOPE)
+
+
+@triton.jit
+def add_row(
+    sums,
+    bias_sum,
+    gradient,
+    slope,
+    x,
+    image,
+    row,
+    left,
+    height,
+    width,
+    channel,
+    DIM: tl.constexpr,
+    KERNEL: tl.constexpr,
+    TILE: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    """Adds what the pixels of one row of the gradient contribute to the sums of all taps and of the bias.
+
+    It is a function of its own because Triton translates the body of a loop twice, and that of a loop inside four
+    times.
+    """
+    radius: tl.constexpr = KERNEL // 2
+    margin: tl.constexpr = 0 if WHOLE else radius
+    at = image + (row * width + left) * DIM + channel
+    upstream = load_row(gradient, slope, at, left, width, channel, DIM, True, TILE, WHOLE)
+    for n in tl.static_range(TILE):
+        bias_sum += upstream[n]
+    results = ()
+    for i in tl.static_range(KERNEL):
+        source_row = row + i - radius
+        tap_sums = sums[i * KERNEL : (i + 1) * KERNEL]
+        if (source_row >= 0) & (source_row < height):
+            source = image + (source_row * width + left - margin) * DIM + channel
+            values = load_row(x, x, source, left - margin, width, channel, DIM, False, TILE + 2 * margin, WHOLE)
+            tap_sums = add_products(tap_sums, values, upstream, KERNEL, TILE, margin)
+        results = results + tap_sums
+    return results, bias_sum
 
 
 @triton.jit(do_not_specialize=["height", "width", "num_tiles", "tiles_per_program"])
@@ -183,8 +313,6 @@ def weight_gradient_kernel(
         tiles_per_program: the number of tiles in each program.
         DIM, KERNEL, TILE, ROWS, WHOLE, BLOCK: as for `convolve_kernel`.
     """
-    radius: tl.constexpr = KERNEL // 2
-    margin: tl.constexpr = 0 if WHOLE else radius
     blocks = tl.cdiv(DIM, BLOCK)
     channel = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     live = channel < DIM
@@ -195,20 +323,9 @@ def weight_gradient_kernel(
     for tile in range(program * tiles_per_program, tl.minimum((program + 1) * tiles_per_program, num_tiles)):
         image, top, left = locate_tile(tile, height, width, DIM, TILE, ROWS)
         for row in range(top, tl.minimum(top + ROWS, height)):
-            at = image + (row * width + left) * DIM + channel
-            upstream = load_row(gradient, slope, at, left, width, channel, DIM, True, TILE, WHOLE)
-            for n in tl.static_range(TILE):
-                bias_sum += upstream[n]
-            for i in tl.static_range(KERNEL):
-                source_row = row + i - radius
-                if (source_row >= 0) & (source_row < height):
-                    at = image + (source_row * width + left - margin) * DIM + channel
-                    values = load_row(x, x, at, left - margin, width, channel, DIM, False, TILE + 2 * margin, WHOLE)
-                    for j in tl.static_range(KERNEL):
-                        for n in tl.static_range(TILE):
-                            if n + j - radius + margin >= 0 and n + j - radius < TILE + margin:
-                                value = sums[i * KERNEL + j] + values[n + j - radius + margin] * upstream[n]
-                                sums = sums[: i * KERNEL + j] + (value,) + sums[i * KERNEL + j + 1 :]
+            sums, bias_sum = add_row(
+                sums, bias_sum, gradient, slope, x, image, row, left, height, width, channel, DIM, KERNEL, TILE, WHOLE
+            )
     to = partial + program.to(tl.int64) * (KERNEL * KERNEL + 1) * DIM + channel
     for tap in tl.static_range(KERNEL * KERNEL):
         tl.store(to + tap * DIM, sums[tap], mask=live)
