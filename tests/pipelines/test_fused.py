@@ -47,8 +47,8 @@ def test_equals_the_reference_in_the_interpreter(tests: str) -> None:
 
 COMPILE = """
 import sys
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
+from kernel_compilation import compiled_for
+from sdpnet.pipelines.augment.fused import launch
 from sdpnet.pipelines.augment.fused.finish import finish_kernel
 from sdpnet.pipelines.augment.fused.neighbours import neighbour_kernel
 from sdpnet.pipelines.augment.fused.statistics import count_kernel, table_kernel
@@ -58,12 +58,10 @@ types |= dict.fromkeys(("red", "green", "blue"), "fp32")
 for kernel, static in (
     (finish_kernel, dict(COLUMNS=2, ERASE=erase, MIX=erase >= 0, BLOCK=256)),
     (neighbour_kernel, dict(COLUMNS=2, BLOCK=256)),
-    (count_kernel, dict(COLUMNS=2, BLOCK=256, BLOCKS=32)),
+    (count_kernel, dict(COLUMNS=2, BLOCK=launch._COUNT_BLOCK, BLOCKS=launch._COUNT_BLOCKS)),
     (table_kernel, dict(COLUMNS=2)),
 ):
-    signature = {name: "constexpr" if name in static else types.get(name, "i32") for name in kernel.arg_names}
-    target, options = GPUTarget("cuda", capability, 32), {"enable_fp_fusion": False}
-    compiled = compile(ASTSource(kernel, signature, static), target=target, options=options)
+    compiled = compiled_for(capability, kernel, static, types, {"enable_fp_fusion": False}, aligned=False)
     assert compiled.asm["cubin"]
     # Products and sums are rounded one by one, except in the noise, whose cosine has contractions of its own.
     assert (kernel is finish_kernel and erase >= 1) or "fma." not in compiled.asm["ptx"]

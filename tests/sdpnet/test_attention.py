@@ -40,38 +40,30 @@ def test_in_the_interpreter(tests: str) -> None:
 
 
 COMPILE = """
-import subprocess, sys
-from pathlib import Path
-import torch, triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
+import sys
+from kernel_compilation import compiled_for, resources
+import torch
 from sdpnet.model.kernels import attention
-from sdpnet.model.kernels.attention_kernel import forward_kernel, key_kernel, query_kernel
+from sdpnet.model.kernels.attention_kernel import attention_forward_kernel, attention_key_kernel, attention_query_kernel
 capability, dtype, tokens, heads, width = int(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:6])
 attention._has_tensor_memory = lambda device: capability == 100
 shared_memory = {80: 163, 90: 227, 100: 227}[capability] << 10
 types = dict.fromkeys(("qkv", "gradient", "out", "grad_qkv"), dtype) | dict.fromkeys(("lse", "delta"), "*fp32")
 forward = attention._FORWARD if width <= 48 else attention._FORWARD_WIDE
 for kernel, tiling, words in (
-    (forward_kernel, forward, dict(TRAINING=True)),
-    (forward_kernel, forward, dict(TRAINING=False)),
-    (query_kernel, attention._QUERIES, {}),
-    (key_kernel, attention._KEYS, {}),
+    (attention_forward_kernel, forward, dict(TRAINING=True)),
+    (attention_forward_kernel, forward, dict(TRAINING=False)),
+    (attention_query_kernel, attention._QUERIES, {}),
+    (attention_key_kernel, attention._KEYS, {}),
 ):
     _, static = attention._constants(tiling, torch.empty(1, tokens, 3, heads, width, device="meta"))
     static |= words
     options = {name: static.pop(name) for name in ("num_warps", "num_stages", "maxnreg") if name in static}
-    signature = {name: "constexpr" if name in static else types.get(name, "fp32") for name in kernel.arg_names}
-    aligned = {(n,): [["tt.divisibility", 16]] for n, name in enumerate(kernel.arg_names) if name in types}
-    target = GPUTarget("cuda", capability, 32)
-    compiled = compile(ASTSource(kernel, signature, static, aligned), target=target, options=options)
+    compiled = compiled_for(capability, kernel, static, types, options, other="fp32")
     assert compiled.metadata.shared <= shared_memory, compiled.metadata.shared
     assert "trap" not in compiled.asm["ptx"]
     assert ("wgmma" in compiled.asm["ptx"]) == (capability == 90 and tokens > 64 and tiling.rows == 64)
-    cubin = Path(sys.argv[6]) / "kernel.cubin"
-    cubin.write_bytes(compiled.asm["cubin"])
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    usage = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout.split()
+    usage = resources(compiled, sys.argv[6])
     if capability == 90:
         assert "STACK:0" in usage and "LOCAL:0" in usage, usage  # registers hold everything
     print(kernel.__name__, words, compiled.metadata.shared, *(word for word in usage if word.startswith("REG:")))

@@ -41,11 +41,8 @@ def test_in_the_interpreter(tests: str) -> None:
 
 
 COMPILE = """
-import subprocess, sys
-from pathlib import Path
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
+import sys
+from kernel_compilation import compiled_for, resources
 from sdpnet.model.kernels import batch_norm_kernel as kernels
 from sdpnet.model.kernels.depthwise_kernel import convolve_kernel
 capability, image, dim = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
@@ -65,17 +62,10 @@ both = [
 ]
 finish = dict(DIM=dim, GELU=True, PROGRAMS=64, CHANNELS=32)
 for kernel, static in (*both, (kernels.batch_norm_finish_kernel, finish), (convolve_kernel, depthwise)):
-    signature = {name: "constexpr" if name in static else types.get(name, "i32") for name in kernel.arg_names}
-    pointers = [n for n, name in enumerate(kernel.arg_names) if signature[name].startswith("*")]
-    aligned = {(n,): [["tt.divisibility", 16]] for n in pointers}
     options = {"num_warps": 1 if kernel is convolve_kernel else 4, "enable_fp_fusion": True}
-    target = GPUTarget("cuda", capability, 32)
-    compiled = compile(ASTSource(kernel, signature, static, aligned), target=target, options=options)
+    compiled = compiled_for(capability, kernel, static, types, options)
     assert "ld.global.v4.b32" in compiled.asm["ptx"] or kernel in (convolve_kernel, kernels.batch_norm_finish_kernel)
-    cubin = Path(sys.argv[4]) / "kernel.cubin"
-    cubin.write_bytes(compiled.asm["cubin"])
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    usage = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout.split()
+    usage = resources(compiled, sys.argv[4])
     assert "STACK:0" in usage and "LOCAL:0" in usage, usage  # registers hold everything
     assert compiled.metadata.shared <= 4096
     print(kernel.__name__, *(word for word in usage if word.startswith("REG:")))

@@ -28,11 +28,8 @@ def test_in_the_interpreter(tests: str) -> None:
 
 
 COMPILE = """
-import subprocess, sys
-from pathlib import Path
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
+import sys
+from kernel_compilation import compiled_for, resources
 from sdpnet.model.kernels.depthwise_kernel import convolve_kernel, weight_gradient_kernel
 capability, image, kernel_size, width = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 tile = -(-width // -(-width // 16))
@@ -45,16 +42,10 @@ for kernel, static in (
     (convolve_kernel, dict(constants, BACKWARD=True, SLOPE=False)),
     (weight_gradient_kernel, constants),
 ):
-    signature = {name: "constexpr" if name in static else types.get(name, "i32") for name in kernel.arg_names}
-    aligned = {(n,): [["tt.divisibility", 16]] for n, name in enumerate(kernel.arg_names) if name in types}
     options = {"num_warps": 1, "enable_fp_fusion": True}
-    target = GPUTarget("cuda", capability, 32)
-    compiled = compile(ASTSource(kernel, signature, static, aligned), target=target, options=options)
+    compiled = compiled_for(capability, kernel, static, types, options)
     assert compiled.metadata.shared == 0 and "fma.rn.f32" in compiled.asm["ptx"]
-    cubin = Path(sys.argv[5]) / "kernel.cubin"
-    cubin.write_bytes(compiled.asm["cubin"])
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    usage = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout.split()
+    usage = resources(compiled, sys.argv[5])
     assert "STACK:0" in usage and "LOCAL:0" in usage, usage  # registers hold everything
     print(kernel.__name__, *(word for word in usage if word.startswith("REG:")))
 """

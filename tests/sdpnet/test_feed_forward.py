@@ -39,11 +39,9 @@ def test_in_the_interpreter(tests: str) -> None:
 
 
 COMPILE = """
-import subprocess, sys
-from pathlib import Path
-import torch, triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
+import sys
+from kernel_compilation import compiled_for, resources
+import torch
 from sdpnet.model.kernels import feed_forward
 from sdpnet.model.kernels.feed_forward_kernel import gelu_dropout_backward_kernel, gelu_dropout_kernel
 capability, hidden, width, drops = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4] == "drops"
@@ -53,18 +51,11 @@ shapes = {gelu_dropout_kernel: feed_forward._FORWARD, gelu_dropout_backward_kern
 for kernel, shape in shapes.items():
     constants = feed_forward._constants(shape, torch.empty(1, width), torch.empty(int(drops)))
     options = {"num_warps": constants.pop("num_warps"), "enable_fp_fusion": True}
-    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}
-    pointers = [(n,) for n, name in enumerate(kernel.arg_names) if signature[name].startswith("*")]
-    aligned = dict.fromkeys(pointers, [["tt.divisibility", 16]])
-    target = GPUTarget("cuda", capability, 32)
-    compiled = compile(ASTSource(kernel, signature, constants, aligned), target=target, options=options)
+    compiled = compiled_for(capability, kernel, constants, types, options)
     ptx = compiled.asm["ptx"]
     assert compiled.metadata.shared <= 8192 and "div." not in ptx
     assert not constants["EVEN"] or all("v4" in line for line in ptx.splitlines() if "st.global" in line)  # 16 bytes
-    cubin = Path(sys.argv[5]) / "kernel.cubin"
-    cubin.write_bytes(compiled.asm["cubin"])
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    usage = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout.split()
+    usage = resources(compiled, sys.argv[5])
     assert "STACK:0" in usage and "LOCAL:0" in usage, usage  # registers hold everything
     print(kernel.__name__, *(word for word in usage if word.startswith("REG:")))
 """

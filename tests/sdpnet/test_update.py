@@ -45,11 +45,8 @@ def test_in_the_interpreter(tests: str) -> None:
 
 
 COMPILE = """
-import subprocess, sys
-from pathlib import Path
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
+import sys
+from kernel_compilation import compiled_for, resources
 from sdpnet.optim.fused_update import LAUNCH
 from sdpnet.optim.update_kernel import prepare_kernel, square_sum_kernel, update_kernel
 blocks = {name: value for name, value in LAUNCH.items() if name != "num_warps"}
@@ -63,15 +60,10 @@ for kernel, static, wide in (
     (square_sum_kernel, dict(blocks, ALIGNED=True), 2),
     (prepare_kernel, dict(BLOCK=256), 0),
 ):
-    signature = {name: "constexpr" if name in static else types.get(name, "fp32") for name in kernel.arg_names}
     options = {"num_warps": LAUNCH["num_warps"], "enable_fp_fusion": False}
-    target = GPUTarget("cuda", int(sys.argv[1]), 32)
-    compiled = compile(ASTSource(kernel, signature, static), target=target, options=options)
+    compiled = compiled_for(int(sys.argv[1]), kernel, static, types, options, other="fp32", aligned=False)
     assert compiled.asm["ptx"].count("v4.b32") == wide * LAUNCH["BLOCKS"]  # 16 bytes for each load and store
-    cubin = Path(sys.argv[2]) / "kernel.cubin"
-    cubin.write_bytes(compiled.asm["cubin"])
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    usage = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout.split()
+    usage = resources(compiled, sys.argv[2])
     assert "STACK:0" in usage and "LOCAL:0" in usage, usage
     print(kernel.__name__, *(word for word in usage if word.startswith("REG:")))
 """

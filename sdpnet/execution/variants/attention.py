@@ -16,14 +16,12 @@ from torch.nn import functional as F
 
 from sdpnet.config.options import TrainOptions
 from sdpnet.distributed.processes import Processes
-from sdpnet.execution.variants.choice import Pass, Variants, choose
+from sdpnet.execution.variants.choice import NEEDS_TRITON, Pass, Variants, choose, images_of_pass
 from sdpnet.model.kernels.attention import attention, runs_on, takes
 from sdpnet.model.sdpnet import ModelOptions, SdPNet, TransformerBlock
 from sdpnet.pipelines.errors import UserError
 
 __all__ = ["attention_variants", "choose_attention"]
-
-_MOST_IMAGES = 256  # with more images, the time is proportional to their number
 
 
 def choose_attention(
@@ -37,7 +35,7 @@ def choose_attention(
     Raises:
         UserError: the kernel is asked for where it cannot run.
     """
-    images = min(batch_size, _MOST_IMAGES)
+    images = images_of_pass(options, batch_size)
     variants = attention_variants(model.options, images, image_size, dtype, processes.device)
     chosen, notes = choose(variants, options.attention, processes)
     for block in model.transformer_blocks:
@@ -63,7 +61,7 @@ def attention_variants(
 
     def make(*, triton: bool) -> Pass:
         if triton and not runs_on(device):
-            raise UserError("needs Triton and an NVIDIA GPU of compute capability 8.0 or more; use auto or torch")
+            raise UserError(NEEDS_TRITON)
         if triton and not takes(tokens, shape[-1], dtype):
             at_most = "bf16 or fp16, at most 256 tokens, and heads whose width is a multiple of 8 and at most 64"
             raise UserError(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -23,13 +24,16 @@ import torch
 
 from sdpnet import __version__
 from sdpnet.checkpoints.file import write_atomically
+from sdpnet.config.options import TrainOptions
 from sdpnet.distributed.processes import Processes, from_main
 from sdpnet.pipelines.errors import UserError
 
-__all__ = ["Measured", "Pass", "Variants", "choose", "race"]
+__all__ = ["NEEDS_TRITON", "Measured", "Pass", "Variants", "choose", "images_of_pass", "race"]
 
 Pass = Callable[[], Sequence[torch.Tensor]]
+NEEDS_TRITON: Final = "needs Triton and an NVIDIA GPU of compute capability 8.0 or more; use auto or torch"
 _ROUNDS: Final = 5
+_MOST_IMAGES: Final = 256  # with more images, the time is proportional to their number
 _PASSES: Final = 3  # passes that are timed together
 _CYCLES: Final = 2e9  # of a GPU in a second, at most
 _TOLERANCE: Final = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
@@ -68,6 +72,11 @@ class Measured:
     seconds: list[float] = field(default_factory=list)
     difference: float = 0.0
     reason: str = ""
+
+
+def images_of_pass(options: TrainOptions, batch_size: int) -> int:
+    """The number of images in a pass that is timed: those of one pass of training, but not more than needed."""
+    return min(batch_size, _MOST_IMAGES, options.micro_batch if type(options.micro_batch) is int else batch_size)
 
 
 def choose(variants: Variants, asked: str, processes: Processes) -> tuple[str, list[str]]:
@@ -137,6 +146,9 @@ def race(variants: Variants, device: torch.device, *, rounds: int = _ROUNDS) -> 
                 seconds = _seconds(passes[name], device)
                 if number:
                     measured[name].seconds.append(seconds)
+    if "torch._dynamo" in sys.modules:
+        # What torch.compile has recorded about these passes must not affect the training model.
+        torch.compiler.reset()
     return measured
 
 

@@ -15,7 +15,7 @@ import torch
 from sdpnet.config.options import TrainOptions
 from sdpnet.distributed.processes import Processes
 from sdpnet.execution.compiled import compile_blocks
-from sdpnet.execution.variants.choice import Pass, Variants, choose
+from sdpnet.execution.variants.choice import NEEDS_TRITON, Pass, Variants, choose, images_of_pass
 from sdpnet.model.kernels.depthwise import compiles_for, runs_on
 from sdpnet.model.sdpnet import ConvBlock, SdPNet
 from sdpnet.pipelines.errors import UserError
@@ -24,8 +24,6 @@ __all__ = ["CANDIDATES", "choose_conv_block", "conv_block_variants"]
 
 # Name -> the attributes `triton` and `fused` of the blocks.
 CANDIDATES: Final = {"torch": (False, False), "depthwise": (True, False), "triton": (True, True)}
-_MOST_IMAGES: Final = 256  # with more images, the time is proportional to their number
-_NEEDS: Final = "needs Triton and an NVIDIA GPU of compute capability 8.0 or more; use auto or torch"
 # The gradient to the depthwise convolution's bias is a small sum of large terms: in bfloat16, PyTorch's differs from
 # float64's by 3.3 % at the shape of the XL model, and ours by 2.6 %.
 _BFLOAT16_TOLERANCE: Final = 0.1
@@ -48,8 +46,7 @@ def choose_conv_block(
     name = names[0]
     notes: list[str] = []
     if len(names) > 1 and len(model.conv_blocks):
-        images = min(batch_size, _MOST_IMAGES, options.micro_batch if type(options.micro_batch) is int else batch_size)
-        shape = (images, model.options.dim, *[image_size // model.options.patch_size] * 2)
+        shape = (images_of_pass(options, batch_size), model.options.dim, *[image_size // model.options.patch_size] * 2)
         last = options.memory_format != "contiguous"
         compiled = options.compile is True
         variants = conv_block_variants(
@@ -62,9 +59,6 @@ def choose_conv_block(
             compiled=compiled,
         )
         name, notes = choose(variants, "auto", processes)
-        if compiled:
-            # What torch.compile has recorded about the blocks of the race must not affect the training model.
-            torch._dynamo.reset()
     for block in model.conv_blocks:
         assert isinstance(block, ConvBlock)
         block.triton, block.fused = CANDIDATES[name]
@@ -76,7 +70,7 @@ def _allowed(options: TrainOptions, processes: Processes) -> list[str]:
     possible = runs_on(processes.device)
     against_triton = ""
     if not possible:
-        against_triton = _NEEDS
+        against_triton = NEEDS_TRITON
     elif options.depthwise == "torch":
         against_triton = "contains the Triton depthwise convolution, which train.depthwise = torch excludes"
     elif options.memory_format == "contiguous":
@@ -90,7 +84,7 @@ def _allowed(options: TrainOptions, processes: Processes) -> list[str]:
     if options.depthwise == "triton" and not possible:
         if compiles_for(processes.device):  # never run on such a card, so only where it is asked for
             return ["depthwise"]
-        raise UserError(f"train.depthwise = 'triton': {_NEEDS.replace('8.0', '7.0')}")
+        raise UserError(f"train.depthwise = 'triton': {NEEDS_TRITON.replace('8.0', '7.0')}")
     names = {"auto": ["torch", "depthwise"], "torch": ["torch"], "triton": ["depthwise"]}[options.depthwise]
     if not possible:
         return ["torch"]

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from sdpnet.config.options import TrainOptions
 from sdpnet.distributed.processes import Processes
 from sdpnet.execution.compiled import compile_blocks
-from sdpnet.execution.variants.choice import Pass, Variants, choose
+from sdpnet.execution.variants.choice import Pass, Variants, choose, images_of_pass
 from sdpnet.model.sdpnet import DropPath, SdPNet, TransformerBlock
 from sdpnet.pipelines.errors import UserError
 from sdpnet.pipelines.terminal.remedy import install_extra
@@ -34,7 +34,6 @@ _LEAST_CAPABILITY: Final = (8, 9)
 _MULTIPLE: Final = 16  # the products of float8 take widths that are multiples of it
 # Rounding to three bits of mantissa moves a value by up to 6 %, and to two bits, as gradients are, by up to 12 %.
 _TOLERANCE: Final = 0.25
-_MOST_IMAGES: Final = 256  # with more images, the time is proportional to their number
 
 
 def choose_fp8(
@@ -80,7 +79,7 @@ def fp8_variants(
     """
     shape = model.options
     tokens = 1 + shape.registers + (image_size // shape.patch_size) ** 2
-    size = (min(batch_size, _MOST_IMAGES), tokens, shape.dim)
+    size = (images_of_pass(options, batch_size), tokens, shape.dim)
     compiled = options.compile is True
     what = f"{dtype}, {size}, {shape.heads} heads, {shape.mlp_ratio} x {shape.dim}{', compiled' if compiled else ''}"
 

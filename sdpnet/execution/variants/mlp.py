@@ -13,15 +13,13 @@ from torch.nn import functional as F
 from sdpnet.config.options import TrainOptions
 from sdpnet.distributed.processes import Processes
 from sdpnet.execution.compiled import compile_blocks
-from sdpnet.execution.variants.choice import Pass, Variants, choose
+from sdpnet.execution.variants.choice import NEEDS_TRITON, Pass, Variants, choose, images_of_pass
 from sdpnet.model.dropout import draw_keys, hash_dropout, split_keys, threshold
 from sdpnet.model.kernels.feed_forward import gelu_dropout, runs_on
 from sdpnet.model.sdpnet import ModelOptions, SdPNet, TransformerBlock
 from sdpnet.pipelines.errors import UserError
 
 __all__ = ["choose_mlp", "mlp_variants"]
-
-_MOST_IMAGES = 256  # with more images, the time is proportional to their number
 
 
 def choose_mlp(
@@ -35,13 +33,10 @@ def choose_mlp(
     Raises:
         UserError: the variant that is asked for cannot run here.
     """
-    images = min([batch_size, _MOST_IMAGES, *([options.micro_batch] if isinstance(options.micro_batch, int) else [])])
+    images = images_of_pass(options, batch_size)
     compiled = options.compile is True
     variants = mlp_variants(model.options, images, image_size, dtype, processes.device, compiled=compiled)
     name, notes = choose(variants, options.mlp, processes)
-    if compiled and notes:
-        # What torch.compile has recorded about these passes must not affect the training model.
-        torch._dynamo.reset()
     for block in model.transformer_blocks:
         assert isinstance(block, TransformerBlock)
         block.mlp.variant = name  # type: ignore[assignment]
@@ -70,7 +65,7 @@ def mlp_variants(
 
     def ours() -> Pass:
         if not runs_on(device):
-            raise UserError("needs Triton and an NVIDIA GPU of compute capability 8.0 or more; use auto or torch")
+            raise UserError(NEEDS_TRITON)
         hidden, bias, gradient, keys = made()
         mask = (*split_keys(keys, rows, width), threshold(rate), 1 / (1 - rate)) if rate else ()
         return _as_pass(lambda h, b: gelu_dropout(h, b, *mask), hidden, bias, gradient)

@@ -8,14 +8,12 @@ import torch
 
 from sdpnet.config.options import TrainOptions
 from sdpnet.distributed.processes import Processes
-from sdpnet.execution.variants.choice import Pass, Variants, choose
+from sdpnet.execution.variants.choice import Pass, Variants, choose, images_of_pass
 from sdpnet.model.patch_product import patch_product
 from sdpnet.model.sdpnet import ModelOptions, SdPNet
 from sdpnet.pipelines.errors import UserError
 
 __all__ = ["choose_patch", "patch_variants"]
-
-_MOST_IMAGES = 256  # with more images, the time is proportional to their number
 
 
 def patch_variants(
@@ -27,7 +25,7 @@ def patch_variants(
     device: torch.device,
 ) -> Variants:
     """The variants for the model's shape. A pass needs no gradient of the images, as in training."""
-    shape = (min(batch_size, _MOST_IMAGES), 3, image_size, image_size)
+    shape = (images_of_pass(options, batch_size), 3, image_size, image_size)
     channels_last = options.memory_format != "contiguous"
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
 

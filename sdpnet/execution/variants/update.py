@@ -11,7 +11,7 @@ from torch import nn
 
 from sdpnet.config.options import Config
 from sdpnet.distributed.processes import Processes
-from sdpnet.execution.variants.choice import Pass, Variants, choose
+from sdpnet.execution.variants.choice import NEEDS_TRITON, Pass, Variants, choose
 from sdpnet.optim.ema import ModelEma
 from sdpnet.optim.fused_update import TritonUpdate, runs_on
 from sdpnet.optim.optimizer import make_optimizer
@@ -42,7 +42,7 @@ def update_variants(config: Config, model: nn.Module) -> Variants:
 
     def make(name: str) -> Pass:
         if name == "triton" and not runs_on(device):
-            raise UserError("needs Triton and an NVIDIA GPU of compute capability 8.0 or more; use auto or torch")
+            raise UserError(NEEDS_TRITON)
         generator = torch.Generator(device).manual_seed(0)
         imitation = copy.deepcopy(model)
         ema = ModelEma(imitation, config.ema) if config.ema.decay else None

@@ -38,7 +38,8 @@ PARTS: Final[dict[str, str]] = {
     "attention": r"flash|fmha|sdpa|attention|softmax",
     "augmentation": r"^(finish|neighbour|count|table)_kernel",
     "depthwise convolutions": r"^convolve_kernel|weight_gradient_kernel|depthwise",
-    "optimizer, average, norm": r"multi_tensor_apply|adam|lerp|foreach|lpnorm|linalg_vector_norm",
+    "optimizer, average, norm": r"^(update|prepare|square_sum)_kernel|multi_tensor_apply|adam|lerp|foreach"
+    r"|lpnorm|linalg_vector_norm",
     "matrix products": r"nvjet|gemm|cublas|splitk|::(add|b|badd|_)?mm\b|::matmul|::linear",
     "batch norm": r"batch_?norm|bn_(fw|bw)",
     "layer norm, residual sums": r"layer_?norm",

@@ -107,7 +107,9 @@ def _forward(qkv: torch.Tensor, training: bool) -> tuple[torch.Tensor, torch.Ten
     grid, constants = _constants(_FORWARD if width <= 48 else _FORWARD_WIDE, qkv)
     if out.numel():
         with torch.cuda.device_of(qkv):
-            _kernels().forward_kernel[grid](qkv, out, lse, _scale(width) * _LOG2_E, TRAINING=training, **constants)
+            _kernels().attention_forward_kernel[grid](
+                qkv, out, lse, _scale(width) * _LOG2_E, TRAINING=training, **constants
+            )
     return out, lse
 
 
@@ -129,9 +131,9 @@ def _backward(gradient: torch.Tensor, qkv: torch.Tensor, out: torch.Tensor, lse:
         with torch.cuda.device_of(qkv):
             grid, constants = _constants(_QUERIES, qkv)
             scales = scale * _LOG2_E, scale
-            _kernels().query_kernel[grid](qkv, gradient, out, lse, delta, grad_qkv, *scales, **constants)
+            _kernels().attention_query_kernel[grid](qkv, gradient, out, lse, delta, grad_qkv, *scales, **constants)
             grid, constants = _constants(_KEYS, qkv)
-            _kernels().key_kernel[grid](qkv, gradient, lse, delta, grad_qkv, *scales, **constants)
+            _kernels().attention_key_kernel[grid](qkv, gradient, lse, delta, grad_qkv, *scales, **constants)
     return grad_qkv
 
 

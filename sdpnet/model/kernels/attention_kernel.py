@@ -21,7 +21,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["forward_kernel", "key_kernel", "query_kernel"]
+__all__ = ["attention_forward_kernel", "attention_key_kernel", "attention_query_kernel"]
 
 
 @triton.jit
@@ -248,7 +248,7 @@ def forward_rows(
 
 
 @triton.jit
-def forward_kernel(
+def attention_forward_kernel(
     qkv, out, lse, scale, T: tl.constexpr, H: tl.constexpr, D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr,
     FULL: tl.constexpr, CHUNK: tl.constexpr, TAIL: tl.constexpr, ROWS: tl.constexpr, HOIST: tl.constexpr,
     TRAINING: tl.constexpr,
@@ -297,7 +297,7 @@ def query_rows(
 
 
 @triton.jit
-def query_kernel(
+def attention_query_kernel(
     qkv, gradient, out, lse, delta, grad_qkv, scale, gradient_scale, T: tl.constexpr, H: tl.constexpr,
     D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, FULL: tl.constexpr, CHUNK: tl.constexpr, TAIL: tl.constexpr,
     ROWS: tl.constexpr, HOIST: tl.constexpr,
@@ -305,7 +305,7 @@ def query_kernel(
     """Computes the gradients to the queries, and delta.
 
     Args:
-        qkv, out, lse, scale, HOIST: as for `forward_kernel`.
+        qkv, out, lse, scale, HOIST: as for `attention_forward_kernel`.
         gradient: the gradient to out, of its shape.
         delta: float32, of the shape of lse: the inner products of the rows of out and of gradient, which are the
             sums of the products of each row's weights and their gradients.
@@ -350,12 +350,12 @@ def key_rows(
 
 
 @triton.jit
-def key_kernel(
+def attention_key_kernel(
     qkv, gradient, lse, delta, grad_qkv, scale, gradient_scale, T: tl.constexpr, H: tl.constexpr, D: tl.constexpr,
     D1: tl.constexpr, D2: tl.constexpr, FULL: tl.constexpr, CHUNK: tl.constexpr, TAIL: tl.constexpr,
     ROWS: tl.constexpr, HOIST: tl.constexpr,
 ):  # fmt: skip
-    """Computes the gradients to keys and values; the scores are (keys, queries) here. See `query_kernel`."""
+    """Computes the gradients to keys and values; the scores are (keys, queries) here. See `attention_query_kernel`."""
     pair = tl.program_id(0).to(tl.int64)
     q = qkv + pair // H * (T * 3 * H * D) + pair % H * D
     to = grad_qkv + pair // H * (T * 3 * H * D) + pair % H * D

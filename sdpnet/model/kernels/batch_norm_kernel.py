@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sdpnet.model.kernels.gelu_kernel import below_and_density
+from sdpnet.model.kernels.gelu_kernel import below_and_density, gelu
 
 __all__ = [
     "batch_norm_apply_kernel",
@@ -71,12 +71,6 @@ def load_factors(factor, row, last, pixels, ROWS: tl.constexpr):
     """The factors of the samples that a tile's rows belong to, as (ROWS, 1)."""
     rows = row + tl.arange(0, ROWS)
     return tl.load(factor + rows // pixels, mask=rows < last, other=0.0).to(tl.float32)[:, None]
-
-
-@triton.jit
-def gelu(value):
-    below, _ = below_and_density(value)
-    return value * below
 
 
 @triton.jit(do_not_specialize=["num_rows", "rows_per_program"])
