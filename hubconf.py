@@ -1,7 +1,7 @@
 """SdP-Net through torch.hub: torch.hub.load(REPOSITORY, "sdpnet_xl", checkpoint="RUN").
 
 `checkpoint` is a run's directory or its `model.safetensors`, whose `model.json` says how the model was built.
-`overrides` (fields of `sdpnet.model.sdpnet.ModelOptions`) change that: other classes start the head's last layer anew,
+`overrides` (fields of `sdpnet.model.options.ModelOptions`) change that: other classes start the head's last layer anew,
 another `grid_size` resamples a learned position embedding. Without `checkpoint` the model is randomly initialised.
 """
 

@@ -26,7 +26,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from sdpnet.pipelines.benchmarks.ceilings import CEILINGS
+from sdpnet.pipelines.benchmarks.flags import CEILINGS, add_arguments
 from sdpnet.pipelines.benchmarks.peers import PEERS
 from sdpnet.pipelines.benchmarks.race import Entry, Race, run_race
 from sdpnet.pipelines.benchmarks.worker import Job
@@ -37,7 +37,7 @@ from sdpnet.pipelines.machine import commit, cpu_name, driver, installed_version
 from sdpnet.pipelines.plan import Order, Plan
 from sdpnet.pipelines.shards.layout import ShardReader, open_split
 from sdpnet.pipelines.terminal.command_line import run_alone
-from sdpnet.pipelines.terminal.next_step import next_line, sdpnet
+from sdpnet.pipelines.terminal.next_step import next_lines, sdpnet
 from sdpnet.pipelines.terminal.status_line import StatusLine
 
 __all__ = ["add_arguments", "main", "run"]
@@ -157,33 +157,6 @@ def _result(race: Race, entry: Entry) -> dict[str, Any]:
     }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = (
-        f"Pipelines: {', '.join(PIPELINES)}. Other projects' loaders: {', '.join(PEERS)}. "
-        f"Single steps alone: {', '.join(f'{name} ({what})' for name, what in CEILINGS.items())}."
-    )
-    add = parser.add_argument
-    add("--data", metavar="SHARDS", required=True, help="shard set")
-    default = ",".join(name for name in PIPELINES if name != "synthetic")
-    add("--pipelines", metavar="NAMES", default=default, help="comma-separated (default: %(default)s)")
-    add("--ceilings", action="store_true", help=f"also synthetic, {', '.join(CEILINGS)}")
-    add(
-        "--cores",
-        metavar="N",
-        default=str(len(usable_cores())),
-        help="number of cores, or a list of numbers (default: %(default)s)",
-    )
-    add("--image-size", metavar="N", default="224", help="pixels a side, or a list (default: %(default)s)")
-    add("--mode", choices=["train", "eval"], default="train", help="random or central crops (default: %(default)s)")
-    add("--split", help="default: train, or val with --mode eval")
-    add("--batch-size", metavar="N", type=int, default=256, help="default: %(default)s")
-    add("--rounds", metavar="N", type=int, default=5, help="number of measured rounds (default: %(default)s)")
-    add("--seconds", metavar="S", type=float, default=2.0, help="approximate length of a round (default: %(default)s)")
-    add("--batches", metavar="N", type=int, default=0, help="number of batches in a round, instead of --seconds")
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: %(default)s")
-    add("--json", metavar="FILE", type=Path, help="also write the figures here")
-
-
 def _numbers(flag: str, text: str, low: int, high: int) -> list[int]:
     numbers = [int(word) if word.strip().isdecimal() else 0 for word in text.split(",")]
     require(all(low <= number <= high for number in numbers), flag, text, f"whole numbers from {low} to {high}")
@@ -258,8 +231,8 @@ def run(arguments: argparse.Namespace) -> int:
     if not any(race.running for race in races):
         return 1
     if arguments.json is None:
-        line = next_line(*sdpnet("doctor", "--data", Path(arguments.data)))
-        console.print(line, markup=False, soft_wrap=True)
+        for line in next_lines(*sdpnet("doctor", "--data", Path(arguments.data))):
+            console.print(line, markup=False, soft_wrap=True)
     return 0
 
 

@@ -97,7 +97,7 @@ def _open(
     if data.pipeline not in ("auto", *PIPELINES):
         raise UserError(f"data.pipeline = {data.pipeline!r}: must be one of auto, {', '.join(PIPELINES)}")
     if not data.path:
-        raise UserError("no shard set given: pass --data SHARDS (made by preprocess/build_ffcv.py)")
+        raise UserError("no shard set given: pass --data SHARDS (made by sdpnet convert)")
     name = data.train_split if split == "train" else data.val_split
     manifest, reader = open_split(data.path, name)
     if reader.num_samples == 0:

@@ -7,7 +7,6 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
@@ -139,6 +138,8 @@ def installed_versions() -> dict[str, str | None]:
 
 
 def _version(distributions: tuple[str, ...]) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version  # slow to import, and seldom needed
+
     for name in distributions:
         try:
             return version(name)

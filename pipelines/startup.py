@@ -18,11 +18,12 @@ __all__ = ["end_on_interrupt", "is_command", "raise_on_interrupt"]
 
 _PACKAGE: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the folder of `sdpnet`
 _MODULES: Final = (  # inside `sdpnet`
-    *(f"preprocess.{name}" for name in ("adopt", "build_dali", "build_ffcv", "describe", "make_synthetic", "verify")),
+    *(f"preprocess.{name}" for name in ("adopt", "build_dali", "build_ffcv", "convert")),
+    *(f"preprocess.{name}" for name in ("describe", "make_synthetic", "verify")),
     *("pipelines.bench", "pipelines.benchmarks.augment"),
     *("benchmarks.depthwise", "benchmarks.step", "cli", "train"),
 )
-_SCRIPTS: Final = ("sdpnet", "train")  # the programs that an installation puts beside Python
+_SCRIPTS: Final = ("sdpnet", "train")  # the programs beside Python; train is there only for a checkout
 _WITH_VALUE: Final = ("-W", "-X", "--check-hash-based-pycs")
 
 

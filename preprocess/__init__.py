@@ -2,6 +2,6 @@
 
 from sdpnet.pipelines.startup import end_on_interrupt as _end_on_interrupt
 
-__all__ = ["adopt", "build_dali", "build_ffcv", "describe", "make_synthetic", "verify"]
+__all__ = ["adopt", "build_dali", "build_ffcv", "convert", "describe", "make_synthetic", "verify"]
 
 _end_on_interrupt()

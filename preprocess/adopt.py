@@ -1,13 +1,13 @@
 """Command: makes a shard set of what is there, without a conversion.
 
-    python preprocess/adopt.py --source IMAGENET --out SHARDS
+    sdpnet adopt --source IMAGENET --out SHARDS
 
     IMAGENET/{train,val}/CLASS/*.jpg, or tars  ->  SHARDS/{train,val}.index, SHARDS/manifest.json
 
 The images stay where they are, and only their headers are read (`sdpnet.preprocess.adoption`). The few that are no
 plain JPEGs are converted to SHARDS/{train,val}.converted.
 
-    python preprocess/adopt.py --train SHARDS/train.beton --val SHARDS/val.beton
+    sdpnet adopt --train SHARDS/train.beton --val SHARDS/val.beton
 
     SHARDS/{train,val}.beton  ->  SHARDS/{train,val}.crc32, SHARDS/manifest.json
 
@@ -39,9 +39,10 @@ from sdpnet.pipelines.shards.beton import CRC32_DTYPE, MODE_JPEG, BetonReader
 from sdpnet.pipelines.shards.layout import sha256_of
 from sdpnet.pipelines.shards.manifest import MANIFEST_NAME, QUARANTINE_NAME, Manifest, ShardFile, Split
 from sdpnet.pipelines.terminal.command_line import run_alone
-from sdpnet.pipelines.terminal.next_step import next_line, script
+from sdpnet.pipelines.terminal.next_step import next_lines, sdpnet
 from sdpnet.preprocess.adoption import command
 from sdpnet.preprocess.conversion.progress import Meter
+from sdpnet.preprocess.flags.adopt import add_arguments
 from sdpnet.preprocess.inspection.undecodable import undecodable
 from sdpnet.preprocess.verify import verify
 
@@ -193,15 +194,6 @@ def _read_classes(path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of the command."""
-    parser.epilog = "Without --out, --train and --val are .beton files by FFCV, which become a shard set as they are."
-    command.add_arguments(parser)
-    add = parser.add_argument
-    add("--classes", type=Path, metavar="FILE", help="for .beton files: names of the classes, one a line")
-    add("--decode", action="store_true", help="decode every image first, and refuse damaged ones")
-
-
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command with parsed flags and returns the exit status."""
     paths = {split: Path(path) for split in ("train", "val") if (path := getattr(arguments, split)) is not None}
@@ -221,7 +213,8 @@ def run(arguments: argparse.Namespace) -> int:
     folder = next(iter(paths.values())).parent
     counts = ", ".join(f"{name} {split.num_samples:,}" for name, split in manifest.splits.items())
     print(f"{printable(folder)}: a shard set now: {counts}, {manifest.num_classes:,} classes")
-    print(next_line(*script("verify", folder)))
+    for line in next_lines(*sdpnet("verify", folder)):
+        print(line)
     return 0
 
 

@@ -5,7 +5,7 @@
     IMAGENET/{train,val}/CLASS/*.jpg  ->  SHARDS/{train,val}-000000.tar, .idx, .samples, ..., SHARDS/manifest.json
 
 The tars can be read by this project's pipelines, by DALI's `fn.readers.webdataset` and by the `webdataset` library.
-Everything else is the same as in `build_ffcv.py`.
+Everything else is the same as in `build_ffcv.py`. `sdpnet convert --format tar` does the same.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from sdpnet.pipelines.errors import UserError
 from sdpnet.pipelines.terminal.command_line import run_alone
 from sdpnet.preprocess.conversion import command
 from sdpnet.preprocess.conversion.writers.tar import SHARD_BYTES, TarWriter
+from sdpnet.preprocess.flags import conversion
 
 __all__ = ["add_arguments", "main", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of the command."""
-    command.add_arguments(parser)
+    conversion.add_arguments(parser)
     shard = "largest size of a tar in MiB (default: %(default)s)"
     parser.add_argument("--shard-mib", metavar="N", type=int, default=SHARD_BYTES >> 20, help=shard)
 

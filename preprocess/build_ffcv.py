@@ -7,6 +7,7 @@
 Every image is converted, or the command ends with the name of the one that cannot be. With `--on-bad skip` it
 continues, and SHARDS/quarantine.jsonl lists each of these files with the reason. All other files of IMAGENET are
 counted by kind in the summary and the manifest. The same command continues a run that was interrupted in any way.
+`sdpnet convert` does the same.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ if not __package__:  # run as a file: import sdpnet from the checkout, and no mo
     from sdpnet import preprocess  # noqa: F401 - from here on, Ctrl-C ends the command with one line
 
 from sdpnet.pipelines.terminal.command_line import run_alone
-from sdpnet.preprocess.conversion.command import add_arguments, build
+from sdpnet.preprocess.conversion.command import build
 from sdpnet.preprocess.conversion.writers.beton import BetonWriter
+from sdpnet.preprocess.flags.conversion import add_arguments
 
 __all__ = ["add_arguments", "main", "run"]
 

@@ -1,4 +1,4 @@
-"""Command: shows what is in a shard set, in the terminal and as one HTML page: python preprocess/describe.py SHARDS
+"""Command: shows what is in a shard set, in the terminal and as one HTML page: `sdpnet describe SHARDS`
 
 It shows the counts by class, image sizes, bytes, files that were not converted, and a contact sheet: images as stored
 beside the same images as training sees them. The command reads the tables of the shards, and only the images of the
@@ -24,9 +24,11 @@ from rich.text import Text
 from sdpnet.pipelines.errors import printable, require
 from sdpnet.pipelines.files.atomic_write import publish_bytes
 from sdpnet.pipelines.terminal.command_line import run_alone
-from sdpnet.pipelines.terminal.next_step import next_line, training
-from sdpnet.preprocess.inspection.contact_sheet import CROP, IMAGE_SIZE, RECIPE, contact_sheet
+from sdpnet.pipelines.terminal.next_step import next_lines, training
+from sdpnet.preprocess.flags.describe import add_arguments
+from sdpnet.preprocess.inspection.contact_sheet import contact_sheet
 from sdpnet.preprocess.inspection.page import page
+from sdpnet.preprocess.inspection.recipe import CROP, IMAGE_SIZE
 from sdpnet.preprocess.inspection.survey import Survey, crop_share, survey
 from sdpnet.preprocess.inspection.text import counted, file_size, left_out, left_out_kinds, split_rows
 from sdpnet.preprocess.inspection.words import class_counts, how_stored, written_by
@@ -83,19 +85,8 @@ def _print(directory: Path, found: Survey, reading: list[tuple[str, str, str]], 
     for line in left_out_kinds(found):
         print_line(f"  {line}")
     print_line(f"{html}: {html.stat().st_size:,} bytes")
-    if words := training(directory):
-        print_line(next_line(*words))
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of the command."""
-    parser.epilog = f"The contact sheet is augmented with the seed recipe (configs/sdpnet_xl.yaml): {RECIPE}."
-    add = parser.add_argument
-    add("shards", type=Path, metavar="SHARDS", help="directory with a manifest.json")
-    add("--html", metavar="FILE", type=Path, help="the page (default: SHARDS/report.html)")
-    images = "largest number of images on the contact sheet; 0 omits it (default: %(default)s)"
-    add("--images", metavar="N", type=int, default=24, help=images)
-    add("--seed", metavar="N", type=int, default=0, help="seed of the contact sheet (default: %(default)s)")
+    for line in next_lines(*training(directory)):
+        print_line(line)
 
 
 def run(arguments: argparse.Namespace) -> int:

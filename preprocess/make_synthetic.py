@@ -28,7 +28,8 @@ from PIL import Image
 from sdpnet.pipelines.errors import UserError, printable
 from sdpnet.pipelines.files.atomic_write import partial_path, publish
 from sdpnet.pipelines.terminal.command_line import run_alone
-from sdpnet.pipelines.terminal.next_step import fresh, next_line, script
+from sdpnet.pipelines.terminal.next_step import fresh, next_lines, sdpnet
+from sdpnet.pipelines.terminal.quiet import add_quiet
 
 __all__ = ["FORMS", "add_arguments", "main", "make_synthetic", "run"]
 
@@ -159,6 +160,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--val-per-class", metavar="N", type=int, default=40, help="images, 0 for none (default: %(default)s)")
     add("--min-side", metavar="N", type=int, default=48, help="pixels (default: %(default)s)")
     add("--max-side", metavar="N", type=int, default=160, help="pixels (default: %(default)s)")
+    add_quiet(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -176,7 +178,8 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{printable(arguments.out)}: {arguments.classes} classes with {counts} each")
     out = Path(arguments.out)
     shards = fresh(out.with_name(f"{out.name}-shards"))
-    print(next_line(*script("build_ffcv", "--source", out, "--out", shards)))
+    for line in next_lines(*sdpnet("convert", "--source", out, "--out", shards)):
+        print(line)
     return 0
 
 

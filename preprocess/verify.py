@@ -1,4 +1,4 @@
-"""Command: checks a whole shard set and names what is damaged: python preprocess/verify.py SHARDS [--decode]
+"""Command: checks a whole shard set and names what is damaged: `sdpnet verify SHARDS [--decode]`
 
 It checks the structure and the labels of every file and the list of bad images, and compares each SHA-256 with that in
 the manifest. If the SHA-256 of a file of images differs, the CRC-32 of each sample shows which ones have changed.
@@ -29,7 +29,6 @@ import numpy as np
 from zlib_ng import zlib_ng
 
 from sdpnet.pipelines.errors import ShardError, printable
-from sdpnet.pipelines.machine import MAX_WORKERS, core_share
 from sdpnet.pipelines.shards.beton import CRC32_DTYPE
 from sdpnet.pipelines.shards.file import MappedFile, read_whole, size_of
 from sdpnet.pipelines.shards.index_file import has_checksums
@@ -37,7 +36,8 @@ from sdpnet.pipelines.shards.layout import ShardReader, open_file, sha256_of
 from sdpnet.pipelines.shards.manifest import QUARANTINE_NAME, UNFINISHED_NAME, Manifest, ShardFile, read_manifest
 from sdpnet.pipelines.shards.tar import SAMPLE_DTYPE
 from sdpnet.pipelines.terminal.command_line import run_alone
-from sdpnet.pipelines.terminal.next_step import next_line, script, training
+from sdpnet.pipelines.terminal.next_step import next_lines, sdpnet, training
+from sdpnet.preprocess.flags.verify import add_arguments
 from sdpnet.preprocess.inspection.in_place import problems_in_place
 from sdpnet.preprocess.inspection.survey import quarantine_limit, read_quarantine
 from sdpnet.preprocess.inspection.undecodable import undecodable
@@ -254,24 +254,6 @@ def _summary(manifest: Manifest, outcome: str) -> str:
     return printable(f"{samples:,} samples in {', '.join(sorted(manifest.splits))}, {size:,} bytes: {outcome}")
 
 
-def _number_of_threads(text: str) -> int:
-    number = int(text)
-    if not 1 <= number <= MAX_WORKERS:
-        raise argparse.ArgumentTypeError(f"{number}: must be 1 to {MAX_WORKERS}")
-    return number
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of the command."""
-    parser.add_argument("shards", type=Path, metavar="SHARDS", help="directory with a manifest.json")
-    depth = parser.add_mutually_exclusive_group()
-    depth.add_argument("--quick", action="store_true", help="check only the structure, without reading an image")
-    depth.add_argument("--decode", action="store_true", help="also decode every image")
-    parser.add_argument(
-        "--workers", type=_number_of_threads, default=core_share(), help="number of threads that decode"
-    )
-
-
 def _has_checksums(directory: Path, manifest: Manifest) -> bool:
     """Whether there is a checksum of each image, which the index of a split in place may not have."""
     for split in manifest.splits.values():
@@ -303,7 +285,8 @@ def run(arguments: argparse.Namespace) -> int:
     problems = f"{found:,} problem{'s' * (found > 1)}" if found else f"nothing is wrong ({checked})"
     print(_summary(manifest, problems))
     if not found:
-        print(next_line(*(training(arguments.shards) or script("describe", arguments.shards))))
+        for line in next_lines(*(training(arguments.shards) or sdpnet("describe", arguments.shards))):
+            print(line)
     return 1 if found else 0
 
 

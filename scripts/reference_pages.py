@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from sdpnet import cli
 from sdpnet.config.key_reference import sections
-from sdpnet.config.load import CONFIG_DIRECTORY
+from sdpnet.config.names import CONFIG_DIRECTORY
 from sdpnet.pipelines.terminal.command_line import CommandParser
 
 ROOT: Final = Path(__file__).resolve().parent.parent

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from sdpnet.config.options import Config
 from sdpnet.distributed.processes import Processes, Wish
+from sdpnet.flags.train import add_arguments
 from sdpnet.pipelines.terminal.command_line import run_alone
 from sdpnet.training.continued_run import begin_or_continue, finished_before, how_to_continue, next_commands
-from sdpnet.training.launch import add_arguments, config_from, launched
+from sdpnet.training.launch import config_from, launched
 from sdpnet.training.run_state import take_step
 from sdpnet.training.scoring import score_run
 from sdpnet.training.session import open_session
@@ -75,7 +76,8 @@ def train(
                 return 128 + number
         checkpointing.save_model(out)
         reporter.say(f"done: {out / 'model.safetensors'}")
-        reporter.say(next_commands(out))
+        for line in next_commands(out):
+            reporter.say(line)
     return 0
 
 

@@ -44,6 +44,7 @@ WRITERS = (*WORKERS, "preprocess/conversion/writers")
 CONVERSION = (*SOURCES, *WRITERS, "preprocess/conversion")
 ADOPTION = (*CONVERSION, "preprocess/adoption")
 INSPECTION = (*AUGMENT, *LOADER, *PAGES, "preprocess/inspection")
+PREPROCESS_FLAGS = (*ENCODING, "preprocess/inspection", "preprocess/flags")
 MODEL = (*OPTIONS, *TERMINAL, "sdpnet/model", "sdpnet/model/kernels")
 CONFIG = (*MODEL, "sdpnet/config")
 DISTRIBUTED = (*OPTIONS, *TERMINAL, "sdpnet/distributed")
@@ -51,9 +52,10 @@ OPTIM = (*CONFIG, *DISTRIBUTED, "sdpnet/optim")
 CHECKPOINTS = (*OPTIM, "sdpnet/checkpoints")
 EXECUTION = (*CHECKPOINTS, "sdpnet/execution", "sdpnet/execution/variants")
 REPORTING = (*CHECKPOINTS, *PAGES, "sdpnet/reporting")
-LAB = (*REPORTING, "sdpnet/lab")
+FLAGS = (*CONFIG, *EXECUTORS, "sdpnet/flags")
+LAB = (*REPORTING, "sdpnet/flags", "sdpnet/lab")
 LOADING = (*CONFIG, *AUGMENT, *LOADER, "sdpnet/loading")
-TRAINING = (*LOADING, *EXECUTION, *REPORTING, "pipelines", "sdpnet/training")
+TRAINING = (*LOADING, *EXECUTION, *REPORTING, "pipelines", "sdpnet/flags", "sdpnet/training")
 BENCHMARKS = (*AUGMENT, *LOADER, "pipelines", "pipelines/benchmarks")
 ALLOWED = {
     **dict.fromkeys(BASE, BASE),
@@ -85,7 +87,8 @@ ALLOWED = {
     "preprocess/conversion/writers": WRITERS,
     "preprocess/inspection": INSPECTION,
     "preprocess/adoption": ADOPTION,
-    "preprocess": (*ADOPTION, *INSPECTION, "preprocess"),
+    "preprocess/flags": PREPROCESS_FLAGS,
+    "preprocess": (*ADOPTION, *INSPECTION, "preprocess/flags", "preprocess"),
     "sdpnet": (*BASE, "pipelines/terminal", "sdpnet/loading"),  # see LAZY
     "sdpnet/model": MODEL,
     "sdpnet/model/kernels": (*OPTIONS, "sdpnet/model/kernels"),
@@ -97,6 +100,7 @@ ALLOWED = {
     "sdpnet/execution/variants": EXECUTION,
     "sdpnet/reporting": REPORTING,
     "sdpnet/loading": LOADING,
+    "sdpnet/flags": FLAGS,
     "sdpnet/lab": LAB,
     "sdpnet/training": TRAINING,
     "sdpnet/train": TRAINING,
@@ -104,6 +108,7 @@ ALLOWED = {
     "sdpnet/commands": (*TRAINING, *BENCHMARKS, *LAB, "sdpnet/benchmarks", "sdpnet/commands"),
     "sdpnet/gpu_checks/programs": (*TRAINING, *BENCHMARKS, *LAB, "sdpnet/benchmarks", "sdpnet/gpu_checks/programs"),
     "sdpnet/gpu_checks": (*EXECUTORS, "sdpnet/gpu_checks", "sdpnet/gpu_checks/programs"),
+    "sdpnet/completion": (*REPORTING, "sdpnet/cli", "sdpnet/flags"),
     "sdpnet/cli": TERMINAL,  # the commands are imported by name, each when it is asked for
 }
 BACKENDS = {

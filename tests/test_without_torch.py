@@ -66,7 +66,7 @@ import sdpnet.pipelines.plan, sdpnet.pipelines.options
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("command", ["build_ffcv", "build_dali", "adopt"])
+@pytest.mark.parametrize("command", ["build_ffcv", "build_dali", "convert", "adopt"])
 def test_conversion_and_verification(command: str, light: dict[str, str], image_folder: Path, tmp_path: Path) -> None:
     words = ["--source", str(image_folder), "--out", str(tmp_path / "shards")]
     done = run(light, "-m", f"sdpnet.preprocess.{command}", *words)
@@ -78,9 +78,9 @@ def test_conversion_and_verification(command: str, light: dict[str, str], image_
 @pytest.mark.parametrize(
     ("words", "package", "extra"),
     [
-        (["train", "--config", "debug"], "torch", "train"),
+        (["train", "--config", "debug", "--out", "run"], "torch", "train"),
         (["predict", "--model", "m", "i.jpg"], "torch", "train"),
-        (["bench"], "torch", "train"),
+        (["bench", "--data", "shards"], "torch", "train"),
     ],
 )
 def test_what_needs_an_extra_says_which(words: list[str], package: str, extra: str, light: dict[str, str]) -> None:

@@ -10,10 +10,11 @@ import os
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
+from sdpnet.pipelines.benchmarks.flags import CEILINGS
 from sdpnet.pipelines.benchmarks.stream import job_plan
 from sdpnet.pipelines.benchmarks.worker import Job
 from sdpnet.pipelines.errors import BackendMissingError, ShardError, UserError
@@ -24,12 +25,6 @@ from sdpnet.pipelines.shards.layout import open_split
 from sdpnet.pipelines.terminal.remedy import rebuild
 
 __all__ = ["CEILINGS", "CeilingStream", "available", "open_ceiling", "turbo_version"]
-
-CEILINGS: Final = {
-    "decode": "whole frames, libjpeg-turbo",
-    "huffman": "the Huffman decoder alone, libjpeg-turbo",
-    "resize": "our resize of the planned crops",
-}
 
 
 def available() -> bool:

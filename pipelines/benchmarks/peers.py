@@ -68,7 +68,7 @@ def _webdataset(job: Job) -> PeerStream:
     manifest, _ = open_split(job.data, job.split)
     split = manifest.splits[job.split]
     if split.format != "tar":
-        raise UserError(f"{job.data}: webdataset reads tars only (made by preprocess/build_dali.py)")
+        raise UserError(f"{job.data}: webdataset reads tars only (made by sdpnet convert --format tar)")
     transform = v2.Compose([v2.RandomResizedCrop(job.image_size), v2.RandomHorizontalFlip(), v2.PILToTensor()])
     dataset = (
         webdataset.WebDataset([f"{job.data}/{file.name}" for file in split.files], resampled=True, seed=job.seed)

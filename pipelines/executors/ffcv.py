@@ -197,7 +197,7 @@ class FfcvLoader(PlannedLoader):
 
     def __init__(self, source: Source, manifest: Manifest) -> None:
         if not isinstance(source.reader, BetonReader):
-            convert = "; to convert the images: preprocess/build_ffcv.py" * isinstance(source.reader, InPlaceReader)
+            convert = "; to convert the images: sdpnet convert" * isinstance(source.reader, InPlaceReader)
             raise UserError(f"{source.reader.path}: FFCV reads .beton files only; use another --pipeline{convert}")
         self.source = source
         self._file = source.reader.file

@@ -44,7 +44,7 @@ MAGIC: Final = b"sdpindex"
 INDEX_VERSION: Final = 1
 WITH_CHECKSUMS: Final = 1  # a flag
 ANY_TIME: Final = -(1 << 63)  # of a file that belongs to the shard set, whose SHA-256 is in the manifest
-INDEX_AGAIN: Final = "put the old file back, or index the images again: preprocess/adopt.py --replace"
+INDEX_AGAIN: Final = "put the old file back, or index the images again: sdpnet adopt --replace"
 
 HEADER_DTYPE = np.dtype(
     [

@@ -28,24 +28,24 @@ def why_no_shard_set(path: Path, manifest_name: str) -> str:
         if (folder / manifest_name).is_file():
             return f"a file of a shard set; give its folder, {folder}"
         if path.suffix == ".beton":
-            return "a .beton file, not a shard set; preprocess/adopt.py makes one of it"
+            return "a .beton file, not a shard set; sdpnet adopt makes one of it"
         if path.suffix == ".tar":
             return f"a tar, not a shard set; to use its images where they lie: {_adopt('--train', path)}"
-        return "a file, not a shard set; give the folder that preprocess/build_ffcv.py made"
+        return "a file, not a shard set; give the folder that sdpnet convert made"
     wrong = f"no {manifest_name} here, so it is not a shard set"
     if (path / "metrics.jsonl").is_file():
         return f"{wrong}, but a run (sdpnet report shows it); give the shard set that it was trained on"
     if _holds(path, ".parquet"):
-        convert = f"python preprocess/build_ffcv.py --source {_quoted(path)} --out SHARDS"
+        convert = f"sdpnet convert --source {_quoted(path)} --out SHARDS"
         return f"{wrong}, but Parquet files; to convert them: {convert}"
     if _holds_images(path) or _holds(path, ".tar"):
         what = "images" if _holds_images(path) else "tars"
         return f"{wrong}, but a folder of {what}; to use them where they lie: {_adopt('--source', path)}"
-    return f"{wrong} (make one with preprocess/build_ffcv.py)"
+    return f"{wrong} (make one with sdpnet convert)"
 
 
 def _adopt(flag: str, path: Path) -> str:
-    return f"python preprocess/adopt.py {flag} {_quoted(path)} --out SHARDS"
+    return f"sdpnet adopt {flag} {_quoted(path)} --out SHARDS"
 
 
 def _quoted(path: Path) -> str:

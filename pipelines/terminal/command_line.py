@@ -14,8 +14,9 @@ from math import inf
 from typing import Any, NoReturn
 
 from sdpnet.pipelines.errors import printable, run_command
+from sdpnet.pipelines.terminal.quiet import quietly
 
-__all__ = ["CommandParser", "LooseWords", "run_alone"]
+__all__ = ["CommandParser", "LooseWords", "parse", "run_alone", "run_parsed"]
 
 
 def run_alone(
@@ -31,18 +32,34 @@ def run_alone(
         program: the program's name in usage and error messages.
         description: the description of the command for --help.
         add_arguments: adds the flags to a parser, and an epilog if there is one.
-        run: runs the command. The namespace of the flags also has `argv`, the words of the command line.
+        run: runs the command with the result of `parse`.
         argv: the words after the program's name; by default those of this process.
 
     Raises:
         SystemExit: with status 2, for unknown flags.
     """
+    return run_parsed(parse(program, description, add_arguments, argv), run)
+
+
+def parse(
+    program: str,
+    description: str,
+    add_arguments: Callable[[argparse.ArgumentParser], None],
+    argv: Sequence[str] | None = None,
+) -> argparse.Namespace:
+    """The flags of a command line. The namespace also has `argv`, the words. The arguments are those of `run_alone`."""
     words = sys.argv[1:] if argv is None else list(argv)
     parser = CommandParser(prog=program, description=description)
     add_arguments(parser)
     arguments = parser.parse_args(words)
     arguments.argv = words
-    return run_command(lambda: run(arguments))
+    return arguments
+
+
+def run_parsed(arguments: argparse.Namespace, run: Callable[[argparse.Namespace], int]) -> int:
+    """Runs a command with the result of `parse`. Returns the exit status."""
+    with quietly(getattr(arguments, "quiet", False)):
+        return run_command(lambda: run(arguments))
 
 
 class LooseWords(argparse._AppendAction):
@@ -51,9 +68,19 @@ class LooseWords(argparse._AppendAction):
     `CommandParser` inserts the flag before each word that no other flag takes and that matches `pattern`. Such words
     may therefore stand anywhere on the command line. argparse's own positional arguments with `nargs="*"` end at the
     first flag after them.
+
+    Attributes:
+        pattern: what the values look like; by default like nothing.
+        as_flag: what a value looks like that is written as a flag of its own, `--KEY=VALUE` or `--KEY VALUE`. Group 1
+            is the key, group 2 the rest from "=" on, or None.
     """
 
-    pattern: re.Pattern[str] = re.compile(r"(?!)")  # matches nothing; a subclass defines what its values look like
+    pattern: re.Pattern[str] = re.compile(r"(?!)")
+    as_flag: re.Pattern[str] = re.compile(r"(?!)")
+
+    def advice(self, flag: str) -> str:
+        """How to write an unknown flag of the command line as one of these values; "" if it is none of them."""
+        return ""
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -88,23 +115,54 @@ class CommandParser(argparse.ArgumentParser):
 
     def _with_flags(self, words: Sequence[str]) -> list[str]:
         """The words, with the omitted flags of `LooseWords` inserted."""
-        loose = [action for action in self._actions if isinstance(action, LooseWords)]
+        loose = self._loose()
         if not loose:
             return list(words)
         found: list[str] = []
         values = 0.0  # the number of following words that belong to the last flag
-        for number, word in enumerate(words):
+        rest = list(words)
+        while rest:
+            word = rest.pop(0)
             if word == "--":
-                return [*found, *words[number:]]
+                return [*found, word, *rest]
             if word.startswith("-"):
                 flag = self._option_string_actions.get(word)
                 values = 0 if flag is None else _values_taken(flag)
+                if flag is None and (value := self._written_as_flag(word, rest, loose)):
+                    found += value
+                    continue
             elif values:
                 values -= 1
             else:
                 found += [action.option_strings[0] for action in loose if action.pattern.fullmatch(word)][:1]
             found.append(word)
         return found
+
+    def _written_as_flag(self, word: str, rest: list[str], loose: list[LooseWords]) -> list[str]:
+        """The words for a value of `LooseWords` that is written as a flag; the value is removed from `rest`."""
+        for action in loose:
+            if (match := action.as_flag.fullmatch(word)) is None:
+                continue
+            key, given = match[1].replace("-", "_"), match[2]
+            if given is None:
+                if not rest or re.match(r"-(?![\d.])", rest[0]):
+                    self.error(f"{word}: no value; write {key}=VALUE")
+                given = f"={rest.pop(0)}"
+            return [action.option_strings[0], f"{key}{given}"]
+        return []
+
+    def _loose(self) -> list[LooseWords]:
+        return [action for action in self._actions if isinstance(action, LooseWords)]
+
+    def _instead_of(self, flag: str) -> str:
+        """What to write instead of an unknown flag."""
+        flags = list(self._option_string_actions)
+        near = get_close_matches(flag, flags, n=1, cutoff=0.7)
+        if not get_close_matches(flag, flags, n=1, cutoff=0.9):
+            advice = next(filter(None, (action.advice(flag) for action in self._loose())), "")
+            if advice:
+                return advice
+        return f"did you mean {near[0]}?" if near else "--help lists the flags"
 
     def _command(self) -> CommandParser | None:
         """The parser of the command on the command line, or None if this parser has no commands."""
@@ -118,12 +176,11 @@ class CommandParser(argparse.ArgumentParser):
             near = get_close_matches(unknown[1], choices, n=1, cutoff=0.5)
             return f"; did you mean {near[0]!r}?" if near else ""
         words = self._words[: self._words.index("--")] if "--" in self._words else self._words
-        flags = list(self._option_string_actions)
         for word in words:
             flag = word.split("=", 1)[0]
-            if flag.startswith("--") and flag not in flags:
-                near = get_close_matches(flag, flags, n=1, cutoff=0.7)
-                return f" ({flag}: did you mean {near[0]}?)" if near else f" ({flag}: --help lists the flags)"
+            known = flag in self._option_string_actions or any(a.as_flag.fullmatch(word) for a in self._loose())
+            if flag.startswith("--") and not known:
+                return f" ({flag}: {self._instead_of(flag)})"
         loose = bool(words) and not words[0].startswith("-")
         loose = loose or re.match(r"unrecognized arguments: [^-]", message) is not None
         if loose and all(action.option_strings for action in self._actions):

@@ -1,4 +1,4 @@
-"""Prints the command that a user would type next: each command ends with a line `next: COMMAND`."""
+"""The command that a user would type next: each command ends with a line `next: COMMAND`, except with `--quiet`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import numpy as np
 
 from sdpnet.pipelines.errors import UserError, printable
 from sdpnet.pipelines.shards.layout import open_split
+from sdpnet.pipelines.terminal.quiet import is_quiet
 
-__all__ = ["fresh", "next_line", "python", "script", "sdpnet", "training"]
+__all__ = ["fresh", "next_line", "next_lines", "python", "sdpnet", "training"]
 
-ROOT: Final = Path(__file__).resolve().parents[2]
 DEBUG_BELOW: Final = 256  # with fewer training images, the config is debug, whose batches are the smallest
 DEBUG_NEEDS: Final = 16  # the batch size of configs/debug.yaml
 # The largest median of the images' longer sides, in pixels, and the config for images up to it.
@@ -29,6 +29,11 @@ def next_line(*words: str | Path, when: str = "") -> str:
     return f"next: {' '.join(map(_quoted, words))}{comment}"
 
 
+def next_lines(*words: str | Path, when: str = "") -> list[str]:
+    """The last lines of a command's output: `next_line`, or no line with `--quiet` or if there are no words."""
+    return [next_line(*words, when=when)] if words and not is_quiet() else []
+
+
 def sdpnet(*words: str | Path) -> tuple[str | Path, ...]:
     """The words of an `sdpnet` command, with the program's path if the shell would find another `sdpnet` or none."""
     own = Path(sys.executable).with_name("sdpnet")
@@ -36,11 +41,6 @@ def sdpnet(*words: str | Path) -> tuple[str | Path, ...]:
     if found is not None and (not own.exists() or Path(found).absolute() == own):
         return ("sdpnet", *words)
     return (_relative(own), *words) if own.exists() else (python(), "-m", "sdpnet.cli", *words)
-
-
-def script(name: str, *words: str | Path) -> tuple[str | Path, ...]:
-    """The words that run a program of `preprocess/`: python preprocess/NAME.py ..."""
-    return (python(), _relative(ROOT / "preprocess" / f"{name}.py"), *words)
 
 
 def fresh(path: Path) -> Path:

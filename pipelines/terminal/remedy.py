@@ -15,8 +15,6 @@ import shutil
 import sys
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 __all__ = ["checkout", "install", "install_extra", "missing_package", "rebuild", "set_up_again"]
 
@@ -96,7 +94,9 @@ def _pip() -> str:
 
 def _origin() -> str:
     """The place that this package was installed from (PEP 610), as an argument for pip."""
-    from importlib.metadata import PackageNotFoundError, distribution
+    from importlib.metadata import PackageNotFoundError, distribution  # these are slow to import, and seldom needed
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
 
     try:
         said = distribution("sdpnet").read_text("direct_url.json")

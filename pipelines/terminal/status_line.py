@@ -6,6 +6,7 @@ import shutil
 import sys
 
 from sdpnet.pipelines.errors import printable
+from sdpnet.pipelines.terminal.quiet import is_quiet
 
 __all__ = ["StatusLine"]
 
@@ -13,11 +14,11 @@ __all__ = ["StatusLine"]
 class StatusLine:
     """A context manager that shows a text when it is called with one, and removes it at the end.
 
-    It shows nothing if stderr is not a terminal.
+    It shows nothing if stderr is not a terminal, or with `--quiet`.
     """
 
     def __init__(self) -> None:
-        self._shown = sys.stderr.isatty()
+        self._shown = sys.stderr.isatty() and not is_quiet()
 
     def __enter__(self) -> StatusLine:
         return self

@@ -1,4 +1,4 @@
-"""The command that makes a shard set of images where they lie: flags, files and summary."""
+"""The command that makes a shard set of images where they lie: files and summary."""
 
 from __future__ import annotations
 
@@ -20,35 +20,21 @@ from sdpnet.pipelines.shards.manifest import (
     Manifest,
     read_manifest,
 )
-from sdpnet.pipelines.terminal.next_step import next_line, script, training
+from sdpnet.pipelines.terminal.next_step import next_lines, sdpnet, training
 from sdpnet.preprocess.adoption.index import CONVERTED, Indexed, index_split
 from sdpnet.preprocess.adoption.look import Look
 from sdpnet.preprocess.adoption.lookers import Lookers
 from sdpnet.preprocess.conversion.summary import notes, print_line
 from sdpnet.preprocess.conversion.unfinished import refuse_existing, writing
 from sdpnet.preprocess.encoding import jpeg
-from sdpnet.preprocess.encoding.encode import EXIF_CHOICES, EncodeSettings, codec
-from sdpnet.preprocess.sources.scan import Scan, add_source_arguments, scan_arguments
+from sdpnet.preprocess.encoding.encode import codec
+from sdpnet.preprocess.encoding.settings import EncodeSettings
+from sdpnet.preprocess.sources.scan import Scan, scan_arguments
 from sdpnet.preprocess.workers.pool import number_of_workers
 
-__all__ = ["add_arguments", "index_images", "run"]
+__all__ = ["index_images", "run"]
 
 _SPLITS: Final = ("train", "val")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that concern images where they lie, and those that say which images."""
-    add = parser.add_argument
-    add("--out", metavar="DIR", type=Path, help="folder of the shard set, for images that stay where they are")
-    add_source_arguments(parser)
-    add("--checksums", action="store_true", help="read all images and store a CRC-32 of each, for verify")
-    exif = "EXIF orientation; training on ImageNet usually ignores it (default: %(default)s)"
-    add("--exif", choices=EXIF_CHOICES, default="ignore", help=exif)
-    on_bad = "an image that cannot be used ends the command, or is skipped and listed (default: %(default)s)"
-    add("--on-bad", choices=["fail", "skip"], default="fail", help=on_bad)
-    add("--replace", action="store_true", help="index the images of DIR again, after some of them have changed")
-    workers = "number of processes; more than CPU cores help on slow network disks (default: one for each core)"
-    add("--workers", metavar="N", type=int, help=workers)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -66,7 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
         source = Path(arguments.source if arguments.source is not None else arguments.train).absolute().name
         manifest = index_images(found, source, out, lookers, look, on_bad=arguments.on_bad, num_workers=workers)
     print_line(_summary(manifest, out, time.monotonic() - start_time))
-    print_line(next_line(*(training(out) or script("describe", out))))
+    for line in next_lines(*(training(out) or sdpnet("describe", out))):
+        print_line(line)
     return 0
 
 

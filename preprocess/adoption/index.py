@@ -109,7 +109,7 @@ def index_split(
     if 2 * len(odd) > scan.num_images:
         raise UserError(
             f"{scan.root}: {len(odd):,} of its {scan.num_images:,} {name} images are no JPEGs that can be used as they "
-            f"are, such as {scan.relative_path(int(odd[0]))}; convert the data set: preprocess/build_ffcv.py"
+            f"are, such as {scan.relative_path(int(odd[0]))}; convert the data set: sdpnet convert"
         )
     converted = work / f"{name}{CONVERTED}"
     bad = _convert(name, scan, found, odd, converted, out, settings, num_workers, on_bad)
@@ -145,8 +145,7 @@ def _look(name: str, scan: SplitImages, out: Path, lookers: Lookers) -> _Found:
     first = scan.locate(0)
     if isinstance(first, RowLocation):
         raise UserError(
-            f"{scan.root}: images in Parquet files, which cannot be read where they lie; convert them: "
-            "preprocess/build_ffcv.py"
+            f"{scan.root}: images in Parquet files, which cannot be read where they lie; convert them: sdpnet convert"
         )
     if first.size is None:
         _look_at_all(name, found, np.arange(count), _files(scan, found), lookers)

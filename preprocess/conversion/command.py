@@ -1,4 +1,4 @@
-"""The code that both build commands share: flags, estimate of the disk space, parts, and the final summary."""
+"""The code that all conversions share: estimate of the disk space, parts, and the final summary."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from sdpnet.pipelines.errors import UserError, printable
 from sdpnet.pipelines.shards.manifest import UNFINISHED_NAME
-from sdpnet.pipelines.terminal.next_step import next_line, script, training
+from sdpnet.pipelines.terminal.next_step import next_lines, sdpnet, training
 from sdpnet.pipelines.terminal.remedy import rebuild
 from sdpnet.preprocess.conversion.convert import Image, ImageSource, MakeWriter, convert
 from sdpnet.preprocess.conversion.identity import Conversion
@@ -23,15 +23,17 @@ from sdpnet.preprocess.conversion.parts import Part, convert_part, merge
 from sdpnet.preprocess.conversion.ray_parts import run_on_ray
 from sdpnet.preprocess.conversion.summary import notes, print_line, summary
 from sdpnet.preprocess.conversion.unfinished import refuse_existing
+from sdpnet.preprocess.conversion.writers.tar import SHARD_BYTES
 from sdpnet.preprocess.encoding import jpeg
-from sdpnet.preprocess.encoding.encode import EXIF_CHOICES, REENCODE_CHOICES, SUBSAMPLINGS, EncodeSettings, codec
+from sdpnet.preprocess.encoding.encode import codec
+from sdpnet.preprocess.encoding.settings import EncodeSettings
 from sdpnet.preprocess.sources.listing import SplitImages
 from sdpnet.preprocess.sources.parquet.row import ImageLocation
-from sdpnet.preprocess.sources.scan import Scan, add_source_arguments, scan_arguments
-from sdpnet.preprocess.workers.pool import HANG_SECONDS, Workers, number_of_workers
+from sdpnet.preprocess.sources.scan import Scan, scan_arguments
+from sdpnet.preprocess.workers.pool import Workers, number_of_workers
 from sdpnet.preprocess.workers.result import Encoded
 
-__all__ = ["add_arguments", "build", "encoded_images", "plan_conversion"]
+__all__ = ["build", "encoded_images", "plan_conversion"]
 
 _PATH_FLAGS: Final = ("source", "train", "val", "val_labels", "synsets")
 _SOURCE_FLAGS: Final = (*_PATH_FLAGS, "val_share", "val_seed", "image_column", "label_column")
@@ -72,45 +74,6 @@ def _names(split: SplitImages, index: int) -> tuple[str, str]:
     return split.relative_path(index), split.locate(index).name
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of both build commands."""
-    defaults = EncodeSettings()
-    add = parser.add_argument
-    add("--out", metavar="DIR", required=True, help="folder of the shard set")
-    add_source_arguments(parser)
-    side = "reduce the longer side to this many pixels; 0 keeps every size (default: %(default)s)"
-    add("--max-side", metavar="N", type=int, default=defaults.max_side, help=side)
-    quality = "quality of the JPEGs, 1 to 100 (default: %(default)s)"
-    add("--quality", metavar="N", type=int, default=defaults.quality, help=quality)
-    subsampling = "chroma subsampling of the JPEGs; 4:4:4 keeps small images sharp (default: %(default)s)"
-    add("--subsampling", choices=SUBSAMPLINGS, default=defaults.subsampling, help=subsampling)
-    reencode = (
-        "always: encode every image anew; auto: keep JPEGs that are within --max-side without loss; never: an image "
-        "that cannot be kept is bad (default: %(default)s)"
-    )
-    add("--reencode", choices=REENCODE_CHOICES, default=defaults.reencode, help=reencode)
-    exif = "EXIF orientation; training on ImageNet usually ignores it (default: %(default)s)"
-    add("--exif", choices=EXIF_CHOICES, default=defaults.exif, help=exif)
-    pixels = (
-        "an image with more pixels is bad; this limits the memory of a worker, which takes up to 16 bytes a pixel "
-        "(default: %(default)s)"
-    )
-    add("--max-pixels", metavar="N", type=int, default=defaults.max_pixels, help=pixels)
-    file_mb = "a larger file, in MB, is bad and is not read (default: %(default)s)"
-    add("--max-file-mb", metavar="N", type=int, default=defaults.max_file_mb, help=file_mb)
-    on_bad = "an image that cannot be converted ends the conversion, or is skipped and listed (default: %(default)s)"
-    add("--on-bad", choices=["fail", "skip"], default="fail", help=on_bad)
-    add("--workers", metavar="N", type=int, help="number of processes that encode (default: one for each CPU core)")
-    hang = "an image that takes more processor time than this and 1 s for each MB is bad (default: %(default)s)"
-    add("--hang-seconds", metavar="S", type=float, default=HANG_SECONDS, help=hang)
-    many = parser.add_mutually_exclusive_group()
-    add = many.add_argument
-    part = "convert only part I of N; the parts may run at the same time, on machines that share --out"
-    add("--part", metavar="I/N", help=part)
-    add("--merge", action="store_true", help="make the shard set from the parts in --out")
-    add("--ray", metavar="N", type=int, help="convert N parts on a Ray cluster that shares all paths, then merge them")
-
-
 def build(arguments: argparse.Namespace, make_writer: MakeWriter, output: dict[str, Any]) -> int:
     """Runs the conversion given by the flags, prints the summary and returns the exit status, 0.
 
@@ -137,18 +100,23 @@ def build(arguments: argparse.Namespace, make_writer: MakeWriter, output: dict[s
         part = Part.parse(arguments.part)
         count = build_part(arguments, part)
         print_line(f"{printable(out)}: part {part.number}/{part.count} is finished, {count:,} images")
-        print_line(next_line(*_merge_command(output, out), when=f"when all {part.count} parts are finished"))
+        for line in next_lines(*_merge_command(output, out), when=f"when all {part.count} parts are finished"):
+            print_line(line)
         return 0
     else:
         with _prepared(arguments, None) as (conversion, images):
             manifest = convert(conversion, images, make_writer, output, out, arguments.on_bad)
     print_line(summary(manifest, out, time.monotonic() - start_time))
-    print_line(next_line(*(training(out) or script("describe", out))))
+    for line in next_lines(*(training(out) or sdpnet("describe", out))):
+        print_line(line)
     return 0
 
 
 def _merge_command(output: dict[str, Any], out: Path) -> tuple[str | Path, ...]:
-    return script("build_dali" if output["format"] == "tar" else "build_ffcv", "--merge", "--out", out)
+    words = ["--format", "tar"] if output["format"] == "tar" else []
+    if (shard_bytes := output.get("shard_bytes", SHARD_BYTES)) != SHARD_BYTES:
+        words += ["--shard-mib", str(shard_bytes >> 20)]
+    return sdpnet("convert", *words, "--merge", "--out", out)
 
 
 def build_part(arguments: argparse.Namespace, part: Part) -> int:

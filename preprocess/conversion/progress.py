@@ -1,4 +1,7 @@
-"""Shows the progress of a conversion on stderr: a bar on a terminal, otherwise a line every ten seconds."""
+"""Shows the progress of a conversion on stderr: a bar on a terminal, otherwise a line every ten seconds.
+
+With `--quiet` it shows nothing.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from sdpnet.pipelines.errors import printable
+from sdpnet.pipelines.terminal.quiet import is_quiet
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -28,6 +32,9 @@ class Meter:
         self._name, self._earlier, self._done, self._total = name, done, done, total
         self._start_time = self._last_shown = time.monotonic()
         self._bar: Progress | None = None
+        self._quiet = is_quiet()
+        if self._quiet:
+            return
         if sys.stderr.isatty():
             self._bar = _bar()
             self._task = self._bar.add_task(name, total=total, completed=done, note="")
@@ -47,6 +54,8 @@ class Meter:
         """Counts finished images, one by default. `num_bad` is the number of bad images so far."""
         self._done += count
         now = time.monotonic()
+        if self._quiet:
+            return
         if now - self._last_shown < (10 if self._bar is None else 0.1) and self._done < self._total:
             return
         self._last_shown = now
@@ -63,6 +72,8 @@ class Meter:
     def note(self, text: str) -> None:
         """Shows a text instead of the rate."""
         text = printable(text)
+        if self._quiet:
+            return
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done, note=text)
         else:

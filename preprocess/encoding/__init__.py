@@ -1,3 +1,3 @@
 """Converts any image file to the JPEG that a shard stores."""
 
-__all__ = ["encode", "jpeg"]
+__all__ = ["encode", "jpeg", "settings"]

@@ -14,25 +14,13 @@ from PIL import Image
 from sdpnet.pipelines.errors import BackendMissingError, ShardError
 from sdpnet.pipelines.images.strict_jpeg import DamagedJpegError, decode_jpeg
 from sdpnet.pipelines.options import AugmentOptions, DataOptions, ShardOptions
-from sdpnet.pipelines.plan import MIX_CUTMIX, MIX_NONE, BatchPlan, CropOptions, EraseOptions, MixOptions, Plan
-from sdpnet.pipelines.planning.policies import Operation, RandAugmentOptions, in_words
+from sdpnet.pipelines.plan import MIX_CUTMIX, MIX_NONE, BatchPlan, MixOptions, Plan
+from sdpnet.pipelines.planning.policies import Operation, in_words
 from sdpnet.pipelines.shards.beton import MODE_RAW
+from sdpnet.preprocess.inspection.recipe import CROP, ERASE, IMAGE_SIZE, MIX, RANDAUGMENT, RECIPE
 from sdpnet.preprocess.inspection.survey import SplitSurvey
 
-__all__ = ["CROP", "ERASE", "IMAGE_SIZE", "MIX", "RANDAUGMENT", "RECIPE", "ContactSheet", "Tile", "contact_sheet"]
-
-# The seed recipe, with the values of configs/sdpnet_xl.yaml.
-IMAGE_SIZE: Final = 224
-CROP: Final = CropOptions()
-RANDAUGMENT: Final = RandAugmentOptions(policy="randaugment")
-ERASE: Final = EraseOptions(probability=0.25)
-MIX: Final = MixOptions(mixup_alpha=0.8, cutmix_alpha=1.0)
-RECIPE: Final = (
-    f"{IMAGE_SIZE} px, random resized crop of {CROP.scale[0]:.0%} to {CROP.scale[1]:.0%} of the area, "
-    f"flip {CROP.flip_probability:.0%}, RandAugment ({RANDAUGMENT.num_ops} operations of magnitude "
-    f"{RANDAUGMENT.magnitude:g}), erasing {ERASE.probability:.0%}, "
-    f"MixUp {MIX.mixup_alpha}, CutMix {MIX.cutmix_alpha}"
-)
+__all__ = ["ContactSheet", "Tile", "contact_sheet"]
 
 THUMBNAIL_SIDE: Final = 224
 

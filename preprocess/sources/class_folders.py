@@ -41,7 +41,7 @@ __all__ = [
 
 _DETECTION: Final = ("labels", "annotations")  # folders of object-detection data sets, beside images/
 _MANIFEST_BYTES: Final = 1 << 26  # a larger manifest.json belongs to another program
-_PAGE_NAME: Final = "report.html"  # written by `preprocess/describe.py`
+_PAGE_NAME: Final = "report.html"  # written by `sdpnet describe`
 
 
 @dataclass(frozen=True)

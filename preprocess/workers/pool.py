@@ -19,7 +19,7 @@ from typing import Final
 
 from sdpnet.pipelines.errors import UserError
 from sdpnet.pipelines.machine import MAX_WORKERS, core_share
-from sdpnet.preprocess.encoding.encode import EncodeSettings
+from sdpnet.preprocess.encoding.settings import HANG_SECONDS, EncodeSettings
 from sdpnet.preprocess.sources.parquet.row import ImageLocation, RowLocation
 from sdpnet.preprocess.workers.child import encode_one
 from sdpnet.preprocess.workers.process import ASLEEP, Slot, WorkerProcess
@@ -30,7 +30,6 @@ __all__ = ["ASLEEP_SECONDS", "HANG_SECONDS", "Workers", "encode_all", "number_of
 
 # The time limit of an image counts the processor time of its worker, not the time on the clock. With a limit of 10 s on
 # the clock, good images of 40 megapixels were bad at a load of 9, and the bytes of a conversion depended on the load.
-HANG_SECONDS: Final = 8.0  # the limit for a small file
 _SECONDS_PER_MB: Final = 1.0  # added for each MB of the file: six times the time of OpenJPEG, the slowest decoder
 ASLEEP_SECONDS: Final = 600.0  # the limit for a worker that sleeps: it neither runs, waits for a disk, nor is stopped
 _TASKS: Final = 8  # the number of images that are assigned to a worker at a time

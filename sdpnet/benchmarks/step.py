@@ -24,41 +24,18 @@ from sdpnet.benchmarks.step_race import SYNTHETIC, recipe_of, run_race
 from sdpnet.benchmarks.step_report import Page, record, tables
 from sdpnet.config.setting import text_setting
 from sdpnet.execution.hardware import choose_step, look_at
-from sdpnet.model.sdpnet import MODELS
+from sdpnet.flags.bench_step import FEEDS, MODELS_BY_DEFAULT, PEERS, add_arguments
+from sdpnet.model.options import MODELS
 from sdpnet.pipelines.errors import UserError, nearest, printable, require
-from sdpnet.pipelines.executors.registry import PIPELINES
 from sdpnet.pipelines.files.atomic_write import publish_bytes
 from sdpnet.pipelines.shards.layout import open_split
 from sdpnet.pipelines.terminal.command_line import run_alone
-from sdpnet.pipelines.terminal.next_step import next_line, sdpnet
+from sdpnet.pipelines.terminal.next_step import next_lines, sdpnet
 from sdpnet.pipelines.terminal.status_line import StatusLine
 
 __all__ = ["MODELS_BY_DEFAULT", "PEERS", "add_arguments", "main", "run"]
 
-PEERS: Final = ("vit_base_patch16_224", "convmixer_1024_20_ks9_p14", "convnext_base")  # models of timm
-MODELS_BY_DEFAULT: Final = ("sdpnet_l", "sdpnet_xl", "sdpnet_xxl", *PEERS)
 _COMPILE: Final = {"auto": "auto", "yes": "true", "no": "false"}
-FEEDS: Final = tuple(name for name in PIPELINES if name != SYNTHETIC)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = (
-        f"Models: {', '.join(MODELS)}, other configs (modern/sdpnet_xl), and timm's by their names. "
-        f"Feeds with --data: {', '.join(FEEDS)}."
-    )
-    add = parser.add_argument
-    add("--model", metavar="NAMES", default=",".join(MODELS_BY_DEFAULT), help="comma-separated (default: %(default)s)")
-    add("--data", metavar="SHARDS", help="shard set for feeds beside the synthetic one")
-    add("--pipelines", metavar="NAMES", default="native,dali", help="feeds from --data (default: %(default)s)")
-    add("--image-size", metavar="N", type=int, default=224, help="default: %(default)s")
-    add("--batch-size", metavar="N", type=int, default=256, help="default: %(default)s")
-    add("--rounds", metavar="N", type=int, default=5, help="rounds that count (default: %(default)s)")
-    add("--seconds", metavar="S", type=float, default=3.0, help="approximate time of a round (default: %(default)s)")
-    add("--amp", choices=["auto", "bf16", "fp16", "fp32"], default="auto", help="default: %(default)s")
-    add("--compile", choices=["auto", "yes", "no"], default="auto", help="default: %(default)s")
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: %(default)s")
-    add("--json", metavar="FILE", type=Path, help="also write the results to this file")
-    add("--markdown", metavar="FILE", type=Path, help="also write the results to the table in this page")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -137,7 +114,8 @@ def run(arguments: argparse.Namespace) -> int:
         return 1
     if arguments.json is None:
         words = ("--data", Path(arguments.data)) if arguments.data else ()
-        console.print(next_line(*sdpnet("doctor", *words)), markup=False, soft_wrap=True)
+        for line in next_lines(*sdpnet("doctor", *words)):
+            console.print(line, markup=False, soft_wrap=True)
     return 0
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from sdpnet.benchmarks.throughput import augment_rate, copy_rate, matmul_rate, noise
-from sdpnet.config.load import CONFIG_DIRECTORY, load_config
+from sdpnet.config.load import load_config
+from sdpnet.config.names import CONFIG_DIRECTORY
 from sdpnet.config.options import Config
 from sdpnet.distributed.processes import Processes
 from sdpnet.execution.hardware import StepChoices

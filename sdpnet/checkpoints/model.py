@@ -205,7 +205,7 @@ def _read_weights(path: Path, card: ModelCard) -> dict[str, torch.Tensor]:
     if card.weights_sha256 and hashlib.sha256(content).hexdigest() != card.weights_sha256:
         raise UserError(
             f"{path}: cannot be read: it is not the file that model.json was written for (checksum), so it is damaged "
-            "or of another run; copy both again, or continue the run with train --resume, which writes them anew"
+            "or of another run; copy both again, or continue the run with sdpnet train --resume, which writes them anew"
         )
     try:
         weights = load(content)

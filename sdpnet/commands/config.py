@@ -15,25 +15,14 @@ from pathlib import Path
 from typing import Final
 
 from sdpnet.config.key_reference import Section, as_yaml, sections
-from sdpnet.config.load import flat_values, load_config
+from sdpnet.config.load import flat_values, load_config, similar_keys
+from sdpnet.flags.config import add_arguments
 from sdpnet.pipelines.errors import UserError, nearest
 from sdpnet.reporting.output import say
 
 __all__ = ["add_arguments", "run"]
 
 _WIDEST: Final = 100  # columns of text
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "section", nargs="?", metavar="SECTION", help="a section, such as optim, or a key, such as optim.lr"
-    )
-    parser.add_argument(
-        "--diff",
-        nargs=2,
-        metavar=("A", "B"),
-        help="the keys in which two configs differ: names from configs/, .yaml files or directories of runs",
-    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -59,6 +48,8 @@ def _chosen(name: str | None) -> list[Section]:
     if name in keys:
         section = keys[name]
         return [Section(section.name, section.summary, tuple(key for key in section.keys if key.name == name))]
+    if similar := similar_keys(name):
+        raise UserError(f"no config section or key {name!r}: did you mean {' or '.join(map(repr, similar))}?")
     names = [section.name for section in known if section.name]
     raise UserError(f"no config section or key {name!r}: {nearest(name, names if '.' not in name else keys)}")
 

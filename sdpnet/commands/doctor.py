@@ -22,13 +22,14 @@ from sdpnet.config.options import Config
 from sdpnet.execution.hardware import choose_step, look_at
 from sdpnet.execution.micro_batch import OutOfGpuMemory
 from sdpnet.execution.threads import use_threads
+from sdpnet.flags.doctor import DEFAULT_CONFIG, add_arguments
 from sdpnet.pipelines.benchmarks import ceilings
 from sdpnet.pipelines.benchmarks.process import ContestantError
 from sdpnet.pipelines.errors import printable
 from sdpnet.pipelines.executors.registry import PIPELINES, choose_pipeline, why_missing
 from sdpnet.pipelines.machine import cgroup_cores, cpu_name, driver, installed_versions, usable_cores
 from sdpnet.pipelines.shards.layout import open_split
-from sdpnet.pipelines.terminal.next_step import next_line, sdpnet, training
+from sdpnet.pipelines.terminal.next_step import next_lines, sdpnet, training
 from sdpnet.pipelines.terminal.remedy import install
 from sdpnet.pipelines.terminal.status_line import StatusLine
 from sdpnet.reporting.output import say as print_lines
@@ -37,7 +38,6 @@ __all__ = ["add_arguments", "build_supports", "expected_rate", "run", "verdict"]
 
 T = TypeVar("T")
 UNKNOWN: Final = "not measured"
-DEFAULT_CONFIG: Final = "sdpnet_xl"
 SECONDS: Final = 1.5  # the time of each measurement
 CPU_BATCH: Final = 8
 LOADED: Final = 0.05  # if other processes take a larger share of the time, a note says so
@@ -325,23 +325,12 @@ def _print(facts: dict[str, Any], console: Console) -> None:
         console.print(printable(line), markup=False, soft_wrap=True)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--data", type=Path, metavar="SHARDS", help="shard set for which reading and decoding are measured")
-    add("--split", default="train", help="default: %(default)s")
-    add(
-        "--config", default=DEFAULT_CONFIG, help="config whose model and image size are measured (default: %(default)s)"
-    )
-    add("--step", action="store_true", help="measure the model's step without a GPU too")
-    add("--json", action="store_true", help="print JSON")
-
-
-def _next(arguments: argparse.Namespace) -> str:
+def _next(arguments: argparse.Namespace) -> list[str]:
     if arguments.data is None:
-        return next_line(*sdpnet("doctor", "--data", "SHARDS"), when="a shard set, made by preprocess/build_ffcv.py")
+        return next_lines(*sdpnet("doctor", "--data", "SHARDS"), when="a shard set, made by sdpnet convert")
     config = None if arguments.config == DEFAULT_CONFIG else arguments.config
     words = training(arguments.data, config) or sdpnet("describe", arguments.data)
-    return next_line(*words)
+    return next_lines(*words)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -356,5 +345,6 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         console = Console(highlight=False)
         _print(facts, console)
-        console.print(_next(arguments), markup=False, soft_wrap=True)
+        for line in _next(arguments):
+            console.print(line, markup=False, soft_wrap=True)
     return 0

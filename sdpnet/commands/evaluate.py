@@ -17,14 +17,14 @@ from sdpnet.checkpoints.model_card import card_text
 from sdpnet.distributed.processes import join_group, leave_group
 from sdpnet.execution.hardware import amp_dtype
 from sdpnet.execution.threads import use_threads
+from sdpnet.flags.evaluate import add_arguments
 from sdpnet.loading.image_loader import ImageLoader
 from sdpnet.model.sdpnet import SdPNet
 from sdpnet.pipelines.errors import UserError, printable, require
-from sdpnet.pipelines.executors.registry import PIPELINES
 from sdpnet.pipelines.files.atomic_write import require_place
 from sdpnet.pipelines.images.preprocessing import Preprocessing
 from sdpnet.pipelines.options import AugmentOptions, DataOptions
-from sdpnet.pipelines.terminal.next_step import next_line
+from sdpnet.pipelines.terminal.next_step import next_lines
 from sdpnet.pipelines.terminal.readable_names import readable_names
 from sdpnet.reporting.finished_run import export_command
 from sdpnet.reporting.output import say, say_json
@@ -34,34 +34,6 @@ from sdpnet.training.same_start import code_facts, require_same_start, shard_fac
 __all__ = ["add_arguments", "run", "table"]
 
 _LOWEST = 5  # the number of classes with the lowest top-1 in the table
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--model", required=True, type=Path, help="run directory, checkpoint or model.safetensors")
-    weights = "averaged weights if there are any, or those of the last step (default: %(default)s)"
-    add("--weights", choices=["ema", "raw"], default="ema", help=weights)
-    add("--data", required=True, type=Path, help="shard set")
-    add("--split", default="val", help="(default: %(default)s)")
-    add("--pipeline", choices=["auto", *PIPELINES], default="auto", help="(default: %(default)s)")
-    add(
-        "--batch-size",
-        type=int,
-        default=128,
-        metavar="N",
-        help="images in a batch of each process (default: %(default)s)",
-    )
-    add("--image-size", type=int, metavar="N", help="pixels a side (default: that of the training)")
-    add(
-        "--centre-fraction",
-        type=float,
-        metavar="X",
-        help="fraction of the shorter side that is kept (default: that of the model)",
-    )
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="(default: %(default)s)")
-    add("--amp", choices=["auto", "bf16", "fp16", "fp32"], default="auto", help="(default: %(default)s)")
-    add("--per-class", type=Path, metavar="FILE", help="write each class's accuracy to a CSV file")
-    add("--json", action="store_true", help="print one JSON object instead of the table")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -122,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
             if out is not None:  # after the output: if the file cannot be written, the scores are not lost
                 write_per_class(out, card.classes, scores.counts)
             if not arguments.json:
-                say(next_line(*export_command(arguments.model)))
+                say(*next_lines(*export_command(arguments.model)))
         return 0
     finally:
         leave_group()

@@ -14,23 +14,22 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from io import BytesIO
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Final
 
 import torch
 
 from sdpnet.checkpoints.model import ModelCard, load_model, write_atomically
+from sdpnet.flags.export import Batch, Format, add_arguments
 from sdpnet.model.sdpnet import SdPNet
 from sdpnet.pipelines.errors import UserError, require
 from sdpnet.pipelines.files.atomic_write import require_place
-from sdpnet.pipelines.terminal.next_step import next_line
+from sdpnet.pipelines.terminal.next_step import next_lines
 from sdpnet.pipelines.terminal.remedy import install_extra
 from sdpnet.reporting.finished_run import load_command
 from sdpnet.reporting.output import say
 
 __all__ = ["TOLERANCE", "Format", "add_arguments", "export", "run"]
 
-Format = Literal["onnx", "torch-export"]
-Batch = int | Literal["dynamic"]
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
 TOLERANCE: Final = 1e-4  # the largest allowed difference of a logit, relative to the largest logit or 1
@@ -170,21 +169,6 @@ def _load_onnx(path: Path) -> Forward:
     return lambda images: torch.from_numpy(evaluator.run(None, {"images": images.numpy()})[0])
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, type=Path, help="run directory or model.safetensors")
-    parser.add_argument("--format", required=True, choices=get_args(Format))
-    parser.add_argument("--out", required=True, type=Path, metavar="FILE")
-    parser.add_argument("--image-size", type=int, help="pixels a side (default: that of the training)")
-    parser.add_argument("--batch", type=_batch, default="dynamic", help="a fixed batch size (default: any size)")
-
-
-def _batch(text: str) -> Batch:
-    try:
-        return "dynamic" if text == "dynamic" else int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be dynamic or a number of images, not {text!r}") from None
-
-
 def run(arguments: argparse.Namespace) -> int:
     require_place(arguments.out, "--out")
     if arguments.format == "onnx":
@@ -193,5 +177,5 @@ def run(arguments: argparse.Namespace) -> int:
     image_size = card.image_size if arguments.image_size is None else arguments.image_size
     difference = export(model, card, arguments.out, arguments.format, image_size, arguments.batch)
     say(f"{arguments.out}: {image_size} px, batch {arguments.batch}; differs from the model by {difference:.1e}")
-    say(next_line(*load_command(arguments.out, arguments.format)))
+    say(*next_lines(*load_command(arguments.out, arguments.format)))
     return 0

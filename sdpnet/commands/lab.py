@@ -13,13 +13,12 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from rich.console import Console
 
-from sdpnet.config.setting import add_settings
-from sdpnet.lab.compute import Equal
+from sdpnet.flags.lab import add_arguments
 from sdpnet.lab.experiment import Experiment, is_experiment, read_experiment
 from sdpnet.lab.results import Comparison
 from sdpnet.lab.runner import Runner
@@ -29,54 +28,10 @@ from sdpnet.pipelines.errors import UserError, require
 from sdpnet.pipelines.files.atomic_write import exclusive
 from sdpnet.pipelines.machine import commit, cpu_name, driver, installed_versions, usable_cores
 from sdpnet.pipelines.shards.layout import open_split
-from sdpnet.pipelines.terminal.next_step import next_line, sdpnet
+from sdpnet.pipelines.terminal.next_step import next_lines, sdpnet
 from sdpnet.reporting.output import say
 
 __all__ = ["add_arguments", "run"]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = (
-        "Example: sdpnet lab --config tiny_imagenet/cpu_seed --data SHARDS --out LAB --variant modern "
-        "config=tiny_imagenet/cpu_modern --variant 'qk norm' model.qk_norm=true. The same in a file for --variants: "
-        "'modern: {config: tiny_imagenet/cpu_modern}', and on the next line 'qk norm: {model.qk_norm: true}'."
-    )
-    add = parser.add_argument
-    add("--out", required=True, type=Path, metavar="LAB", help="directory of the experiment; alone, it continues")
-    add("--config", help="the baseline: a name from configs/ or the path of a .yaml file")
-    add("--data", metavar="SHARDS", help="shard set made by preprocess/build_ffcv.py")
-    add(
-        "--variant",
-        action="append",
-        default=[],
-        nargs="+",
-        metavar=("NAME", "KEY=VALUE"),
-        help="a variant: its name and the keys in which it differs; config=NAME starts it from another config",
-    )
-    add("--variants", type=Path, metavar="FILE", help="a YAML file of variants: name, then keys and values")
-    add_settings(parser)
-    add("--seeds", type=int, metavar="N", help="trainings of each variant (default: 3)")
-    add("--epochs", type=int, metavar="N", help="the baseline's epochs (default: its config's)")
-    add(
-        "--equal",
-        choices=get_args(Equal),
-        help="what is equal: compute (operations; epochs are adapted), epochs, or own (each config's own epochs; "
-        "default: compute)",
-    )
-    add(
-        "--rounds",
-        type=int,
-        metavar="N",
-        help="rounds of successive halving: each has half of the variants of the one before it and twice the epochs "
-        "(default: 1)",
-    )
-    add(
-        "--minutes",
-        type=float,
-        metavar="N",
-        help="time for everything, from which the epochs are chosen; with --epochs, only trainings that fit are begun",
-    )
-    add("--jobs", type=int, default=1, metavar="N", help="trainings at a time, on a CPU (default: %(default)s)")
 
 
 def _experiment(arguments: argparse.Namespace) -> Experiment:
@@ -146,9 +101,9 @@ def run(arguments: argparse.Namespace) -> int:
     Console(highlight=False).print(as_table(rows, runner.experiment))
     say(legend(runner.experiment, len(seeds)), f"all results: {out / 'lab.json'}")
     if not complete:
-        say("the time did not suffice for all trainings", next_line(*sdpnet("lab", "--out", out)))
+        say("the time did not suffice for all trainings", *next_lines(*sdpnet("lab", "--out", out)))
     else:
-        say(next_line(*sdpnet("report", *_worth_a_look(rows, runner))))
+        say(*next_lines(*sdpnet("report", *_worth_a_look(rows, runner))))
     return 0
 
 

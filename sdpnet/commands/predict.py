@@ -26,6 +26,7 @@ from torchvision.transforms.v2.functional import resized_crop
 from sdpnet.checkpoints.model import ModelCard, load_model
 from sdpnet.commands.image_inputs import Missing, SkippedFiles, find_images
 from sdpnet.execution.threads import use_threads
+from sdpnet.flags.predict import add_arguments
 from sdpnet.model.sdpnet import SdPNet
 from sdpnet.pipelines.augment import DeviceStage
 from sdpnet.pipelines.contract import Batch
@@ -176,19 +177,6 @@ def _crop(path: str, card: ModelCard) -> torch.Tensor:
     (box,) = plan.crop_boxes.tolist()
     crop = resized_crop(image, *box, size, interpolation=InterpolationMode.BILINEAR, antialias=True)
     return crop.permute(1, 2, 0).contiguous()
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("images", nargs="+", metavar="IMAGE", help="a file, a folder (with all images below it) or a quoted pattern")
-    add("--model", required=True, help="run directory, checkpoint or model.safetensors")
-    add("--batch-size", type=int, default=32, metavar="N", help="images at a time (default: %(default)s)")
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="(default: %(default)s)")
-    add("--json", action="store_true", help="print one JSON object for each image, on a line of its own")
-    parser.epilog = (
-        "A file that is not a readable image is reported on stderr and skipped. Exit status: 0 if all images were "
-        "predicted, 1 if some were not, 2 if none was."
-    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -14,10 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from sdpnet.distributed.run_directory import LOCK_NAME
+from sdpnet.flags.report import add_arguments
 from sdpnet.pipelines.errors import printable, require
 from sdpnet.pipelines.files.atomic_write import publish_bytes
 from sdpnet.pipelines.shards.manifest import MANIFEST_NAME
-from sdpnet.pipelines.terminal.next_step import next_line, sdpnet
+from sdpnet.pipelines.terminal.next_step import next_lines, sdpnet
 from sdpnet.reporting.finished_run import export_command
 from sdpnet.reporting.run_metrics import Run, config_differences, read_runs
 from sdpnet.reporting.run_page import page, summary
@@ -47,16 +48,6 @@ def page_path(directories: Sequence[Path]) -> Path:
     return first / f"report-{name}.html"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directory of a run, finished or not")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help="the page (default: report.html in RUN; for several runs, report-RUN-vs-RUN.html in the first)",
-    )
-
-
 def run(arguments: argparse.Namespace) -> int:
     out: Path = arguments.out or page_path(arguments.runs)
     require(out.suffix.lower() in (".html", ".htm"), "--out", str(out), "the name of an .html file")
@@ -77,8 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
             console.print(table)
             console.print()
     console.print(shown(f"{out}: {out.stat().st_size:,} bytes"), soft_wrap=True)
-    if words := _next(arguments.runs, runs):
-        console.print(Text(next_line(*words)), soft_wrap=True)
+    for line in next_lines(*_next(arguments.runs, runs)):
+        console.print(Text(line), soft_wrap=True)
     return 0
 
 

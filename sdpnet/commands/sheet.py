@@ -19,15 +19,15 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sdpnet.config.load import load_config
 from sdpnet.config.options import Config
-from sdpnet.config.setting import add_settings, text_setting
+from sdpnet.config.setting import text_setting
+from sdpnet.flags.sheet import SHOWN, add_arguments
 from sdpnet.loading.image_loader import ImageLoader
 from sdpnet.pipelines.errors import require
-from sdpnet.pipelines.executors.registry import PIPELINES
 from sdpnet.pipelines.files.atomic_write import publish_bytes
 from sdpnet.pipelines.options import ShardOptions
 from sdpnet.pipelines.plan import MIX_CUTMIX, MIX_NONE, BatchPlan
 from sdpnet.pipelines.planning.policies import in_words
-from sdpnet.pipelines.terminal.next_step import next_line, training
+from sdpnet.pipelines.terminal.next_step import next_lines, training
 from sdpnet.pipelines.terminal.readable_names import readable_names
 from sdpnet.reporting.output import say
 
@@ -37,7 +37,6 @@ CELL_WIDTH: Final = 240  # the minimum in pixels; smaller images are enlarged by
 MARGIN: Final = 10
 FONT_SIZE: Final = 12
 LINE_HEIGHT: Final = 15
-SHOWN: Final = 16
 INK: Final = (0, 0, 0)
 FAINT: Final = (85, 85, 85)
 
@@ -181,18 +180,6 @@ def _write(
     return y
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--config", default="sdpnet_xl", help="as in train (default: %(default)s)")
-    add("--data", help="shard set (config key data.path)")
-    add("--pipeline", choices=["auto", *PIPELINES], help="config key data.pipeline")
-    add_settings(parser)
-    add("--epoch", type=int, default=0, metavar="N", help="the epoch, from 0 (default: %(default)s)")
-    add("--batch", type=int, default=0, metavar="N", help="the batch in the epoch, from 0 (default: %(default)s)")
-    add("--count", type=int, metavar="N", help=f"the number of images, from the first on (default: at most {SHOWN})")
-    add("--out", type=Path, default=Path("sheet.png"), metavar="FILE", help="a .png file (default: %(default)s)")
-
-
 def run(arguments: argparse.Namespace) -> int:
     settings = list(arguments.set)
     settings += [text_setting("data.path", arguments.data)] if arguments.data else []
@@ -216,6 +203,5 @@ def run(arguments: argparse.Namespace) -> int:
     say(str(out))
     flags = ["--pipeline", arguments.pipeline] if arguments.pipeline else []
     flags += [word for setting_ in arguments.set for word in ("--set", setting_)]
-    if words := training(Path(config.data.path), arguments.config, *flags):
-        say(next_line(*words))
+    say(*next_lines(*training(Path(config.data.path), arguments.config, *flags)))
     return 0

@@ -10,6 +10,7 @@ __all__ = [
     "length",
     "load",
     "load_config",
+    "names",
     "options",
     "renamed_keys",
     "resolution",

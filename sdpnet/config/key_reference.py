@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Final, Literal
 
 from sdpnet.config.options import Config, ModelConfig
-from sdpnet.model.sdpnet import ModelOptions
+from sdpnet.model.options import ModelOptions
 from sdpnet.pipelines.errors import UserError
 
 __all__ = ["Key", "Section", "as_yaml", "sections"]

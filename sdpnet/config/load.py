@@ -19,22 +19,20 @@ import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
 import yaml
 
-import sdpnet
+from sdpnet.config.names import CONFIG_DIRECTORY, config_names
 from sdpnet.config.options import Config
 from sdpnet.config.renamed_keys import current_key, rename_keys, say_once
 from sdpnet.config.yaml_text import parse_yaml, read_yaml
 from sdpnet.pipelines.errors import UserError, nearest, require
 
-__all__ = ["absolute_paths", "dump_config", "flat_values", "load_config", "section_from"]
+__all__ = ["absolute_paths", "dump_config", "flat_values", "load_config", "section_from", "similar_keys"]
 
-CONFIG_DIRECTORY = next(
-    folder for place in sdpnet.__path__ if (folder := Path(place, "configs")).is_dir()
-)  # see sdpnet/__init__.py
 PATH_KEYS: Final = (
     "data.path",
     "data.sampling.classes",
@@ -85,12 +83,39 @@ def load_config(name: str, settings: Iterable[str] = ()) -> Config:
             raise UserError(f"--set {setting[:200]}: the value is not valid YAML") from None
     for line in rename_keys(values):  # of whole sections, as in --set data={...}
         say_once(f"--set: {line}")
+    _refuse_misplaced(values)
     return _build(Config, values, "")
 
 
 def dump_config(config: Config) -> str:
     """The config as YAML, with all keys. `load_config` makes an equal config of it."""
     return yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
+
+
+def similar_keys(name: str) -> list[str]:
+    """The dotted config keys that a name without its section may stand for, such as optim.lr for lr; often none."""
+    last = name.rpartition(".")[2]
+    ends: dict[str, list[str]] = {}
+    for key, _ in flat_values(asdict(Config())):
+        ends.setdefault(key.rpartition(".")[2], []).append(key)
+    return ends.get(last) or [key for end in get_close_matches(last, ends, n=1, cutoff=0.8) for key in ends[end]]
+
+
+def _refuse_misplaced(values: Mapping[str, Any]) -> None:
+    """Raises `UserError` for a key that its section does not have, but another one."""
+    known = {key for key, _ in flat_values(asdict(Config()))}
+    within = {key[:dot] for key in known for dot in range(len(key)) if key[dot] == "."} | {""}
+    for key, _ in flat_values(values):
+        section = key.rpartition(".")[0]
+        if key in known | within or section not in within:
+            continue
+        siblings = [other.removeprefix(f"{section}.") for other in known if other.rpartition(".")[0] == section]
+        if get_close_matches(key.rpartition(".")[2], siblings, n=1, cutoff=0.5):
+            continue  # `_build` names the nearest one in the same section
+        if others := similar_keys(key):
+            raise UserError(
+                f"unknown config key {str(_shortened(key))!r}: did you mean {' or '.join(map(repr, others))}?"
+            )
 
 
 def section_from(cls: type[_Section], values: Mapping[str, Any], where: str) -> _Section:
@@ -153,8 +178,7 @@ def _read(name: str, chain: tuple[Path, ...]) -> dict[str, Any]:
     if len(chain) > _LONGEST_CHAIN:
         raise UserError(f"{chain[0]}: extends more than {_LONGEST_CHAIN} configs in a row")
     if not _is_file(path):
-        names = sorted(str(p.relative_to(CONFIG_DIRECTORY).with_suffix("")) for p in CONFIG_DIRECTORY.rglob("*.yaml"))
-        raise UserError(f"no config {name!r}: {nearest(name, names)} (or pass the path of a .yaml file)")
+        raise UserError(f"no config {name!r}: {nearest(name, config_names())} (or pass the path of a .yaml file)")
     if path in chain:
         raise UserError(f"{path}: extends itself")
     try:

@@ -6,8 +6,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-from sdpnet.model.sdpnet import MODELS, ModelOptions, Position, create_model_options
-from sdpnet.model.stem import Stem
+from sdpnet.model.options import MODELS, ModelOptions, Position, Stem, create_model_options
 from sdpnet.pipelines.errors import UserError, nearest, require
 from sdpnet.pipelines.options import AugmentOptions, DataOptions
 
@@ -31,7 +30,7 @@ class ModelConfig:
         name: The model whose shape is the starting point.
         num_classes: The number of classes; null takes the shard set's.
 
-    The other keys are those of `sdpnet.model.sdpnet.ModelOptions`; null keeps the named model's own value.
+    The other keys are those of `sdpnet.model.options.ModelOptions`; null keeps the named model's own value.
     """
 
     name: str = "sdpnet_tiny"

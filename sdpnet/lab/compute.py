@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from sdpnet.config.length import with_epochs
 from sdpnet.config.options import Config
 from sdpnet.config.resolution import image_size_of, patch_dropout_of
+from sdpnet.flags.lab import Equal
 from sdpnet.model.flops import forward_macs
 
-__all__ = ["Equal", "equally_long", "mean_share", "training_macs"]
-
-Equal = Literal["compute", "epochs", "own"]
+__all__ = ["equally_long", "mean_share", "training_macs"]
 
 
 def training_macs(config: Config, num_classes: int) -> float:

@@ -13,7 +13,8 @@ from sdpnet.config.load import absolute_paths, dump_config
 from sdpnet.config.options import Config
 from sdpnet.config.setting import text_setting
 from sdpnet.config.yaml_text import read_yaml
-from sdpnet.lab.compute import Equal, equally_long, training_macs
+from sdpnet.flags.lab import Equal
+from sdpnet.lab.compute import equally_long, training_macs
 from sdpnet.lab.variants import Variant, load_variant
 from sdpnet.pipelines.errors import UserError, require
 from sdpnet.pipelines.files.atomic_write import publish_bytes

@@ -1,6 +1,11 @@
 """SdP-Net: its blocks, position embeddings, operation counts and registration in timm."""
 
-from sdpnet.model.sdpnet import MODELS, ModelOptions, SdPNet, create_model, create_model_options
+import typing as _typing
+
+from sdpnet.model.options import MODELS, ModelOptions, create_model_options
+
+if _typing.TYPE_CHECKING:
+    from sdpnet.model.sdpnet import SdPNet, create_model
 
 __all__ = [
     "MODELS",
@@ -11,6 +16,7 @@ __all__ = [
     "dropout",
     "feed_forward",
     "flops",
+    "options",
     "patch_dropout",
     "patch_product",
     "positions",
@@ -18,3 +24,13 @@ __all__ = [
     "stem",
     "timm_models",
 ]
+
+if not _typing.TYPE_CHECKING:  # else any name of this module would count as known
+
+    def __getattr__(name: str) -> object:
+        """Imports the model and torch when they are first asked for: the configs need only the options."""
+        if name not in ("SdPNet", "create_model"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        return getattr(import_module("sdpnet.model.sdpnet"), name)

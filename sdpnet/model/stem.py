@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import nn
 
-__all__ = ["Stem", "make_stem", "stem_channels"]
+from sdpnet.model.options import Stem
 
-Stem = Literal["patch", "conv"]
+__all__ = ["Stem", "make_stem", "stem_channels"]
 
 
 def make_stem(stem: Stem, dim: int, patch_size: int) -> nn.Module:

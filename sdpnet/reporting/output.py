@@ -22,6 +22,8 @@ def say(*lines: str) -> None:
             closed it. From then on stdout is redirected to the null device, because Python would otherwise fail again
             when it flushes stdout at its exit.
     """
+    if not lines:
+        return
     encoding = sys.stdout.encoding or "utf-8"
     text = "\n".join(printable(line).encode(encoding, "backslashreplace").decode(encoding) for line in lines)
     try:

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from sdpnet.distributed.processes import AsyncRead
 from sdpnet.pipelines.errors import printable
+from sdpnet.pipelines.terminal.quiet import is_quiet
 from sdpnet.reporting.metrics_file import MetricsFile
 from sdpnet.reporting.progress_line import ProgressLine
 from sdpnet.reporting.trackers import Tracker
@@ -100,6 +101,8 @@ class Reporter:
     the same metrics. `data_wait_fraction` is the device's (`sdpnet.execution.data_wait`). Metrics whose values are
     still being copied from a GPU are reported after the next step.
 
+    With `--quiet`, metrics are written but not printed.
+
     No failure of the output ends a run: lines that a full disk refuses are kept for later, a tracker that fails gets no
     more metrics, and `sdpnet.pipelines.lasting_output` handles a stdout that cannot be written.
 
@@ -133,7 +136,7 @@ class Reporter:
             self._file.keep_up_to(resumed_step, evaluated=evaluated)
 
     def __enter__(self) -> Reporter:
-        if self._is_main and sys.stdout is not None and sys.stdout.isatty():
+        if self._is_main and not is_quiet() and sys.stdout is not None and sys.stdout.isatty():
             self._progress = ProgressLine(self._console)
             self._progress.start()
         return self
@@ -186,12 +189,14 @@ class Reporter:
         lr, waiting = f"lr {metrics['lr']:.2e}", f"waiting for data {metrics['data_wait_fraction']:.0%}"
         if self._progress is not None:
             self._progress.show([rate, loss, lr, waiting])
-        else:
+        elif not is_quiet():
             self.say(f"epoch {metrics['epoch'] + 1}  step {metrics['step']}  {loss}  {lr}  {rate}  {waiting}")
 
     def evaluation(self, metrics: dict[str, Any], num_samples: int) -> None:
         self._report_pending()
         self._write(metrics)
+        if is_quiet():
+            return
         self.say(
             f"epoch {metrics['epoch'] + 1}  step {metrics['step']}  {_scores(metrics, '')}"
             f"{'  EMA: ' + _scores(metrics, 'ema_') if 'ema_top1' in metrics else ''}  ({num_samples:,} images)"

@@ -14,9 +14,8 @@ from torch.profiler import ProfilerAction, ProfilerActivity, profile, record_fun
 
 from sdpnet.checkpoints.model import write_atomically
 
-__all__ = ["DEFAULT_STEPS", "StepProfile"]
+__all__ = ["StepProfile"]
 
-DEFAULT_STEPS: Final = (10, 5)  # first step and number of steps for train --profile
 _NOTHING: Final = contextlib.nullcontext()
 _RECORDING: Final = (ProfilerAction.RECORD, ProfilerAction.RECORD_AND_SAVE)
 

@@ -19,6 +19,7 @@ from sdpnet.checkpoints.model import (
 from sdpnet.config.options import Config
 from sdpnet.distributed.processes import Processes
 from sdpnet.pipelines.errors import UserError, printable
+from sdpnet.pipelines.terminal.quiet import is_quiet
 from sdpnet.training.run_state import Run
 from sdpnet.training.setup import prepare
 
@@ -90,7 +91,8 @@ def finished_before(run: Run, out: Path, score: float | None, require_own: Calla
         require_own()
         if run.save_model(out):
             say(f"done: {out / 'model.safetensors'}")
-    say(next_commands(out))
+    for line in next_commands(out):
+        say(line)
     return 0
 
 
@@ -100,10 +102,10 @@ def how_to_continue(run: Run, out: Path) -> str:
 
 
 def resume_command(out: Path) -> str:
-    return f"train --resume --out {shlex.quote(str(out))}"
+    return f"sdpnet train --resume --out {shlex.quote(str(out))}"
 
 
-def next_commands(out: Path) -> str:
-    """The line that names the next commands after a training."""
+def next_commands(out: Path) -> list[str]:
+    """The line that names the next commands after a training; no line with `--quiet`."""
     run = shlex.quote(str(out))
-    return f"next: sdpnet report {run}, or: sdpnet predict --model {run} IMAGE"
+    return [] if is_quiet() else [f"next: sdpnet report {run}, or: sdpnet predict --model {run} IMAGE"]

@@ -11,33 +11,16 @@ from pathlib import Path
 
 from sdpnet.config.load import PATH_KEYS, absolute_paths, flat_values, load_config
 from sdpnet.config.options import Config
-from sdpnet.config.setting import add_settings
 from sdpnet.distributed.processes import Processes, from_main, join_group, leave_group, report_lost_process
 from sdpnet.distributed.restart import is_restart_of_own_run
 from sdpnet.distributed.run_directory import no_run_in, run_directory
+from sdpnet.flags.train import PROFILED_STEPS
 from sdpnet.pipelines.errors import UserError
-from sdpnet.pipelines.executors.registry import PIPELINES
 from sdpnet.pipelines.lasting_output import lasting_output
-from sdpnet.reporting.step_profile import DEFAULT_STEPS
 from sdpnet.training.continued_run import resume_command
 from sdpnet.training.same_start import code_facts, require_same_start, shard_facts
 
-__all__ = ["Launch", "add_arguments", "config_from", "launched"]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `train`."""
-    parser.add_argument(
-        "--config", help="a name from configs/ or the path of a .yaml file; --resume alone takes the run's own"
-    )
-    parser.add_argument("--data", help="shard set made by preprocess/build_ffcv.py (config key data.path)")
-    parser.add_argument("--out", required=True, type=Path, help="directory of the run")
-    parser.add_argument("--pipeline", choices=["auto", *PIPELINES], help="config key data.pipeline")
-    add_settings(parser)
-    parser.add_argument("--resume", action="store_true", help="continue the newest checkpoint in --out")
-    first, count = DEFAULT_STEPS
-    traced = f"write a trace of {count} steps to OUT/trace.json (config key log.profile = [{first}, {count}])"
-    parser.add_argument("--profile", action="store_true", help=traced)
+__all__ = ["Launch", "config_from", "launched"]
 
 
 def config_from(arguments: argparse.Namespace) -> Config:
@@ -45,7 +28,7 @@ def config_from(arguments: argparse.Namespace) -> Config:
     settings = list(arguments.set)
     settings += [f"data.path={json.dumps(arguments.data)}"] if arguments.data else []
     settings += [f"data.pipeline={arguments.pipeline}"] if arguments.pipeline else []
-    settings += [f"log.profile={list(DEFAULT_STEPS)}"] if arguments.profile else []
+    settings += [f"log.profile={list(PROFILED_STEPS)}"] if arguments.profile else []
     own = arguments.out / "config.yaml"
     if not arguments.config and not (arguments.resume and own.is_file()):
         if arguments.resume:

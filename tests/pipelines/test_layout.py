@@ -130,7 +130,7 @@ def test_what_is_given_instead_of_a_shard_set(tmp_path: Path) -> None:
     for name, remedy in (
         ("absent", "no manifest.json here, so it is not a shard set (make one"),
         ("run", "but a run (sdpnet report shows it); give the shard set"),
-        ("file.beton", "a .beton file, not a shard set; preprocess/adopt.py makes one of it"),
+        ("file.beton", "a .beton file, not a shard set; sdpnet adopt makes one of it"),
     ):
         with pytest.raises(ShardError, match=re.escape(f"{tmp_path / name}: ") + ".*" + re.escape(remedy)):
             read_manifest(tmp_path / name)

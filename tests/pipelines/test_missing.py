@@ -38,25 +38,25 @@ def test_a_folder_of_images_is_to_be_adopted(tmp_path: Path, kind: str) -> None:
     with pytest.raises(ShardError) as caught:
         open_split(root, "train")
     said = str(caught.value)
-    command = f"python preprocess/adopt.py --source {shlex.quote(str(root))} --out SHARDS"
+    command = f"sdpnet adopt --source {shlex.quote(str(root))} --out SHARDS"
     assert said.startswith(f"{root}: no manifest.json here") and said.endswith(f"to use them where they lie: {command}")
 
 
 def test_parquet_is_to_be_converted(tmp_path: Path) -> None:
     said = why_no_shard_set(touch(tmp_path, "train-00000-of-00001.parquet"), "manifest.json")
-    assert f"python preprocess/build_ffcv.py --source {tmp_path} --out SHARDS" in said
+    assert f"sdpnet convert --source {tmp_path} --out SHARDS" in said
 
 
 def test_a_tar(tmp_path: Path) -> None:
     path = touch(tmp_path, "images.tar") / "images.tar"
     said = why_no_shard_set(path, "manifest.json")
-    assert said.endswith(f"to use its images where they lie: python preprocess/adopt.py --train {path} --out SHARDS")
+    assert said.endswith(f"to use its images where they lie: sdpnet adopt --train {path} --out SHARDS")
 
 
 @pytest.mark.parametrize("names", [(), ("readme.txt",), ("a/b.txt", "a/c/d/e.jpg"), ("train/x.npy",)])
 def test_other_folders(tmp_path: Path, names: tuple[str, ...]) -> None:
     said = why_no_shard_set(touch(tmp_path, *names), "manifest.json")
-    assert said == "no manifest.json here, so it is not a shard set (make one with preprocess/build_ffcv.py)"
+    assert said == "no manifest.json here, so it is not a shard set (make one with sdpnet convert)"
 
 
 def test_odd_entries_do_no_harm(tmp_path: Path) -> None:
@@ -82,4 +82,4 @@ def test_all_ways_in_say_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         make_loader(DataOptions(path=str(root)), AugmentOptions(), "train", ShardOptions(), torch.device("cpu"), seed=0)
     assert train.main(["--config", "debug", "--data", str(root), "--out", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
-    assert "to use them where they lie: python preprocess/adopt.py" in error and error.count("\n") == 1
+    assert "to use them where they lie: sdpnet adopt" in error and error.count("\n") == 1

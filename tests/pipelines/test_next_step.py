@@ -74,11 +74,11 @@ def test_the_command_is_this_environments(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(bin_))
     assert next_line(*next_step.sdpnet("train")) == "next: sdpnet train"
-    assert next_line(*next_step.script("verify")) == f"next: python {ROOT}/preprocess/verify.py"
+    assert next_line(next_step.python(), "-c", "x") == "next: python -c x"
     monkeypatch.setenv("PATH", "/nowhere")
     assert next_line(*next_step.sdpnet("train")) == "next: env/bin/sdpnet train"
     monkeypatch.chdir(ROOT)
-    assert next_line(*next_step.script("verify")) == f"next: {bin_}/python preprocess/verify.py"
+    assert next_line(next_step.python(), "-c", "x") == f"next: {bin_}/python -c x"
     (bin_ / "sdpnet").unlink()
     assert next_line(*next_step.sdpnet("train")) == f"next: {bin_}/python -m sdpnet.cli train"
 
@@ -125,7 +125,7 @@ def test_from_images_to_training(
     made = ["--out", "my 'images'", "--classes", "2", "--train-per-class", "8", "--val-per-class", "2"]
     assert make_synthetic.main(made) == 0
     command = last(capsys)
-    assert command[1] == str(ROOT / "preprocess" / "build_ffcv.py")
+    assert command[1] == "convert"
     assert command[2:] == ["--source", "my 'images'", "--out", "my 'images'-shards"]
     assert build_ffcv.main([*command[2:], "--workers", "1"]) == 0
     trained = ["train", "--config", "debug", "--data", "my 'images'-shards", "--out", "runs/my 'images'-shards"]
@@ -143,8 +143,8 @@ def test_from_images_to_training(
     files = ["--train", "my 'images'-shards/train.beton", "--val", "my 'images'-shards/val.beton"]
     assert adopt.main(files) == 0
     command = last(capsys)
-    assert command[1:] == [str(ROOT / "preprocess" / "verify.py"), "my 'images'-shards"]
-    assert verify.main(command[2:]) == 0
+    assert command[1:] == ["verify", "my 'images'-shards"]
+    assert cli.main(command[1:]) == 0
 
 
 def test_of_parts_and_of_what_cannot_be_trained_on(
@@ -158,8 +158,8 @@ def test_of_parts_and_of_what_cannot_be_trained_on(
         out = capsys.readouterr().out
         assert out.endswith("  # when all 2 parts are finished\n")
     command = words(out.splitlines()[-1])
-    assert command[1:] == [str(ROOT / "preprocess" / "build_dali.py"), "--merge", "--out", "shards"]
-    assert build_dali.main(command[2:]) == 0
-    assert last(capsys)[1:] == [str(ROOT / "preprocess" / "describe.py"), "shards"]
+    assert command[1:] == ["convert", "--format", "tar", "--merge", "--out", "shards"]
+    assert cli.main(command[1:]) == 0
+    assert last(capsys)[1:] == ["describe", "shards"]
     assert report.main(["shards", "--images", "0"]) == 0
     assert "next:" not in capsys.readouterr().out

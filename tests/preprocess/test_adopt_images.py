@@ -35,7 +35,7 @@ from sdpnet.preprocess.encoding.encode import EncodeSettings
 from sdpnet.preprocess.verify import verify
 
 ROOT = Path(__file__).resolve().parents[2]
-AGAIN = "preprocess/adopt.py --replace"
+AGAIN = "sdpnet adopt --replace"
 READERS = [pipeline("native"), pipeline("torchvision"), pipeline("dali")]
 
 
@@ -535,7 +535,7 @@ def test_more_containers_than_are_mapped(
 
 def test_ffcv_says_what_to_do(in_place: dict[str, Path]) -> None:
     pytest.importorskip("ffcv")
-    with pytest.raises(UserError, match=r"to convert the images: preprocess/build_ffcv\.py"):
+    with pytest.raises(UserError, match=r"to convert the images: sdpnet convert"):
         load(in_place["folder"], "ffcv")
 
 

@@ -20,15 +20,8 @@ from sdpnet.pipelines.errors import ShardError
 from sdpnet.pipelines.options import AugmentOptions
 from sdpnet.pipelines.plan import MIX_CUTMIX, MIX_MIXUP
 from sdpnet.pipelines.shards.layout import open_split
-from sdpnet.preprocess.inspection.contact_sheet import (
-    CROP,
-    ERASE,
-    IMAGE_SIZE,
-    MIX,
-    RANDAUGMENT,
-    ContactSheet,
-    contact_sheet,
-)
+from sdpnet.preprocess.inspection.contact_sheet import ContactSheet, contact_sheet
+from sdpnet.preprocess.inspection.recipe import CROP, ERASE, IMAGE_SIZE, MIX, RANDAUGMENT
 from sdpnet.preprocess.inspection.survey import survey
 
 

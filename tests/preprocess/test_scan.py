@@ -10,7 +10,8 @@ import pytest
 
 import sdpnet.preprocess.sources.scan
 from sdpnet.pipelines.errors import UserError
-from sdpnet.preprocess.sources.scan import add_source_arguments, scan, scan_arguments
+from sdpnet.preprocess.flags.sources import add_source_arguments
+from sdpnet.preprocess.sources.scan import scan, scan_arguments
 
 
 def make(root: Path, *files: str) -> Path:

@@ -187,16 +187,17 @@ def test_help_lists_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["--help"])
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("    ")]
     assert caught.value.code == 0
-    assert listed[:5] == ["train", "evaluate", "predict", "report", "export"]
-    assert listed[5:] == ["lab", "sheet", "config", "doctor", "describe", "verify", "bench"]
+    assert listed[:9] == ["convert", "adopt", "verify", "describe", "train", "evaluate", "predict", "report", "export"]
+    assert listed[9:] == ["lab", "sheet", "bench", "doctor", "config", "completion"]
 
 
-ALONE = [f"preprocess.{name}" for name in ("adopt", "build_dali", "build_ffcv", "describe", "make_synthetic", "verify")]
+ALONE = [f"preprocess.{name}" for name in ("adopt", "build_dali", "build_ffcv", "convert", "describe")]
+ALONE += ["preprocess.make_synthetic", "preprocess.verify"]
 ALONE += ["pipelines.bench", "pipelines.benchmarks.augment", "benchmarks.depthwise", "benchmarks.step", "train"]
 
 
 @pytest.mark.parametrize(
-    "module", [*(f"sdpnet.{name}" for name in ALONE), *(name for name, _ in cli.COMMANDS.values())]
+    "module", [*(f"sdpnet.{name}" for name in ALONE), *(command.module for command in cli.COMMANDS.values())]
 )
 def test_every_command_has_the_same_functions(module: str, capsys: pytest.CaptureFixture[str]) -> None:
     command, parser = importlib.import_module(module), argparse.ArgumentParser()
@@ -215,4 +216,15 @@ def test_the_commands_and_flags_of_train_are_few() -> None:
     parser = argparse.ArgumentParser()
     train.add_arguments(parser)
     flags = {option for action in parser._actions for option in action.option_strings}
-    assert flags == {"-h", "--help", "--config", "--data", "--out", "--pipeline", "--set", "--resume", "--profile"}
+    assert flags == {
+        "-h",
+        "--help",
+        "--config",
+        "--data",
+        "--out",
+        "--pipeline",
+        "--set",
+        "--resume",
+        "--profile",
+        "--quiet",
+    }

@@ -11,7 +11,8 @@ from typing import Any, get_args
 import pytest
 
 import sdpnet.config.load
-from sdpnet.config.load import CONFIG_DIRECTORY, absolute_paths, dump_config, load_config
+from sdpnet.config.load import absolute_paths, dump_config, load_config
+from sdpnet.config.names import CONFIG_DIRECTORY
 from sdpnet.config.options import Config
 from sdpnet.config.renamed_keys import say_once
 from sdpnet.pipelines.errors import UserError

@@ -116,7 +116,9 @@ def test_nothing_is_said_where_nothing_changed(
     with monkeypatch.context() as patched:
         stop_after(3, patched)
         assert main(arguments(Path("shards"), Path("run"), "train.epochs=1")) == 130
-    assert capsys.readouterr().out.endswith("stopped after step 3; train --resume --out run continues exactly there\n")
+    assert capsys.readouterr().out.endswith(
+        "stopped after step 3; sdpnet train --resume --out run continues exactly there\n"
+    )
     monkeypatch.chdir(tmp_path)
     assert main(["--resume", "--out", "home/run"]) == 0
     out = capsys.readouterr().out
@@ -135,7 +137,7 @@ def test_a_finished_run_says_so_and_stays_as_it_is(
         assert main(["--resume", "--out", str(run), *settings]) == 0
         assert capsys.readouterr().out.splitlines() == [
             f"{run}: the run is finished: epoch {of}, 6 steps; nothing is left to do",
-            f"to train longer: train --resume --out '{run}' --set train.epochs=2",
+            f"to train longer: sdpnet train --resume --out '{run}' --set train.epochs=2",
             f"next: sdpnet report '{run}', or: sdpnet predict --model '{run}' IMAGE",
         ]
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
@@ -155,7 +157,9 @@ def test_where_there_is_nothing_to_resume(
     assert capsys.readouterr().err == f"error: {typo}: no run is there to resume; did you mean --out {stopped}?\n"
     assert not typo.exists()
     assert main(["--out", str(stopped)]) == 2
-    assert capsys.readouterr().err.endswith(f"or continue the run that is there: train --resume --out {stopped}\n")
+    assert capsys.readouterr().err.endswith(
+        f"or continue the run that is there: sdpnet train --resume --out {stopped}\n"
+    )
     assert main(["--resume", *arguments(shard_set, typo, "train.epochs=1")]) == 0  # for jobs that always pass it
     assert f"no checkpoint in {typo / 'checkpoints'} yet: the run begins\n" in capsys.readouterr().out
 

@@ -20,7 +20,8 @@ from scipy import stats
 
 from sdpnet import cli
 from sdpnet.config.length import with_epochs
-from sdpnet.config.load import CONFIG_DIRECTORY, load_config
+from sdpnet.config.load import load_config
+from sdpnet.config.names import CONFIG_DIRECTORY
 from sdpnet.lab import process, runner
 from sdpnet.lab.compute import equally_long, mean_share, training_macs
 from sdpnet.lab.experiment import Experiment, read_experiment, trainings_of, write_experiment

@@ -9,7 +9,8 @@ import pytest
 import torch
 from trainings import metrics
 
-from sdpnet.config.load import CONFIG_DIRECTORY, dump_config, load_config
+from sdpnet.config.load import dump_config, load_config
+from sdpnet.config.names import CONFIG_DIRECTORY
 from sdpnet.config.resolution import image_size_of
 from sdpnet.gpu_checks.programs import accuracy
 from sdpnet.gpu_checks.programs.accuracy import SETS, is_of_a_set, parse_recipes
