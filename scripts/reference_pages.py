@@ -30,8 +30,8 @@ SHARED: Final = (
 
 def commands() -> dict[str, str]:
     """What a person types -> the module that does it."""
-    found = {f"sdpnet {name}": module for name, (module, _) in {**cli.COMMANDS, **cli.PROGRAMS}.items()}
-    found["sdpnet bench step"] = "sdpnet.benchmarks.step"
+    found = {f"sdpnet {name}": command.module for name, command in cli.COMMANDS.items()}
+    found["sdpnet bench step"] = cli.STEP.module
     scripts = sorted(path.stem for path in (ROOT / "preprocess").glob("*.py") if path.stem != "__init__")
     modules = {name: f"sdpnet.preprocess.{name}" for name in scripts}
     return found | {

@@ -83,7 +83,7 @@ from sdpnet.preprocess.encoding import jpeg
 assert "torch" not in sys.modules
 decoder.load(); print(jpeg.version())'
         python -m sdpnet.preprocess.make_synthetic --out images --seed 0 >/dev/null
-        python -m sdpnet.preprocess.build_ffcv --source images --out shards >/dev/null
+        sdpnet convert --source images --out shards >/dev/null
         sdpnet verify shards
     )
     rm -rf "$trial"
