@@ -12,11 +12,19 @@ from typing import Final, Literal
 
 from sdpnet.pipelines.errors import UserError, require
 from sdpnet.pipelines.machine import core_share
-from sdpnet.pipelines.plan import ERASE_MODES, CropOptions, EraseOptions, MixOptions, Order
-from sdpnet.pipelines.planning.policies import RandAugmentOptions
-from sdpnet.pipelines.planning.sampling import SamplingOptions
+from sdpnet.pipelines.planning.options import (
+    ERASE_MODES,
+    CropOptions,
+    EraseOptions,
+    MixOptions,
+    Order,
+    RandAugmentOptions,
+    SamplingOptions,
+)
 
-__all__ = ["AugmentOptions", "DaliOptions", "DataOptions", "NativeOptions", "ShardOptions"]
+__all__ = ["AugmentOptions", "DaliOptions", "DataOptions", "NativeOptions", "Pipeline", "ShardOptions"]
+
+Pipeline = Literal["auto", "native", "torchvision", "ffcv", "dali", "synthetic"]
 
 LARGEST_IMAGE: Final = 4096  # pixels a side
 LARGEST_BATCH: Final = 1 << 20
@@ -101,7 +109,7 @@ class DataOptions:
     """
 
     path: str = ""
-    pipeline: Literal["auto", "native", "torchvision", "ffcv", "dali", "synthetic"] = "auto"
+    pipeline: Pipeline = "auto"
     train_split: str = "train"
     val_split: str = "val"
     image_size: int = 224

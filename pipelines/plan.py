@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, fields, replace
-from typing import Literal
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from sdpnet.pipelines.planning.crop_boxes import CropOptions, centre_crops, rand
 from sdpnet.pipelines.planning.draws import Permutation, derive_seed, sample_keys, uniforms
 from sdpnet.pipelines.planning.erasing import ERASE_MODES, EraseOptions, draw_erase_boxes
 from sdpnet.pipelines.planning.mixing import MIX_CUTMIX, MIX_MIXUP, MIX_NONE, MixOptions, draw_mixes
+from sdpnet.pipelines.planning.options import Order
 from sdpnet.pipelines.planning.policies import RandAugmentOptions, draw_operations
 from sdpnet.pipelines.planning.sampling import Sampling
 
@@ -36,7 +36,6 @@ __all__ = [
     "Plan",
 ]
 
-Order = Literal["random", "blocks", "sequential"]
 
 # The purposes of draws. They are part of every key: another number would change all trainings.
 _ORDER, _CROP, _FLIP, _ERASE, _MIX, _WINDOW, _OPERATIONS, _NOISE, _WEIGHTS = range(9)

@@ -64,7 +64,7 @@ COMMANDS: Final = {
     ),
     "doctor": _command("doctor", "say what is installed, and what limits training on this machine"),
     "config": _command("config", "list the config keys, or what differs between two configs"),
-    "completion": _command("completion", "print the script with which a shell completes these commands", "sdpnet"),
+    "completion": _command("completion", "print the script for completion in a shell", "sdpnet"),
 }
 STEP: Final = Command("sdpnet.flags.bench_step", "sdpnet.benchmarks.step", "time the training step, part by part")
 

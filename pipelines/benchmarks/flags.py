@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
-from sdpnet.pipelines.executors.registry import PIPELINES
 from sdpnet.pipelines.machine import usable_cores
+from sdpnet.pipelines.options import Pipeline
 from sdpnet.pipelines.terminal.quiet import add_quiet
 
 __all__ = ["CEILINGS", "PEER_NAMES", "add_arguments"]
 
+_PIPELINES: Final = get_args(Pipeline)[1:]  # without auto
 PEER_NAMES: Final = ("webdataset", "timm", "spdl", "ffcv_raw", "torchvision_gpu")
 CEILINGS: Final = {
     "decode": "whole frames, libjpeg-turbo",
@@ -23,12 +24,12 @@ CEILINGS: Final = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of the command."""
     parser.epilog = (
-        f"Pipelines: {', '.join(PIPELINES)}. Other projects' loaders: {', '.join(PEER_NAMES)}. "
+        f"Pipelines: {', '.join(_PIPELINES)}. Other projects' loaders: {', '.join(PEER_NAMES)}. "
         f"Single steps alone: {', '.join(f'{name} ({what})' for name, what in CEILINGS.items())}."
     )
     add = parser.add_argument
     add("--data", metavar="SHARDS", required=True, help="shard set")
-    default = ",".join(name for name in PIPELINES if name != "synthetic")
+    default = ",".join(name for name in _PIPELINES if name != "synthetic")
     add("--pipelines", metavar="NAMES", default=default, help="comma-separated (default: %(default)s)")
     add("--ceilings", action="store_true", help=f"also synthetic, {', '.join(CEILINGS)}")
     add(

@@ -1,3 +1,3 @@
 """The random decisions of training as data: counter-based draws and augmentation policies."""
 
-__all__ = ["crop_boxes", "draws", "erasing", "mixing", "policies", "sampling"]
+__all__ = ["crop_boxes", "draws", "erasing", "mixing", "options", "policies", "sampling"]

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
 from sdpnet.pipelines.planning.draws import uniforms
+from sdpnet.pipelines.planning.options import CropOptions
 
 __all__ = ["BOX_DRAWS", "CropOptions", "centre_crops", "first_fitting_boxes", "random_resized_crops"]
 
 _TRIES: Final = 10  # the number of random boxes tried per image, as in torchvision
 BOX_DRAWS: Final = 4 * _TRIES  # the number of uniforms that `first_fitting_boxes` may use per sample
-
-
-@dataclass(frozen=True)
-class CropOptions:
-    """Random resized crop (Szegedy et al., 2015; torchvision's RandomResizedCrop), for training only.
-
-    Attributes:
-        scale: The least and the greatest share of the image's area that a crop covers.
-        ratio: The least and the greatest ratio of a crop's width to its height.
-        flip_probability: The probability that a crop is mirrored left-right.
-    """
-
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip_probability: float = 0.5
 
 
 def random_resized_crops(sizes: np.ndarray, key: int, ids: np.ndarray, crop: CropOptions) -> np.ndarray:

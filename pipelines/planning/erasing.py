@@ -2,35 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final, Literal
-
 import numpy as np
 
 from sdpnet.pipelines.planning.crop_boxes import BOX_DRAWS, first_fitting_boxes
 from sdpnet.pipelines.planning.draws import uniforms
+from sdpnet.pipelines.planning.options import ERASE_MODES, EraseOptions
 
 __all__ = ["ERASE_MODES", "EraseOptions", "draw_erase_boxes"]
-
-ERASE_MODES: Final = ("constant", "colour", "pixel")
-
-
-@dataclass(frozen=True)
-class EraseOptions:
-    """Random erasing (Zhong et al., 2017; torchvision's RandomErasing), after normalisation.
-
-    Attributes:
-        probability: The probability that a box of an image is erased; 0 is off.
-        scale: The least and the greatest share of the image's area that a box covers.
-        ratio: The least and the greatest ratio of a box's width to its height.
-        mode: What a box is filled with. `constant`: 0, which is the mean colour. `colour`: one normally distributed
-            colour for each box. `pixel`: normal noise. (timm's "const", "rand" and "pixel".)
-    """
-
-    probability: float = 0.0
-    scale: tuple[float, float] = (0.02, 1 / 3)
-    ratio: tuple[float, float] = (0.3, 3.3)
-    mode: Literal["constant", "colour", "pixel"] = "constant"
 
 
 def draw_erase_boxes(erase: EraseOptions, key: int, ids: np.ndarray, image_size: int) -> np.ndarray:

@@ -2,39 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
 from sdpnet.pipelines.planning.draws import beta_quantile, uniforms
+from sdpnet.pipelines.planning.options import MixOptions
 
 __all__ = ["MIX_CUTMIX", "MIX_MIXUP", "MIX_NONE", "MixOptions", "draw_mixes"]
 
 MIX_NONE: Final = 0
 MIX_MIXUP: Final = 1
 MIX_CUTMIX: Final = 2
-
-
-@dataclass(frozen=True)
-class MixOptions:
-    """MixUp (Zhang et al., 2017) and CutMix (Yun et al., 2019), of pairs of images within a batch.
-
-    Attributes:
-        mixup_alpha: The parameter of the Beta distribution of MixUp's weights; 0 turns MixUp off.
-        cutmix_alpha: The parameter of the Beta distribution of CutMix's areas; 0 turns CutMix off.
-        probability: The probability that an image is mixed (timm's `Mixup`, mode "elem").
-        switch_probability: Where both are on, the probability that a mixed image is mixed by CutMix.
-    """
-
-    mixup_alpha: float = 0.0
-    cutmix_alpha: float = 0.0
-    probability: float = 1.0
-    switch_probability: float = 0.5
-
-    @property
-    def enabled(self) -> bool:
-        return self.probability > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
 
 
 def draw_mixes(mix: MixOptions, key: int, ids: np.ndarray, image_size: int) -> dict[str, np.ndarray]:

@@ -6,14 +6,13 @@ draw_operations(options, key, sample_ids, image_size) -> operations (B, K), magn
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 
-from sdpnet.pipelines.errors import require
 from sdpnet.pipelines.planning.draws import uniforms
+from sdpnet.pipelines.planning.options import MAX_LEVEL, NUM_BINS, RandAugmentOptions
 
 __all__ = ["Operation", "RandAugmentOptions", "draw_operations", "in_words"]
 
@@ -69,57 +68,7 @@ def in_words(operation: int, magnitude: float) -> str:
     return _WORDS[Operation(operation)].format(m=magnitude, factor=1 + magnitude)
 
 
-@dataclass(frozen=True)
-class RandAugmentOptions:
-    """Operations on images such as shears, rotations and changes of colour, drawn for each image anew.
-
-    Attributes:
-        policy: `none`: no operations. `randaugment`: torchvision's RandAugment (Cubuk et al., 2020) with its 14
-            operations. `increasing`: timm's `rand-m9-mstd0.5-inc1` with 15 operations that all grow with the magnitude,
-            each applied with probability 0.5. `three`: 3-Augment (Touvron et al., 2022, "DeiT III"): greyscale,
-            solarize or blur, then a colour jitter of 0.3; it has no settings.
-        num_ops: Operations drawn for each image.
-        magnitude: How strong the operations are: a whole number from 0 to 30 for `randaugment`, any number from 0 to 10
-            for `increasing`.
-        magnitude_std: For `increasing` only: the standard deviation of the magnitude, which is normally distributed.
-        interpolation: How shears, shifts and rotations compute pixels between the given ones.
-        fill: The RGB levels of what shears, shifts and rotations leave uncovered.
-    """
-
-    policy: Literal["none", "randaugment", "increasing", "three"] = "none"
-    num_ops: int = 2
-    magnitude: float = 9.0
-    magnitude_std: float = 0.5
-    interpolation: Literal["nearest", "bilinear"] = "nearest"
-    fill: tuple[float, float, float] = (0.0, 0.0, 0.0)
-
-    def __post_init__(self) -> None:
-        section, limit = "augment.randaugment", _NUM_BINS - 1 if self.policy == "randaugment" else _MAX_LEVEL
-        policies = ("none", "randaugment", "increasing", "three")
-        require(self.policy in policies, f"{section}.policy", self.policy, f"one of {', '.join(policies)}")
-        require(1 <= self.num_ops <= _MAX_OPS, f"{section}.num_ops", self.num_ops, f"1 to {_MAX_OPS}")
-        require(
-            0 <= self.magnitude <= limit or self.policy in ("none", "three"),
-            f"{section}.magnitude",
-            self.magnitude,
-            f"0 to {limit} with policy {self.policy}",
-        )
-        whole = float(self.magnitude).is_integer() or self.policy != "randaugment"
-        require(whole, f"{section}.magnitude", self.magnitude, "a whole number with policy randaugment")
-        require(0 <= self.magnitude_std < float("inf"), f"{section}.magnitude_std", self.magnitude_std, "0 or more")
-        modes = ("nearest", "bilinear")
-        require(self.interpolation in modes, f"{section}.interpolation", self.interpolation, " or ".join(modes))
-        require(all(0 <= level <= 255 for level in self.fill), f"{section}.fill", self.fill, "levels from 0 to 255")
-
-    @property
-    def enabled(self) -> bool:
-        return self.policy != "none"
-
-
-_NUM_BINS: Final = 31  # torchvision's num_magnitude_bins
-_MAX_LEVEL: Final = 10  # timm's
 _DRAWS_PER_OP: Final = 5
-_MAX_OPS: Final = 8
 
 _RANDAUGMENT: Final = np.arange(14, dtype=np.uint8)  # torchvision's: IDENTITY to EQUALIZE
 _INCREASING: Final = np.array([op for op in Operation if Operation.SHEAR_X <= op <= Operation.SOLARIZE_ADD], np.uint8)
@@ -148,7 +97,7 @@ def draw_operations(
         return _RANDAUGMENT[choice], np.where(signed, sign * strength, strength).astype(np.float32)
     choice = (u[..., 0] * len(_INCREASING)).astype(np.int64)
     normal = np.sqrt(-2 * np.log(1 - u[..., 3])) * np.cos(2 * np.pi * u[..., 4])  # Box & Muller, 1958
-    level = np.clip(options.magnitude + options.magnitude_std * normal, 0, _MAX_LEVEL) / _MAX_LEVEL
+    level = np.clip(options.magnitude + options.magnitude_std * normal, 0, MAX_LEVEL) / MAX_LEVEL
     magnitudes = np.take_along_axis(_timm_magnitudes(level, sign, image_size), choice[None], axis=0)[0]
     applied = u[..., 2] < 0.5
     return np.where(applied, _INCREASING[choice], 0).astype(np.uint8), np.where(applied, magnitudes, 0).astype(
@@ -162,16 +111,16 @@ def _torchvision_magnitudes(index: int, image_size: int) -> np.ndarray:
     def linspace(start: float, stop: float) -> float:
         """torch.linspace(start, stop, 31)[index]: float32 steps from the nearer end, each value rounded once."""
         first, last = np.float32(start), np.float32(stop)
-        step = float((last - first) / np.float32(_NUM_BINS - 1))
-        up, down = float(first) + step * index, float(last) - step * (_NUM_BINS - 1 - index)
-        return float(np.float32(up if index < _NUM_BINS // 2 else down))
+        step = float((last - first) / np.float32(NUM_BINS - 1))
+        up, down = float(first) + step * index, float(last) - step * (NUM_BINS - 1 - index)
+        return float(np.float32(up if index < NUM_BINS // 2 else down))
 
     values = np.zeros(len(_RANDAUGMENT))
     values[[Operation.SHEAR_X, Operation.SHEAR_Y]] = linspace(0, 0.3)
     values[[Operation.TRANSLATE_X, Operation.TRANSLATE_Y]] = int(linspace(0, 150.0 / 331.0 * image_size))
     values[Operation.ROTATE] = linspace(0, 30)
     values[[Operation.BRIGHTNESS, Operation.COLOUR, Operation.CONTRAST, Operation.SHARPNESS]] = linspace(0, 0.9)
-    values[Operation.POSTERIZE] = np.rint(8 - index / ((_NUM_BINS - 1) / 4))
+    values[Operation.POSTERIZE] = np.rint(8 - index / ((NUM_BINS - 1) / 4))
     values[Operation.SOLARIZE] = 255.0 * linspace(1, 0)
     return values
 

@@ -18,10 +18,10 @@ import numpy as np
 from sdpnet.pipelines.errors import UserError, nearest, require
 from sdpnet.pipelines.files.array_file import read_array, read_lines
 from sdpnet.pipelines.planning.draws import derive_seed, sample_keys
+from sdpnet.pipelines.planning.options import MAX_REPEATS, SamplingOptions
 
 __all__ = ["Sampling", "SamplingOptions", "SamplingRequest"]
 
-_MAX_REPEATS: Final = 1024
 _MAX_CLASSES: Final = 1_000_000
 _CLASS_BITS: Final = 20
 BALANCED: Final = "balanced"
@@ -30,57 +30,6 @@ _ALLOWED: Final = {
     "subset": "a share in (0, 1], numbers of samples, or the path of an .npy or .txt file with them",
     "weights": "'balanced', one number for each sample, or the path of an .npy file with them",
 }
-
-
-@dataclass(frozen=True)
-class SamplingOptions:
-    """Section `data.sampling`: the samples of an epoch, how often each of them is used, and their labels.
-
-    Attributes:
-        classes: The names of the classes that are used, of training and evaluation; an empty list is all of them. The
-            name of a .txt file stands for the names in its lines. The numbers of the classes do not change.
-        exclude: The names of classes that are not used, in the same form.
-        subset: The share of each class's training samples that is used. It is the same for any training seed, and a
-            smaller share is a part of a larger one. Or the path of an .npy file, or of a .txt file with one number in
-            each line, with the numbers of the samples that are used.
-        subset_seed: The seed of the share that is drawn.
-        weights: Draws training samples with replacement, as many as there are, in proportion to weights: `balanced`
-            makes all classes equally likely; otherwise the path of an .npy file with one weight for each sample of the
-            split. Empty is off: each sample is used once in an epoch.
-        repeats: How many times each training sample is used in a row, each time with other crops and other draws
-            (repeated augmentation: Hoffer et al., 2020). An epoch keeps its length, so that it has fewer different
-            samples.
-        labels: The path of an .npy file with the labels of the training split, one row for each sample, instead of its
-            own. Whole numbers are classes; rows of numbers are targets of several classes or for a regression.
-        val_labels: The same for the evaluation split.
-    """
-
-    classes: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    subset: float | str = 1.0
-    subset_seed: int = 0
-    weights: str = ""
-    repeats: int = 1
-    labels: str = ""
-    val_labels: str = ""
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.subset, str):
-            require(0 < self.subset <= 1, "data.sampling.subset", self.subset, "in (0, 1], or a path")
-        require(1 <= self.repeats <= _MAX_REPEATS, "data.sampling.repeats", self.repeats, f"1 to {_MAX_REPEATS:,}")
-
-    def request(self, *, train: bool) -> SamplingRequest:
-        """What is asked of a split. An evaluation uses only `classes`, `exclude` and `val_labels`."""
-        labels = self.labels if train else self.val_labels
-        return SamplingRequest(
-            classes=self.classes,
-            exclude=self.exclude,
-            subset=self.subset if train else 1.0,
-            subset_seed=self.subset_seed,
-            weights=(self.weights or None) if train else None,
-            repeats=self.repeats if train else 1,
-            labels=labels or None,
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,10 +65,10 @@ class SamplingRequest:
             UserError: a class does not exist, an array has another length or impossible values, or no sample is left.
         """
         require(
-            isinstance(self.repeats, int) and 1 <= self.repeats <= _MAX_REPEATS,
+            isinstance(self.repeats, int) and 1 <= self.repeats <= MAX_REPEATS,
             "repeats",
             self.repeats,
-            f"a whole number from 1 to {_MAX_REPEATS:,}",
+            f"a whole number from 1 to {MAX_REPEATS:,}",
         )
         where = os.fspath(split)
         described: dict[str, str | int] = {}

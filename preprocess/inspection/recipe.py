@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from sdpnet.pipelines.plan import CropOptions, EraseOptions, MixOptions
-from sdpnet.pipelines.planning.policies import RandAugmentOptions
+from sdpnet.pipelines.planning.options import CropOptions, EraseOptions, MixOptions, RandAugmentOptions
 
 __all__ = ["CROP", "ERASE", "IMAGE_SIZE", "MIX", "RANDAUGMENT", "RECIPE"]
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
 from sdpnet.model.options import MODELS
-from sdpnet.pipelines.executors.registry import PIPELINES
+from sdpnet.pipelines.options import Pipeline
 from sdpnet.pipelines.terminal.quiet import add_quiet
 
 __all__ = ["FEEDS", "MODELS_BY_DEFAULT", "PEERS", "add_arguments"]
 
 PEERS: Final = ("vit_base_patch16_224", "convmixer_1024_20_ks9_p14", "convnext_base")  # models of timm
 MODELS_BY_DEFAULT: Final = ("sdpnet_l", "sdpnet_xl", "sdpnet_xxl", *PEERS)
-FEEDS: Final = tuple(name for name in PIPELINES if name != "synthetic")
+FEEDS: Final = tuple(name for name in get_args(Pipeline) if name not in ("auto", "synthetic"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
-from sdpnet.pipelines.executors.registry import PIPELINES
+from sdpnet.pipelines.options import Pipeline
 from sdpnet.pipelines.terminal.quiet import add_quiet
 
 __all__ = ["add_arguments"]
@@ -19,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--weights", choices=["ema", "raw"], default="ema", help=weights)
     add("--data", required=True, type=Path, help="shard set")
     add("--split", default="val", help="(default: %(default)s)")
-    add("--pipeline", choices=["auto", *PIPELINES], default="auto", help="(default: %(default)s)")
+    add("--pipeline", choices=get_args(Pipeline), default="auto", help="(default: %(default)s)")
     add(
         "--batch-size",
         type=int,

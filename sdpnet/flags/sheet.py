@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
 from sdpnet.config.setting import add_settings
-from sdpnet.pipelines.executors.registry import PIPELINES
+from sdpnet.pipelines.options import Pipeline
 from sdpnet.pipelines.terminal.quiet import add_quiet
 
 __all__ = ["SHOWN", "add_arguments"]
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--config", default="sdpnet_xl", help="as in train (default: %(default)s)")
     add("--data", help="shard set (config key data.path)")
-    add("--pipeline", choices=["auto", *PIPELINES], help="config key data.pipeline")
+    add("--pipeline", choices=get_args(Pipeline), help="config key data.pipeline")
     add_settings(parser)
     add("--epoch", type=int, default=0, metavar="N", help="the epoch, from 0 (default: %(default)s)")
     add("--batch", type=int, default=0, metavar="N", help="the batch in the epoch, from 0 (default: %(default)s)")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
 from sdpnet.config.names import config_names
 from sdpnet.config.setting import add_settings
-from sdpnet.pipelines.executors.registry import PIPELINES
+from sdpnet.pipelines.options import Pipeline
 from sdpnet.pipelines.terminal.quiet import add_quiet
 
 __all__ = ["PROFILED_STEPS", "add_arguments"]
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data", help="shard set made by sdpnet convert (config key data.path)")
     parser.add_argument("--out", required=True, type=Path, help="directory of the run")
-    parser.add_argument("--pipeline", choices=["auto", *PIPELINES], help="config key data.pipeline")
+    parser.add_argument("--pipeline", choices=get_args(Pipeline), help="config key data.pipeline")
     add_settings(parser)
     parser.add_argument("--resume", action="store_true", help="continue the newest checkpoint in --out")
     first, count = PROFILED_STEPS

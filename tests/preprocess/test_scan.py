@@ -206,7 +206,6 @@ def test_exports():
         "Location",
         "Scan",
         "SplitScan",
-        "add_source_arguments",
         "scan",
         "scan_arguments",
     ]
