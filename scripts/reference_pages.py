@@ -66,7 +66,7 @@ def command_page(command: str, module: str) -> str:
         lines += [parser.epilog, ""]
     where = module.replace(".", "/").removeprefix("sdpnet/") if "preprocess" in module or "pipelines" in module else ""
     lines.append(f"Source: `{where or module.replace('.', '/')}.py`")
-    if module.startswith("sdpnet.preprocess."):
+    if command.startswith("python preprocess/"):
         lines[-1] += f". From an installation without the checkout: `python -m {module}`."
     return "\n".join(lines) + "\n"
 
@@ -119,7 +119,8 @@ def command_index() -> str:
         lines.append(f"| [`{command}`]({link}) | {' '.join(purpose.split())} |")
     lines += [
         "",
-        "`train` is `sdpnet train`. Under torchrun, it is `torchrun --nproc_per_node=8 -m sdpnet.train`.",
+        "In a checkout, `train` is short for `sdpnet train`. Under torchrun, it is `torchrun --nproc_per_node=8 -m",
+        "sdpnet.train`.",
         "`sdpnet COMMAND --help` prints the same as these pages. Every command ends with the next one to type. A",
         "mistake ends in one line that says what is wrong, where, and what to do, with exit status 2.",
     ]

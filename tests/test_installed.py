@@ -152,6 +152,27 @@ def test_the_wheel_has_one_name(site: Path) -> None:
     assert packed >= ours and {path.parts[0] for path in packed} >= {"pipelines", "preprocess"}
 
 
+def test_the_program_train_is_for_a_checkout_only(site: Path, sdist: Path, tmp_path: Path) -> None:
+    """Other packages install a program of this name, too."""
+    (entries,) = site.glob("sdpnet-*.dist-info/entry_points.txt")
+    programs = [line for line in entries.read_text().splitlines() if "=" in line]
+    assert [line.replace(" ", "") for line in programs] == ["sdpnet=sdpnet.cli:main"]
+    if shutil.which("cmake") is None:
+        pytest.skip("no cmake")
+    done = build(sdist, "build_editable", tmp_path, SDPNET_SKIP_NATIVE="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = tmp_path.iterdir()
+    unpacked = zipfile.ZipFile(wheel)
+    (name,) = (name for name in unpacked.namelist() if name.endswith(".data/scripts/train"))
+    script = unpacked.read(name).decode()
+    assert script.startswith("#!python\n"), "installers replace it"
+    (tmp_path / "train").write_text(script)
+    command = [sys.executable, str(tmp_path / "train"), "--help"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    text = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert text.startswith("usage: sdpnet train ")
+
+
 def test_the_wheel_works_beside_alien_folders(site: Path, alien: Path, shard_set: Path, image_folder: Path) -> None:
     """Import, torchrun, verify and predict."""
     environment = {**os.environ, "PYTHONPATH": str(site)}
