@@ -225,7 +225,7 @@ def test_a_set_of_other_formats_is_to_be_converted(tmp_path: Path) -> None:
     images = write_images(tmp_path / "images")
     for path in list((images / "train").glob("*/*"))[:13]:
         path.write_bytes(b"\x89PNG\r\n\x1a\n")
-    with pytest.raises(UserError, match=r"13 of its 24 train images .*build_ffcv"):
+    with pytest.raises(UserError, match=r"13 of its 24 train images .*sdpnet convert"):
         adopt_images(images, tmp_path / "out")
 
 
@@ -606,7 +606,7 @@ def test_parquet_is_to_be_converted(tmp_path: Path) -> None:
     content = parquet_bytes(images, [0, 1] * 3, ["ant", "bee"])
     (tmp_path / "parquet" / "train-00000-of-00001.parquet").write_bytes(content)
     with pytest.raises(
-        UserError, match=r"Parquet files, which cannot be read where they lie; convert them: .*build_ffcv"
+        UserError, match=r"Parquet files, which cannot be read where they lie; convert them: .*sdpnet convert"
     ):
         adopt_images(tmp_path / "parquet", tmp_path / "out")
     assert not (tmp_path / "out").exists()
