@@ -3,8 +3,9 @@
 //   ./decoder_digests <requests    (see decoder_digests.h)
 //
 // A line for each image: twice (plain, vectors) the digest of the box's pixels and that of the resized box, or `-` twice
-// where our decoder leaves the file to libjpeg, or raw pixels are not as many as they should be. If the program is compiled with -DWITH_LIBJPEG, twice follows what
-// decode_crop says, and then the status and the digest of what the JPEG codec makes of the file in three ways.
+// where our decoder leaves the file to libjpeg, or raw pixels are not as many as they should be. If the program is
+// compiled with -DWITH_LIBJPEG, twice follows what decode_crop says, and, if the box is the whole image, the status and
+// the digest of what the JPEG codec makes of the file in three ways.
 
 #include <cstdint>
 #include <cstdio>
@@ -110,7 +111,7 @@ bool run() {
   for (const bool vectors : {false, true}) parts(task, header, vectors);
 #ifdef WITH_LIBJPEG
   for (const bool vectors : {false, true}) whole(task, header, vectors);
-  if (!task.raw) codec(task);
+  if (!task.raw && task.height == task.image_height && task.width == task.image_width) codec(task);
 #endif
   std::printf("\n");
   return true;
