@@ -313,7 +313,17 @@ def test_versions_that_passed_are_kept_for_the_lock(checkout: Checkout) -> None:
     assert checkout.run("test")[0] == 0 and passed.read_text() == "torch==1.0\n"
 
 
-@pytest.mark.parametrize("arguments", [["setup", "--lock"], ["lock", "now"], ["demo", "x"], ["tset"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["setup", "--lock"],
+        ["lock", "now"],
+        ["demo", "x"],
+        ["tset"],
+        ["wheel", "--target"],
+        ["wheel", "--target", "riscv64"],
+    ],
+)
 def test_mistakes(arguments: list[str], checkout: Checkout) -> None:
     status, out, err = checkout.run(*arguments)
     assert status == 2 and out == "" and err.startswith("dev: ") and err.count("\n") == 1

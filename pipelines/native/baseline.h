@@ -22,7 +22,7 @@
 namespace crop {
 
 struct BaselineScratch {  // one for each thread
-  bool avx2 = simd::avx2();
+  bool vectors = simd::vectors();
   Tables tables;
   Memory unstuffed, coefficients, flags, planes, upsampled, pixels;
 };
@@ -65,7 +65,7 @@ ALWAYS_INLINE void upsample(const Component &chroma, bool halved_x, bool halved_
   colour::mix_samples(row, row_at(chroma, far, x) - 1, upper, output, n);
 }
 
-template <bool HAS_AVX2>
+template <bool VECTORS>
 ALWAYS_INLINE void convert(const Frame &frame, const Box &box, uint16_t *sums, uint8_t *cb_row, uint8_t *cr_row,
                            uint8_t *rgb, size_t stride) {
   const Component &luma = frame.components[0];
@@ -86,13 +86,11 @@ ALWAYS_INLINE void convert(const Frame &frame, const Box &box, uint16_t *sums, u
       cb = row_at(frame.components[1], y, x);
       cr = row_at(frame.components[2], y, x);
     }
-#if defined(__x86_64__)
-    if (HAS_AVX2) {
-      colour::to_rgb_avx2(row, cb + skipped, cr + skipped, rgb, box.width);
-      continue;
+    if (VECTORS) {
+      colour::to_rgb_vectors(row, cb + skipped, cr + skipped, rgb, box.width);
+    } else {
+      colour::to_rgb(row, cb + skipped, cr + skipped, rgb, box.width);
     }
-#endif
-    colour::to_rgb(row, cb + skipped, cr + skipped, rgb, box.width);
   }
 }
 
@@ -118,7 +116,7 @@ inline void choose_blocks(const Frame &frame, const Box &box, Component &compone
   choose(box.left, box.width, luma.across == 2, component.width, component.first_column, component.end_column);
 }
 
-template <bool HAS_AVX2>
+template <bool VECTORS>
 ALWAYS_INLINE bool decode_box(Frame &frame, BaselineScratch &scratch, const Box &box, Pixels &pixels) {
   uint32_t first_mcu = UINT32_MAX, end_mcu = 0, first_row = UINT32_MAX, end_row = 0;
   size_t num_samples = MARGIN, num_blocks = 0;
@@ -155,23 +153,20 @@ ALWAYS_INLINE bool decode_box(Frame &frame, BaselineScratch &scratch, const Box 
     flags += size_t{component.down} * component.columns();
     scratch.tables.ac[component.ac].build_steps();
   }
-  if (!decode_blocks<HAS_AVX2>(frame, scratch.tables, scratch.unstuffed, first_mcu, end_mcu, first_row, end_row))
+  if (!decode_blocks<VECTORS>(frame, scratch.tables, scratch.unstuffed, first_mcu, end_mcu, first_row, end_row))
     return false;
   uint8_t *rows = scratch.upsampled.data;
-  convert<HAS_AVX2>(frame, box, reinterpret_cast<uint16_t *>(rows), rows + 2 * row_bytes, rows + 3 * row_bytes,
+  convert<VECTORS>(frame, box, reinterpret_cast<uint16_t *>(rows), rows + 2 * row_bytes, rows + 3 * row_bytes,
                     scratch.pixels.data, stride);
   pixels = Pixels{scratch.pixels.data, stride, box.height, box.width, 0, 0, static_cast<double>(box.height),
                   static_cast<double>(box.width)};
   return true;
 }
 
-#if defined(__x86_64__)
-__attribute__((target("avx2,bmi,bmi2,lzcnt"), noinline)) inline bool decode_box_avx2(Frame &frame,
-                                                                                     BaselineScratch &scratch,
-                                                                                     const Box &box, Pixels &pixels) {
+__attribute__((VECTOR_TARGET)) inline bool decode_box_vectors(Frame &frame, BaselineScratch &scratch, const Box &box,
+                                                              Pixels &pixels) {
   return decode_box<true>(frame, scratch, box, pixels);
 }
-#endif
 __attribute__((noinline)) inline bool decode_box_plain(Frame &frame, BaselineScratch &scratch, const Box &box,
                                                        Pixels &pixels) {
   return decode_box<false>(frame, scratch, box, pixels);
@@ -184,10 +179,8 @@ inline bool decode_baseline(const Task &task, BaselineScratch &scratch, Pixels &
   if (!read_header(task.data, task.size, frame, scratch.tables)) return false;
   if (frame.height != task.image_height || frame.width != task.image_width) return false;
   const Box box{task.top, task.left, task.height, task.width};
-#if defined(__x86_64__)
-  if (scratch.avx2) return decode_box_avx2(frame, scratch, box, pixels);
-#endif
-  return decode_box_plain(frame, scratch, box, pixels);
+  return scratch.vectors ? decode_box_vectors(frame, scratch, box, pixels)
+                         : decode_box_plain(frame, scratch, box, pixels);
 }
 
 }  // namespace crop

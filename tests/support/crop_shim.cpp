@@ -8,9 +8,9 @@ extern "C" {
 
 // box: top, left, height, width. pixels: uint8 (box height, box width, 3). 0 where libjpeg has to look.
 int crop_baseline(const uint8_t *data, size_t size, uint32_t image_height, uint32_t image_width, const uint32_t *box,
-                  bool avx2, uint8_t *pixels) {
+                  bool vectors, uint8_t *pixels) {
   static crop::BaselineScratch scratch;
-  scratch.avx2 = avx2 && simd::avx2();
+  scratch.vectors = vectors && simd::vectors();
   const crop::Task task{data, size, image_height, image_width, box[0], box[1], box[2], box[3], false, false};
   crop::Pixels found{};
   if (!crop::decode_baseline(task, scratch, found)) return 0;
@@ -21,9 +21,9 @@ int crop_baseline(const uint8_t *data, size_t size, uint32_t image_height, uint3
 
 // pixels: uint8 (height, width, 3); box: top, left, height, width. output: uint8 (out height, out width, 3)
 void crop_resize(const uint8_t *pixels, uint32_t height, uint32_t width, const double *box, uint8_t *output,
-                 uint32_t out_height, uint32_t out_width, bool flip, bool avx2) {
+                 uint32_t out_height, uint32_t out_width, bool flip, bool vectors) {
   static crop::ResizeScratch scratch;
-  scratch.avx2 = avx2 && simd::avx2();
+  scratch.vectors = vectors && simd::vectors();
   const crop::Pixels source{pixels, size_t{3} * width, height, width, box[0], box[1], box[2], box[3]};
   crop::resize(source, output, out_height, out_width, flip, scratch);
 }

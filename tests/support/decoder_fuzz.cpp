@@ -5,7 +5,7 @@
 //       -ljpeg -o decoder_fuzz
 //   ./decoder_fuzz -runs=2000000 -max_len=16384 -rss_limit_mb=4096 corpus
 //
-// An input is a file followed by the bytes of Request.
+// An input is a file followed by the bytes of Request (fuzz_request.h).
 
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -17,22 +17,9 @@
 #include <cstring>
 
 #include "../../pipelines/native/decode_crop.h"
+#include "fuzz_request.h"
 
 namespace fuzz {
-
-struct Request {  // each number becomes a valid one
-  uint16_t top, left, height, width;
-  uint8_t out_height, out_width, flip, raw;
-};
-
-constexpr uint64_t MOST_PIXELS = 1 << 20;  // larger frames take long
-constexpr uint32_t LONGEST_OUTPUT = 48;
-
-inline void check(bool holds, const char *what) {
-  if (holds) return;
-  std::fprintf(stderr, "decode_crop: %s\n", what);
-  std::abort();
-}
 
 // A block of exactly that size, so that the sanitizer sees what goes beyond it.
 struct Block {
@@ -53,24 +40,6 @@ struct Block {
     return true;
   }
 };
-
-// The size that the first frame header gives, so that the shard seems to say the same.
-inline void find_size(const uint8_t *data, size_t size, uint32_t &height, uint32_t &width) {
-  for (size_t i = 2; i + 9 <= size;) {
-    const int marker = data[i + 1];
-    if (data[i] != 0xFF || marker == 0 || marker == 0xFF || marker == 0x01 || (marker >= 0xD0 && marker <= 0xD8)) {
-      ++i;
-      continue;
-    }
-    if (marker == 0xD9 || marker == 0xDA) return;
-    if (marker >= 0xC0 && marker <= 0xCF && marker != 0xC4 && marker != 0xC8 && marker != 0xCC) {
-      height = static_cast<uint32_t>(data[i + 5] << 8 | data[i + 6]);
-      width = static_cast<uint32_t>(data[i + 7] << 8 | data[i + 8]);
-      return;
-    }
-    i += 2 + static_cast<size_t>(data[i + 2] << 8 | data[i + 3]);
-  }
-}
 
 inline int memory_fill = 0;  // of what is allocated, so that two decodes find different bytes where they wrote none
 
@@ -132,27 +101,10 @@ inline int run(const uint8_t *bytes, size_t size) {
   Block file(size, 0);
   if (size != 0) std::memcpy(file.data, bytes, size);
 
-  crop::Task task{};
-  task.data = file.data;
-  task.size = size;
-  task.raw = request.raw % 16 == 0;
-  task.flip = request.flip & 1;
-  task.image_height = task.image_width = 1;
-  if (task.raw) {
-    task.image_width = 1 + request.raw / 16;
-    if (size >= 3 * task.image_width) task.image_height = static_cast<uint32_t>(size / (3 * task.image_width));
-  } else {
-    find_size(file.data, size, task.image_height, task.image_width);
-    if (task.image_height == 0) task.image_height = 1;
-    if (task.image_width == 0) task.image_width = 1;
-  }
-  if (static_cast<uint64_t>(task.image_height) * task.image_width > MOST_PIXELS) return -1;
-  task.top = request.top % task.image_height;
-  task.left = request.left % task.image_width;
-  task.height = 1 + request.height % (task.image_height - task.top);
-  task.width = 1 + request.width % (task.image_width - task.left);
-  const uint32_t out_height = 1 + request.out_height % LONGEST_OUTPUT;
-  const uint32_t out_width = 1 + request.out_width % LONGEST_OUTPUT;
+  Wanted wanted;
+  if (!read_request(file.data, size, request, wanted)) return -1;
+  const crop::Task &task = wanted.task;
+  const uint32_t out_height = wanted.out_height, out_width = wanted.out_width;
 
   const size_t room = size_t{3} * out_height * out_width + 2 * MARGIN;
   static crop::Workspace used;  // holds what the inputs before have left in it

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jpeg_files import make_image, pillow_jpeg, planes_in_scans, replace_segment, segments
 
-__all__ = ["request", "seeds"]
+__all__ = ["request", "seeds", "write_seeds"]
 
 
 def seeds() -> dict[str, bytes]:
@@ -54,8 +54,15 @@ def request(top: int, left: int, height: int, width: int, out_height: int, out_w
     return struct.pack("=4H4B", top, left, height - 1, width - 1, out_height - 1, out_width - 1, 0, 1)
 
 
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
+def write_seeds(folder: Path) -> list[Path]:
+    """Writes the files, each with a request for a small box, and returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
+    paths = []
     for name, jpeg in seeds().items():
-        (folder / name.replace(" ", "-").replace(":", "")).write_bytes(jpeg + request(0, 0, 5, 3, 8, 8))
+        paths.append(folder / name.replace(" ", "-").replace(":", ""))
+        paths[-1].write_bytes(jpeg + request(0, 0, 5, 3, 8, 8))
+    return paths
+
+
+if __name__ == "__main__":
+    write_seeds(Path(sys.argv[1]))
