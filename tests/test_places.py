@@ -1,7 +1,7 @@
 """Containers, SLURM, Kubernetes and continuous integration: what their files name exists, and their commands run.
 
-No container is built here, and no cluster is started. `srun` and `scontrol` are stand-ins for SLURM's programs; torchrun
-is real.
+No container is built here, and no cluster is started. `srun` and `scontrol` are stand-ins for SLURM's programs,
+torchrun is the real one.
 """
 
 from __future__ import annotations
