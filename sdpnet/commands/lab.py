@@ -1,8 +1,8 @@
 """Trains variants of a config with paired seeds at equal compute, and compares them in one table with standard errors.
 
-Each training is one of the `train` command, in LAB/runs. After each of them LAB/lab.json has all results so far. The
-same command, or `sdpnet lab --out LAB` alone, continues after an interruption; with more variants or seeds it trains
-only what is missing.
+Each training is one of the `train` command, in LAB/runs. After each of them LAB/lab.json has all results so far, and
+LAB/lab.svg draws them. The same command, or `sdpnet lab --out LAB` alone, continues after an interruption; with more
+variants or seeds it trains only what is missing.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
         rows = runner.save()
     seeds = {one.seed for one in runner.results if (one.variant, one.round) == (rows[0].variant, rows[0].round)}
     Console(highlight=False).print(as_table(rows, runner.experiment))
-    say(legend(runner.experiment, len(seeds)), f"all results: {out / 'lab.json'}")
+    say(legend(runner.experiment, len(seeds)), f"all results: {out / 'lab.json'}, drawn: {out / 'lab.svg'}")
     if not complete:
         say("the time did not suffice for all trainings", *next_lines(*sdpnet("lab", "--out", out)))
     else:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from sdpnet.lab.compute import training_macs
 from sdpnet.lab.experiment import Experiment, Training, trainings_of, write_experiment
+from sdpnet.lab.plot import as_svg
 from sdpnet.lab.process import is_finished, log_of, run_trainings
 from sdpnet.lab.results import Comparison, Result, comparisons, read_result
 from sdpnet.lab.table import as_json
@@ -102,9 +103,10 @@ class Runner:
         return True
 
     def save(self) -> list[Comparison]:
-        """Writes OUT/lab.json and returns the rows of the table."""
+        """Writes OUT/lab.json and OUT/lab.svg, and returns the rows of the table."""
         rows = comparisons(self.results, self.experiment.baseline)
         publish_bytes(self.out / "lab.json", as_json(self.experiment, self.results, rows, self._facts))
+        publish_bytes(self.out / "lab.svg", as_svg(rows, self.experiment).encode())
         return rows
 
     def _trainings(self, round: int, names: Sequence[str], experiment: Experiment) -> Iterator[Training]:

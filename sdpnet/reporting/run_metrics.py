@@ -68,6 +68,22 @@ class Run:
         pace = (epochs[-1] - epochs[-2]) / (at[-1] - at[-2])
         return np.interp(steps, at, epochs) + np.maximum(steps - at[-1], 0) * pace
 
+    @property
+    def has_times(self) -> bool:
+        """Whether the times of steps are known."""
+        return "step_ms" in self.series and len(self.series["step_ms"].finite) > 0
+
+    def minutes_at(self, steps: np.ndarray) -> np.ndarray:
+        """The minutes that the steps up to each step took, without start and evaluations. Needs `has_times`.
+
+        The time of a step is the mean of the log interval that it is in; after the last interval, that of the last one.
+        """
+        series = self.series["step_ms"]
+        known = np.isfinite(series.values)
+        at, minutes = series.steps[known], series.values[known] / 60_000
+        done = np.cumsum(np.diff(at, prepend=0) * minutes)
+        return np.interp(steps, [0, *at], [0, *done]) + np.maximum(steps - at[-1], 0) * minutes[-1]
+
 
 def read_runs(directories: Sequence[Path]) -> list[Run]:
     """Reads runs and gives each a name: that of its directory or, if two are equal, the path as it was given.

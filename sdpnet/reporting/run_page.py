@@ -27,6 +27,7 @@ class _Chart:
         title, label: the heading of the chart, and the label of its vertical axis.
         keys: the names in `metrics.jsonl`, first for the trained weights, then for the averaged ones, if any.
         text, from_zero, may_be_log: see `sdpnet.reporting.curves.chart`.
+        over_time: whether it is drawn over the minutes of the steps, for comparisons of several runs only.
     """
 
     title: str
@@ -35,12 +36,14 @@ class _Chart:
     text: Callable[[float], str] = number
     from_zero: bool = False
     may_be_log: bool = False
+    over_time: bool = False
 
 
 CHARTS: Final = (
     _Chart("Training loss", "loss", ("train_loss",), may_be_log=True),
     _Chart("Validation loss", "loss", ("val_loss", "ema_val_loss"), may_be_log=True),
     _Chart("Top-1", "validation images", ("top1", "ema_top1"), percent),
+    _Chart("Top-1 over time", "validation images", ("top1", "ema_top1"), percent, over_time=True),
     _Chart("Top-5", "validation images", ("top5", "ema_top5"), percent),
     _Chart("Learning rate", "lr", ("lr",), from_zero=True),
     _Chart("Gradient norm", "norm", ("grad_norm",), may_be_log=True),
@@ -89,28 +92,32 @@ def _colours(count: int) -> list[str]:
 def _charts(runs: Sequence[Run], colours: Sequence[str]) -> list[Chart]:
     """The charts, over epochs if these are known for all runs, else over steps."""
     by_epoch = all(len(run.epoch_ends) > 1 for run in runs if run.series)
-    x_label = "epoch" if by_epoch else "step"
 
-    def along(run: Run, steps: np.ndarray) -> np.ndarray:
+    def along(run: Run, steps: np.ndarray, over_time: bool) -> np.ndarray:
+        if over_time:
+            return run.minutes_at(steps)
         return run.epochs_at(steps) if by_epoch else steps
 
-    x_end = max((float(along(run, np.array([float(run.last_step)]))[0]) for run in runs if run.series), default=0.0)
     charts = []
     for what in CHARTS:
+        trained = [run for run in runs if run.series]
+        if what.over_time and (len(trained) < 2 or not all(run.has_times for run in trained)):
+            continue
+        ends = [float(along(run, np.array([float(run.last_step)]), what.over_time)[0]) for run in trained]
         curves = []
         for run, colour in zip(runs, colours, strict=True):
             for is_average, key in enumerate(what.keys):
                 if key in run.series:
                     name = run.name + (", EMA" if is_average else "")
-                    x = along(run, run.series[key].steps)
+                    x = along(run, run.series[key].steps, what.over_time)
                     curves.append(Curve(name, x, run.series[key].values, colour, dashed=bool(is_average)))
         if curves:
             drawn = chart(
                 curves,
                 title=what.title,
                 label=what.label,
-                x_label=x_label,
-                x_end=x_end or 1.0,
+                x_label="minutes of steps" if what.over_time else "epoch" if by_epoch else "step",
+                x_end=max(ends) or 1.0,
                 text=what.text,
                 from_zero=what.from_zero,
                 may_be_log=what.may_be_log,

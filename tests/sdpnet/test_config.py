@@ -4,7 +4,7 @@ import math
 import types
 import typing
 from collections.abc import Iterator
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,6 +15,7 @@ from sdpnet.config.load import absolute_paths, dump_config, load_config
 from sdpnet.config.names import CONFIG_DIRECTORY
 from sdpnet.config.options import Config
 from sdpnet.config.renamed_keys import say_once
+from sdpnet.config.resolution import image_size_of
 from sdpnet.pipelines.errors import UserError
 
 NAMES = sorted(str(p.relative_to(CONFIG_DIRECTORY).with_suffix("")) for p in CONFIG_DIRECTORY.rglob("*.yaml"))
@@ -285,14 +286,29 @@ def test_the_modern_recipe_and_each_difference_as_one_key(size: str, drop_path: 
         "model.dropout": 0.0,
         "model.position": "sincos",
         "model.final_norm": True,
-        "model.layer_scale": 1e-4,
+        "model.qk_norm": True,
         "model.drop_path": drop_path,
         "augment.randaugment.policy": "increasing",
         "augment.erase.mode": "pixel",
         "augment.label_smoothing": 0.1,
+        "optim.name": "muon",
         "optim.clip_grad_norm": 1.0,
         "optim.warmup_epochs": 20.0,
         "optim.schedule": "cosine",
         "ema.decay": 0.9999,
         "train.epochs": 300,
     }
+
+
+def test_the_fast_recipes_are_the_modern_one_with_growing_images() -> None:
+    modern = load_config("modern/sdpnet_l")
+    for epochs in (16, 40, 100):
+        config = load_config(f"fast/sdpnet_l_{epochs}")
+        assert config.train.epochs == epochs and config.optim.name == "muon" and config.model.drop_path < 0.1
+        assert replace(config.model, drop_path=0.0) == replace(modern.model, drop_path=0.0)
+        sizes = [image_size_of(epoch, config.resolution, 224) for epoch in range(epochs)]
+        assert set(sizes) == {128, 160, 192} and sizes == sorted(sizes) and config.data.image_size == 224
+        assert sizes.count(192) >= 0.35 * epochs
+    two = load_config("fast/sdpnet_l_2v100")
+    assert 2 * two.data.batch_size_per_gpu * two.train.accumulate == 960
+    assert replace(two, train=replace(two.train, accumulate=1)) == load_config("fast/sdpnet_l_40")

@@ -12,6 +12,7 @@ from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from command_output import one_line
@@ -25,6 +26,7 @@ from sdpnet.config.names import CONFIG_DIRECTORY
 from sdpnet.lab import process, runner
 from sdpnet.lab.compute import equally_long, mean_share, training_macs
 from sdpnet.lab.experiment import Experiment, read_experiment, trainings_of, write_experiment
+from sdpnet.lab.plot import as_svg
 from sdpnet.lab.process import run_trainings
 from sdpnet.lab.results import Result, comparisons
 from sdpnet.lab.runner import epochs_that_fit
@@ -210,6 +212,48 @@ def test_the_table_reads_well() -> None:
     assert lines[-1] == ["qk", "4", "1.00", "60", "33.67", "±", "0.45", "+3.10", "±", "0.90", "2/2"]
     assert legend(one, 2).startswith("2 of 3 seeds; ± is one standard error")
     assert legend(one, 1).startswith("1 of 3 seeds; one seed gives no standard error")
+
+
+# ---- the drawing
+
+
+def test_the_drawing_has_each_difference_at_its_place() -> None:
+    scores = {"debug": [0.30, 0.31], "qk norm": [0.34, 0.33], "worse": [0.28, 0.28]}
+    rows = comparisons(results(scores), "debug")
+    svg = ElementTree.fromstring(as_svg(rows, experiment(Variant("qk norm"), Variant("worse"))))
+    names = {"svg": "http://www.w3.org/2000/svg"}
+    texts = [text.text or "" for text in svg.iterfind(".//svg:text", names)]
+    assert texts[0] == "debug: 30.50 % top-1 after 4 epochs, 2 seeds" and texts[-1] == "points of top-1 more than debug"
+    ticks = {
+        float(text): float(one.get("x", ""))
+        for text, one in zip(texts, svg.iterfind(".//svg:text", names), strict=True)
+        if text == "0" or (text[:1] in "+-" and "±" not in text)
+    }
+    assert sorted(ticks) == [-4, -2, 0, 2, 4]
+    per_point = (max(ticks.values()) - min(ticks.values())) / (max(ticks) - min(ticks))
+    for row, group in zip(rows[1:], svg.iterfind(".//svg:g/svg:g", names), strict=True):
+        *seeds, mean = [float(one.get("cx", "")) for one in group.iterfind("svg:circle", names)]
+        expected = [ticks[0] + 100 * value * per_point for value in row.differences]
+        assert seeds == pytest.approx(expected, abs=0.11)
+        assert mean == pytest.approx(ticks[0] + 100 * row.difference * per_point, abs=0.11)
+        assert group.findtext("svg:title", namespaces=names) == row.variant
+    assert "+3.00 ± 1.00" in texts and "-2.50 ± 0.50" in texts
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        {"debug": [0.3]},
+        {"debug": [0.3, 0.4], "x" * 60: [0.3, 0.4]},
+        {"debug": [0.3], "same": [0.3]},
+        {"one": [0.5]},
+        {},
+    ],
+)
+def test_a_drawing_of_little(scores: dict[str, list[float]]) -> None:
+    svg = as_svg(comparisons(results(scores), "debug"), experiment())
+    ElementTree.fromstring(svg)
+    assert "nan" not in svg
 
 
 # ---- processes

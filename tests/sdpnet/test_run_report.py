@@ -73,6 +73,24 @@ def test_epochs_where_their_length_changed(tmp_path: Path) -> None:
     assert run.epochs_at(np.array([10.0, 20, 25, 30, 35])).tolist() == [1, 2, 3, 4, 5]
 
 
+def test_minutes_are_those_of_the_steps(tmp_path: Path) -> None:
+    """Five steps of 6 s, five of 12 s, five that are not known, which count as those after them, and five of 3 s."""
+    lines = [training(5, 3.0, step_ms=6000.0), training(10, 3.0, step_ms=12_000.0), training(15, 3.0)]
+    run = read(write(tmp_path / "run", [*lines, training(20, 3.0, step_ms=3000.0), evaluation(22, 0, 0.5)]))
+    assert run.minutes_at(np.array([0.0, 5, 7.5, 10, 20, 22])) == pytest.approx([0, 0.5, 1.0, 1.5, 2.0, 2.1])
+    assert run.has_times and not read(write(tmp_path / "other", two_epochs())).has_times
+
+
+def test_several_runs_are_compared_over_time(tmp_path: Path) -> None:
+    slow, fast = (
+        read(write(tmp_path / name, [training(10, 3.0, step_ms=ms), evaluation(10, 0, 0.5)]))
+        for name, ms in (("slow", 12_000.0), ("fast", 6000.0))
+    )
+    assert "Top-1 over time" not in page([slow]) and "Top-1 over time" in page([slow, fast])
+    unknown = read(write(tmp_path / "unknown", two_epochs()))
+    assert "Top-1 over time" not in page([slow, unknown])
+
+
 def test_figures(tmp_path: Path) -> None:
     directory = write(tmp_path / "run", two_epochs(), "train.epochs=3")
     (directory / "model.safetensors").touch()
