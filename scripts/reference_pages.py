@@ -24,7 +24,8 @@ COMMANDS: Final = "reference/commands"
 # Files of the repository that pages may link to: they become part of the site, under the same path.
 SHARED: Final = (
     *("records/*.json", "records/*.md", "configs/**/*.yaml", "examples/*.py", "examples/*.ipynb"),
-    *("examples/*.yaml", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"),
+    *("examples/*.yaml", "examples/kubernetes/*.yaml", "examples/slurm/*.sbatch"),
+    *("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "SECURITY.md"),
 )
 
 
