@@ -181,9 +181,11 @@ def test_the_sampling_of_the_how_to_runs(shard_set: Path) -> None:
 
 def test_the_page_of_examples_shows_each_of_them() -> None:
     page = (DOCS / "how-to/examples.md").read_text()
-    for path in (ROOT / "examples").iterdir():
-        shown = f'--8<-- "examples/{path.name}"' if path.suffix == ".py" else f"](../../examples/{path.name})"
-        assert page.count(shown) == 1 and f"[{path.name}](" in page
+    files = [path for path in (ROOT / "examples").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    for path in files:
+        name = path.relative_to(ROOT / "examples").as_posix()
+        shown = f'--8<-- "examples/{name}"' if path.suffix == ".py" else f"](../../examples/{name})"
+        assert page.count(shown) == 1 and f"[{name}](" in page
 
 
 def test_the_pipeline_of_the_how_to_keeps_the_contract(shard_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:

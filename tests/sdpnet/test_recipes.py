@@ -11,6 +11,7 @@ from trainings import metrics
 
 from sdpnet.config.load import dump_config, load_config
 from sdpnet.config.names import CONFIG_DIRECTORY
+from sdpnet.config.options import Config
 from sdpnet.config.resolution import image_size_of
 from sdpnet.gpu_checks.programs import accuracy
 from sdpnet.gpu_checks.programs.accuracy import SETS, is_of_a_set, parse_recipes
@@ -137,10 +138,17 @@ def test_they_take_their_own_epochs_or_what_fits(
     assert '"not_measured"' in (tmp_path / "out.json").read_text() and not (tmp_path / "work").exists()
 
 
-def test_the_switches_to_compare_are_valid() -> None:
-    variants = read_variants(Path(__file__).parents[2] / "examples" / "recipe_switches.yaml")
-    experiment = Experiment("tiny_imagenet/cpu_seed", "/data", (), "cpu_seed", variants=tuple(variants), rounds=3)
+def configs_of(switches: str, baseline: str) -> dict[str, Config]:
+    """The configs of the file of variants in `examples`, which all differ."""
+    variants = read_variants(Path(__file__).parents[2] / "examples" / switches)
+    experiment = Experiment(f"tiny_imagenet/{baseline}", "/data", (), baseline, variants=tuple(variants), rounds=3)
     configs = experiment.configs(200)
     assert len(configs) == len(variants) + 1 == len({dump_config(config) for config in configs.values()})
+    return configs
+
+
+def test_the_switches_to_compare_are_valid() -> None:
+    assert len(configs_of("modern_switches.yaml", "cpu_modern")) == 14
+    configs = configs_of("recipe_switches.yaml", "cpu_seed")
     epochs = {name: config.train.epochs for name, config in configs.items()}
     assert epochs["growing images"] > 20 and epochs["conv stem"] < epochs["cpu_seed"] == 16
