@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tarfile
 from pathlib import Path
 
@@ -152,3 +153,20 @@ def test_the_switches_to_compare_are_valid() -> None:
     configs = configs_of("recipe_switches.yaml", "cpu_seed")
     epochs = {name: config.train.epochs for name, config in configs.items()}
     assert epochs["growing images"] > 20 and epochs["conv stem"] < epochs["cpu_seed"] == 16
+
+
+def test_the_documents_have_the_figures_of_the_record() -> None:
+    root = Path(__file__).parents[2]
+    record = json.loads((root / "records/2026-11-28-tiny-imagenet-recipes.json").read_text())
+    page = (root / "docs/benchmarks/recipes.md").read_text()
+    for part in ("recipes", "switches"):
+        for row in record[part]["table"]:
+            mean, more = f"| {100 * row['mean']:.2f}", ""
+            if row["difference"] is not None:
+                more = f" {100 * row['difference']:+.2f}"
+                assert row["difference"] == pytest.approx(sum(row["differences"]) / len(row["differences"]), abs=1e-5)
+            lines = [line for line in page.splitlines() if mean in line and f"|{more}" in line]
+            assert lines and all(f" {row['epochs']} | {row['compute']:.2f} " in line for line in lines), row["variant"]
+    seed, *others = record["recipes"]["table"]
+    assert seed["variant"] == "cpu_seed" and {row["variant"] for row in others} == {"modern", "fast"}
+    assert all(min(row["differences"]) > 0.03 and len(row["differences"]) == 3 for row in others)
