@@ -25,8 +25,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     """Adds `--set KEY=VALUE` to a command's parser, which must be a `CommandParser`.
 
     A KEY=VALUE without a flag is treated as if `--set` preceded it, and so are `--section.key=VALUE` and `--section.key
-    VALUE`. The parsed namespace has the settings in `set`, a
-    list in the order of the command line.
+    VALUE`. The parsed namespace has the settings in `set`, a list in the order of the command line.
     """
     help = "any config key, such as optim.lr=1e-3; --set may be left out"
     parser.add_argument("--set", action=_Setting, default=[], metavar="KEY=VALUE", help=help)

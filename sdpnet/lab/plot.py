@@ -9,6 +9,7 @@ from xml.sax.saxutils import escape
 
 from sdpnet.lab.experiment import Experiment
 from sdpnet.lab.results import Comparison
+from sdpnet.lab.table import with_error
 
 __all__ = ["as_svg"]
 
@@ -65,7 +66,7 @@ def as_svg(rows: Sequence[Comparison], experiment: Experiment) -> str:
         first, last = (x(value) for value in _ends(row))
         parts.append(f'<path d="M{first} {y}H{last}" stroke="{colour}" stroke-width="2"/>')
         parts.append(f'<circle cx="{x(100 * row.difference)}" cy="{y}" r="4.5" fill="{colour}"/>')
-        figures = f"{100 * row.difference:+.2f}" + (f" ± {100 * row.error:.2f}" if len(row.differences) > 1 else "")
+        figures = with_error(row.difference, row.error, "+.2f")
         parts.append(f'<text x="{width - 12}" y="{y + 4}" text-anchor="end">{figures}</text></g>')
     parts.append(
         f'<text x="{left + _PLOT / 2}" y="{bottom + 34}" text-anchor="middle">'

@@ -15,7 +15,7 @@ from rich.text import Text
 from sdpnet.lab.experiment import Experiment
 from sdpnet.lab.results import Comparison, Result
 
-__all__ = ["as_json", "as_table", "legend"]
+__all__ = ["as_json", "as_table", "legend", "with_error"]
 
 
 def as_table(rows: Sequence[Comparison], experiment: Experiment) -> Table:
@@ -31,8 +31,8 @@ def as_table(rows: Sequence[Comparison], experiment: Experiment) -> Table:
             str(row.epochs),
             f"{row.compute:.2f}",
             _number(row.seconds, ",.0f"),
-            _with_error(row.mean, row.mean_error, ".2f"),
-            _with_error(row.difference, row.error, "+.2f"),
+            with_error(row.mean, row.mean_error, ".2f"),
+            with_error(row.difference, row.error, "+.2f"),
             f"{row.better}/{len(row.differences)}" if row.differences else "",
         ]
         if experiment.rounds > 1:
@@ -77,7 +77,8 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _with_error(value: float, error: float, form: str) -> str:
+def with_error(value: float, error: float, form: str) -> str:
+    """A fraction in per cent or points, with its standard error if there is one: "+6.52 ± 0.23"."""
     shown = _number(100 * value, form)
     return f"{shown} ± {100 * error:.2f}" if shown and math.isfinite(error) else shown
 

@@ -91,7 +91,9 @@ def _colours(count: int) -> list[str]:
 
 def _charts(runs: Sequence[Run], colours: Sequence[str]) -> list[Chart]:
     """The charts, over epochs if these are known for all runs, else over steps."""
-    by_epoch = all(len(run.epoch_ends) > 1 for run in runs if run.series)
+    trained = [run for run in runs if run.series]
+    by_epoch = all(len(run.epoch_ends) > 1 for run in trained)
+    timed = len(trained) > 1 and all(run.has_times for run in trained)
 
     def along(run: Run, steps: np.ndarray, over_time: bool) -> np.ndarray:
         if over_time:
@@ -100,8 +102,7 @@ def _charts(runs: Sequence[Run], colours: Sequence[str]) -> list[Chart]:
 
     charts = []
     for what in CHARTS:
-        trained = [run for run in runs if run.series]
-        if what.over_time and (len(trained) < 2 or not all(run.has_times for run in trained)):
+        if what.over_time and not timed:
             continue
         ends = [float(along(run, np.array([float(run.last_step)]), what.over_time)[0]) for run in trained]
         curves = []
