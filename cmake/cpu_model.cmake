@@ -5,8 +5,11 @@
 include(CheckCXXSourceRuns)
 
 set(cpu_model)
-if(NOT CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$" OR CMAKE_CROSSCOMPILING)
-  return()
+if(NOT CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
+  return() # the libraries ask for no instructions of other processors
+endif()
+if(CMAKE_CROSSCOMPILING)
+  message(FATAL_ERROR "The libraries for x86-64 are built on x86-64, where __builtin_cpu_supports can be tried.")
 endif()
 
 set(cpu_model_check

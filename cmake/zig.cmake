@@ -3,6 +3,7 @@
 #
 #   SDPNET_ZIG        Zig's program (environment)
 #   SDPNET_GLIBC      the version of glibc (environment); 2.28 by default
+#   SDPNET_MACHINE    the processor that the result is for (environment), x86_64 or aarch64; this machine's by default
 
 if(NOT DEFINED ENV{SDPNET_ZIG})
   message(FATAL_ERROR "SDPNET_ZIG must name Zig's program")
@@ -12,7 +13,15 @@ set(glibc 2.28)
 if(DEFINED ENV{SDPNET_GLIBC})
   set(glibc "$ENV{SDPNET_GLIBC}")
 endif()
-execute_process(COMMAND uname -m OUTPUT_VARIABLE machine OUTPUT_STRIP_TRAILING_WHITESPACE)
+execute_process(COMMAND uname -m OUTPUT_VARIABLE own_machine OUTPUT_STRIP_TRAILING_WHITESPACE)
+set(machine "${own_machine}")
+if(DEFINED ENV{SDPNET_MACHINE})
+  set(machine "$ENV{SDPNET_MACHINE}")
+endif()
+if(NOT machine STREQUAL own_machine)
+  set(CMAKE_SYSTEM_NAME Linux) # this is what makes it a cross-compilation
+  set(CMAKE_SYSTEM_PROCESSOR "${machine}")
+endif()
 
 # CMake's rules expect one program each.
 set(tools "${CMAKE_CURRENT_BINARY_DIR}/zig-tools")

@@ -4,14 +4,26 @@
 wheel_glibc=2.28
 wheel_work=$root/build/wheel
 
-make_wheel() { # [--system-compiler]
+make_wheel() { # [--system-compiler | --target MACHINE]
     system_compiler=
-    for argument in "$@"; do
-        case $argument in
+    machine=$(uname -m)
+    while [ $# -gt 0 ]; do
+        case $1 in
         --system-compiler) system_compiler=1 ;;
-        *) die "wheel: unknown argument: $argument" ;;
+        --target)
+            [ $# -ge 2 ] || die "wheel: --target needs a machine: aarch64"
+            machine=$2
+            shift
+            ;;
+        --target=*) machine=${1#*=} ;;
+        *) die "wheel: unknown argument: $1" ;;
         esac
+        shift
     done
+    if [ "$machine" != "$(uname -m)" ]; then
+        [ "$machine" = aarch64 ] || die "wheel: on $(uname -m) there are wheels for $(uname -m) and aarch64, not $machine"
+        [ -z "$system_compiler" ] || die "wheel: only Zig's compiler builds for another machine: --system-compiler does not"
+    fi
     [ "$(uname -s)" = Linux ] || die "wheels are made on Linux"
     make_wheel_tools
     tools=$wheel_work/tools/bin
@@ -24,18 +36,24 @@ make_wheel() { # [--system-compiler]
     if [ -z "$system_compiler" ]; then
         SDPNET_ZIG=$(python -c 'import os, ziglang; print(os.path.join(os.path.dirname(ziglang.__file__), "zig"))')
         SDPNET_GLIBC=$wheel_glibc
-        export SDPNET_ZIG SDPNET_GLIBC
-        set -- "$@" -C "cmake.toolchain-file=$root/cmake/zig.cmake"
-        platform=manylinux_$(printf '%s' "$wheel_glibc" | tr . _)_$(uname -m)
+        SDPNET_MACHINE=$machine
+        export SDPNET_ZIG SDPNET_GLIBC SDPNET_MACHINE
+        # The second setting is for the tag of the wheel. As a variable of this shell it would be for pip, too.
+        set -- "$@" -C "cmake.toolchain-file=$root/cmake/zig.cmake" -C "env._PYTHON_HOST_PLATFORM=linux-$machine"
+        platform=manylinux_$(printf '%s' "$wheel_glibc" | tr . _)_$machine
     fi
     # The sdist, and from it the wheel.
     python -m build --outdir "$wheel_work/built" "$@" .
-    # Refuses the tag if a symbol is newer than it allows.
+    # Refuses the tag if a symbol is newer than it allows, also for another machine.
     auditwheel repair --plat "$platform" --only-plat --wheel-dir dist "$wheel_work"/built/*.whl
     cp "$wheel_work"/built/*.tar.gz dist/
     check-wheel-contents dist/*.whl
     twine check --strict dist/*
-    try_wheel dist/*.whl
+    if [ "$machine" = "$(uname -m)" ]; then
+        try_wheel dist/*.whl
+    else
+        echo "not tried: the wheel is for $machine"
+    fi
     ls -l dist
 }
 
@@ -54,7 +72,7 @@ make_wheel_tools() { # build, auditwheel, Zig, ...: the group `wheel` in pyproje
 
 require_wheel_programs() {
     needs=
-    command -v nasm >/dev/null || [ "$(uname -m)" != x86_64 ] || needs=nasm # libjpeg-turbo's assembler
+    command -v nasm >/dev/null || [ "$machine" != x86_64 ] || needs=nasm # libjpeg-turbo's assembler
     [ -z "$system_compiler" ] || command -v c++ >/dev/null || needs="$needs g++"
     [ -n "$needs" ] || return 0
     # shellcheck disable=SC2086
