@@ -45,7 +45,7 @@ make_wheel() { # [--system-compiler | --target MACHINE]
     # The sdist, and from it the wheel.
     python -m build --outdir "$wheel_work/built" "$@" .
     # Refuses the tag if a symbol is newer than it allows, also for another machine.
-    auditwheel repair --plat "$platform" --only-plat --wheel-dir dist "$wheel_work"/built/*.whl
+    auditwheel_for "$machine" repair --plat "$platform" --only-plat --wheel-dir dist "$wheel_work"/built/*.whl
     cp "$wheel_work"/built/*.tar.gz dist/
     check-wheel-contents dist/*.whl
     twine check --strict dist/*
@@ -82,6 +82,15 @@ require_wheel_programs() {
         die "the wheel needs: $needs
      to do: $(how_to_install $needs)"
     fi
+}
+
+auditwheel_for() { # MACHINE ARG ...: auditwheel reads wheels for every machine, but takes only the tags of its own
+    python -c '
+import platform, sys
+machine = sys.argv.pop(1)
+platform.machine = lambda: machine
+from auditwheel.main import main
+sys.exit(main())' "$@"
 }
 
 try_wheel() { # WHEEL: installs it, makes images, converts and verifies them with the native libraries, without torch
