@@ -5,7 +5,7 @@
 // A line for each image: twice (plain, vectors) the digest of the box's pixels and that of the resized box, or `-` twice
 // where our decoder leaves the file to libjpeg, or raw pixels are not as many as they should be. If the program is
 // compiled with -DWITH_LIBJPEG, twice follows what decode_crop says, and, if the box is the whole image, the status and
-// the digest of what the JPEG codec makes of the file in three ways.
+// the digest of what the JPEG codec makes of the file in four ways, or of raw pixels in two.
 
 #include <cstdint>
 #include <cstdio>
@@ -14,8 +14,9 @@
 #include <vector>
 
 #ifdef WITH_LIBJPEG
+#include "../../preprocess/native/jpeg_codec.cpp"  // first: its own ALWAYS_INLINE ends before the decoder's begins
+
 #include "../../pipelines/native/decode_crop.h"
-#include "../../preprocess/native/jpeg_codec.cpp"
 #else
 #include "../../pipelines/native/baseline.h"
 #include "../../pipelines/native/resize.h"
@@ -89,15 +90,21 @@ void whole(const crop::Task &task, const Header &header, bool vectors) {
 }
 
 void codec(const crop::Task &task) {
-  for (int way = 0; way < 3; ++way) {
-    CodecResult result{};
-    const int status = way == 0   ? codec_keep(task.data, task.size, 0, 1, &result)
-                       : way == 1 ? codec_reencode(task.data, task.size, 0, 90, 2, 2, 1, &result)
-                                  : codec_reencode(task.data, task.size, 200, 90, 2, 2, 1, &result);
+  CodecResult result{};
+  const auto print = [&](int status) {
     Digest digest;
     if (status == 0) digest.add(result.data, result.size);
     std::printf("%d:%016llx ", status, digest.printed());
+  };
+  if (task.raw) {
+    for (const int max_side : {0, 100})
+      print(codec_encode(task.data, task.image_height, task.image_width, max_side, 90, 2, 2, 1, &result));
+    return;
   }
+  print(codec_keep(task.data, task.size, 0, 1, &result));
+  print(codec_reencode(task.data, task.size, 0, 90, 2, 2, 1, &result));
+  print(codec_reencode(task.data, task.size, 200, 90, 2, 2, 1, &result));
+  print(codec_reencode(task.data, task.size, 100, 85, 1, 1, 0, &result));
 }
 #endif
 
@@ -111,7 +118,9 @@ bool run() {
   for (const bool vectors : {false, true}) parts(task, header, vectors);
 #ifdef WITH_LIBJPEG
   for (const bool vectors : {false, true}) whole(task, header, vectors);
-  if (!task.raw && task.height == task.image_height && task.width == task.image_width) codec(task);
+  const bool is_whole = task.height == task.image_height && task.width == task.image_width;
+  const bool has_pixels = !task.raw || task.size == size_t{3} * task.image_height * task.image_width;
+  if (is_whole && has_pixels) codec(task);
 #endif
   std::printf("\n");
   return true;

@@ -10,6 +10,7 @@ whole decoder and the JPEG codec, too:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import io
 import os
@@ -166,7 +167,10 @@ def build_requests(folder: Path) -> Path:
 
 
 def wanted_of_file(path: Path, rng: np.random.Generator) -> list[Wanted]:
-    """The whole image and two crops, resized to 224 x 224; none if Pillow cannot open it."""
+    """The whole image and two crops, resized to 224 x 224, and the pixels of a small image.
+
+    One request that cannot be met if Pillow cannot open the file; none if the image is huge.
+    """
     data = path.read_bytes()
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -180,6 +184,10 @@ def wanted_of_file(path: Path, rng: np.random.Generator) -> list[Wanted]:
         top, left = int(rng.integers(height)), int(rng.integers(width))
         box = (top, left, int(rng.integers(1, height - top + 1)), int(rng.integers(1, width - left + 1)))
         found.append(Wanted(data, (height, width), box, (224, 224), flip))
+    if height * width < 300_000:
+        with contextlib.suppress(OSError, ValueError, SyntaxError), Image.open(io.BytesIO(data)) as image:
+            pixels = np.asarray(image.convert("RGB"))
+            found.append(Wanted(pixels, (height, width), (0, 0, height, width), (224, 224)))
     return found
 
 
