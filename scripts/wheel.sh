@@ -47,6 +47,7 @@ make_wheel() { # [--system-compiler | --target MACHINE]
     # Refuses the tag if a symbol is newer than it allows, also for another machine.
     auditwheel_for "$machine" repair --plat "$platform" --only-plat --wheel-dir dist "$wheel_work"/built/*.whl
     cp "$wheel_work"/built/*.tar.gz dist/
+    [ "$machine" != aarch64 ] || check_page_size dist/*.whl 65536
     check-wheel-contents dist/*.whl
     twine check --strict dist/*
     if [ "$machine" = "$(uname -m)" ]; then
@@ -91,6 +92,20 @@ machine = sys.argv.pop(1)
 platform.machine = lambda: machine
 from auditwheel.main import main
 sys.exit(main())' "$@"
+}
+
+# Some aarch64 machines (GH200) have pages of 64 KiB and load only what is aligned to them.
+check_page_size() { # WHEEL BYTES
+    python -c '
+import io, sys, zipfile
+from elftools.elf.elffile import ELFFile # comes with auditwheel
+wheel, size = zipfile.ZipFile(sys.argv[1]), int(sys.argv[2])
+names = [name for name in wheel.namelist() if name.endswith(".so")]
+for name in names:
+    segments = ELFFile(io.BytesIO(wheel.read(name))).iter_segments("PT_LOAD")
+    if any(segment["p_align"] % size for segment in segments):
+        sys.exit(f"{name}: not aligned to pages of {size} bytes")
+assert names' "$@"
 }
 
 try_wheel() { # WHEEL: installs it, makes images, converts and verifies them with the native libraries, without torch
