@@ -5,6 +5,9 @@ cmake/zig.cmake, SDPNET_MACHINE=aarch64 and SDPNET_LIBJPEG=bundled has it in its
 whole decoder and the JPEG codec, too:
 
     PYTHONPATH=.:tests/support python tests/support/other_machines.py --libjpeg OF_AARCH64 OF_THIS_MACHINE FOLDER...
+
+libjpeg-turbo's own vector code gives other pixels on other processors if a file has coefficients that no encoder
+writes. With JSIMD_FORCENONE=1 in the environment it uses its plain code.
 """
 
 from __future__ import annotations
@@ -230,9 +233,12 @@ def main() -> None:
         assert len(found) == len(first)
         equal = Counter()
         for line, expected in zip(found, first, strict=True):
+            end = 6 if line[0] == "-" else 4  # without the pixels of files that our decoder leaves to libjpeg
             equal["lines"] += line == expected
+            equal["ours"] += line[:4] + line[end:] == expected[:4] + expected[end:]
             equal["paths"] += line[:2] == line[2:4] and line[4:5] == line[5:6]
-        print(f"{name}: {equal['lines']} lines are those of {here.name}; plain and vectors agree in {equal['paths']}")
+        print(f"{name}: {equal['lines']} lines are those of {here.name}, {equal['ours']} but for libjpeg's pixels")
+        print(f"    plain and vectors agree in {equal['paths']}")
     if libjpeg:
         answers = Counter(each[0] for line in first for each in line[6:])
         print(f"{answers['0']} of {answers.total()} files were encoded by the codec, the others refused")
