@@ -1,4 +1,4 @@
-"""What all commands have in common: a quick answer to --help and to mistakes, --quiet, completion."""
+"""What all commands have in common: a quick answer to --help and to mistakes, --quiet."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from command_output import one_line
 from sdpnet import __version__, cli
 from sdpnet.config.load import load_config, similar_keys
 from sdpnet.config.names import config_names
-from sdpnet.flags.completion import SHELLS
 from sdpnet.pipelines.benchmarks.flags import PEER_NAMES
 from sdpnet.pipelines.benchmarks.peers import PEERS
 from sdpnet.pipelines.executors.registry import PIPELINES
@@ -184,50 +183,3 @@ def test_quiet_ends_with_the_command() -> None:
         assert is_quiet()
         raise KeyError
     assert not is_quiet()
-
-
-# ---- completion
-
-
-@pytest.mark.parametrize("shell", SHELLS)
-def test_completion_has_all_commands_and_flags(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("shtab")
-    assert cli.main(["completion", shell]) == 0
-    script = capsys.readouterr().out
-    for name in cli.COMMANDS:
-        assert name in script
-    prefix = "" if shell == "fish" else "--"
-    for flag in ("max-side", "checksums", "decode", "images", "resume", "per-class", "variant", "ceilings", "diff"):
-        assert f"{prefix}{flag}" in script
-    assert "tiny_imagenet/seed" in script and "optim.lr" in script
-
-
-def test_bash_completes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("shtab")
-    assert cli.main(["completion", "bash"]) == 0
-    (tmp_path / "completion.bash").write_text(capsys.readouterr().out)
-    (tmp_path / "shards").mkdir()
-
-    def completed(*words: str) -> list[str]:
-        quoted = " ".join(f"'{word}'" for word in words)
-        code = f"""
-. ./completion.bash
-COMP_WORDS=({quoted}) COMP_CWORD={len(words) - 1} COMP_LINE="{" ".join(words)}" COMP_POINT=999
-$(complete -p sdpnet | sed 's/.*-F \\([^ ]*\\) .*/\\1/') sdpnet '{words[-1]}' '{words[-2]}'
-printf '%s\\n' "${{COMPREPLY[@]}}"
-"""
-        done = subprocess.run(["bash", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-        return sorted(done.stdout.split())
-
-    assert completed("sdpnet", "con") == ["config", "convert"]
-    assert completed("sdpnet", "train", "--res") == ["--resume"]
-    assert completed("sdpnet", "train", "--config", "sdpnet_") == [
-        name for name in config_names() if name.startswith("sdpnet_")
-    ]
-    assert completed("sdpnet", "train", "--data", "sh") == ["shards"]
-    assert completed("sdpnet", "config", "optim.nam") == ["optim.name"]
-
-
-def test_completion_without_shtab(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "shtab", None)
-    one_line(cli.main(["completion", "bash"]), capsys, "completion needs shtab", "completion")
