@@ -6,7 +6,8 @@ include(ExternalProject)
 
 set(libjpeg_turbo_version 3.2.0)
 set(libjpeg_turbo_sha256 980dd81f425082aa6d7c9e47fef27554ce7a9ffc8e2f6e863b97d263c5c50858)
-set(libjpeg_turbo_url "https://github.com/libjpeg-turbo/libjpeg-turbo/archive/refs/tags/${libjpeg_turbo_version}.tar.gz")
+set(libjpeg_turbo_address "https://github.com/libjpeg-turbo/libjpeg-turbo/archive/refs/tags/${libjpeg_turbo_version}.tar.gz")
+set(libjpeg_turbo_url "${libjpeg_turbo_address}")
 set(SDPNET_LIBJPEG_TURBO_ARCHIVE "" CACHE STRING "libjpeg-turbo-${libjpeg_turbo_version}.tar.gz, if it was downloaded before")
 if(SDPNET_LIBJPEG_TURBO_ARCHIVE)
   set(libjpeg_turbo_url "${SDPNET_LIBJPEG_TURBO_ARCHIVE}")
@@ -59,10 +60,12 @@ set_target_properties(
 )
 add_dependencies(libjpeg libjpeg_turbo)
 
-# Its licences go with the binary.
+# Its licences go with the binary, and a list of what is in it for scanners (an SBOM, where PEP 770 has it).
+configure_file(libjpeg-turbo.cdx.json.in libjpeg-turbo.cdx.json @ONLY)
 if(SKBUILD_METADATA_DIR)
   install(FILES "${libjpeg_turbo_prefix}/share/doc/libjpeg-turbo/LICENSE.md"
           DESTINATION "${SKBUILD_METADATA_DIR}/licenses" RENAME LICENSE-libjpeg-turbo.md)
   install(FILES "${libjpeg_turbo_prefix}/share/doc/libjpeg-turbo/README.ijg"
           DESTINATION "${SKBUILD_METADATA_DIR}/licenses" RENAME README-libjpeg-turbo.ijg)
+  install(FILES "${CMAKE_CURRENT_BINARY_DIR}/libjpeg-turbo.cdx.json" DESTINATION "${SKBUILD_METADATA_DIR}/sboms")
 endif()

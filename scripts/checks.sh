@@ -17,6 +17,8 @@ run_tests() { # [--full] [pytest's arguments]
     check 'ruff check' ruff check
     check 'ruff format' ruff format --check
     check mypy mypy
+    check_where_installed hadolint containers/Dockerfile
+    check_where_installed actionlint .github/workflows/*.yml
     check documents build_documents
     check pytest pytest -q -n 2 --dist loadfile "$@"
     if [ -z "$selected" ] && nvidia-smi -L >/dev/null 2>&1; then # the run above sees no GPU
@@ -45,6 +47,14 @@ check() { # NAME COMMAND...: its output is shown and kept
     if [ -e "$test_log.failed" ]; then
         failed="${failed:+$failed, }$name"
         rm "$test_log.failed"
+    fi
+}
+
+check_where_installed() { # PROGRAM ARG...
+    if command -v "$1" >/dev/null; then
+        check "$1" "$@"
+    else
+        echo "$1: not installed, so $2 is not checked (.venv/bin/python -m pip install --group lint)" | tee -a "$test_log"
     fi
 }
 

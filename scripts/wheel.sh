@@ -120,9 +120,12 @@ try_wheel() { # WHEEL: installs it, makes images, converts and verifies them wit
         PATH=$trial/venv/bin:$PATH
         python -c '
 import sys
+from importlib.metadata import files
 from sdpnet.pipelines.native import decoder
 from sdpnet.preprocess.encoding import jpeg
 assert "torch" not in sys.modules
+notices = {"LICENSE", "LICENSE-libjpeg-turbo.md", "README-libjpeg-turbo.ijg", "libjpeg-turbo.cdx.json"}
+assert notices <= {file.name for file in files("sdpnet")}, "a licence or the SBOM is missing"
 decoder.load(); print(jpeg.version())'
         python -m sdpnet.preprocess.make_synthetic --out images --seed 0 >/dev/null
         sdpnet convert --source images --out shards >/dev/null

@@ -7,10 +7,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from sdpnet.flags.train import add_arguments
+from sdpnet.pipelines.terminal.command_line import parse, run_alone
+
+if __name__ == "__main__":  # --help and mistyped flags end here, before torch is imported
+    parse("train", __doc__, add_arguments)
+
 from sdpnet.config.options import Config
 from sdpnet.distributed.processes import Processes, Wish
-from sdpnet.flags.train import add_arguments
-from sdpnet.pipelines.terminal.command_line import run_alone
 from sdpnet.training.continued_run import begin_or_continue, finished_before, how_to_continue, next_commands
 from sdpnet.training.launch import config_from, launched
 from sdpnet.training.run_state import take_step

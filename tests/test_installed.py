@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -115,6 +117,35 @@ def test_links_that_were_lost_are_noticed(sdist: Path, tmp_path: Path) -> None:
     (copy / "sdpnet" / "pipelines").write_text("../pipelines")
     done = build(copy, "build_wheel", tmp_path / "out")
     assert done.returncode != 0 and "sdpnet/pipelines is no folder: the symbolic links" in done.stdout + done.stderr
+
+
+def test_the_wheel_names_the_bundled_library(tmp_path: Path) -> None:
+    """The SBOM, as the configuration of the build writes it; `./dev wheel` looks for it in the wheel."""
+    assembler = platform.machine() != "x86_64" or shutil.which("nasm")
+    if not (shutil.which("cmake") and shutil.which("c++") and shutil.which("ninja") and assembler):
+        pytest.skip("no cmake, compiler, ninja or assembler")
+    variables = (
+        "SDPNET_LIBJPEG=bundled",
+        f"SKBUILD_PROJECT_VERSION_FULL={__version__}",
+        f"SKBUILD_METADATA_DIR={tmp_path}",
+    )
+    command = ["cmake", "-S", str(ROOT / "cmake"), "-B", str(tmp_path), "-G", "Ninja"]
+    command += [f"-D{variable}" for variable in variables]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    sbom = json.loads((tmp_path / "libjpeg-turbo.cdx.json").read_text(encoding="utf-8"))
+    assert (sbom["bomFormat"], sbom["specVersion"]) == ("CycloneDX", "1.6")
+    ours, (bundled,) = sbom["metadata"]["component"], sbom["components"]
+    assert (ours["name"], ours["version"]) == ("sdpnet", __version__)
+    assert sbom["dependencies"] == [{"ref": ours["bom-ref"], "dependsOn": [bundled["bom-ref"]]}]
+    recipe = (ROOT / "cmake" / "libjpeg_turbo.cmake").read_text(encoding="utf-8")
+    version, digest = (re.search(rf"libjpeg_turbo_{name} (\S+)\)", recipe)[1] for name in ("version", "sha256"))  # type: ignore[index]
+    assert bundled["version"] == version and all(version in bundled[key] for key in ("cpe", "purl"))
+    (source,) = bundled["externalReferences"]
+    assert source["hashes"] == [{"alg": "SHA-256", "content": digest}] and source["url"].endswith(f"/{version}.tar.gz")
+    installed = (tmp_path / "cmake_install.cmake").read_text(encoding="utf-8")
+    for name in ("sboms", "licenses", "LICENSE-libjpeg-turbo.md", "README-libjpeg-turbo.ijg", "libjpeg-turbo.cdx.json"):
+        assert name in installed
 
 
 def test_the_libraries_show_only_our_functions(native: None) -> None:

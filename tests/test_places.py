@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from trainings import arguments, same_run
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    tomllib = pytest.importorskip("tomli")
+    import tomli as tomllib  # pytest itself needs it on Python 3.10
 
 ROOT = Path(__file__).parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -54,7 +55,32 @@ def test_both_recipes_install_the_same() -> None:
     for part in ("[train,dali,gpu]", "slim-bookworm", "gcc libc6-dev", " nasm"):
         assert part in docker and part.strip("[]") in apptainer
     assert 'ENTRYPOINT ["sdpnet"]' in docker and 'exec sdpnet "$@"' in apptainer
-    assert docker.count("\nUSER sdpnet") == 2
+    assert docker.count("\nUSER 1000\n") == 2
+
+
+def test_apptainer_copies_what_the_wheel_needs(tmp_path: Path) -> None:
+    """Its `cp` follows links and knows no .dockerignore, so each path is named."""
+    section = (ROOT / "containers/sdpnet.def").read_text().partition("\n%files\n")[2].partition("\n\n")[0]
+    pairs = [line.split() for line in section.splitlines()]
+    assert len(pairs) > 5
+    for name, target in pairs:
+        assert name not in (".", "..") and target == f"/source/{name}"
+        subprocess.run(["cp", "-fLr", name, tmp_path / name], cwd=ROOT, check=True)
+    pytest.importorskip("scikit_build_core")
+
+    def wheel(source: Path, out: Path) -> set[str]:
+        """Built from an sdist, as ./dev wheel does it: the names in it."""
+        code = (
+            f"import tarfile; from pathlib import Path; from scikit_build_core import build\nout = Path({str(out)!r})\n"
+            "archive = out / build.build_sdist(str(out))\ntarfile.open(archive).extractall(out, filter='data')\n"
+            "import os; os.chdir(archive.with_suffix('').with_suffix('')); print(build.build_wheel(str(out)))"
+        )
+        variables = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "SDPNET_SKIP_NATIVE": "1"}
+        subprocess.run([sys.executable, "-c", code], cwd=source, env=os.environ | variables, check=True)
+        (path,) = out.glob("*.whl")
+        return set(zipfile.ZipFile(path).namelist())
+
+    assert wheel(tmp_path, tmp_path / "a") == wheel(ROOT, tmp_path / "b")
 
 
 def test_the_commands_of_the_workflows_exist() -> None:

@@ -43,6 +43,14 @@ def test_help_does_not_wait_for_slow_libraries(name: str) -> None:
     assert not packages & {"PIL", "jinja2", "numpy", "plotly", "rich", "torch", "torchvision", "triton", "zlib_ng"}
 
 
+@pytest.mark.parametrize(("flag", "status"), [("--help", 0), ("--resum", 2)])
+def test_the_module_that_torchrun_starts_answers_without_torch(flag: str, status: int) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "sdpnet.train", flag]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert done.returncode == status and "argparse" in imported and not imported & {"numpy", "torch"}
+
+
 @pytest.mark.parametrize("words", [["--version"], ["--help"], ["config"], ["config", "optim"], ["train", "--resum"]])
 def test_what_else_needs_no_torch(words: list[str]) -> None:
     status, packages, _ = imported_by(*words)
