@@ -56,6 +56,8 @@ class Checkout:
             self.stand_in(name, text)
         self.stand_in("id", "#!/bin/sh\necho 0\n")
         self.stand_in("pkg-config", "#!/bin/sh\nexit 1\n")
+        for name in ("hadolint", "actionlint"):  # there may be real ones in PATH, and the copy has nothing for them
+            self.stand_in(name, "#!/bin/sh\n")
         self.free(100_000)
 
     def stand_in(self, name: str, text: str) -> None:
@@ -311,6 +313,22 @@ def test_versions_that_passed_are_kept_for_the_lock(checkout: Checkout) -> None:
     passed = checkout.root / ".venv" / "tests-passed"
     assert checkout.run("test", "-k", "plan")[0] == 0 and not passed.exists(), "a part of the suite is not the suite"
     assert checkout.run("test")[0] == 0 and passed.read_text() == "torch==1.0\n"
+
+
+def test_the_linters_of_containers_and_workflows_may_be_missing(checkout: Checkout) -> None:
+    assert checkout.run("setup")[0] == 0
+    for name in ("ruff", "mypy", "mkdocs", "pytest"):
+        (checkout.root / ".venv" / "bin" / name).write_text("#!/bin/sh\n")
+        (checkout.root / ".venv" / "bin" / name).chmod(0o755)
+    checkout.stand_in("actionlint", '#!/bin/sh\necho "$1:3: no such action"; exit 1\n')
+    status, out, _ = checkout.run("test")
+    assert status == 1 and "Not passed: actionlint." in out and ".github/workflows/*.yml:3: no such action" in out
+    for name in ("hadolint", "actionlint"):
+        (checkout.bin / name).unlink()
+    if shutil.which("hadolint") or shutil.which("actionlint"):
+        pytest.skip("the linters are installed")
+    status, out, _ = checkout.run("test")
+    assert status == 0 and out.count("not installed, so ") == 2 and "pip install --group lint" in out
 
 
 @pytest.mark.parametrize(
