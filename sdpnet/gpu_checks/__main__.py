@@ -101,6 +101,7 @@ def _done(part: Part, settings: Settings, limit: float) -> Outcome:
     """Runs a part."""
     began = time.monotonic()
     log_file, hide_gpus = settings.file(part.name, ".log"), settings.device == "cpu"
+    settings.file(part.name, ".xml").unlink(missing_ok=True)  # an earlier report must not pass for this one
     status = run_limited(part.command(settings, limit), log_file, limit, hide_gpus=hide_gpus)
     took = round(time.monotonic() - began, 1)
     result = read_result(part, settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +21,12 @@ __all__ = ["CHECKS", "gpu_test_files", "installed"]
 
 _LONG_TEST: Final = "tests/sdpnet/test_fast_step.py"  # 50 steps, several times; a part of its own
 _TINY_TESTS: Final = ("tests/sdpnet/test_side_stream.py", "tests/sdpnet/test_data_wait.py")
+# How pytest -v reports a test: alone as "NAME FAILED [ 50%]", with xdist as "[gw0] [ 50%] FAILED NAME".
+_OUTCOME: Final = "(?P<outcome>PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)"
+_TEST_ENDED: Final = (
+    re.compile(rf"(?P<name>\S+::.+) {_OUTCOME}(?: \(.*\))?(?:\s+\[ *\d+%\])?\s*"),
+    re.compile(rf"\[gw\d+\] (?:\[ *\d+%\] )?{_OUTCOME} (?P<name>\S+::.+)"),
+)
 
 
 def installed(*names: str) -> list[str]:
@@ -42,7 +49,8 @@ def gpu_test_files(root: Path = ROOT) -> list[str]:
 def _pytest(settings: Settings, part: str, files: list[str], *more: str) -> list[str]:
     workers = min(8, len(usable_cores()))
     beside = ["-n", str(workers), "--dist", "loadfile"] if installed("xdist") and len(files) > 1 and workers > 1 else []
-    words = ["-q", "-p", "no:cacheprovider", "-p", "no:benchmark", "-m", "gpu", "-rfE", "--tb=short"]
+    # A line for each test, so that the log of a part that is cut off names the tests that have failed.
+    words = ["-v", "-p", "no:cacheprovider", "-p", "no:benchmark", "-m", "gpu", "-rfE", "--tb=short"]
     return ["-m", "pytest", *words, *beside, f"--junitxml={settings.file(part, '.xml')}", *files, *more]
 
 
@@ -57,9 +65,11 @@ def _fast_step(settings: Settings, seconds: float) -> list[str]:
 
 
 def _junit(part: str) -> Callable[[Settings], Mapping[str, Any]]:
-    """Counts tests in the report of pytest, and writes them as the part's JSON."""
+    """Counts tests in the report of pytest, or in its log if it did not come to its end. Writes the part's JSON."""
 
     def collect(settings: Settings) -> Mapping[str, Any]:
+        if not settings.file(part, ".xml").exists():
+            return keep(settings, _ended_tests(settings.file(part, ".log").read_text("utf-8", "replace")))
         suite = ElementTree.parse(settings.file(part, ".xml")).getroot().find("testsuite")
         assert suite is not None
         count = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
@@ -67,11 +77,36 @@ def _junit(part: str) -> Callable[[Settings], Mapping[str, Any]]:
             f"{case.get('classname')}::{case.get('name')}" for case in suite if len(case) and case[0].tag != "skipped"
         ]
         skipped = [case[0].get("message") for case in suite if len(case) and case[0].tag == "skipped"]
-        result = {**count, "failed": bad, "reasons_of_skipped": sorted(set(map(str, skipped)))}
+        return keep(settings, {**count, "failed": bad, "reasons_of_skipped": sorted(set(map(str, skipped)))})
+
+    def keep(settings: Settings, result: Mapping[str, Any]) -> Mapping[str, Any]:
         publish_bytes(settings.file(part), (json.dumps(result, indent=1) + "\n").encode())
         return result
 
     return collect
+
+
+def _ended_tests(log: str) -> Mapping[str, Any]:
+    """The tests that have ended, by the log of `pytest -v`.
+
+    Raises:
+        ValueError: none has ended.
+    """
+    found = [match for line in log.splitlines() for form in _TEST_ENDED if (match := form.fullmatch(line.rstrip()))]
+    if not found:
+        raise ValueError("no test has ended")
+    names: dict[str, list[str]] = {}
+    for match in found:
+        names.setdefault(match["outcome"], []).append(match["name"].strip())
+    failures, errors = names.get("FAILED", []), names.get("ERROR", [])
+    return {
+        "tests": len(found),
+        "failures": len(failures),
+        "errors": len(errors),
+        "skipped": len(names.get("SKIPPED", [])) + len(names.get("XFAIL", [])),
+        "failed": [*failures, *errors],
+        "complete": False,
+    }
 
 
 def _tests_figures(result: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from command_output import one_line
 
 from sdpnet.config.load import load_config
 from sdpnet.gpu_checks import __main__ as command
+from sdpnet.gpu_checks import checks
 from sdpnet.gpu_checks.checks import gpu_test_files
 from sdpnet.gpu_checks.measurements import CONVERSION
 from sdpnet.gpu_checks.part import Outcome, Part, Settings, size_for
@@ -241,6 +242,41 @@ def test_every_test_file_of_a_gpu_is_run() -> None:
     files = gpu_test_files()
     assert "tests/sdpnet/test_side_stream.py" in files and "tests/pipelines/test_fused.py" in files
     assert all((ROOT / name).is_file() for name in files)
+
+
+@pytest.mark.parametrize("files", [1, 2])
+def test_tests_that_were_cut_off_are_named(files: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pytest is killed within a test. It is alone in its process with one file, and may have workers with two."""
+    name = "test_cut_off.py" if files == 1 else "test_other.py"
+    text = (
+        "import os, signal, time\nimport pytest\npytestmark = pytest.mark.gpu\n"
+        "def test_right(): pass\n"
+        "@pytest.mark.parametrize('what', ['a word'])\ndef test_wrong(what): assert not what\n"
+        "@pytest.mark.skip(reason='no GPU')\ndef test_skipped(): pass\n"
+        "@pytest.fixture\ndef broken(): raise OSError\ndef test_broken(broken): pass\n"
+        "def test_hangs():\n    time.sleep(1)\n"  # until the controller has written the lines of the others
+        "    os.kill(os.getppid() if 'PYTEST_XDIST_WORKER' in os.environ else os.getpid(), signal.SIGKILL)\n"
+    )
+    (tmp_path / name).write_text(text)
+    paths = [str(tmp_path / name)]
+    if files == 2:
+        (tmp_path / "test_first.py").write_text("import pytest\n@pytest.mark.gpu\ndef test_first(): pass\n")
+        paths.append(str(tmp_path / "test_first.py"))
+    monkeypatch.setattr(checks, "_TINY_TESTS", paths)
+    part = next(part for part in checks.CHECKS if part.name == "gpu_tests")
+    settings = Settings(tmp_path, tmp_path, None, "cpu", "tiny")
+    settings.file("gpu_tests", ".xml").write_text("of an earlier run")
+    outcome = command._done(part, settings, 100)
+    passed = "1 passed" if files == 1 else "2 passed"
+    assert outcome.status == "failed", settings.file("gpu_tests", ".log").read_text()
+    assert outcome.figures.startswith(f"{passed}, 1 skipped, 2 FAILED: "), outcome.figures
+    assert f"{name}::test_wrong[a word]" in outcome.figures and f"{name}::test_broken" in outcome.figures
+    assert json.loads(settings.file("gpu_tests").read_text())["complete"] is False
+
+
+def test_a_log_without_a_test() -> None:
+    with pytest.raises(ValueError, match="no test has ended"):
+        checks._ended_tests("bringing up nodes...\nFAILED tests/a.py::test_b - of a summary\n")
 
 
 # ---- the command
