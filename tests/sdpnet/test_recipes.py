@@ -155,6 +155,21 @@ def test_the_switches_to_compare_are_valid() -> None:
     assert epochs["growing images"] > 20 and epochs["conv stem"] < epochs["cpu_seed"] == 16
 
 
+def test_the_documents_have_the_figures_of_the_run_on_a_gpu() -> None:
+    root = Path(__file__).parents[2]
+    record = json.loads((root / "records/2026-11-28-h200-tiny-imagenet.json").read_text())
+    page = (root / "docs/benchmarks/recipes.md").read_text()
+    for row in record["scores"]:
+        figures = f"{100 * row['top1']:.2f} | {100 * row['ema_top1']:.2f}"
+        assert f"| {row['epoch']} | {row['seconds_of_steps']} | {figures} |\n" in page
+    for row in record["rates"]["by_image_size"]:
+        rate = row["images_per_second"]
+        line = f"{rate['median']:,} ({rate['p10']:,} to {rate['p90']:,}) at {row['image_size']} px"
+        assert line in " ".join(page.split())
+        assert row["step_ms"]["median"] == pytest.approx(512_000 / rate["median"], rel=0.01)
+    assert record["ended"]["epochs_complete"] < record["ended"]["epochs"] and "not seen" in page
+
+
 def test_the_documents_have_the_figures_of_the_record() -> None:
     root = Path(__file__).parents[2]
     record = json.loads((root / "records/2026-11-28-tiny-imagenet-recipes.json").read_text())
