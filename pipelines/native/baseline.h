@@ -22,7 +22,7 @@
 namespace crop {
 
 struct BaselineScratch {  // one for each thread
-  bool vectors = simd::vectors();
+  simd::Level level = simd::level();
   Tables tables;
   Memory unstuffed, coefficients, flags, planes, upsampled, pixels;
 };
@@ -65,7 +65,7 @@ ALWAYS_INLINE void upsample(const Component &chroma, bool halved_x, bool halved_
   colour::mix_samples(row, row_at(chroma, far, x) - 1, upper, output, n);
 }
 
-template <bool VECTORS>
+template <simd::Level LEVEL>
 ALWAYS_INLINE void convert(const Frame &frame, const Box &box, uint16_t *sums, uint8_t *cb_row, uint8_t *cr_row,
                            uint8_t *rgb, size_t stride) {
   const Component &luma = frame.components[0];
@@ -86,8 +86,8 @@ ALWAYS_INLINE void convert(const Frame &frame, const Box &box, uint16_t *sums, u
       cb = row_at(frame.components[1], y, x);
       cr = row_at(frame.components[2], y, x);
     }
-    if (VECTORS) {
-      colour::to_rgb_vectors(row, cb + skipped, cr + skipped, rgb, box.width);
+    if (LEVEL != simd::Level::PLAIN) {
+      colour::to_rgb_vectors<LEVEL>(row, cb + skipped, cr + skipped, rgb, box.width);
     } else {
       colour::to_rgb(row, cb + skipped, cr + skipped, rgb, box.width);
     }
@@ -116,7 +116,7 @@ inline void choose_blocks(const Frame &frame, const Box &box, Component &compone
   choose(box.left, box.width, luma.across == 2, component.width, component.first_column, component.end_column);
 }
 
-template <bool VECTORS>
+template <simd::Level LEVEL>
 ALWAYS_INLINE bool decode_box(Frame &frame, BaselineScratch &scratch, const Box &box, Pixels &pixels) {
   uint32_t first_mcu = UINT32_MAX, end_mcu = 0, first_row = UINT32_MAX, end_row = 0;
   size_t num_samples = MARGIN, num_blocks = 0;
@@ -153,23 +153,29 @@ ALWAYS_INLINE bool decode_box(Frame &frame, BaselineScratch &scratch, const Box 
     flags += size_t{component.down} * component.columns();
     scratch.tables.ac[component.ac].build_steps();
   }
-  if (!decode_blocks<VECTORS>(frame, scratch.tables, scratch.unstuffed, first_mcu, end_mcu, first_row, end_row))
+  if (!decode_blocks<LEVEL>(frame, scratch.tables, scratch.unstuffed, first_mcu, end_mcu, first_row, end_row))
     return false;
   uint8_t *rows = scratch.upsampled.data;
-  convert<VECTORS>(frame, box, reinterpret_cast<uint16_t *>(rows), rows + 2 * row_bytes, rows + 3 * row_bytes,
-                    scratch.pixels.data, stride);
+  convert<LEVEL>(frame, box, reinterpret_cast<uint16_t *>(rows), rows + 2 * row_bytes, rows + 3 * row_bytes,
+                 scratch.pixels.data, stride);
   pixels = Pixels{scratch.pixels.data, stride, box.height, box.width, 0, 0, static_cast<double>(box.height),
                   static_cast<double>(box.width)};
   return true;
 }
 
+#if SIMD_X86
+__attribute__((AVX512_TARGET, noinline)) inline bool decode_box_wide(Frame &frame, BaselineScratch &scratch,
+                                                                    const Box &box, Pixels &pixels) {
+  return decode_box<simd::Level::WIDE>(frame, scratch, box, pixels);
+}
+#endif
 __attribute__((VECTOR_TARGET)) inline bool decode_box_vectors(Frame &frame, BaselineScratch &scratch, const Box &box,
                                                               Pixels &pixels) {
-  return decode_box<true>(frame, scratch, box, pixels);
+  return decode_box<simd::Level::VECTORS>(frame, scratch, box, pixels);
 }
 __attribute__((noinline)) inline bool decode_box_plain(Frame &frame, BaselineScratch &scratch, const Box &box,
                                                        Pixels &pixels) {
-  return decode_box<false>(frame, scratch, box, pixels);
+  return decode_box<simd::Level::PLAIN>(frame, scratch, box, pixels);
 }
 
 // Decodes the box of a task. `pixels` points into `scratch` and is valid until the next use of `scratch`. Returns false
@@ -179,8 +185,11 @@ inline bool decode_baseline(const Task &task, BaselineScratch &scratch, Pixels &
   if (!read_header(task.data, task.size, frame, scratch.tables)) return false;
   if (frame.height != task.image_height || frame.width != task.image_width) return false;
   const Box box{task.top, task.left, task.height, task.width};
-  return scratch.vectors ? decode_box_vectors(frame, scratch, box, pixels)
-                         : decode_box_plain(frame, scratch, box, pixels);
+#if SIMD_X86
+  if (scratch.level == simd::Level::WIDE) return decode_box_wide(frame, scratch, box, pixels);
+#endif
+  return scratch.level == simd::Level::PLAIN ? decode_box_plain(frame, scratch, box, pixels)
+                                             : decode_box_vectors(frame, scratch, box, pixels);
 }
 
 }  // namespace crop

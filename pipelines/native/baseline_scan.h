@@ -126,7 +126,7 @@ ALWAYS_INLINE bool read_mcu(huffman::Reader &shared, Frame &frame, Tables &table
 
 // Transforms the requested blocks of one MCU row to samples. AVX2 code transforms two blocks at once, one in each half
 // of the registers. Blocks without AC coefficients need no transform, so the two blocks are not always neighbours.
-template <bool VECTORS>
+template <simd::Level LEVEL>
 ALWAYS_INLINE void transform_row(const Component &component, const uint16_t *quantizers, uint32_t mcu_row) {
   const uint32_t columns = component.columns();
   for (uint32_t v = 0; v < component.down; ++v) {
@@ -142,26 +142,27 @@ ALWAYS_INLINE void transform_row(const Component &component, const uint16_t *qua
         idct::fill(to + 8 * x, component.stride, idct::only_dc(block[0], quantizers[0]));
         continue;
       }
-      if (VECTORS) {
+      if (LEVEL != simd::Level::PLAIN) {
         if (waiting == columns) {
           waiting = x;
         } else {
-          idct::two_blocks(blocks + huffman::BLOCK * size_t{waiting}, block, quantizers, to + 8 * waiting, to + 8 * x,
-                           component.stride);
+          idct::two_blocks<LEVEL>(blocks + huffman::BLOCK * size_t{waiting}, block, quantizers, to + 8 * waiting,
+                                  to + 8 * x, component.stride);
           waiting = columns;
         }
         continue;
       }
       idct::block_plain(block, quantizers, to + 8 * x, component.stride);
     }
-    if (VECTORS && waiting != columns)
-      idct::two_blocks(blocks + huffman::BLOCK * size_t{waiting}, blocks + huffman::BLOCK * size_t{waiting}, quantizers,
-                       to + 8 * waiting, to + 8 * waiting, component.stride);
+    if (LEVEL != simd::Level::PLAIN && waiting != columns) {
+      const int16_t *block = blocks + huffman::BLOCK * size_t{waiting};
+      idct::two_blocks<LEVEL>(block, block, quantizers, to + 8 * waiting, to + 8 * waiting, component.stride);
+    }
   }
 }
 
 // Decodes all requested blocks to samples.
-template <bool VECTORS>
+template <simd::Level LEVEL>
 ALWAYS_INLINE bool decode_blocks(Frame &frame, Tables &tables, Memory &unstuffed, uint32_t first_mcu, uint32_t end_mcu,
                                  uint32_t first_row, uint32_t end_row) {
   Scan scan(frame, unstuffed);
@@ -194,7 +195,7 @@ ALWAYS_INLINE bool decode_blocks(Frame &frame, Tables &tables, Memory &unstuffed
       if (!enter() || !read_mcu(scan.reader, frame, tables, row, mcu)) return false;
     for (uint32_t i = 0; i < frame.num_components; ++i) {
       const Component &component = frame.components[i];
-      transform_row<VECTORS>(component, tables.quantizers[component.quantizers], row);
+      transform_row<LEVEL>(component, tables.quantizers[component.quantizers], row);
     }
   }
   return true;

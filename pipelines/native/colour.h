@@ -66,14 +66,26 @@ inline void grey_to_rgb(const uint8_t *y, uint8_t *rgb, size_t n) {
 
 }  // namespace colour
 
-// to_rgb_vectors: as to_rgb, but it may read and write up to 31 pixels beyond the last.
-#if SIMD_AVX2
+// to_rgb_vectors: as to_rgb, but it may read and write up to 31 pixels beyond the last. LEVEL is not PLAIN.
+#if SIMD_X86
 #include "colour_avx2.h"
+#include "colour_avx512.h"
+namespace colour {
+template <simd::Level LEVEL>
+ALWAYS_INLINE void to_rgb_vectors(const uint8_t *y, const uint8_t *cb, const uint8_t *cr, uint8_t *rgb, size_t n) {
+  if (LEVEL == simd::Level::WIDE) {
+    to_rgb_avx512(y, cb, cr, rgb, n);
+  } else {
+    to_rgb_avx2(y, cb, cr, rgb, n);
+  }
+}
+}  // namespace colour
 #elif SIMD_NEON
 #include "colour_neon.h"
 #else
 namespace colour {
-inline void to_rgb_vectors(const uint8_t *y, const uint8_t *cb, const uint8_t *cr, uint8_t *rgb, size_t n) {
+template <simd::Level LEVEL>
+void to_rgb_vectors(const uint8_t *y, const uint8_t *cb, const uint8_t *cr, uint8_t *rgb, size_t n) {
   to_rgb(y, cb, cr, rgb, n);
 }
 }  // namespace colour

@@ -45,8 +45,8 @@ AVX2 __m256i spread(__m256i channel, int part, int which) {
   return _mm256_shuffle_epi8(channel, _mm256_broadcastsi128_si256(from));
 }
 
-__attribute__((target("avx2"))) inline void to_rgb_vectors(const uint8_t *y, const uint8_t *cb,
-                                                           const uint8_t *cr, uint8_t *rgb, size_t n) {
+__attribute__((target("avx2"))) inline void to_rgb_avx2(const uint8_t *y, const uint8_t *cb, const uint8_t *cr,
+                                                        uint8_t *rgb, size_t n) {
   const __m256i zero = _mm256_setzero_si256();
   for (size_t i = 0; i < n; i += 32, rgb += 96) {
     const __m256i luma = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(y + i));

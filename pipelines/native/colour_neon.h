@@ -21,7 +21,8 @@ ALWAYS_INLINE void eight_neon(uint8x8_t y, uint8x8_t cb, uint8x8_t cr, uint8x8_t
   b = with_luma(blue);
 }
 
-inline void to_rgb_vectors(const uint8_t *y, const uint8_t *cb, const uint8_t *cr, uint8_t *rgb, size_t n) {
+template <simd::Level LEVEL>
+void to_rgb_vectors(const uint8_t *y, const uint8_t *cb, const uint8_t *cr, uint8_t *rgb, size_t n) {
   for (size_t i = 0; i < n; i += 16, rgb += 48) {
     const uint8x16_t luma = vld1q_u8(y + i), blue = vld1q_u8(cb + i), red = vld1q_u8(cr + i);
     uint8x8_t r[2], g[2], b[2];

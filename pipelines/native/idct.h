@@ -73,15 +73,16 @@ inline void fill(uint8_t *pixels, size_t stride, uint8_t value) {
 
 }  // namespace idct
 
-// two_blocks: transforms two blocks, which may be the same, and writes each to its own place.
-#if SIMD_AVX2
+// two_blocks: transforms two blocks, which may be the same, and writes each to its own place. LEVEL is not PLAIN.
+#if SIMD_X86
 #include "idct_avx2.h"
 #elif SIMD_NEON
 #include "idct_neon.h"
 #else
 namespace idct {
-inline void two_blocks(const int16_t *first, const int16_t *second, const uint16_t *quantizers, uint8_t *to_first,
-                       uint8_t *to_second, size_t stride) {
+template <simd::Level LEVEL>
+void two_blocks(const int16_t *first, const int16_t *second, const uint16_t *quantizers, uint8_t *to_first,
+                uint8_t *to_second, size_t stride) {
   block_plain(first, quantizers, to_first, stride);
   block_plain(second, quantizers, to_second, stride);
 }

@@ -83,7 +83,8 @@ inline void block_neon(const int16_t *coefficients, const uint16_t *quantizers, 
     vst1_u8(pixels + i * stride, veor_u8(vreinterpret_u8_s8(vqmovn_s16(v[i])), vdup_n_u8(128)));
 }
 
-inline void two_blocks(const int16_t *first, const int16_t *second, const uint16_t *quantizers, uint8_t *to_first,
+template <simd::Level LEVEL>
+void two_blocks(const int16_t *first, const int16_t *second, const uint16_t *quantizers, uint8_t *to_first,
                        uint8_t *to_second, size_t stride) {
   block_neon(first, quantizers, to_first, stride);
   if (second != first) block_neon(second, quantizers, to_second, stride);

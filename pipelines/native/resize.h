@@ -18,8 +18,8 @@
 namespace crop {
 
 struct ResizeScratch {  // one for each thread
-  bool vectors = simd::vectors();
-  Memory row_taps, row_weights, column_taps, column_weights, spread_weights, sums, last_row;
+  simd::Level level = simd::level();
+  Memory row_taps, row_weights, column_taps, column_weights, spread_weights, firsts, sums, last_row;
 };
 
 constexpr int FRACTION_BITS = 7;                // fractional bits of a weighted sum of rows
@@ -123,8 +123,26 @@ inline void resize_plain(const Pixels &source, const Taps &rows, const Taps &col
 }  // namespace crop
 
 // resize_vectors: the same as resize_plain, with `scratch` for what it needs besides. Returns false if memory is short.
-#if SIMD_AVX2
+#if SIMD_X86
 #include "resize_avx2.h"
+#include "resize_avx512.h"
+namespace crop {
+inline bool resize_vectors(const Pixels &source, const Taps &rows, const Taps &columns, int16_t *sums,
+                           ResizeScratch &scratch, uint8_t *output, uint32_t height, uint32_t width) {
+  const bool wide = scratch.level == simd::Level::WIDE && are_near(columns, width);
+  if (!scratch.spread_weights.reserve(size_t{width} * columns.count * (wide ? 16 : 8))) return false;
+  uint8_t *spread = scratch.spread_weights.data, *last_row = scratch.last_row.data;
+  if (!wide) {
+    resize_avx2(source, rows, columns, sums, reinterpret_cast<__m256i *>(spread), last_row, output, height, width);
+    return true;
+  }
+  if (!scratch.firsts.reserve(width * sizeof(uint32_t))) return false;
+  uint32_t *firsts = reinterpret_cast<uint32_t *>(scratch.firsts.data);
+  resize_avx512(source, rows, columns, sums, firsts, reinterpret_cast<__m512i *>(spread), last_row, output, height,
+                width);
+  return true;
+}
+}  // namespace crop
 #elif SIMD_NEON
 #include "resize_neon.h"
 #else
@@ -154,7 +172,8 @@ inline bool resize(const Pixels &source, uint8_t *output, uint32_t height, uint3
     return false;
   int16_t *sums = reinterpret_cast<int16_t *>(scratch.sums.data);
   std::memset(sums + n, 0, beyond * sizeof *sums);
-  if (scratch.vectors) return resize_vectors(source, rows, columns, sums, scratch, output, height, width);
+  if (scratch.level != simd::Level::PLAIN)
+    return resize_vectors(source, rows, columns, sums, scratch, output, height, width);
   resize_plain(source, rows, columns, sums, output, height, width);
   return true;
 }

@@ -102,12 +102,5 @@ __attribute__((target("avx2"), noinline)) inline void resize_avx2(const Pixels &
     if (to == last_row) std::memcpy(output, last_row, 3 * size_t{width});
   }
 }
-inline bool resize_vectors(const Pixels &source, const Taps &rows, const Taps &columns, int16_t *sums,
-                           ResizeScratch &scratch, uint8_t *output, uint32_t height, uint32_t width) {
-  if (!scratch.spread_weights.reserve(size_t{width} * columns.count * 8)) return false;
-  resize_avx2(source, rows, columns, sums, reinterpret_cast<__m256i *>(scratch.spread_weights.data),
-              scratch.last_row.data, output, height, width);
-  return true;
-}
 
 }  // namespace crop

@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "../../pipelines/native/simd.h"
+
 namespace area {
 
 // Output i is the weighted sum of `count` inputs, starting at `first`. `weights` is the index of its first weight.
@@ -45,8 +47,6 @@ inline Taps make_taps(uint8_t *memory, uint32_t length, uint32_t size) {
   return Taps{taps, weights};
 }
 
-#define ALWAYS_INLINE inline __attribute__((always_inline))
-
 // Sets sums (n) to row (n) * weight if the row is the first of an output row, and adds to them otherwise.
 ALWAYS_INLINE void weigh_row(float *sums, const uint8_t *row, size_t n, float weight, bool first) {
   if (first) {
@@ -74,8 +74,6 @@ ALWAYS_INLINE void average_columns(uint8_t *output, const float *sums, Taps colu
   }
 }
 
-#undef ALWAYS_INLINE
-
 #if defined(__x86_64__)
 __attribute__((target("avx2"))) inline void weigh_avx2(float *sums, const uint8_t *row, size_t n, float weight,
                                                        bool first) {
@@ -85,19 +83,18 @@ __attribute__((target("avx2"))) inline void average_avx2(uint8_t *output, const 
                                                          uint32_t width) {
   average_columns(output, sums, columns, width);
 }
-inline bool has_avx2() { return __builtin_cpu_supports("avx2"); }
 #endif
 
 inline void weigh(float *sums, const uint8_t *row, size_t n, float weight, bool first) {
 #if defined(__x86_64__)
-  if (has_avx2()) return weigh_avx2(sums, row, n, weight, first);
+  if (simd::avx2()) return weigh_avx2(sums, row, n, weight, first);
 #endif
   weigh_row(sums, row, n, weight, first);
 }
 
 inline void average(uint8_t *output, const float *sums, Taps columns, uint32_t width) {
 #if defined(__x86_64__)
-  if (has_avx2()) return average_avx2(output, sums, columns, width);
+  if (simd::avx2()) return average_avx2(output, sums, columns, width);
 #endif
   average_columns(output, sums, columns, width);
 }

@@ -10,7 +10,7 @@ extern "C" {
 int crop_baseline(const uint8_t *data, size_t size, uint32_t image_height, uint32_t image_width, const uint32_t *box,
                   bool vectors, uint8_t *pixels) {
   static crop::BaselineScratch scratch;
-  scratch.vectors = vectors && simd::vectors();
+  scratch.level = vectors ? simd::level() : simd::Level::PLAIN;
   const crop::Task task{data, size, image_height, image_width, box[0], box[1], box[2], box[3], false, false};
   crop::Pixels found{};
   if (!crop::decode_baseline(task, scratch, found)) return 0;
@@ -23,7 +23,7 @@ int crop_baseline(const uint8_t *data, size_t size, uint32_t image_height, uint3
 void crop_resize(const uint8_t *pixels, uint32_t height, uint32_t width, const double *box, uint8_t *output,
                  uint32_t out_height, uint32_t out_width, bool flip, bool vectors) {
   static crop::ResizeScratch scratch;
-  scratch.vectors = vectors && simd::vectors();
+  scratch.level = vectors ? simd::level() : simd::Level::PLAIN;
   const crop::Pixels source{pixels, size_t{3} * width, height, width, box[0], box[1], box[2], box[3]};
   crop::resize(source, output, out_height, out_width, flip, scratch);
 }

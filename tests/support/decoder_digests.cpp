@@ -1,10 +1,10 @@
-// Decodes images with the plain and with the vector code of this processor, and prints digests of the pixels:
+// Decodes images with the plain code and with the vector code of this processor, and prints digests of the pixels:
 //
 //   ./decoder_digests <requests    (see decoder_digests.h)
 //
-// A line for each image: twice (plain, vectors) the digest of the box's pixels and that of the resized box, or `-` twice
-// where our decoder leaves the file to libjpeg, or raw pixels are not as many as they should be. If the program is
-// compiled with -DWITH_LIBJPEG, twice follows what decode_crop says, and, if the box is the whole image, the status and
+// A line for each image: three times (plain code, AVX2 or NEON, AVX-512; or what there is below it) the digest of the
+// box's pixels and that of the resized box, or `-` twice where our decoder leaves the file to libjpeg, or raw pixels are
+// not as many as they should be. If the program is compiled with -DWITH_LIBJPEG, what decode_crop says follows thrice, and, if the box is the whole image, the status and
 // the digest of what the JPEG codec makes of the file in four ways, or of raw pixels in two.
 
 #include <cstdint>
@@ -14,9 +14,8 @@
 #include <vector>
 
 #ifdef WITH_LIBJPEG
-#include "../../preprocess/native/jpeg_codec.cpp"  // first: its own ALWAYS_INLINE ends before the decoder's begins
-
 #include "../../pipelines/native/decode_crop.h"
+#include "../../preprocess/native/jpeg_codec.cpp"
 #else
 #include "../../pipelines/native/baseline.h"
 #include "../../pipelines/native/resize.h"
@@ -55,12 +54,17 @@ struct Output {
   }
 };
 
-void parts(const crop::Task &task, const Header &header, bool vectors) {
-  static crop::BaselineScratch scratches[2];
-  static crop::ResizeScratch resizes[2];
-  crop::BaselineScratch &scratch = scratches[vectors];
-  crop::ResizeScratch &resize = resizes[vectors];
-  scratch.vectors = resize.vectors = vectors && simd::vectors();
+constexpr simd::Level LEVELS[] = {simd::Level::PLAIN, simd::Level::VECTORS, simd::Level::WIDE};
+
+// The level, or the highest one that there is.
+simd::Level possible(simd::Level level) { return level < simd::level() ? level : simd::level(); }
+
+void parts(const crop::Task &task, const Header &header, simd::Level level) {
+  static crop::BaselineScratch scratches[3];
+  static crop::ResizeScratch resizes[3];
+  crop::BaselineScratch &scratch = scratches[static_cast<int>(level)];
+  crop::ResizeScratch &resize = resizes[static_cast<int>(level)];
+  scratch.level = resize.level = possible(level);
   const size_t stride = size_t{3} * task.image_width;
   crop::Pixels pixels{task.data + task.top * stride + size_t{3} * task.left, stride, task.height, task.width, 0, 0,
                       static_cast<double>(task.height), static_cast<double>(task.width)};
@@ -76,10 +80,10 @@ void parts(const crop::Task &task, const Header &header, bool vectors) {
 }
 
 #ifdef WITH_LIBJPEG
-void whole(const crop::Task &task, const Header &header, bool vectors) {
-  static crop::Workspace workspaces[2];
-  crop::Workspace &workspace = workspaces[vectors];
-  workspace.baseline.vectors = workspace.resize.vectors = vectors && simd::vectors();
+void whole(const crop::Task &task, const Header &header, simd::Level level) {
+  static crop::Workspace workspaces[3];
+  crop::Workspace &workspace = workspaces[static_cast<int>(level)];
+  workspace.baseline.level = workspace.resize.level = possible(level);
   Output output(size_t{3} * header.out_height * header.out_width);
   crop::Message message;
   const int status =
@@ -115,9 +119,9 @@ bool run() {
   if (std::fread(file.data(), 1, file.size(), stdin) != file.size()) std::abort();
   const crop::Task task{file.data(), file.size(), header.image_height, header.image_width, header.top, header.left,
                         header.height, header.width, header.raw != 0, header.flip != 0};
-  for (const bool vectors : {false, true}) parts(task, header, vectors);
+  for (const simd::Level level : LEVELS) parts(task, header, level);
 #ifdef WITH_LIBJPEG
-  for (const bool vectors : {false, true}) whole(task, header, vectors);
+  for (const simd::Level level : LEVELS) whole(task, header, level);
   const bool is_whole = task.height == task.image_height && task.width == task.image_width;
   const bool has_pixels = !task.raw || task.size == size_t{3} * task.image_height * task.image_width;
   if (is_whole && has_pixels) codec(task);
@@ -129,7 +133,7 @@ bool run() {
 }  // namespace digests
 
 int main() {
-  std::printf("%d\n", simd::vectors());
+  std::printf("%d\n", static_cast<int>(simd::level()));
   while (digests::run()) {
   }
 }

@@ -1,5 +1,7 @@
 """The decoder on other processors: `decoder_digests.cpp`, compiled for them and run by qemu's emulator.
 
+AVX-512 is emulated by a header (`emulated_avx512.h`), since qemu does not know it.
+
 Run as a program it compares all images of folders, on every path. With libjpeg-turbo for aarch64 (a build with
 cmake/zig.cmake, SDPNET_MACHINE=aarch64 and SDPNET_LIBJPEG=bundled has it in its folder libjpeg-turbo) it compares the
 whole decoder and the JPEG codec, too:
@@ -90,16 +92,20 @@ class Digests:
     """What the program printed.
 
     Attributes:
-        vectors: whether there is vector code for the processor.
-        lines: for each image, the digests of the plain and of the vector code.
+        level: the vector code that the processor can run: 0 none, 1 AVX2 or NEON, 2 AVX-512.
+        lines: for each image, two digests for each of the three levels, or for the highest one below it that there is.
     """
 
-    vectors: bool
+    level: int
     lines: list[list[str]]
 
 
 def find_machine(name: str, zig: bool = False) -> Machine:
-    """The machine `name` (aarch64, riscv64). Raises `Missing` if there is no compiler or no emulator for it."""
+    """The machine `name` (aarch64, riscv64, avx512). Raises `Missing` if it has no compiler or no emulator."""
+    if name == "avx512":
+        if platform.machine() != "x86_64":
+            raise Missing("AVX-512 is emulated on x86-64 only")
+        return Machine(name, (*this_machine().compiler, "-include", str(HERE / "emulated_avx512.h")))
     emulator: tuple[str, ...] = ()
     if platform.machine() != name:
         program = shutil.which(f"qemu-{name}") or shutil.which(f"qemu-{name}-static")
@@ -151,7 +157,7 @@ def digests(machine: Machine, program: Path, requests: bytes) -> Digests:
     """Runs the program. It must answer each request."""
     done = subprocess.run([*machine.emulator, program], input=requests, stdout=subprocess.PIPE, check=True)
     first, *lines = done.stdout.decode().splitlines()
-    return Digests(first == "1", [line.split() for line in lines])
+    return Digests(int(first), [line.split() for line in lines])
 
 
 def requests_of(wanted: Iterable[Wanted]) -> bytes:
@@ -205,7 +211,7 @@ def main() -> None:
     here, there = this_machine(), find_machine("aarch64", given.zig)
     libjpeg, own_libjpeg = given.libjpeg
     fast = ["-O3"]
-    plain = [*fast, "-D__builtin_cpu_supports(feature)=0"]
+    plain = [*fast, "-DSIMD_LEVEL=simd::Level::PLAIN"]
     paths = sorted(Path(base, name) for root in given.folders for base, _, names in os.walk(root) for name in names)
     with tempfile.TemporaryDirectory() as folder:
         programs = [
@@ -213,6 +219,9 @@ def main() -> None:
             (f"{here.name} without AVX2", here, compiled(here, Path(folder, "plain"), own_libjpeg, plain)),
             (f"{there.name}", there, compiled(there, Path(folder, "other"), libjpeg, fast)),
         ]
+        if here.name == "x86_64":
+            wide = find_machine("avx512")
+            programs.append((f"{wide.name} (emulated)", wide, compiled(wide, Path(folder, "wide"), own_libjpeg, fast)))
         rng = np.random.default_rng(1)
         lines: dict[str, list[list[str]]] = {name: [] for name, _, _ in programs}
         batches = [requests_of(wanted_of_file(path, rng)) for path in paths]
@@ -234,14 +243,14 @@ def main() -> None:
         assert len(found) == len(first)
         equal = Counter()
         for line, expected in zip(found, first, strict=True):
-            end = 6 if line[0] == "-" else 4  # without the pixels of files that our decoder leaves to libjpeg
+            end = 9 if line[0] == "-" else 6  # without the pixels of files that our decoder leaves to libjpeg
             equal["lines"] += line == expected
-            equal["ours"] += line[:4] + line[end:] == expected[:4] + expected[end:]
-            equal["paths"] += line[:2] == line[2:4] and line[4:5] == line[5:6]
+            equal["ours"] += line[:6] + line[end:] == expected[:6] + expected[end:]
+            equal["levels"] += line[:2] == line[2:4] == line[4:6] and len(set(line[6:9])) <= 1
         print(f"{name}: {equal['lines']} lines are those of {here.name}, {equal['ours']} but for libjpeg's pixels")
-        print(f"    plain and vectors agree in {equal['paths']}")
+        print(f"    all levels agree in {equal['levels']}")
     if libjpeg:
-        answers = Counter(each[0] for line in first for each in line[6:])
+        answers = Counter(each[0] for line in first for each in line[9:])
         print(f"{answers['0']} of {answers.total()} files were encoded by the codec, the others refused")
 
 
