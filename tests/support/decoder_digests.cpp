@@ -4,8 +4,9 @@
 //
 // A line for each image: three times (plain code, AVX2 or NEON, AVX-512; or what there is below it) the digest of the
 // box's pixels and that of the resized box, or `-` twice where our decoder leaves the file to libjpeg, or raw pixels are
-// not as many as they should be. If the program is compiled with -DWITH_LIBJPEG, what decode_crop says follows thrice, and, if the box is the whole image, the status and
-// the digest of what the JPEG codec makes of the file in four ways, or of raw pixels in two.
+// not as many as they should be. If the program is compiled with -DWITH_LIBJPEG, what decode_crop says follows three
+// times, and, if the box is the whole image, the status and the digest of what the JPEG codec makes of the file in four
+// ways, or of raw pixels in two.
 
 #include <cstdint>
 #include <cstdio>
