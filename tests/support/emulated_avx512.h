@@ -10,6 +10,8 @@
 #include <cstdint>
 #include <cstring>
 
+#pragma GCC diagnostic ignored "-Wpsabi"  // registers of 64 bytes as arguments
+
 #define AVX512_TARGET target("avx2,bmi,bmi2,lzcnt")
 #define SIMD_LEVEL simd::Level::WIDE
 
