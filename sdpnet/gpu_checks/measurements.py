@@ -15,6 +15,7 @@ __all__ = ["CONVERSION", "MEASUREMENTS"]
 
 _SEED: Final = "sdpnet_xl"
 _MODERN: Final = "modern/sdpnet_xl"
+_SMALL: Final = "tiny_imagenet/fast40"
 
 
 def _sizes(settings: Settings) -> list[str]:
@@ -56,9 +57,28 @@ def _kernels(settings: Settings, seconds: float) -> list[str]:
     return ["-m", "sdpnet.gpu_checks.programs.kernels", *words, "--json", str(settings.file("kernels"))]
 
 
+def _host(settings: Settings, seconds: float) -> list[str]:
+    sizes = (
+        ["--image-size", "32", "--batch-size", "4"] if settings.tiny else ["--image-size", "64", "--batch-size", "512"]
+    )
+    words = ["--config", _SMALL, "--device", settings.device, *sizes]
+    tiny = [f"--set=model.{key}" for key in ("dim=24", "heads=2", "head_hidden=24")] if settings.tiny else []
+    tiny += [f"--set=resolution.{key}=0" for key in ("start_size", "end_size")] if settings.tiny else []
+    return ["-m", "sdpnet.gpu_checks.programs.kernels", *words, *tiny, "--json", str(settings.file("host"))]
+
+
+def _host_figures(result: Mapping[str, Any]) -> str:
+    launches = result["launches"]
+    return (
+        f"{result['config']}: a step of {result['step_ms']:,.1f} ms, {result['kernel_ms']:,.1f} of kernels, which the "
+        f"processor starts in {result['host_ms']:,.1f}; {launches['calls']:,.0f} starts of {launches['us']:,.1f} us"
+    )
+
+
 def _kernels_figures(result: Mapping[str, Any]) -> str:
     parts = [f"{name} {row['share']:.0%}" for name, row in list(result["parts"].items())[:3]]
-    return f"{result['kernel_ms']:,.1f} ms of kernels in a step of {result['step_ms']:,.1f}: {', '.join(parts)}"
+    step = f"{result['kernel_ms']:,.1f} ms of kernels in a step of {result['step_ms']:,.1f}"
+    return f"{step}, started in {result['host_ms']:,.1f}: {', '.join(parts)}"
 
 
 def _prediction(settings: Settings, seconds: float) -> list[str]:
@@ -223,10 +243,19 @@ MEASUREMENTS: Final[tuple[Part, ...]] = (
         figures=_data_path_figures,
     ),
     Part(
+        name="host",
+        what="a small model's step: how long the processor takes to start its kernels, and with what",
+        is_check=False,
+        rank=10,
+        seconds=(40, 40, 40),
+        command=_host,
+        figures=_host_figures,
+    ),
+    Part(
         name="augment",
         what="the augmentation alone, beside torchvision's",
         is_check=False,
-        rank=10,
+        rank=11,
         seconds=(45, 45, 45),
         command=_augment,
         figures=_augment_figures,
@@ -235,7 +264,7 @@ MEASUREMENTS: Final[tuple[Part, ...]] = (
         name="depthwise",
         what="the depthwise convolution alone: torch's and ours",
         is_check=False,
-        rank=11,
+        rank=12,
         seconds=(20, 20, 20),
         command=_depthwise,
         figures=_depthwise_figures,
@@ -244,7 +273,7 @@ MEASUREMENTS: Final[tuple[Part, ...]] = (
         name="accuracy",
         what="trains each of --recipes for the epochs that fit into the time that is left",
         is_check=False,
-        rank=12,
+        rank=13,
         seconds=(60, 120, 600),
         command=_accuracy,
         figures=_accuracy_figures,

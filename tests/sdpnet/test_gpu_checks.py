@@ -22,7 +22,7 @@ from sdpnet.gpu_checks.part import Outcome, Part, Settings, size_for
 from sdpnet.gpu_checks.process import run_limited
 from sdpnet.gpu_checks.programs import data_path, fused, kernels
 from sdpnet.gpu_checks.programs.accuracy import epochs_that_fit, parse_recipes
-from sdpnet.gpu_checks.programs.kernels import Kernel, by_part, part_of
+from sdpnet.gpu_checks.programs.kernels import Kernel, by_part, launches, part_of
 from sdpnet.gpu_checks.programs.prediction import comparison
 from sdpnet.gpu_checks.programs.resume import difference
 from sdpnet.gpu_checks.programs.shards import repeated
@@ -45,7 +45,7 @@ def test_what_fits_into_4_10_and_30_minutes() -> None:
     parts = [CONVERSION, *command.PARTS]
     fits = {minutes: chosen(parts, 60 * minutes, size_for(minutes)) for minutes in (4, 10, 30)}
     assert fits[4] == ["shards", "fused", "pixels", "resume", "step", "kernels", "depthwise"]
-    assert set(ALL) - set(fits[10]) == {"augment", RECIPE_RUNS}
+    assert set(ALL) - set(fits[10]) == {"host", "augment", RECIPE_RUNS}
     assert fits[30] == ["shards", *ALL]
     for minutes, names in fits.items():
         expected = sum(part.expected(size_for(minutes)) for part in parts if part.name in names)
@@ -162,6 +162,12 @@ def test_kernels_of_an_h200_are_told_apart() -> None:
 )
 def test_the_part_of_a_kernel(name: str, part: str) -> None:
     assert part_of(name) == part
+
+
+def test_starts_of_kernels_are_counted() -> None:
+    calls = [Kernel("cudaLaunchKernel", 12.0, 400), Kernel("cuLaunchKernelEx", 8.0, 100), Kernel("aten::add", 3.0, 2)]
+    assert launches(calls) == {"calls": 500, "us": 40.0}
+    assert launches([Kernel("aten::add", 3.0, 2)]) == {"calls": 0, "us": 0.0}
 
 
 def test_a_prediction_is_compared_with_what_has_settled() -> None:

@@ -1,5 +1,8 @@
 """Breaks a training step down into kernels, and these into parts: matrix products, attention, GELU, and so on.
 
+It also says how long the processor takes to start the kernels of a step, and with what. A step cannot take less than
+that: with a small model it may be longer than the kernels themselves.
+
     python -m sdpnet.gpu_checks.programs.kernels --config sdpnet_xl --json FILE
 
 The step is that of `train` with this config, on noise. torch's profiler measures the kernels of a few steps; the rate
@@ -11,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import sys
 import time
 from collections.abc import Iterable
@@ -29,7 +33,7 @@ from sdpnet.pipelines.files.atomic_write import publish_bytes
 from sdpnet.pipelines.machine import commit
 from sdpnet.pipelines.terminal.command_line import run_alone
 
-__all__ = ["OTHER", "Kernel", "add_arguments", "by_part", "main", "part_of", "run"]
+__all__ = ["OTHER", "Kernel", "add_arguments", "by_part", "launches", "main", "part_of", "run"]
 
 OTHER: Final = "other"
 # part -> a pattern of kernels' names (cuBLAS, cuDNN, cutlass, inductor, ATen, ours) and of ATen's operators. The first
@@ -49,6 +53,7 @@ PARTS: Final[dict[str, str]] = {
     "copies": r"memcpy|copy|permute|clone|_cat|transpose|::cat|contiguous",
     "memory set to a value": r"memset|::fill_|::zero_|zeros",
 }
+_LAUNCH: Final = r"^cu(da)?LaunchKernel"
 _NO_KERNEL: Final = r"^Optimizer\.|^ProfilerStep|CompiledFxGraph|Torch-Compiled|^CompiledFunction|^autograd::"
 
 
@@ -94,6 +99,23 @@ def _kernels(measured: profile, on_gpu: bool, steps: int) -> list[Kernel]:
     return sorted(found, key=lambda kernel: -kernel.ms)
 
 
+def _host_calls(measured: profile, steps: int) -> list[Kernel]:
+    """The calls of the processor: operators, and functions of CUDA. Their milliseconds are without those they call."""
+    calls = [
+        Kernel(row.key, row.self_cpu_time_total / 1000 / steps, row.count / steps)
+        for row in measured.key_averages()
+        if row.device_type == torch.autograd.DeviceType.CPU and not row.key.startswith("ProfilerStep")
+    ]
+    return sorted(calls, key=lambda call: -call.ms)
+
+
+def launches(calls: Iterable[Kernel]) -> dict[str, float]:
+    """The starts of kernels in a step, and the microseconds that the processor spends in one of them."""
+    found = [call for call in calls if re.search(_LAUNCH, call.name)]
+    count = sum(call.calls for call in found)
+    return {"calls": count, "us": round(1000 * sum(call.ms for call in found) / count, 2) if count else 0.0}
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--config", default="sdpnet_xl", help="default: %(default)s")
@@ -125,15 +147,26 @@ def run(arguments: argparse.Namespace) -> int:
             torch.cuda.synchronize(device)
         return (time.perf_counter() - began) / count
 
+    def starts() -> float:
+        """The time until the processor has started all kernels of a step, on an idle device."""
+        began = time.perf_counter()
+        step()
+        took = time.perf_counter() - began
+        if on_gpu:
+            torch.cuda.synchronize(device)
+        return took
+
     steps(6 if on_gpu else 1)
     started_after = time.perf_counter() - began
     print(f"chosen after {chosen_after:.0f} s, compiled after {started_after:.0f} s", flush=True)
     seconds = steps(12 if on_gpu else 1)
+    host_seconds = statistics.median(starts() for _ in range(5 if on_gpu else 1))
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profile(activities=activities) as measured:
         steps(arguments.steps)
     kernels = _kernels(measured, on_gpu, arguments.steps)
     parts = by_part(kernels)
+    calls = _host_calls(measured, arguments.steps)
     result: dict[str, Any] = {
         "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
         "torch": torch.__version__,
@@ -148,14 +181,20 @@ def run(arguments: argparse.Namespace) -> int:
         "images_per_second": round(num_images / seconds, 1),
         "step_ms": round(1000 * seconds, 2),
         "kernel_ms": round(sum(kernel.ms for kernel in kernels), 2),
+        "host_ms": round(1000 * host_seconds, 2),
+        "launches": launches(calls),
         "peak_bytes": torch.cuda.max_memory_allocated(device) if on_gpu else None,
         "parts": parts,
         "kernels": [
             {"name": each.name[:160], "ms": round(each.ms, 3), "calls": each.calls, "part": part_of(each.name)}
             for each in kernels[:40]
         ],
+        "host_calls": [{"name": each.name[:160], "ms": round(each.ms, 3), "calls": each.calls} for each in calls[:40]],
     }
-    title = f"{arguments.config}: a step of {1000 * seconds:,.1f} ms has {result['kernel_ms']:,.1f} ms of kernels"
+    title = (
+        f"{arguments.config}: a step of {1000 * seconds:,.1f} ms has {result['kernel_ms']:,.1f} ms of kernels, which the "
+        f"processor starts in {result['host_ms']:,.1f} ms"
+    )
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     table.add_column("part")
     for heading in ("ms", "share", "launches"):
@@ -165,6 +204,9 @@ def run(arguments: argparse.Namespace) -> int:
     console = Console(highlight=False)
     console.print(table)
     for each in kernels[:25]:
+        console.print(f"{each.ms:9.3f} ms x{each.calls:6.1f}  {each.name[:110]}", markup=False, soft_wrap=True)
+    console.print("\nThe processor, under the profiler, which slows it down:")
+    for each in calls[:25]:
         console.print(f"{each.ms:9.3f} ms x{each.calls:6.1f}  {each.name[:110]}", markup=False, soft_wrap=True)
     if arguments.json is not None:
         publish_bytes(arguments.json, (json.dumps(result, indent=1) + "\n").encode())
