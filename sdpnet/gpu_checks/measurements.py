@@ -58,10 +58,8 @@ def _kernels(settings: Settings, seconds: float) -> list[str]:
 
 
 def _host(settings: Settings, seconds: float) -> list[str]:
-    sizes = (
-        ["--image-size", "32", "--batch-size", "4"] if settings.tiny else ["--image-size", "64", "--batch-size", "512"]
-    )
-    words = ["--config", _SMALL, "--device", settings.device, *sizes]
+    size, batch_size = ("32", "4") if settings.tiny else ("64", "512")
+    words = ["--config", _SMALL, "--device", settings.device, "--image-size", size, "--batch-size", batch_size]
     tiny = [f"--set=model.{key}" for key in ("dim=24", "heads=2", "head_hidden=24")] if settings.tiny else []
     tiny += [f"--set=resolution.{key}=0" for key in ("start_size", "end_size")] if settings.tiny else []
     return ["-m", "sdpnet.gpu_checks.programs.kernels", *words, *tiny, "--json", str(settings.file("host"))]

@@ -192,8 +192,8 @@ def run(arguments: argparse.Namespace) -> int:
         "host_calls": [{"name": each.name[:160], "ms": round(each.ms, 3), "calls": each.calls} for each in calls[:40]],
     }
     title = (
-        f"{arguments.config}: a step of {1000 * seconds:,.1f} ms has {result['kernel_ms']:,.1f} ms of kernels, which the "
-        f"processor starts in {result['host_ms']:,.1f} ms"
+        f"{arguments.config}: a step of {1000 * seconds:,.1f} ms has {result['kernel_ms']:,.1f} ms of kernels, "
+        f"which the processor starts in {result['host_ms']:,.1f} ms"
     )
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     table.add_column("part")
