@@ -20,7 +20,8 @@ run_tests() { # [--full] [pytest's arguments]
     check_where_installed hadolint containers/Dockerfile
     check_where_installed actionlint .github/workflows/*.yml
     check documents build_documents
-    check pytest pytest -q -n 2 --dist loadfile "$@"
+    # Without the last option, pytest-xdist waits for ever after a worker has crashed.
+    check pytest pytest -q -n 2 --dist loadfile --max-worker-restart=0 "$@"
     if [ -z "$selected" ] && nvidia-smi -L >/dev/null 2>&1; then # the run above sees no GPU
         check 'pytest of the GPU' pytest -q -m gpu
     fi

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,11 @@ def pytest_configure(config: pytest.Config) -> None:
     if "gpu" not in config.option.markexpr:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # also applies to the processes that tests start
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # for machines that cannot resolve their own name
+    if capability := os.environ.get("ATEN_CPU_CAPABILITY"):
+        # torch's cache of compiled code does not tell instruction sets apart: code for AVX2 from an earlier run does
+        # not compile for plain x86-64 (torch 2.14).
+        folder = Path(tempfile.gettempdir(), f"torchinductor_{os.getuid()}_{capability}")
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
     # A shell starts background jobs, and jobs under nohup, with these signals ignored. All processes that the tests
     # start would inherit that.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -260,8 +260,10 @@ def test_tests_that_were_cut_off_are_named(files: int, tmp_path: Path, monkeypat
         "@pytest.mark.parametrize('what', ['a word'])\ndef test_wrong(what): assert not what\n"
         "@pytest.mark.skip(reason='no GPU')\ndef test_skipped(): pass\n"
         "@pytest.fixture\ndef broken(): raise OSError\ndef test_broken(broken): pass\n"
-        "def test_hangs():\n    time.sleep(1)\n"  # until the controller has written the lines of the others
-        "    os.kill(os.getppid() if 'PYTEST_XDIST_WORKER' in os.environ else os.getpid(), signal.SIGKILL)\n"
+        "def test_hangs(request):\n    time.sleep(1)\n"  # until the controller has written the lines of the others
+        # Not by PYTEST_XDIST_WORKER: this suite may run in a worker, whose variables are inherited.
+        "    is_worker = hasattr(request.config, 'workerinput')\n"
+        "    os.kill(os.getppid() if is_worker else os.getpid(), signal.SIGKILL)\n"
     )
     (tmp_path / name).write_text(text)
     paths = [str(tmp_path / name)]
