@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import Final
 
-from sdpnet.pipelines.lasting_output import silence
+from sdpnet.pipelines.lasting_output import open_standard_streams, silence
 from sdpnet.pipelines.startup import end_on_interrupt, raise_on_interrupt
 
 __all__ = [
@@ -99,6 +99,7 @@ def run_command(main: Callable[[], int | None]) -> int:
         or 130 after Ctrl-C. The training loop handles Ctrl-C itself.
     """
     raise_on_interrupt()
+    open_standard_streams()
     try:
         return main() or 0
     except UserError as error:

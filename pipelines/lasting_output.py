@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
-__all__ = ["lasting_output", "silence"]
+__all__ = ["lasting_output", "open_standard_streams", "silence"]
 
 _PERMANENT_ERRORS = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO, errno.ENODEV, errno.ECONNRESET, errno.ESTALE)
 
@@ -25,6 +25,27 @@ def silence(stream: TextIO) -> None:
         os.dup2(null, descriptor)
         os.close(null)
         stream.flush()
+
+
+def open_standard_streams() -> None:
+    """Opens the null device in place of each standard stream that was closed when the process started (`>&-`).
+
+    Python sets such a stream to None.
+    """
+    _open_descriptors()
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (open until the process ends)
+
+
+def _open_descriptors() -> None:
+    # A closed standard descriptor would be given to the next file that is opened, and our lines would go into that
+    # file.
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
 
 
 class _LastingStream:
@@ -85,13 +106,7 @@ def lasting_output(consequence: str) -> Iterator[None]:
 
     When stdout fails for the first time, one line on stderr says so, followed by `consequence`.
     """
-    # A closed standard descriptor would be given to the next file that is opened, and our lines would go into that
-    # file.
-    for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
+    _open_descriptors()
     before = sys.stdout, sys.stderr
 
     def lost(error: BaseException) -> None:

@@ -151,11 +151,14 @@ def _version(distributions: tuple[str, ...]) -> str | None:
 def commit() -> str | None:
     """The commit of this checkout, followed by "+" if files differ from it.
 
-    A copy that scripts/gpu_bundle.py has made is without git; it has the commit in a file `COMMIT`.
+    It is None for an installed copy, which may lie in an environment inside another project's checkout. A copy that
+    scripts/gpu_bundle.py has made is without git; it has the commit in a file `COMMIT`.
     """
     written = Path(__file__).resolve().parents[1] / "COMMIT"
     if written.is_file():
         return written.read_text(encoding="utf-8").strip()
+    if not written.with_name("pyproject.toml").is_file():
+        return None
     git = ["git", "-C", str(written.parent)]
     try:
         named = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)

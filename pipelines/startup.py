@@ -50,7 +50,7 @@ def is_command(words: list[str]) -> bool:
             next(rest, None)
         elif word.startswith("-") and len(word) > 1:
             if not word.startswith("--") and word[-1] in "mc":  # -m, also after other flags, as in -um
-                return word[-1] == "m" and next(rest, "") in {f"sdpnet.{module}" for module in _MODULES}
+                return word[-1] == "m" and next(rest, "") in {"sdpnet", *(f"sdpnet.{module}" for module in _MODULES)}
         else:
             return _is_script(word)
     return False

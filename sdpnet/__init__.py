@@ -3,6 +3,11 @@
 import os as _os
 import typing as _typing
 
+if not _os.path.isdir(__path__[0]):
+    raise ImportError(
+        f"sdpnet cannot be imported from an archive ({__path__[0]}), because its native libraries and configs are "
+        "files: install it with pip, or unpack the archive"
+    )
 if not _os.path.isdir(_os.path.join(__path__[0], "pipelines")):
     # In a checkout, symbolic links in this folder point to pipelines/, preprocess/ and configs/ beside it. torch.hub
     # downloads a .zip file of a checkout, and unpacking it loses the links, but the folders are still there.

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from sdpnet import __version__
 from sdpnet.pipelines.errors import BackendMissingError, run_command
+from sdpnet.pipelines.lasting_output import open_standard_streams
 from sdpnet.pipelines.terminal.command_line import CommandParser, parse, run_parsed
 from sdpnet.pipelines.terminal.remedy import missing_package
 
@@ -26,11 +27,13 @@ class Command(NamedTuple):
         flags: the module with `add_arguments`.
         module: the module with `run`.
         purpose: what the command does, as a part of a sentence.
+        without_torch: the module with `run` where torch is not installed; "" for the same one.
     """
 
     flags: str
     module: str
     purpose: str
+    without_torch: str = ""
 
 
 _PREPROCESS: Final = "sdpnet.preprocess"
@@ -62,7 +65,9 @@ COMMANDS: Final = {
         "sdpnet.pipelines.bench",
         "time the pipelines; bench step: the training step",
     ),
-    "doctor": _command("doctor", "say what is installed, and what limits training on this machine"),
+    "doctor": _command("doctor", "say what is installed, and what limits training on this machine")._replace(
+        without_torch=f"{_OURS}.installation"
+    ),
     "config": _command("config", "list the config keys, or what differs between two configs"),
     "completion": _command("completion", "print the script for completion in a shell", "sdpnet"),
 }
@@ -71,6 +76,7 @@ STEP: Final = Command("sdpnet.flags.bench_step", "sdpnet.benchmarks.step", "time
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
+    open_standard_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["help"]:
         words = [*words[1:], "--help"]
@@ -100,17 +106,22 @@ def _run(name: str, command: Command, words: list[str]) -> int:
     add_arguments = _load(command.flags).add_arguments
     description = f"{command.purpose[0].upper()}{command.purpose[1:]}."
     arguments = parse(f"sdpnet {name}", description, add_arguments, words)
-    return run_parsed(arguments, _load(command.module).run)
+    return run_parsed(arguments, _load(command.module, command.without_torch).run)
 
 
-def _load(module: str) -> ModuleType:
-    """Imports a module. Where a package of an extra is missing, the process ends with one line."""
+def _load(module: str, without_torch: str = "") -> ModuleType:
+    """Imports a module, or the other one if torch is missing.
+
+    If any other package of an extra is missing, the process ends with one line.
+    """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         reason = missing_package(error)
         if reason is None:
             raise
+        if without_torch and error.name == "torch":
+            return importlib.import_module(without_torch)
 
     def fail() -> None:
         raise BackendMissingError(reason)

@@ -109,6 +109,7 @@ ALLOWED = {
     "sdpnet/gpu_checks/programs": (*TRAINING, *BENCHMARKS, *LAB, "sdpnet/benchmarks", "sdpnet/gpu_checks/programs"),
     "sdpnet/gpu_checks": (*EXECUTORS, "sdpnet/gpu_checks", "sdpnet/gpu_checks/programs"),
     "sdpnet/completion": (*REPORTING, "sdpnet/cli", "sdpnet/flags"),
+    "sdpnet/__main__": ("sdpnet/cli",),
     "sdpnet/cli": TERMINAL,  # the commands are imported by name, each when it is asked for
 }
 BACKENDS = {

@@ -204,6 +204,31 @@ def test_the_program_train_is_for_a_checkout_only(site: Path, sdist: Path, tmp_p
     assert text.startswith("usage: sdpnet train ")
 
 
+def test_an_archive_cannot_be_imported(site: Path, tmp_path: Path) -> None:
+    """The libraries and the configs could not be loaded from it."""
+    archive = Path(shutil.make_archive(str(tmp_path / "sdpnet"), "zip", site))
+    command = [sys.executable, "-m", "sdpnet", "--version"]
+    environment = {**os.environ, "PYTHONPATH": str(archive)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert f"sdpnet cannot be imported from an archive ({archive}/sdpnet)" in last and "install it with pip" in last
+
+
+def test_an_installed_copy_has_no_commit(site: Path, tmp_path: Path) -> None:
+    """Its environment may lie in the checkout of another project."""
+    shutil.copytree(site / "sdpnet", tmp_path / ".venv" / "sdpnet")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
+    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "theirs"]):
+        subprocess.run([*git, *words], check=True)
+    code = "from sdpnet.pipelines import machine; print(machine.__file__, machine.commit())"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / ".venv")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"{tmp_path}/.venv/sdpnet/pipelines/machine.py None\n"
+
+
 def test_the_wheel_works_beside_alien_folders(site: Path, alien: Path, shard_set: Path, image_folder: Path) -> None:
     """Import, torchrun, verify and predict."""
     environment = {**os.environ, "PYTHONPATH": str(site)}

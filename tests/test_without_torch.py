@@ -3,6 +3,7 @@ the extras. Conversion, verification and the plan work with it."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -95,6 +96,18 @@ def test_a_page_needs_the_extra_report(light: dict[str, str], shard_set: Path, t
     done = run(light, "-m", "sdpnet.cli", *words)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert "jinja2 is not installed; this needs the extra 'report': " in done.stderr
+
+
+def test_the_doctor_says_what_is_missing(light: dict[str, str]) -> None:
+    done = run(light, "-m", "sdpnet.cli", "doctor")
+    assert (done.returncode, done.stderr) == (0, "")
+    words = done.stdout.split()
+    assert "".join(words).count(str(ROOT / "sdpnet")) == 1 and "(a checkout)" in " ".join(words)
+    *_, last = done.stdout.splitlines()
+    assert last.startswith("torch is not installed") and last.endswith("[train]'")
+    facts = json.loads(run(light, "-m", "sdpnet.cli", "doctor", "--json").stdout)
+    assert facts["versions"]["sdpnet"] and facts["imported_from"] == str(ROOT / "sdpnet")
+    assert facts["verdict"] == [last] and facts["usable_cores"] >= 1
 
 
 def test_the_loader_names_the_extra(light: dict[str, str]) -> None:

@@ -172,6 +172,8 @@ class CommandParser(argparse.ArgumentParser):
     def _hint(self, message: str) -> str:
         """A remedy to append to one of argparse's messages, or ""."""
         if unknown := re.search(r"invalid choice: '([^']*)'", message):
+            if (flag := f"--{unknown[1]}") in self._option_string_actions:
+                return f"; did you mean {flag}?"
             choices = [str(choice) for action in self._actions for choice in action.choices or ()]
             near = get_close_matches(unknown[1], choices, n=1, cutoff=0.5)
             return f"; did you mean {near[0]!r}?" if near else ""

@@ -97,7 +97,7 @@ def _quoted(word: str | Path) -> str:
     if printable(text) == text and _can_be_printed(text):
         return shlex.quote(text)
     # $'...' with escapes is understood by bash, zsh and POSIX shells of 2024, and contains no control characters.
-    return "$'" + "".join(map(_octet, text.encode("utf-8", "surrogateescape"))) + "'"
+    return "$'" + "".join(map(_octet, os.fsencode(text))) + "'"
 
 
 def _can_be_printed(text: str) -> bool:

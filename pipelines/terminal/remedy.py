@@ -42,7 +42,10 @@ def checkout() -> Path | None:
 
 def install(*requirements: str) -> str:
     """The command that installs packages into the environment of the running Python."""
-    return " ".join([_pip(), "install", *map(shlex.quote, requirements)])
+    words = " ".join(map(shlex.quote, requirements))
+    if not _has_pip() and Path(sys.prefix, "pipx_metadata.json").is_file():
+        return f"pipx inject {shlex.quote(Path(sys.prefix).name)} {words}"
+    return f"{_pip_install()} {words}"
 
 
 def install_extra(extra: str) -> str:
@@ -51,7 +54,7 @@ def install_extra(extra: str) -> str:
 
     above = checkout()
     if above is not None:
-        return f"{_pip()} install -e {shlex.quote(f'{above}[{extra}]')}"
+        return f"{_pip_install()} -e {shlex.quote(f'{above}[{extra}]')}"
     try:
         requires = distribution("sdpnet").requires or []
     except PackageNotFoundError:
@@ -72,7 +75,7 @@ def rebuild() -> str:
     """The command that builds the native libraries (crop decoder, JPEG codec, ceilings)."""
     above = checkout()
     source = f"-e {shlex.quote(str(above))}" if above else f"--no-cache-dir --force-reinstall {_origin()}"
-    return set_up_again(f"{_HEADERS}, then {_pip()} install --no-deps {source}")
+    return set_up_again(f"{_HEADERS}, then {_pip_install()} --no-deps {source}")
 
 
 def set_up_again(otherwise: str) -> str:
@@ -84,12 +87,36 @@ def set_up_again(otherwise: str) -> str:
     return f"{dev} setup --retry (or: {otherwise})"
 
 
-def _pip() -> str:
-    """`pip` if that word starts the pip of the running Python, else the running Python with `-m pip`."""
+def _pip_install() -> str:
+    """The command to which packages are appended.
+
+    It is `pip install` if that word starts the pip of the running Python, `uv pip install` if uv made an environment
+    without pip, else the running Python with `-m pip install`.
+    """
     found, beside = shutil.which("pip"), Path(sys.executable).with_name("pip")
     if found is not None and os.path.realpath(found) == os.path.realpath(beside):
-        return "pip"
-    return f"{shlex.quote(sys.executable)} -m pip"
+        return "pip install"
+    python = shlex.quote(sys.executable)
+    if not _has_pip() and (_made_by_uv() or shutil.which("uv")):
+        return f"uv pip install --python {python}"
+    return f"{python} -m pip install"
+
+
+def _has_pip() -> bool:
+    from importlib.util import find_spec  # seldom needed
+
+    try:
+        return find_spec("pip") is not None
+    except ModuleNotFoundError:  # an import hook that forbids it
+        return False
+
+
+def _made_by_uv() -> bool:
+    try:
+        text = Path(sys.prefix, "pyvenv.cfg").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
+    return re.search(r"^uv = ", text, re.MULTILINE) is not None
 
 
 def _origin() -> str:

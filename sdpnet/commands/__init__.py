@@ -1,3 +1,3 @@
 """The commands besides `train`: evaluate, predict, report, export, lab, sheet, config, doctor."""
 
-__all__ = ["config", "doctor", "evaluate", "export", "lab", "predict", "report", "sheet"]
+__all__ = ["config", "doctor", "evaluate", "export", "installation", "lab", "predict", "report", "sheet"]

@@ -10,13 +10,10 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import torch
-from PIL import features
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from sdpnet import __version__
 from sdpnet.benchmarks.throughput import copy_rate, decode_round, reading_rates, step_rate
+from sdpnet.commands.installation import installation, machine_rows, print_rows, version_rows
 from sdpnet.config.load import load_config
 from sdpnet.config.options import Config
 from sdpnet.execution.hardware import choose_step, look_at
@@ -27,7 +24,7 @@ from sdpnet.pipelines.benchmarks import ceilings
 from sdpnet.pipelines.benchmarks.process import ContestantError
 from sdpnet.pipelines.errors import printable
 from sdpnet.pipelines.executors.registry import PIPELINES, choose_pipeline, why_missing
-from sdpnet.pipelines.machine import cgroup_cores, cpu_name, driver, installed_versions, usable_cores
+from sdpnet.pipelines.machine import driver, usable_cores
 from sdpnet.pipelines.shards.layout import open_split
 from sdpnet.pipelines.terminal.next_step import next_lines, sdpnet, training
 from sdpnet.pipelines.terminal.remedy import install
@@ -243,22 +240,13 @@ def _stages(rates: dict[str, Any]) -> tuple[dict[str, float | None], dict[str, s
 def _examine(arguments: argparse.Namespace, config: Config, say: Callable[[str], None]) -> dict[str, Any]:
     say("looking at what is installed")
     cards, why_none = _gpus()
-    turbo = ceilings.turbo_version() if ceilings.available() else None
     facts: dict[str, Any] = {
-        "versions": {
-            "sdpnet": __version__,
-            **installed_versions(),
-            "libjpeg-turbo (native)": turbo,
-            "libjpeg-turbo (Pillow)": features.version("libjpeg_turbo"),
-        },
+        **installation(),
         "gpus": cards,
         "no_gpu": why_none,
-        "driver": driver(),
-        "cpu": cpu_name(),
-        "usable_cores": len(usable_cores()),
-        "cgroup_cores": cgroup_cores(),
         "threads": str(use_threads()),
     }
+    facts["versions"]["libjpeg-turbo (native)"] = ceilings.turbo_version() if ceilings.available() else None
     facts["pipelines"] = {name: why_missing(name) for name in PIPELINES}
     facts["rates"] = _measure(arguments, config, say)
     stages, remedies = _stages(facts["rates"])
@@ -269,15 +257,11 @@ def _examine(arguments: argparse.Namespace, config: Config, say: Callable[[str],
 
 
 def _print(facts: dict[str, Any], console: Console) -> None:
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+    rows = version_rows(facts)
 
-    def row(name: str, value: str) -> None:
-        table.add_row(Text(printable(name)), Text(printable(value)))
+    def row(name: str = "", value: str = "") -> None:
+        rows.append((name, value))
 
-    for name, version in facts["versions"].items():
-        row(name, version or "not installed")
     for card in facts["gpus"]:
         supported = card["supported_by_this_torch"]
         row(
@@ -288,12 +272,9 @@ def _print(facts: dict[str, Any], console: Console) -> None:
         )
     if facts["no_gpu"]:
         row("GPU", facts["no_gpu"])
-    row("NVIDIA driver", facts["driver"] or "none found")
-    limit = facts["cgroup_cores"]
-    limited = f", limited to {limit:g} by the container" if limit is not None else ""
-    row("cores", f"{facts['usable_cores']} usable{limited}; {facts['cpu'] or 'unknown'}")
+    rows += machine_rows(facts)
     row("torch's threads", facts["threads"].removeprefix("threads: "))
-    table.add_row()
+    row()
     for name, reason in facts["pipelines"].items():
         row(f"pipeline {name}", reason or "can be used")
 
@@ -309,7 +290,7 @@ def _print(facts: dict[str, Any], console: Console) -> None:
             else f"{read['bytes_per_second'] / 1e6:,.0f} MB/s, " + images(read["images_per_second"])
         )
 
-    table.add_row()
+    row()
     row("reading, disk", reading(rates["disk"]))
     row("reading, memory", reading(rates["memory"]))
     by = f" ({rates['pipeline']}, {rates['image_size']} px)" if rates["pipeline"] else ""
@@ -319,7 +300,7 @@ def _print(facts: dict[str, Any], console: Console) -> None:
     step = f" a {'GPU' if rates['gpus'] else 'CPU'} ({rates['config']}, batch {rates['step_batch_size']})"
     compiled = ", compiled" if rates["step_compiled"] else ", not compiled"
     row("model step", images(rates["step"]) + (f"{step}{compiled}" if rates["step"] else ""))
-    console.print(table)
+    print_rows(rows, console)
     console.print()
     for line in (*rates["problems"], *facts["verdict"]):
         console.print(printable(line), markup=False, soft_wrap=True)

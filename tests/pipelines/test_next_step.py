@@ -64,6 +64,14 @@ def test_what_the_terminal_cannot_show_comes_through_too(monkeypatch: pytest.Mon
     assert line == "next: ls $'\\347\\214\\253 \\303\\251' 'é'" and words(line) == ["ls", "猫 é", "é"]
 
 
+def test_a_locale_with_another_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There, the characters of a path stand for other bytes than in UTF-8."""
+    monkeypatch.setattr(os, "fsencode", lambda text: text.encode("latin-1"))
+    line = next_line("ls", "\x9b\xfc")
+    command = ["bash", "-c", f"printf %s {line.removeprefix('next: ls ')}"]
+    assert subprocess.run(command, capture_output=True, check=True).stdout == b"\x9b\xfc"
+
+
 def test_the_command_is_this_environments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     bin_ = tmp_path / "env" / "bin"
     bin_.mkdir(parents=True)

@@ -118,6 +118,26 @@ def test_pip_is_the_running_pythons(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert install("b") == f"{tmp_path}/ours/python -m pip install b"
 
 
+@pytest.mark.parametrize("reason", ["made by uv", "uv in PATH", "pipx", "neither"])
+def test_an_environment_without_pip(reason: str, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """uv makes environments without pip, and so does pipx with uv."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    prefix = copied / "my env"
+    (prefix / "bin").mkdir(parents=True)
+    (prefix / "pyvenv.cfg").write_text("home = /usr/bin\n" + ("uv = 0.13.9\n" if reason == "made by uv" else ""))
+    if reason == "pipx":
+        (prefix / "pipx_metadata.json").write_text("{}")
+    if reason == "uv in PATH":
+        (prefix / "bin" / "uv").write_text("")
+        (prefix / "bin" / "uv").chmod(0o755)
+    monkeypatch.setattr(sys, "prefix", str(prefix))
+    monkeypatch.setattr(sys, "executable", str(prefix / "bin" / "python"))
+    monkeypatch.setenv("PATH", str(prefix / "bin"))
+    python = f"'{prefix}/bin/python'"
+    wanted = {"pipx": "pipx inject 'my env'", "neither": f"{python} -m pip install"}
+    assert install("a>=1", "b") == f"{wanted.get(reason, f'uv pip install --python {python}')} 'a>=1' b"
+
+
 def test_no_message_names_an_index_that_lacks_sdpnet() -> None:
     for package in ("pipelines", "preprocess", "sdpnet"):
         for path in (ROOT / package).rglob("*.py"):

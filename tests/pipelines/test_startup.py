@@ -59,6 +59,7 @@ def test_other_programs_keep_their_own_interrupt() -> None:
         (["-m", "sdpnet.train", "--out", "x"], True),
         (["-u", "-W", "error", "-m", "sdpnet.train"], True),
         (["-um", "sdpnet.preprocess.verify"], True),
+        (["-m", "sdpnet", "verify"], True),
         ([str(ROOT / "preprocess" / "build_ffcv.py"), "--out"], True),
         ([str(Path(sys.executable).with_name("sdpnet")), "train"], True),
         (["-m", "pytest", "sdpnet.train"], False),

@@ -74,6 +74,27 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert caught.value.code == 0 and capsys.readouterr().out == f"sdpnet {__version__}\n"
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("words", ["--version", "config optim", "verify --quick SHARDS", "report nothing"])
+def test_closed_standard_streams(words: str, closed: str, shard_set: Path) -> None:
+    """Python has None in place of a stream that its parent has closed."""
+    command = f"{sys.executable} -m sdpnet {words.replace('SHARDS', str(shard_set))} {closed}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == (2 if words == "report nothing" else 0), done.stderr
+    assert done.stderr.count("\n") <= 1, done.stderr
+
+
+def test_the_package_is_a_command() -> None:
+    command = [sys.executable, "-m", "sdpnet", "--version"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == f"sdpnet {__version__}\n"
+
+
+def test_a_flag_that_is_typed_as_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["version"])
+    assert capsys.readouterr().err.endswith("; did you mean --version?\n")
+
+
 def test_the_help_of_train_lists_the_configs(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["train", "--help"])
