@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
@@ -13,6 +14,7 @@ from sdpnet.pipelines.lasting_output import open_standard_streams, silence
 from sdpnet.pipelines.startup import end_on_interrupt, raise_on_interrupt
 
 __all__ = [
+    "STDOUT",
     "BackendMissingError",
     "ImageFileError",
     "ShardError",
@@ -22,6 +24,8 @@ __all__ = [
     "require",
     "run_command",
 ]
+
+STDOUT: Final = "standard output"  # the file name in an error of writing to it
 
 # Characters that control a terminal, end a line, change the direction of the text after them, or cannot be encoded:
 # control characters (C0, DEL, C1), direction marks, line separators, halves of surrogate pairs, and what XML forbids.
@@ -96,7 +100,8 @@ def run_command(main: Callable[[], int | None]) -> int:
 
     Returns:
         the exit status: the result of `main` (0 for None), 2 after such an error or when memory or threads are used up,
-        or 130 after Ctrl-C. The training loop handles Ctrl-C itself.
+        130 after Ctrl-C, or 141 if the reader of stdout has gone, as after `| head`; in shells this is the status of a
+        process that SIGPIPE ended. The training loop handles Ctrl-C itself.
     """
     raise_on_interrupt()
     open_standard_streams()
@@ -105,6 +110,12 @@ def run_command(main: Callable[[], int | None]) -> int:
     except UserError as error:
         _print_error(f"error: {error}")
         return 2
+    except BrokenPipeError as error:
+        if error.filename != STDOUT and not _reader_has_gone():
+            _print_error(f"error: {printable(error.strerror or 'Broken pipe')}")
+            return 2
+        silence(sys.stdout)
+        return 141
     except OSError as error:  # no such directory, no permission, disk full: the user can fix these too
         if error.errno is None:
             raise
@@ -126,6 +137,16 @@ def run_command(main: Callable[[], int | None]) -> int:
         return 130
     finally:
         end_on_interrupt()
+
+
+def _reader_has_gone() -> bool:
+    """Whether stdout is a pipe that nobody reads any more."""
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout.fileno(), 0)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    except (OSError, ValueError):  # not a file, or closed
+        return False
 
 
 def _is_lack_of_memory(error: BaseException) -> bool:

@@ -47,6 +47,14 @@ def settings() -> dict[str, object]:
 # ---- names
 
 
+def test_the_page_about_installation_has_each_extra() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    section = text.partition("\n[project.optional-dependencies]\n")[2].partition("\n[")[0]
+    extras = set(re.findall(r"^([a-z0-9-]+) = \[", section, re.MULTILINE))
+    rows = re.findall(r"^\| (`.+?`) \|", (DOCS / "how-to/install.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert extras >= {"train", "fp8"} and extras == set(re.findall("`([a-z0-9-]+)`", " ".join(rows)))
+
+
 @pytest.mark.parametrize(("command", "module"), COMMANDS.items(), ids=COMMANDS)
 def test_command_module_and_page_have_one_name(command: str, module: str) -> None:
     word = command.split()[-1].removeprefix("preprocess/").removesuffix(".py")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 from pathlib import Path
 from typing import Any, Final
@@ -31,7 +30,7 @@ MISSING: Final = "torch is not installed, so nothing trains and no pipeline work
 
 
 def installation() -> dict[str, Any]:
-    """The versions, the place that sdpnet is imported from, the Python in use, the driver and the cores."""
+    """The versions, the place that sdpnet is imported from, the Python program, the driver and the cores."""
     return {
         "versions": {
             "sdpnet": sdpnet.__version__,
@@ -40,7 +39,7 @@ def installation() -> dict[str, Any]:
         },
         "imported_from": str(Path(sdpnet.__path__[0]).resolve()),
         "is_checkout": checkout() is not None,
-        "python": f"{platform.python_version()}, {sys.executable}",
+        "interpreter": sys.executable,
         "driver": driver(),
         "cpu": cpu_name(),
         "usable_cores": len(usable_cores()),
@@ -49,10 +48,10 @@ def installation() -> dict[str, Any]:
 
 
 def version_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    """The names and values of the versions, of the place that sdpnet is imported from, and of the Python in use."""
+    """The names and values of the versions, of the place that sdpnet is imported from, and of the Python program."""
     place = facts["imported_from"] + (" (a checkout)" if facts["is_checkout"] else "")
     (first, *others) = [(name, version or "not installed") for name, version in facts["versions"].items()]
-    return [first, ("imported from", place), ("Python", facts["python"]), *others]
+    return [first, ("imported from", place), ("interpreter", facts["interpreter"]), *others]
 
 
 def machine_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:

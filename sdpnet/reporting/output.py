@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from sdpnet.pipelines.errors import printable
+from sdpnet.pipelines.errors import STDOUT, printable
 
 __all__ = ["say", "say_json"]
 
@@ -33,7 +33,7 @@ def say(*lines: str) -> None:
             descriptor = sys.stdout.fileno()
             with open(os.devnull, "wb") as nowhere:
                 os.dup2(nowhere.fileno(), descriptor)
-        raise OSError(error.errno, error.strerror, "standard output") from error
+        raise OSError(error.errno, error.strerror, STDOUT) from error
 
 
 def say_json(facts: Mapping[str, Any]) -> None:

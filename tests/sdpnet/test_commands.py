@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +18,7 @@ from sdpnet.config.load import load_config, similar_keys
 from sdpnet.config.names import config_names
 from sdpnet.pipelines.benchmarks.flags import PEER_NAMES
 from sdpnet.pipelines.benchmarks.peers import PEERS
+from sdpnet.pipelines.errors import run_command
 from sdpnet.pipelines.executors.registry import PIPELINES
 from sdpnet.pipelines.options import Pipeline
 from sdpnet.pipelines.terminal.quiet import is_quiet, quietly
@@ -82,6 +85,24 @@ def test_closed_standard_streams(words: str, closed: str, shard_set: Path) -> No
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == (2 if words == "report nothing" else 0), done.stderr
     assert done.stderr.count("\n") <= 1, done.stderr
+
+
+@pytest.mark.parametrize("words", ["config", "verify --quick SHARDS"])
+def test_a_reader_that_leaves(words: str, shard_set: Path) -> None:
+    """As `head` and `less` do: that is no mistake, so nothing is said."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "sdpnet", *words.replace("SHARDS", str(shard_set)).split()]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False, timeout=120)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_another_broken_pipe_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    assert run_command(fail) == 2 and capsys.readouterr().err == "error: Broken pipe\n"
 
 
 def test_the_package_is_a_command() -> None:
