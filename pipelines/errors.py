@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import Final
 
-from sdpnet.pipelines.lasting_output import open_standard_streams, silence
+from sdpnet.pipelines.lasting_output import open_standard_streams, print_note, silence
 from sdpnet.pipelines.startup import end_on_interrupt, raise_on_interrupt
 
 __all__ = [
@@ -108,11 +108,11 @@ def run_command(main: Callable[[], int | None]) -> int:
     try:
         return main() or 0
     except UserError as error:
-        _print_error(f"error: {error}")
+        print_note(f"error: {error}")
         return 2
     except BrokenPipeError as error:
         if error.filename != STDOUT and not _reader_has_gone():
-            _print_error(f"error: {printable(error.strerror or 'Broken pipe')}")
+            print_note(f"error: {printable(error.strerror or 'Broken pipe')}")
             return 2
         silence(sys.stdout)
         return 141
@@ -120,20 +120,20 @@ def run_command(main: Callable[[], int | None]) -> int:
         if error.errno is None:
             raise
         where = f"{printable(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
-        _print_error(f"error: {where}{printable(error.strerror or type(error).__name__)}")
+        print_note(f"error: {where}{printable(error.strerror or type(error).__name__)}")
         return 2
     except (MemoryError, RuntimeError) as error:
         if "can't start new thread" in str(error):
-            _print_error(
+            print_note(
                 "error: the system starts no more threads; end other programs, or raise the limits (ulimit -u, -v)"
             )
             return 2
         if not _is_lack_of_memory(error):
             raise
-        _print_error("error: out of memory; end other programs, ask for less, or raise the process's limit (ulimit -v)")
+        print_note("error: out of memory; end other programs, ask for less, or raise the process's limit (ulimit -v)")
         return 2
     except KeyboardInterrupt:
-        _print_error("interrupted")
+        print_note("interrupted")
         return 130
     finally:
         end_on_interrupt()
@@ -154,11 +154,3 @@ def _is_lack_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return re.search("can't allocate memory|[Ss]ize calculation overflowed", str(error)) is not None
-
-
-def _print_error(line: str) -> None:
-    """Prints a line on stderr. If the terminal is gone, nothing happens: that must not change the exit status."""
-    try:
-        print(line, file=sys.stderr, flush=True)
-    except (OSError, ValueError):
-        silence(sys.stderr)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
-__all__ = ["lasting_output", "open_standard_streams", "silence"]
+__all__ = ["lasting_output", "open_standard_streams", "print_note", "silence"]
 
 _PERMANENT_ERRORS = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO, errno.ENODEV, errno.ECONNRESET, errno.ESTALE)
 
@@ -25,6 +25,17 @@ def silence(stream: TextIO) -> None:
         os.dup2(null, descriptor)
         os.close(null)
         stream.flush()
+
+
+def print_note(text: str, end: str = "\n") -> None:
+    """Prints a text on stderr at once. If that fails, this and all further texts are discarded.
+
+    So a terminal that is gone or a log file on a full disk neither ends the work nor changes the exit status.
+    """
+    try:
+        print(text, end=end, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        silence(sys.stderr)
 
 
 def open_standard_streams() -> None:

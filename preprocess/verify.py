@@ -29,6 +29,7 @@ import numpy as np
 from zlib_ng import zlib_ng
 
 from sdpnet.pipelines.errors import ShardError, printable
+from sdpnet.pipelines.lasting_output import print_note
 from sdpnet.pipelines.shards.beton import CRC32_DTYPE
 from sdpnet.pipelines.shards.file import MappedFile, read_whole, size_of
 from sdpnet.pipelines.shards.index_file import has_checksums
@@ -270,7 +271,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = {"quick": arguments.quick, "decode": arguments.decode}
     for problem in verify(arguments.shards, **options, num_workers=arguments.workers):
         found += 1
-        print(problem, file=sys.stderr)
+        print_note(str(problem))
     manifest = read_manifest(arguments.shards)
     in_place = any(split.format == "index" for split in manifest.splits.values())
     with_checksums = _has_checksums(arguments.shards, manifest)

@@ -6,6 +6,7 @@ import shutil
 import sys
 
 from sdpnet.pipelines.errors import printable
+from sdpnet.pipelines.lasting_output import print_note
 from sdpnet.pipelines.terminal.quiet import is_quiet
 
 __all__ = ["StatusLine"]
@@ -26,7 +27,7 @@ class StatusLine:
     def __call__(self, text: str) -> None:
         if self._shown:
             width = shutil.get_terminal_size().columns
-            print(f"\r\x1b[K{printable(text)[: width - 1]}", end="", file=sys.stderr, flush=True)
+            print_note(f"\r\x1b[K{printable(text)[: width - 1]}", end="")
 
     def __exit__(self, *_: object) -> None:
         self("")

@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from sdpnet.pipelines.errors import printable
+from sdpnet.pipelines.lasting_output import print_note
 from sdpnet.pipelines.terminal.quiet import is_quiet
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Meter:
             self._bar = _bar()
             self._task = self._bar.add_task(name, total=total, completed=done, note="")
         elif done:
-            print(f"{name}: {done:,} of {total:,} images are done already", file=sys.stderr, flush=True)
+            print_note(f"{name}: {done:,} of {total:,} images are done already")
 
     def __enter__(self) -> Meter:
         if self._bar is not None:
@@ -67,7 +68,7 @@ class Meter:
             remaining = _duration((self._total - self._done) / rate)
             counts = f"{self._done:,} of {self._total:,} images, {rate:,.0f} images/s{bad}"
             line = f"{self._name}: {counts}, {remaining} left"
-            print(line, file=sys.stderr, flush=True)
+            print_note(line)
 
     def note(self, text: str) -> None:
         """Shows a text instead of the rate."""
@@ -77,7 +78,7 @@ class Meter:
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done, note=text)
         else:
-            print(f"{self._name}: {text}", file=sys.stderr, flush=True)
+            print_note(f"{self._name}: {text}")
 
 
 def _bar() -> Progress:

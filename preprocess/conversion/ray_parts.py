@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from sdpnet.pipelines.errors import BackendMissingError, UserError
+from sdpnet.pipelines.lasting_output import print_note
 from sdpnet.pipelines.terminal.remedy import install_extra
 
 __all__ = ["run_on_ray"]
@@ -47,7 +48,7 @@ def run_on_ray(tasks: Sequence[Callable[[], int]], num_cpus: int) -> None:
                 if isinstance(error.cause, UserError):
                     raise UserError(f"part {number}/{len(tasks)}: {error.cause}") from None
                 raise
-            print(f"part {number}/{len(tasks)}: {count:,} images", file=sys.stderr, flush=True)
+            print_note(f"part {number}/{len(tasks)}: {count:,} images")
     finally:
         if started:
             ray.shutdown()

@@ -26,6 +26,7 @@ from sdpnet.reporting.output import say
 
 __all__ = ["add_arguments", "installation", "machine_rows", "print_rows", "run", "version_rows"]
 
+NARROW: Final = 50  # columns: the names take 22 of them
 MISSING: Final = "torch is not installed, so nothing trains and no pipeline works here"
 
 
@@ -63,7 +64,14 @@ def machine_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def print_rows(rows: list[tuple[str, str]], console: Console) -> None:
-    """Prints names and values in two columns. A pair of empty texts is an empty line."""
+    """Prints names and values in two columns, or in one if the terminal is narrow.
+
+    A pair of empty texts is an empty line.
+    """
+    if console.width < NARROW:
+        for name, value in rows:
+            console.print(printable(f"{name}: {value}" if name else ""), markup=False, soft_wrap=True)
+        return
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")

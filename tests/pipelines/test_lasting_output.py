@@ -11,7 +11,7 @@ from typing import TextIO
 import pytest
 
 from sdpnet.pipelines.errors import UserError, run_command
-from sdpnet.pipelines.lasting_output import lasting_output
+from sdpnet.pipelines.lasting_output import lasting_output, print_note
 
 
 @contextmanager
@@ -96,3 +96,15 @@ def test_a_command_ends_with_its_own_status_on_a_lost_stderr(monkeypatch: pytest
     with broken_pipe() as err:
         monkeypatch.setattr(sys, "stderr", err)
         assert run_command(fail) == 2
+
+
+@pytest.mark.parametrize("broken", [broken_pipe, full_disk], ids=["pipe", "disk"])
+def test_a_note_that_cannot_be_printed_is_discarded(broken: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    with broken() as stream:  # type: ignore[operator]
+        monkeypatch.setattr(sys, "stderr", stream)
+        print_note("a line")
+        print_note("another", end="")
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    print_note("a line", end="")
+    assert stream.getvalue() == "a line"

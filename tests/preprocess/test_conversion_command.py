@@ -87,3 +87,12 @@ def test_without_the_native_codec_keeping_is_refused_before_the_work(image_folde
     assert build_ffcv.main([*arguments, "--on-bad", "skip"]) == 2
     assert "--reencode auto: the native JPEG codec is not built" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_full_disk_under_the_progress_ends_no_conversion(command, image_folder, tmp_path, monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stderr", full)
+        assert command(["--source", str(image_folder), "--out", str(tmp_path / "shards"), "--workers", "1"]) == 0
+        monkeypatch.undo()
+    assert (tmp_path / "shards" / "manifest.json").is_file()

@@ -98,6 +98,13 @@ def test_a_backend_that_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert "torch's threads" in out and "pipeline ffcv" in out and out.count("not measured") >= 6
 
 
+def test_a_narrow_terminal_loses_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    assert cli.main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"torch: {torch.__version__.split('+')[0]}" in lines and f"interpreter: {sys.executable}" in lines
+
+
 @pytest.mark.slow
 def test_with_shards_and_the_step(
     shard_set: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
