@@ -27,7 +27,7 @@ class Command(NamedTuple):
         flags: the module with `add_arguments`.
         module: the module with `run`.
         purpose: what the command does, as a part of a sentence.
-        without_torch: the module with `run` where torch is not installed; "" for the same one.
+        without_torch: the module with `run` where torch is missing or broken; "" for the same one.
     """
 
     flags: str
@@ -110,17 +110,17 @@ def _run(name: str, command: Command, words: list[str]) -> int:
 
 
 def _load(module: str, without_torch: str = "") -> ModuleType:
-    """Imports a module, or the other one if torch is missing.
+    """Imports a module, or the other one if torch is missing or broken.
 
-    If any other package of an extra is missing, the process ends with one line.
+    If any other package of an extra is missing or broken, the process ends with one line.
     """
     try:
         return importlib.import_module(module)
-    except ModuleNotFoundError as error:
+    except (ImportError, OSError, RuntimeError) as error:
         reason = missing_package(error)
         if reason is None:
             raise
-        if without_torch and error.name == "torch":
+        if without_torch and reason.startswith("torch "):
             return importlib.import_module(without_torch)
 
     def fail() -> None:

@@ -103,11 +103,34 @@ def test_the_doctor_says_what_is_missing(light: dict[str, str]) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     words = done.stdout.split()
     assert "".join(words).count(str(ROOT / "sdpnet")) == 1 and "(a checkout)" in " ".join(words)
-    *_, last = done.stdout.splitlines()
+    *_, consequence, last = done.stdout.splitlines()
     assert last.startswith("torch is not installed") and last.endswith("[train]'")
     facts = json.loads(run(light, "-m", "sdpnet.cli", "doctor", "--json").stdout)
     assert facts["versions"]["sdpnet"] and facts["imported_from"] == str(ROOT / "sdpnet")
-    assert facts["verdict"] == [last] and facts["usable_cores"] >= 1
+    assert facts["verdict"] == [consequence, last] and facts["usable_cores"] >= 1
+
+
+@pytest.mark.parametrize("error", ["ImportError", "OSError", "RuntimeError"])
+def test_a_torch_that_cannot_be_imported(error: str, light: dict[str, str], tmp_path: Path) -> None:
+    """As of another CUDA."""
+    (tmp_path / "torch.py").write_text(f"raise {error}('libcudart.so.13: no such file\\nmore')\n")
+    broken = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    reason = "torch cannot be imported: libcudart.so.13: no such file; uninstall it, then "
+    done = run(broken, "-m", "sdpnet", "train", "--config", "debug", "--out", str(tmp_path / "run"))
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith(f"error: {reason}")
+    done = run(broken, "-m", "sdpnet", "doctor")
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.splitlines()[-1].startswith(reason)
+
+
+def test_a_torchvision_of_another_torch(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
+    broken = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    done = run(broken, "-m", "sdpnet", "predict", "--model", "m", "i.jpg")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "torchvision cannot be imported: operator torchvision::nms does not exist; uninstall it" in done.stderr
+    done = run(broken, "-m", "sdpnet", "doctor", "--json")
+    assert "operator torchvision::nms" in json.loads(done.stdout)["pipelines"]["torchvision"]
 
 
 def test_the_loader_names_the_extra(light: dict[str, str]) -> None:

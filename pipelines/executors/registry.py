@@ -70,7 +70,8 @@ def executor_of(name: str) -> Callable[[Source, Manifest], Loader]:
         if name == "native":
             native_decoder.load()
         return importlib.import_module(executor.module).make
-    except (ImportError, OSError) as error:  # OSError: a shared library that the package needs is missing
+    except (ImportError, OSError, RuntimeError) as error:
+        # OSError: a shared library that the package needs is missing. RuntimeError: torchvision is of another torch.
         working = [other for other in PIPELINES if other != name and installed(other)]
         cause = " ".join(str(error).split())
         raise BackendMissingError(

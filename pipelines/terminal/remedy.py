@@ -64,11 +64,37 @@ def install_extra(extra: str) -> str:
     return install(*extras) if extras else f"install what the extra {extra!r} in sdpnet's pyproject.toml lists"
 
 
-def missing_package(error: ModuleNotFoundError) -> str | None:
-    """The sentence that names a missing package and the command that installs it, or None if no extra brings it."""
-    package = (error.name or "").partition(".")[0]
-    extra = _EXTRAS.get(package)
-    return f"{package} is not installed; this needs the extra {extra!r}: {install_extra(extra)}" if extra else None
+def missing_package(error: Exception) -> str | None:
+    """The sentence about a package that is missing or that cannot be imported, with the command that installs it.
+
+    Args:
+        error: what an import raised. A package that does not match another one, a driver or the system raises various
+            errors, such as torchvision beside another version of torch.
+
+    Returns:
+        None if no extra brings the package.
+    """
+    name = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
+    package = name.partition(".")[0]
+    if package in _EXTRAS:
+        extra = _EXTRAS[package]
+        return f"{package} is not installed; this needs the extra {extra!r}: {install_extra(extra)}"
+    broken = _importing(error)
+    if broken is None:
+        return None
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return f"{broken} cannot be imported: {reason}; uninstall it, then {install_extra(_EXTRAS[broken])}"
+
+
+def _importing(error: Exception) -> str | None:
+    """The outermost package of an extra that was being imported when an error was raised, or None."""
+    trace = error.__traceback__
+    while trace is not None:
+        package = str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0]
+        if trace.tb_frame.f_code.co_name == "<module>" and package in _EXTRAS:
+            return package
+        trace = trace.tb_next
+    return None
 
 
 def rebuild() -> str:
@@ -103,12 +129,9 @@ def _pip_install() -> str:
 
 
 def _has_pip() -> bool:
-    from importlib.util import find_spec  # seldom needed
+    from importlib.machinery import PathFinder  # seldom needed; the hook of setuptools may warn when it sees "pip"
 
-    try:
-        return find_spec("pip") is not None
-    except ModuleNotFoundError:  # an import hook that forbids it
-        return False
+    return PathFinder.find_spec("pip") is not None
 
 
 def _made_by_uv() -> bool:

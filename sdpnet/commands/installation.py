@@ -1,11 +1,12 @@
 """What is installed and what this machine has, found without torch.
 
-It is the first part of `sdpnet doctor`, and all of it where torch is not installed.
+It is the first part of `sdpnet doctor`, and all of it where torch is missing or broken.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -21,13 +22,13 @@ from sdpnet.flags.doctor import add_arguments
 from sdpnet.pipelines.errors import printable
 from sdpnet.pipelines.machine import cgroup_cores, cpu_name, driver, installed_versions, usable_cores
 from sdpnet.pipelines.native import decoder
-from sdpnet.pipelines.terminal.remedy import checkout, install_extra, rebuild
+from sdpnet.pipelines.terminal.remedy import checkout, missing_package, rebuild
 from sdpnet.reporting.output import say
 
 __all__ = ["add_arguments", "installation", "machine_rows", "print_rows", "run", "version_rows"]
 
 NARROW: Final = 50  # columns: the names take 22 of them
-MISSING: Final = "torch is not installed, so nothing trains and no pipeline works here"
+CONSEQUENCE: Final = "Conversion, verification and the plan work here. Training and the pipelines do not:"
 
 
 def installation() -> dict[str, Any]:
@@ -80,11 +81,20 @@ def print_rows(rows: list[tuple[str, str]], console: Console) -> None:
     console.print(table)
 
 
+def _why_not() -> str:
+    """Why torch cannot be imported, and what to do about it."""
+    try:
+        importlib.import_module("torch")
+    except (ImportError, OSError, RuntimeError) as error:
+        return missing_package(error) or str(error)
+    return "torch could not be imported at first"
+
+
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the command where torch is not installed: nothing is measured. Returns 0."""
+    """Runs the command where torch is missing or broken: nothing is measured. Returns 0."""
     facts = installation()
     facts["crop_decoder"] = None if decoder.available() else f"cannot be used; to fix it: {rebuild()}"
-    facts["verdict"] = [f"{MISSING}; conversion, verification and the plan do. To install it: {install_extra('train')}"]
+    facts["verdict"] = [CONSEQUENCE, _why_not()]
     if arguments.json:
         say(*json.dumps(facts, indent=1).replace("\x7f", "\\u007f").splitlines())
         return 0

@@ -121,7 +121,7 @@ def test_pip_is_the_running_pythons(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("reason", ["made by uv", "uv in PATH", "pipx", "neither"])
 def test_an_environment_without_pip(reason: str, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """uv makes environments without pip, and so does pipx with uv."""
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.machinery.PathFinder.find_spec", lambda name: None)
     prefix = copied / "my env"
     (prefix / "bin").mkdir(parents=True)
     (prefix / "pyvenv.cfg").write_text("home = /usr/bin\n" + ("uv = 0.13.9\n" if reason == "made by uv" else ""))
