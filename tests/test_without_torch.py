@@ -99,10 +99,9 @@ def test_a_page_needs_the_extra_report(light: dict[str, str], shard_set: Path, t
 
 
 def test_the_doctor_says_what_is_missing(light: dict[str, str]) -> None:
-    done = run(light, "-m", "sdpnet.cli", "doctor")
+    done = run({**light, "COLUMNS": "400"}, "-m", "sdpnet.cli", "doctor")
     assert (done.returncode, done.stderr) == (0, "")
-    words = done.stdout.split()
-    assert "".join(words).count(str(ROOT / "sdpnet")) == 1 and "(a checkout)" in " ".join(words)
+    assert f"{ROOT / 'sdpnet'} (a checkout)" in done.stdout
     *_, consequence, last = done.stdout.splitlines()
     assert last.startswith("torch is not installed") and last.endswith("[train]'")
     facts = json.loads(run(light, "-m", "sdpnet.cli", "doctor", "--json").stdout)
