@@ -106,6 +106,8 @@ def build(arguments: argparse.Namespace, make_writer: MakeWriter, output: dict[s
     else:
         with _prepared(arguments, None) as (conversion, images):
             manifest = convert(conversion, images, make_writer, output, out, arguments.on_bad)
+        if not jpeg.available():
+            print_line(f"encoded with Pillow, since the native JPEG codec is not built; it is faster: {rebuild()}")
     print_line(summary(manifest, out, time.monotonic() - start_time))
     for line in next_lines(*(training(out) or sdpnet("describe", out))):
         print_line(line)

@@ -89,6 +89,14 @@ def test_without_the_native_codec_keeping_is_refused_before_the_work(image_folde
     assert not (tmp_path / "out").exists()
 
 
+def test_a_conversion_without_the_native_codec_says_so(image_folder, tmp_path, monkeypatch, capsys):
+    arguments = ["--source", str(image_folder), "--out", str(tmp_path / "out"), "--workers", "1"]
+    with monkeypatch.context() as patch:
+        patch.setattr("sdpnet.preprocess.encoding.jpeg.available", lambda: False)
+        assert build_ffcv.main(arguments) == 0
+    assert "encoded with Pillow, since the native JPEG codec is not built; it is faster: " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_full_disk_under_the_progress_ends_no_conversion(command, image_folder, tmp_path, monkeypatch):
     with open("/dev/full", "w") as full:
