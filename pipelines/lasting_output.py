@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from typing import Any, TextIO, cast
 
 __all__ = ["lasting_output", "open_standard_streams", "print_note", "silence"]
@@ -46,7 +47,13 @@ def open_standard_streams() -> None:
     _open_descriptors()
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (open until the process ends)
+            setattr(sys, name, _null_device())
+
+
+@cache
+def _null_device() -> TextIO:
+    """A stream whose descriptor is open until the process ends, whatever becomes of `sys.stdout`."""
+    return open(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8", closefd=False)
 
 
 def _open_descriptors() -> None:

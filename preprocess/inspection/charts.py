@@ -15,6 +15,7 @@ __all__ = ["Axis", "compact", "histogram", "linear_axis", "ratio_axis"]
 MAX_BINS: Final = 48
 BAR: Final = "#5b8dbf"  # visible on light and dark backgrounds; the same as --bar in the style of the page
 TICKS_OF_RATIOS: Final = 3  # the largest number of ticks on each side of 1:1 on axes beyond 4:1
+LABEL: Final = 30 / 358  # the share of the axis that a label takes, with the space beside it
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +75,8 @@ def ratio_axis(values: np.ndarray, label: str) -> Axis:
     doublings = math.floor(math.log2(edges[-1]))
     every = math.ceil(doublings / TICKS_OF_RATIOS)
     sides = [(2**power, 1) for power in range(every, doublings + 1, every)] if every else []
-    sides += [(3, 2)] if doublings <= 2 else []
+    if math.log2(4 / 3) > LABEL * 2 * math.log2(edges[-1]):  # the distance of 3:2 and 2:1 is enough for their labels
+        sides += [(3, 2)]
     ticks = {1.0: "1:1"}
     for a, b in sides:
         ticks |= {a / b: f"{a}:{b}", b / a: f"{b}:{a}"}
