@@ -40,8 +40,10 @@ _PREPROCESS: Final = "sdpnet.preprocess"
 _OURS: Final = "sdpnet.commands"
 
 
-def _command(name: str, purpose: str, place: str = _OURS, flags: str = "sdpnet.flags") -> Command:
-    return Command(f"{flags}.{name}", f"{place}.{name}", purpose)
+def _command(
+    name: str, purpose: str, place: str = _OURS, flags: str = "sdpnet.flags", without_torch: str = ""
+) -> Command:
+    return Command(f"{flags}.{name}", f"{place}.{name}", purpose, without_torch)
 
 
 def _preprocess(name: str, purpose: str) -> Command:
@@ -65,8 +67,10 @@ COMMANDS: Final = {
         "sdpnet.pipelines.bench",
         "time the pipelines; bench step: the training step",
     ),
-    "doctor": _command("doctor", "say what is installed, and what limits training on this machine")._replace(
-        without_torch=f"{_OURS}.installation"
+    "doctor": _command(
+        "doctor",
+        "say what is installed, and what limits training on this machine",
+        without_torch=f"{_OURS}.installation",
     ),
     "config": _command("config", "list the config keys, or what differs between two configs"),
     "completion": _command("completion", "print the script for completion in a shell", "sdpnet"),

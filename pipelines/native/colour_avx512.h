@@ -40,13 +40,16 @@ struct WideInterleaving {
 };
 constexpr WideInterleaving WIDE_INTERLEAVING;
 
+// A mask of the first `count` bytes of a register, or of all 64 if there are more.
+AVX512 __mmask64 first_bytes(size_t count) { return count >= 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1; }
+
 // Reads and writes nothing beyond the last pixel.
 __attribute__((AVX512_TARGET)) inline void to_rgb_avx512(const uint8_t *y, const uint8_t *cb, const uint8_t *cr,
                                                          uint8_t *rgb, size_t n) {
   const __m512i zero = _mm512_setzero_si512();
   for (size_t i = 0; i < n; i += 64, rgb += 192) {
     const size_t left = n - i;
-    const __mmask64 inside = left >= 64 ? ~uint64_t{0} : (uint64_t{1} << left) - 1;
+    const __mmask64 inside = first_bytes(left);
     const __m512i luma = _mm512_maskz_loadu_epi8(inside, y + i);
     const __m512i blue = _mm512_maskz_loadu_epi8(inside, cb + i);
     const __m512i red = _mm512_maskz_loadu_epi8(inside, cr + i);
@@ -61,7 +64,7 @@ __attribute__((AVX512_TARGET)) inline void to_rgb_avx512(const uint8_t *y, const
       const __m512i bytes = _mm512_mask_permutexvar_epi8(two, WIDE_INTERLEAVING.is_third[part],
                                                          _mm512_load_si512(WIDE_INTERLEAVING.third[part]), b);
       const size_t before = 64 * part, count = 3 * left > before ? 3 * left - before : 0;
-      _mm512_mask_storeu_epi8(rgb + before, count >= 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1, bytes);
+      _mm512_mask_storeu_epi8(rgb + before, first_bytes(count), bytes);
     }
   }
 }

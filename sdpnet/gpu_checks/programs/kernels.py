@@ -25,6 +25,7 @@ from typing import Any, Final
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch.autograd.profiler_util import EventList
 from torch.profiler import ProfilerActivity, profile
 
 from sdpnet.benchmarks.throughput import step_on_noise
@@ -87,9 +88,9 @@ def by_part(kernels: Iterable[Kernel]) -> dict[str, dict[str, float]]:
     }
 
 
-def _kernels(measured: profile, on_gpu: bool, steps: int) -> list[Kernel]:
+def _kernels(events: EventList, on_gpu: bool, steps: int) -> list[Kernel]:
     found = []
-    for row in measured.key_averages():
+    for row in events:
         is_kernel = row.device_type == torch.autograd.DeviceType.CUDA and not getattr(row, "is_user_annotation", False)
         if on_gpu != is_kernel or re.search(_NO_KERNEL, row.key):
             continue
@@ -99,11 +100,11 @@ def _kernels(measured: profile, on_gpu: bool, steps: int) -> list[Kernel]:
     return sorted(found, key=lambda kernel: -kernel.ms)
 
 
-def _host_calls(measured: profile, steps: int) -> list[Kernel]:
+def _host_calls(events: EventList, steps: int) -> list[Kernel]:
     """The calls of the processor: operators, and functions of CUDA. Their milliseconds are without those they call."""
     calls = [
         Kernel(row.key, row.self_cpu_time_total / 1000 / steps, row.count / steps)
-        for row in measured.key_averages()
+        for row in events
         if row.device_type == torch.autograd.DeviceType.CPU and not row.key.startswith("ProfilerStep")
     ]
     return sorted(calls, key=lambda call: -call.ms)
@@ -114,6 +115,11 @@ def launches(calls: Iterable[Kernel]) -> dict[str, float]:
     found = [call for call in calls if re.search(_LAUNCH, call.name)]
     count = sum(call.calls for call in found)
     return {"calls": count, "us": round(1000 * sum(call.ms for call in found) / count, 2) if count else 0.0}
+
+
+def _print_longest(console: Console, found: list[Kernel]) -> None:
+    for each in found[:25]:
+        console.print(f"{each.ms:9.3f} ms x{each.calls:6.1f}  {each.name[:110]}", markup=False, soft_wrap=True)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -164,9 +170,10 @@ def run(arguments: argparse.Namespace) -> int:
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profile(activities=activities) as measured:
         steps(arguments.steps)
-    kernels = _kernels(measured, on_gpu, arguments.steps)
+    events = measured.key_averages()
+    kernels = _kernels(events, on_gpu, arguments.steps)
     parts = by_part(kernels)
-    calls = _host_calls(measured, arguments.steps)
+    calls = _host_calls(events, arguments.steps)
     result: dict[str, Any] = {
         "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
         "torch": torch.__version__,
@@ -203,11 +210,9 @@ def run(arguments: argparse.Namespace) -> int:
         table.add_row(part, f"{row['ms']:,.2f}", f"{row['share']:.1%}", f"{row['calls']:,.0f}")
     console = Console(highlight=False)
     console.print(table)
-    for each in kernels[:25]:
-        console.print(f"{each.ms:9.3f} ms x{each.calls:6.1f}  {each.name[:110]}", markup=False, soft_wrap=True)
+    _print_longest(console, kernels)
     console.print("\nThe processor, under the profiler, which slows it down:")
-    for each in calls[:25]:
-        console.print(f"{each.ms:9.3f} ms x{each.calls:6.1f}  {each.name[:110]}", markup=False, soft_wrap=True)
+    _print_longest(console, calls)
     if arguments.json is not None:
         publish_bytes(arguments.json, (json.dumps(result, indent=1) + "\n").encode())
     return 0
